@@ -1,0 +1,257 @@
+//! The broker's admin socket: HTTP + JSON for root or the broker's own uid.
+//!
+//! | call | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/tasks[?state=open]` | `[`[`Task`]`]` |
+//! | `GET /v1/tasks/{any id form}` | [`Task`] |
+//! | `POST /v1/tasks/{id}/end` [`Reason`] | [`Ended`] |
+//! | `GET /v1/tasks/{id}/receipt` | receipt JSON |
+//! | `GET /v1/credentials[?state=live][&task=ID][&overdue=true]` | `[`[`Credential`]`]` |
+//! | `GET /v1/credentials/{id}` | [`Credential`] |
+//! | `POST /v1/credentials/{id}/revoke` [`Reason`] | [`Ended`] |
+//! | `GET /v1/hosts` | `[`[`Host`]`]` |
+//! | `POST /v1/hosts/invite` [`Invite`] | [`Invited`] |
+//! | `POST /v1/hosts/{name}/ban` [`Reason`] | [`Host`] |
+//! | `POST /v1/policy/explain` [`Explain`] | [`Explained`] |
+//! | `GET /v1/audit[?after=INDEX][&limit=N][&about=ID]` | `[`[`Record`]`]` |
+//! | `GET /v1/audit/{any id, jti, host or short form}` | `[`[`Record`]`]` |
+//! | `GET /v1/receipts` | `[TaskId]` of tasks that have one |
+//! | `GET /checkpoint`, `GET /tile/…` | as on the public listener |
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{CredentialId, DecisionId, RequestId, TaskId};
+use crate::time::UnixMillis;
+
+/// Why an operator does something. Kept with the audit event.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// Free text.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the broker.
+    pub version: String,
+    /// Trust domain.
+    pub trust_domain: String,
+    /// Installation id.
+    pub installation: String,
+    /// Epoch of the store.
+    pub epoch: u64,
+    /// Policy in force (hex, whole).
+    pub policy_version: String,
+    /// Verifier key of the audit log (C2SP vkey).
+    pub log_key: String,
+    /// Leaves in the log.
+    pub log_size: u64,
+    /// Issuer URL.
+    pub issuer: String,
+    /// Base URL of the plain listener.
+    pub lists_url: String,
+    /// Whether new credentials are issued now, and if not why.
+    pub issuing: bool,
+    /// Reason when `issuing` is false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_because: Option<String>,
+    /// Rows that were quarantined because they could not be read.
+    pub quarantined: u64,
+    /// Crypto provider of this build.
+    pub crypto: String,
+}
+
+/// A task as listed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Task {
+    /// Id.
+    pub id: TaskId,
+    /// Short form, unique in this store.
+    pub short: String,
+    /// Host it runs on.
+    pub host: String,
+    /// Who it is.
+    pub subject: String,
+    /// How it was found: `run`, `unit`, `ancestor`, `peer`.
+    pub rule: String,
+    /// Process id on that host.
+    pub pid: u32,
+    /// `open`, `completing` or `closed`.
+    pub state: String,
+    /// `exited`, `released`, `deadline`, `lost`, `revoked`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// When it opened.
+    pub opened_at: UnixMillis,
+    /// When its end was learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<UnixMillis>,
+    /// Its credentials.
+    pub credentials: Vec<Credential>,
+}
+
+/// A credential as listed; never its secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Credential {
+    /// Id; a token's `jti`.
+    pub id: CredentialId,
+    /// Short form, unique in this store.
+    pub short: String,
+    /// Kind.
+    pub kind: String,
+    /// `intended`, `live`, `replacing`, `revoking`, `contained` or `dead`.
+    pub state: String,
+    /// Task it is bound to.
+    pub task: TaskId,
+    /// Holder.
+    pub subject: String,
+    /// Host that holds it.
+    pub host: String,
+    /// Entitlement that gave it.
+    pub entitlement: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// What it is for.
+    pub purpose: String,
+    /// For tokens: the audience.
+    pub scope: String,
+    /// Request, decision and rule behind it.
+    pub request: RequestId,
+    /// The decision.
+    pub decision: DecisionId,
+    /// FILE:LINE that allowed it.
+    pub rule: String,
+    /// When it was issued.
+    pub issued_at: UnixMillis,
+    /// When it expires by itself.
+    pub expires_at: UnixMillis,
+    /// What capped its life.
+    pub capped_by: String,
+    /// Why it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<UnixMillis>,
+    /// Revocation is late: reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overdue: Option<String>,
+}
+
+/// Answer of an operator's end or revoke.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ended {
+    /// The task concerned.
+    pub task: TaskId,
+    /// Proven dead.
+    pub dead: u32,
+    /// Revoked and listed.
+    pub listed: u32,
+    /// Until when a verifier that never asks would accept one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listed_until: Option<UnixMillis>,
+    /// Receipt of the task, when all of it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<serde_json::Value>,
+}
+
+/// A host (its agent).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Host {
+    /// Name.
+    pub name: String,
+    /// `joined`, `active`, `silent` or `banned`.
+    pub state: String,
+    /// When it joined.
+    pub joined_at: UnixMillis,
+    /// Last heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heard: Option<UnixMillis>,
+    /// Open tasks there.
+    pub open_tasks: u64,
+    /// When its certificate expires.
+    pub certificate_expires_at: UnixMillis,
+}
+
+/// `POST /v1/hosts/invite`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Invite {
+    /// Host name or pattern the token is good for.
+    pub host: String,
+    /// Life of the token in seconds; absent: 15 minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// Answer of an invite. Holds a secret: no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Invited {
+    /// The one-time join token.
+    pub token: String,
+    /// When it expires.
+    pub expires_at: UnixMillis,
+}
+
+/// `POST /v1/policy/explain`: one of the three is given.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// What can this subject get?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// What could a compromised host of this name get?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Who can get this entitlement?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entitlement: Option<String>,
+}
+
+/// Answer of an explain.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explained {
+    /// Policy it was explained from.
+    pub policy_version: String,
+    /// One line a way to a credential.
+    pub ways: Vec<Way>,
+}
+
+/// One way from a process to a credential.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Way {
+    /// Subject.
+    pub subject: String,
+    /// Entitlement.
+    pub entitlement: String,
+    /// What it gives, in words.
+    pub gives: String,
+    /// Owner of the entitlement.
+    pub owner: String,
+    /// Purpose.
+    pub purpose: String,
+    /// Longest life, in seconds, and what caps it.
+    pub ttl_seconds: u64,
+    /// What caps it.
+    pub capped_by: String,
+    /// FILE:LINE.
+    pub rule: String,
+    /// How the process is recognised, in words; one entry per `runs` item.
+    pub runs: Vec<String>,
+}
+
+/// One audit event with its place in the log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Leaf index.
+    pub index: u64,
+    /// The event as in the leaf.
+    pub event: serde_json::Value,
+    /// Personal values that the leaf only commits to, while they are kept.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub personal: serde_json::Map<String, serde_json::Value>,
+}

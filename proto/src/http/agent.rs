@@ -1,0 +1,276 @@
+//! The agent's native API on its Unix socket. Every call carries the header
+//! [`LOCAL_HEADER`]`: 1`; bodies are JSON.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{CredentialId, DecisionId, ReceiptId, RequestId, TaskId};
+use crate::time::UnixMillis;
+
+/// Header required on every call, so that a browser page or a forged URL cannot make one.
+pub const LOCAL_HEADER: &str = "ephor-local";
+
+/// `POST /v1/credentials`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialRequest {
+    /// Entitlement asked for; `identity` is built in.
+    pub entitlement: String,
+    /// Why, this time. Free text, committed to in the audit log and kept erasable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What the entitlement needs to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Parameters>,
+    /// Wanted lifetime in seconds; capped, and the answer says by what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<i128>,
+    /// Whose task it is: absent (the caller's own), `"parent"`, or an ancestor's pid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<Bind>,
+    /// Idempotency key; made by the agent when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Needed only when several workloads of the policy match the caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+}
+
+/// Parameters of a [`CredentialRequest`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// For `identity`: who the token is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+}
+
+/// Which process a helper verb stands in for (DESIGN §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bind {
+    /// The caller's parent process.
+    Parent,
+    /// An ancestor of the caller, by pid.
+    Ancestor(u32),
+}
+
+impl std::fmt::Display for Bind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Parent => f.write_str("parent"),
+            Self::Ancestor(pid) => write!(f, "{pid}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Bind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "parent" => Ok(Self::Parent),
+            pid => pid
+                .parse()
+                .ok()
+                .filter(|pid| *pid > 0)
+                .map(Self::Ancestor)
+                .ok_or_else(|| format!("bind={pid:?} is neither \"parent\" nor a pid")),
+        }
+    }
+}
+
+impl Serialize for Bind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Parent => serializer.serialize_str("parent"),
+            Self::Ancestor(pid) => serializer.serialize_u32(*pid),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bind {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Text(String),
+            Pid(u32),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
+            Form::Pid(pid) => pid.to_string().parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// 200 answer of `POST /v1/credentials`. Holds secrets: no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Credentials {
+    /// The task they are bound to.
+    pub task: TaskId,
+    /// Which rule found the task: `run`, `unit`, `ancestor` or `peer`.
+    pub task_rule: String,
+    /// The request, also its idempotency key.
+    pub request: RequestId,
+    /// The decision that allowed it.
+    pub decision: DecisionId,
+    /// Who the caller is to the broker.
+    pub subject: String,
+    /// What the entitlement gives.
+    pub credentials: Vec<Credential>,
+}
+
+/// One credential as delivered. Holds a secret: no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Credential {
+    /// `jwt`
+    pub kind: String,
+    /// Its id; for a token its `jti`.
+    pub id: CredentialId,
+    /// True expiry.
+    pub expires_at: UnixMillis,
+    /// When to fetch again; from then on a newer one is there.
+    pub refresh_at: UnixMillis,
+    /// What bounded its life: `request`, `ttl.default`, `ttl.max`, …
+    pub capped_by: String,
+    /// For tokens: who it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// The token itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// `GET /v1/token?audience=A[&bind=…][&ttl_seconds=N]`: one credential, flat. No `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Token {
+    /// The task it is bound to.
+    pub task: TaskId,
+    /// Which rule found the task.
+    pub task_rule: String,
+    /// The request.
+    pub request: RequestId,
+    /// The decision that allowed it.
+    pub decision: DecisionId,
+    /// Who the caller is to the broker.
+    pub subject: String,
+    /// The credential.
+    #[serde(flatten)]
+    pub credential: Credential,
+}
+
+/// `POST /v1/tasks` with one process descriptor (pidfd) by `SCM_RIGHTS` beside the body.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskOpen {
+    /// Shown in listings; never the command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Answer of `POST /v1/tasks`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskOpened {
+    /// The new task.
+    pub task: TaskId,
+}
+
+/// `GET /v1/task`: the caller's task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Task {
+    /// Its id.
+    pub task: TaskId,
+    /// Which rule found it.
+    pub rule: String,
+    /// `open`, `completing` or `closed`.
+    pub state: String,
+    /// Why it ended, when it did: `exited`, `released`, `deadline`, `lost`, `revoked`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Live credentials held for it.
+    pub credentials: Vec<Held>,
+}
+
+/// A credential held for a task, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Held {
+    /// Kind.
+    pub kind: String,
+    /// Id.
+    pub id: CredentialId,
+    /// Entitlement that gave it.
+    pub entitlement: String,
+    /// Expiry.
+    pub expires_at: UnixMillis,
+}
+
+/// Answer of `POST /v1/tasks/{id}/complete` and `POST /v1/task/complete`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Completed {
+    /// The task.
+    pub task: TaskId,
+    /// The receipt's id.
+    pub receipt_id: ReceiptId,
+    /// Credentials proven dead.
+    pub dead: u32,
+    /// Credentials revoked and listed, not yet expired for a verifier that never asks.
+    pub listed: u32,
+    /// Until when such a verifier would accept one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listed_until: Option<UnixMillis>,
+    /// Copies wiped from the agent's memory.
+    pub wiped: u32,
+    /// The signed receipt (absent while the broker is away: it is spooled).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<serde_json::Value>,
+}
+
+/// `GET /v1/whoami`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Whoami {
+    /// SPIFFE IDs the policy gives the caller; more than one if several workloads match.
+    pub subjects: Vec<String>,
+    /// This host.
+    pub host: String,
+    /// Trust domain.
+    pub trust_domain: String,
+    /// What was attested.
+    pub evidence: Evidence,
+    /// Which rule finds the caller's task: `run`, `unit`, `ancestor` or `peer`.
+    pub task_rule: String,
+    /// The caller's open task, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
+}
+
+/// What the agent saw of a caller.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Evidence {
+    /// User id as this host sees it.
+    pub uid: u32,
+    /// Login name, where there is one.
+    pub user: String,
+    /// Group id.
+    pub gid: u32,
+    /// Process id.
+    pub pid: u32,
+    /// Executable path.
+    pub exe: String,
+    /// Lower-case hex, only when the policy asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exe_sha256: Option<String>,
+    /// systemd unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// `pidfd` or `start-time`.
+    pub held_by: String,
+}
+
+/// `GET /v1/ready`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ready {
+    /// True only when the caller's credentials are there.
+    pub ready: bool,
+    /// What is missing, when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+}

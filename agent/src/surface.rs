@@ -1,0 +1,5 @@
+//! The Unix socket: accepting, and the native API.
+
+pub mod api;
+pub mod listener;
+pub mod peer;

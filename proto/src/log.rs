@@ -1,5 +1,5 @@
-//! The transparency log's formats, by C2SP (tlog-tiles, tlog-checkpoint, signed-note, tlog-cosignature's
-//! Ed25519 algorithm byte) over RFC 6962 hashes.
+//! The transparency log's formats by C2SP (tlog-tiles, tlog-checkpoint, signed-note) over RFC 6962
+//! hashes.
 //!
 //! Formats only: the signature function is handed in, the tree's storage is the ledger's.
 

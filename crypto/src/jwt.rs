@@ -1,6 +1,6 @@
 //! Verifying the tokens that Ephor issues.
 //!
-//! One row of [`TokenKind::rule`] per kind of token says all that is required of it. The
+//! One row of `TokenKind::rule` per kind of token says all that is required of it. The
 //! signature is checked by jsonwebtoken; every other rule is ours, because jsonwebtoken 11
 //! accepts a missing `aud` or `iss`, a future `nbf`, any `typ`, sixty seconds of leeway
 //! and `exp` as a float, and reads the system clock itself. The tests below hold each of

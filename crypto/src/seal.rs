@@ -9,7 +9,9 @@
 use thiserror::Error;
 
 use crate::Secret;
-use crate::provider::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use crate::provider::aead::{
+    AES_256_GCM, Aad, LessSafeKey, MAX_TAG_LEN, NONCE_LEN, Nonce, UnboundKey,
+};
 use crate::random::{self, RandomError};
 
 /// AES-256-GCM, random nonce. Another algorithm gets another byte.
@@ -65,7 +67,9 @@ impl SealingKey {
         plaintext: &[u8],
     ) -> Result<Vec<u8>, SealError> {
         let nonce: [u8; NONCE_LEN] = random::bytes()?;
-        let mut body = plaintext.to_vec();
+        // Room for the tag from the start: growing could leave a copy of the plaintext behind.
+        let mut body = Vec::with_capacity(plaintext.len().saturating_add(MAX_TAG_LEN));
+        body.extend_from_slice(plaintext);
         self.0
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),

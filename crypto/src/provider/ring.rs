@@ -128,6 +128,8 @@ fn compute_digest(data: &[u8], hash: ThumbprintHash) -> Result<Vec<u8>, Error> {
         ThumbprintHash::SHA256 => &digest::SHA256,
         ThumbprintHash::SHA384 => &digest::SHA384,
         ThumbprintHash::SHA512 => &digest::SHA512,
+        // The enum is non-exhaustive; what jsonwebtoken adds later is refused.
+        _ => return Err(ErrorKind::InvalidAlgorithm.into()),
     };
     Ok(digest::digest(algorithm, data).as_ref().to_vec())
 }

@@ -52,7 +52,7 @@ pub enum Found {
     /// The same request is on its way; wait for it.
     Flying(watch::Receiver<Option<Outcome>>),
     /// Nobody asked yet: the holder of this asks, for all.
-    Lead(Lead),
+    Lead(Lead, watch::Receiver<Option<Outcome>>),
     /// The task has ended.
     Ended,
     /// The task holds as many as it may.
@@ -129,10 +129,10 @@ impl Hold {
         }
         let flight = self.inner.flights.fetch_add(1, Ordering::Relaxed);
         let (sender, outcome) = watch::channel(None);
-        slots.push(Slot { key: key.clone(), state: State::Flying { flight, outcome } });
+        slots.push(Slot { key: key.clone(), state: State::Flying { flight, outcome: outcome.clone() } });
         self.inner.held.fetch_add(1, Ordering::Relaxed);
         drop(guard);
-        Found::Lead(Lead::new(self.clone(), task, flight, sender))
+        Found::Lead(Lead::new(self.clone(), task, flight, sender), outcome)
     }
 
     /// Puts a renewed credential in place of `old`. False when the task ended or `old` was

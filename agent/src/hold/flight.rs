@@ -25,12 +25,6 @@ impl Lead {
         Self { hold, task, flight, sender: Some(sender) }
     }
 
-    /// A receiver like that of everyone who waits.
-    #[must_use]
-    pub fn subscribe(&self) -> Option<watch::Receiver<Option<Outcome>>> {
-        self.sender.as_ref().map(watch::Sender::subscribe)
-    }
-
     /// The broker gave it. False when the task ended meanwhile: nobody gets the copy.
     #[must_use]
     pub fn land(mut self, held: Arc<Held>, ended: impl FnOnce() -> Problem) -> bool {

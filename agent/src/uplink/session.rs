@@ -232,7 +232,7 @@ async fn raise(wiring: &Wiring, note: String) {
         return;
     }
     let highest = Arc::clone(&wiring.highest);
-    let raised = tokio::task::spawn_blocking(move || highest.raise(&note)).await;
+    let raised = wiring.tasks.blocking("uplink.checkpoint", move || highest.raise(&note)).await;
     if let Ok(Err(error)) = raised {
         tracing::warn!(%error, "the highest checkpoint could not be stored; check the state directory");
     }
@@ -356,11 +356,13 @@ async fn renew_once(wiring: &Wiring, session: &Session, renewal: &Renewal) -> Re
         instance_id: wiring.uplink.instance.to_bytes().to_vec(),
         public_key_der: key.public_key().spki(),
     };
-    let call = wiring.uplink.call(session.client.clone().renew_identity(timed(request)));
+    let mut client = session.client.clone();
+    let call = wiring.uplink.call(client.renew_identity(timed(request)));
     let answer = call.await.map_err(|error| error.to_string())?;
     let identity = Identity::assemble(key, answer.certificate_der, &answer.ca_certificates_der)?;
     let state_dir = renewal.state_dir.clone();
-    let stored = tokio::task::spawn_blocking(move || identity.store(&state_dir).map(|()| identity)).await;
+    let store = move || identity.store(&state_dir).map(|()| identity);
+    let stored = wiring.tasks.blocking("uplink.identity", store).await;
     let identity = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     renewal.renew_at_millis.store(identity.renew_at_millis(), std::sync::atomic::Ordering::Relaxed);
     renewal.trust.replace(identity.cas.clone());

@@ -217,6 +217,12 @@ impl Child {
         }
     }
 
+    /// Kills it and takes its status, so that nothing of it is left.
+    pub fn kill_and_reap(&self) {
+        self.signal(Signal::SIGKILL);
+        let _ = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED);
+    }
+
     /// Waits until it has ended, without taking its status.
     ///
     /// # Errors

@@ -4,8 +4,9 @@ use std::sync::LazyLock;
 
 use rusqlite::{CachedStatement, params};
 
+use crate::ledger::batch::Key;
 use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_millis};
-use crate::ledger::row::{HostRow, JoinTokenRow, KeyRow};
+use crate::ledger::row::{HostRow, JoinTokenRow, KeyRow, Row};
 
 static HOST: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
@@ -53,6 +54,18 @@ impl Stored for HostRow {
             generation: columns.number(9)?,
         })
     }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Host(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Host(self.name.clone())
+    }
+
+    fn version(&self) -> u64 {
+        self.version
+    }
 }
 
 static JOIN_TOKEN: LazyLock<Sql> = LazyLock::new(|| {
@@ -86,6 +99,18 @@ impl Stored for JoinTokenRow {
             expires_at: columns.time(4)?,
             used_by: columns.opt_string(5)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::JoinToken(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::JoinToken(self.id)
+    }
+
+    fn version(&self) -> u64 {
+        self.version
     }
 }
 
@@ -121,5 +146,17 @@ impl Stored for KeyRow {
             public: columns.blob(3)?.to_vec(),
             created_at: columns.time(4)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Key(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Key(self.name.clone(), self.version)
+    }
+
+    fn version(&self) -> u64 {
+        1
     }
 }

@@ -1,6 +1,6 @@
 //! Crash points for the fault tests: places where a test build kills itself, as `kill -9`
 //! would. Only with the feature `failpoints`, which is never on in a shipped binary;
-//! without it [`crash_point!`](crash_point) is nothing but a check of the name.
+//! without it [`crash_point!`](crate::crash_point) is nothing but a check of the name.
 //!
 //! `EPHOR_CRASH=NAME` dies at the first pass of that point, `NAME:N` at the N-th.
 
@@ -19,13 +19,10 @@ pub const POINTS: &[&str] = &[
     "prove.before_receipt",
     "prove.after_receipt",
     "ledger.before_commit",
-    "ledger.after_events",
-    "ledger.after_checkpoint",
     "ledger.after_commit",
-    "ledger.before_sign",
-    "ledger.after_sign",
-    "ledger.tile",
-    "reserve.after_write",
+    "ledger.after_answer",
+    "ledger.reserve_written",
+    "ledger.wal_checkpoint",
 ];
 
 /// Whether `name` is a crash point. Evaluated while compiling.
@@ -50,7 +47,8 @@ pub const fn is_point(name: &str) -> bool {
     false
 }
 
-/// Dies here when `EPHOR_CRASH` names this point. The name must be one of [`POINTS`].
+/// Dies here when `EPHOR_CRASH` names this point. The name must be one of `crash::POINTS`.
+#[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {{
         const { assert!($crate::crash::is_point($name), "name it in crash::POINTS") };
@@ -58,10 +56,8 @@ macro_rules! crash_point {
         $crate::crash::hit($name);
     }};
 }
-pub(crate) use crash_point;
-
 #[cfg(feature = "failpoints")]
-pub(crate) use armed::hit;
+pub use armed::hit;
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -87,7 +83,7 @@ mod armed {
     }
 
     /// Counts a pass of the point and dies at the one asked for.
-    pub(crate) fn hit(name: &'static str) {
+    pub fn hit(name: &'static str) {
         let armed = ARMED.get_or_init(|| std::env::var("EPHOR_CRASH").ok().map(|text| parse(&text)));
         let Some(armed) = armed else { return };
         if armed.name == name && armed.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
@@ -108,7 +104,7 @@ mod tests {
 
     #[test]
     fn names_are_known_and_unique() {
-        crash_point!("issue.after_commit");
+        crate::crash_point!("issue.after_commit");
         assert!(is_point("issue.after_commit"));
         assert!(!is_point("issue.after_commi") && !is_point("issue.after_commitx") && !is_point(""));
         let unique: std::collections::BTreeSet<_> = POINTS.iter().collect();

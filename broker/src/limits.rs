@@ -28,6 +28,11 @@ pub const HTTP2_LOCAL_RESETS: usize = 256;
 pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A ping not answered for this long ends the connection.
 pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Age at which a connection that is not an agent's is asked to end; the client connects
+/// again. Bounds whoever keeps a place by reading slowly.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
+/// The same for agents, which follow a renewed certificate with a new connection anyway.
+pub const AGENT_CONNECTION_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Pause after `accept` failed (out of descriptors), so that it does not spin.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections waiting in the kernel to be accepted.

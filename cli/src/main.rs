@@ -1,2 +1,20 @@
-//! stub
-fn main() {}
+//! `ephor`: one command for users, operators and governance.
+
+mod args; //    the command line
+mod exit; //    exit codes, and how a failure is said
+mod client; //  HTTP over the agent's and the broker's Unix sockets
+mod cred; //    `cred://` references: where from, and how delivered
+mod show; //    tables, JSON, CSV; times and ids as people read them
+mod verb; //    one module a verb
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut argv = std::env::args_os();
+    // `dev` and `demo` run broker and agent as processes of their own, from this binary.
+    match argv.nth(1).as_deref().and_then(|verb| verb.to_str()) {
+        Some("__broker") => ephor_broker::cli::main(argv),
+        Some("__agent") => ephor_agent::cli::main(argv),
+        Some(_) | None => verb::main(),
+    }
+}

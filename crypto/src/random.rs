@@ -11,7 +11,9 @@ use crate::provider::rand::{SecureRandom, SystemRandom};
 
 /// The system random generator gave nothing.
 #[derive(Debug, Error)]
-#[error("reading the system random generator failed; refuse the operation and check the kernel's getrandom")]
+#[error(
+    "reading the system random generator failed; refuse the operation and check the kernel's getrandom"
+)]
 pub struct RandomError;
 
 /// Fills `buffer` with random bytes.
@@ -43,7 +45,12 @@ pub fn secret(len: usize) -> Result<Secret, RandomError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 

@@ -8,9 +8,11 @@
 
 use thiserror::Error;
 
-use crate::provider::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use crate::random::{self, RandomError};
 use crate::Secret;
+use crate::provider::aead::{
+    AES_256_GCM, Aad, LessSafeKey, MAX_TAG_LEN, NONCE_LEN, Nonce, UnboundKey,
+};
+use crate::random::{self, RandomError};
 
 /// AES-256-GCM, random nonce. Another algorithm gets another byte.
 const FORMAT: u8 = 1;
@@ -25,7 +27,9 @@ pub enum SealError {
     #[error("a sealing key must have 32 bytes, this one has {0}")]
     KeyLength(usize),
     /// The value starts with a format byte this version does not know, or is too short.
-    #[error("sealed value has an unknown format; it was written by another version or is not a sealed value")]
+    #[error(
+        "sealed value has an unknown format; it was written by another version or is not a sealed value"
+    )]
     Format,
     /// Wrong key, wrong record name or version, or a changed byte.
     #[error("sealed value refused: wrong key, moved to another record, or changed")]
@@ -56,9 +60,16 @@ impl SealingKey {
     ///
     /// # Errors
     /// When the system has no randomness or the plaintext exceeds the algorithm's limit.
-    pub fn seal(&self, record_name: &str, version: u32, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
+    pub fn seal(
+        &self,
+        record_name: &str,
+        version: u32,
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
         let nonce: [u8; NONCE_LEN] = random::bytes()?;
-        let mut body = plaintext.to_vec();
+        // Room for the tag from the start: growing could leave a copy of the plaintext behind.
+        let mut body = Vec::with_capacity(plaintext.len().saturating_add(MAX_TAG_LEN));
+        body.extend_from_slice(plaintext);
         self.0
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
@@ -77,7 +88,12 @@ impl SealingKey {
     ///
     /// # Errors
     /// [`SealError::Format`] or [`SealError::Refused`]; no partial plaintext is given out.
-    pub fn open(&self, record_name: &str, version: u32, sealed: &[u8]) -> Result<Secret, SealError> {
+    pub fn open(
+        &self,
+        record_name: &str,
+        version: u32,
+        sealed: &[u8],
+    ) -> Result<Secret, SealError> {
         let (&format, rest) = sealed.split_first().ok_or(SealError::Format)?;
         if format != FORMAT {
             return Err(SealError::Format);
@@ -117,7 +133,12 @@ fn associated_data(format: u8, record_name: &str, version: u32) -> Aad<Vec<u8>> 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -138,13 +159,21 @@ mod tests {
     #[test]
     fn every_seal_has_a_new_nonce() {
         let key = key(1);
-        assert_ne!(key.seal("r", 1, b"x").unwrap(), key.seal("r", 1, b"x").unwrap());
+        assert_ne!(
+            key.seal("r", 1, b"x").unwrap(),
+            key.seal("r", 1, b"x").unwrap()
+        );
     }
 
     #[test]
     fn wrong_name_version_or_key_is_refused() {
         let sealed = key(1).seal("row/1", 7, b"plain").unwrap();
-        for (k, name, version) in [(1, "row/2", 7), (1, "row/1", 8), (2, "row/1", 7), (1, "row/1\0", 7)] {
+        for (k, name, version) in [
+            (1, "row/2", 7),
+            (1, "row/1", 8),
+            (2, "row/1", 7),
+            (1, "row/1\0", 7),
+        ] {
             assert!(
                 matches!(key(k).open(name, version, &sealed), Err(SealError::Refused)),
                 "{k} {name} {version}"

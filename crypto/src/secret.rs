@@ -76,7 +76,12 @@ impl fmt::Debug for Secret {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -100,7 +105,10 @@ mod tests {
 
     #[test]
     fn text_must_be_utf8() {
-        assert_eq!(Secret::from_string("é".to_owned()).expose_str().unwrap(), "é");
+        assert_eq!(
+            Secret::from_string("é".to_owned()).expose_str().unwrap(),
+            "é"
+        );
         assert!(Secret::new(vec![0xff]).expose_str().is_err());
     }
 }

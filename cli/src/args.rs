@@ -1,0 +1,317 @@
+//! The command line. Verbs in the order people meet them: run, ask, govern.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ephor_proto::http::agent::Bind;
+
+/// Just-in-time credentials that die with the task.
+#[derive(Debug, Parser)]
+#[command(name = "ephor", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Every verb.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// A guided tour of the main job on this host; exit 0 only if every step held
+    Demo(Demo),
+    /// Broker and agent on this host, with a throw-away store
+    Dev(Dev),
+    /// Run a command as a task: credentials by env, file or fd; at the end all is revoked
+    Run(Run),
+    /// Fetch one token for the calling process
+    Token(Token),
+    /// Tasks: units of work that credentials are bound to
+    #[command(subcommand)]
+    Task(Task),
+    /// Credentials: what is out, and revoking it
+    #[command(subcommand)]
+    Credential(Credential),
+    /// Hosts: invite, list, ban
+    #[command(subcommand)]
+    Host(Host),
+    /// The policy: check files, explain what they allow
+    #[command(subcommand)]
+    Policy(Policy),
+    /// The audit log: show, list, export, verify
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Who this process is to the agent
+    Whoami,
+    /// Removes a task's files when the run that made them is gone (internal).
+    #[command(name = "__clean", hide = true)]
+    Clean {
+        /// Directory to remove when standard input ends.
+        dir: PathBuf,
+    },
+    /// The workload of the demo (internal).
+    #[command(name = "__demo-app", hide = true)]
+    DemoApp {
+        /// Port of the service to call.
+        port: u16,
+        /// Its audience.
+        audience: String,
+    },
+}
+
+/// `ephor demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Write the audit export and verify.py there, for checking without Ephor
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+/// `ephor dev`
+#[derive(Debug, Args)]
+pub struct Dev {
+    /// Where everything goes; absent: a temporary directory, removed at the end
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// A policy directory instead of the built-in one
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// Run this as a task, print the receipt, and stop
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `ephor run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// NAME=cred://ENTITLEMENT[/ITEM][?as=env|file|fd]; may be repeated
+    #[arg(long = "env", value_name = "NAME=REF")]
+    pub env: Vec<String>,
+    /// File of such lines; absent: ./ephor.env if there is one
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Option<PathBuf>,
+    /// Why, this time
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Wait for the last descendant, not just for the command itself
+    #[arg(long)]
+    pub wait_tree: bool,
+    /// Write what happened as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Command and arguments, verbatim
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `ephor token`
+#[derive(Debug, Args)]
+pub struct Token {
+    /// Entitlement that gives the token; absent: the caller's own identity
+    #[arg(required_unless_present = "audience", conflicts_with = "audience")]
+    pub entitlement: Option<String>,
+    /// Who the identity token is for
+    #[arg(long)]
+    pub audience: Option<String>,
+    /// Wanted lifetime, such as 90s or 5m
+    #[arg(long)]
+    pub ttl: Option<String>,
+    /// Why, this time
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Ancestor process whose task it joins: `parent`, or a pid
+    #[arg(long, default_value = "parent", value_parser = parse_bind)]
+    pub bind: Bind,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = TokenOutput::Token)]
+    pub output: TokenOutput,
+}
+
+/// Forms of `ephor token`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TokenOutput {
+    /// The token alone
+    Token,
+    /// Everything the agent answered
+    Json,
+}
+
+/// Forms of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Output {
+    /// Aligned columns
+    #[default]
+    Table,
+    /// One JSON array or object, ids whole
+    Json,
+    /// RFC 4180
+    Csv,
+}
+
+/// How a listing is printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Listing {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// `ephor task`
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// List tasks
+    Ls {
+        /// Closed ones, too
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// One task and its credentials
+    Show {
+        /// Any form of its id
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// End a task: all its credentials are revoked
+    End {
+        /// Any form of its id
+        id: String,
+        /// Why
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+}
+
+/// `ephor credential`
+#[derive(Debug, Subcommand)]
+pub enum Credential {
+    /// List credentials
+    Ls {
+        /// Ended ones, too
+        #[arg(long)]
+        all: bool,
+        /// Only those whose revocation is late
+        #[arg(long)]
+        overdue: bool,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// One credential: who, why, until when
+    Show {
+        /// Any form of its id, or a jti
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Revoke one credential
+    Revoke {
+        /// Any form of its id, or a jti
+        id: String,
+        /// Why
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+}
+
+/// `ephor host`
+#[derive(Debug, Subcommand)]
+pub enum Host {
+    /// List hosts
+    Ls {
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Make a one-time join token
+    Invite {
+        /// Name of the host, or a pattern such as web-*
+        host: String,
+        /// Life of the token
+        #[arg(long, default_value = "15m")]
+        ttl: String,
+        /// Write it there (0600) instead of printing it
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// Ban a host at once: streams closed, tasks completed, credentials revoked
+    Ban {
+        /// Its name
+        host: String,
+        /// Why
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+}
+
+/// `ephor policy`
+#[derive(Debug, Subcommand)]
+pub enum Policy {
+    /// Check a policy directory; no daemon needed
+    Check {
+        /// Directory of *.toml
+        dir: PathBuf,
+    },
+    /// What the policy allows: for a subject, a host, or an entitlement
+    Explain {
+        /// What can this subject get?
+        #[arg(long)]
+        subject: Option<String>,
+        /// What could a compromised host of this name get?
+        #[arg(long)]
+        host: Option<String>,
+        /// Who can get this?
+        #[arg(long)]
+        entitlement: Option<String>,
+        /// Read this directory instead of asking the broker
+        #[arg(long, value_name = "DIR")]
+        policy: Option<PathBuf>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+}
+
+/// `ephor audit`
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// Everything about any id, jti or host name
+    Show {
+        /// Any form of any id
+        id: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// List events, newest last
+    Ls {
+        /// How many at most
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        /// Start after this leaf index
+        #[arg(long)]
+        after: Option<u64>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Write the log, the receipts and verify.py into a new directory
+    Export {
+        /// A directory that does not exist or is empty
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+    /// Check an export, or one task's receipt in it
+    Verify {
+        /// What `audit export` wrote
+        dir: PathBuf,
+        /// Only this task's receipt
+        task: Option<String>,
+        /// The log's verifier key, from someone you trust
+        #[arg(long, value_name = "VKEY")]
+        key: String,
+    },
+    /// Print the log's verifier key
+    Key,
+}
+
+fn parse_bind(text: &str) -> Result<Bind, String> {
+    text.parse()
+}

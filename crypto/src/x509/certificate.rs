@@ -1,0 +1,269 @@
+//! Reading certificates. Reading proves nothing: chains are verified in `tls`.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use super::{X509Error, split_spiffe_id};
+use crate::digest::{hex, sha256};
+
+/// The public part of a CA: what those hold who trust it.
+#[derive(Clone)]
+pub struct CaCertificate {
+    der: CertificateDer<'static>,
+    anchor: TrustAnchor<'static>,
+    trust_domain: String,
+    spki: Vec<u8>,
+    not_before: i64,
+    not_after: i64,
+}
+
+impl CaCertificate {
+    /// Reads a CA certificate whose one URI name is `spiffe://TRUST_DOMAIN`.
+    ///
+    /// # Errors
+    /// When it is malformed, not a CA, or names no trust domain.
+    pub fn from_der(der: &[u8]) -> Result<Self, X509Error> {
+        let parsed = parse(der)?;
+        if !parsed.is_ca() {
+            return Err(X509Error::Ca("the certificate is not a CA certificate"));
+        }
+        let trust_domain = match split_spiffe_id(single_uri(&parsed)?) {
+            Some((trust_domain, "")) => trust_domain.to_owned(),
+            Some(_) | None => return Err(X509Error::Ca("its URI name is not a trust domain")),
+        };
+        let der = CertificateDer::from(der.to_vec());
+        let anchor = webpki::anchor_from_trusted_cert(&der)
+            .map_err(|_| X509Error::Malformed)?
+            .to_owned();
+        Ok(Self {
+            trust_domain,
+            spki: parsed.public_key().raw.to_vec(),
+            not_before: parsed.validity().not_before.timestamp(),
+            not_after: parsed.validity().not_after.timestamp(),
+            anchor,
+            der,
+        })
+    }
+
+    /// Reads the first certificate of a PEM text; see [`CaCertificate::from_der`].
+    ///
+    /// # Errors
+    /// As [`CaCertificate::from_der`], and when there is no certificate in the text.
+    pub fn from_pem(pem: &str) -> Result<Self, X509Error> {
+        let der =
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| X509Error::Malformed)?;
+        Self::from_der(&der)
+    }
+
+    /// The certificate in DER.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// The certificate in PEM (RFC 7468).
+    #[must_use]
+    pub fn pem(&self) -> String {
+        let text = STANDARD.encode(&self.der);
+        let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+        let mut rest = text.as_str();
+        while let Some((line, tail)) = rest.split_at_checked(64) {
+            out.push_str(line);
+            out.push('\n');
+            rest = tail;
+        }
+        if !rest.is_empty() {
+            out.push_str(rest);
+            out.push('\n');
+        }
+        out.push_str("-----END CERTIFICATE-----\n");
+        out
+    }
+
+    /// SHA-256 of the DER: what a join token pins.
+    #[must_use]
+    pub fn sha256(&self) -> [u8; 32] {
+        sha256(&self.der)
+    }
+
+    /// The trust domain it issues for, without `spiffe://`.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// End of validity, seconds since 1970, inclusive.
+    #[must_use]
+    pub fn not_after(&self) -> i64 {
+        self.not_after
+    }
+
+    /// Whether `now_unix` (seconds since 1970) lies in its validity. The chain builder does
+    /// not ask: to it a trust anchor is a name and a key.
+    #[must_use]
+    pub fn valid_at(&self, now_unix: i64) -> bool {
+        (self.not_before..=self.not_after).contains(&now_unix)
+    }
+
+    pub(super) fn spki(&self) -> &[u8] {
+        &self.spki
+    }
+
+    pub(crate) fn anchor(&self) -> &TrustAnchor<'static> {
+        &self.anchor
+    }
+}
+
+impl fmt::Debug for CaCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "CaCertificate({}, {})",
+            self.trust_domain,
+            hex(&self.sha256())
+        )
+    }
+}
+
+/// What a leaf certificate of the fleet says. Only its form was checked (X509-SVID §2–§4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Its one URI name.
+    pub spiffe_id: String,
+    /// Serial number, big-endian.
+    pub serial: [u8; 16],
+    /// Start of validity, seconds since 1970.
+    pub not_before: i64,
+    /// End of validity, seconds since 1970, inclusive.
+    pub not_after: i64,
+    /// DER `SubjectPublicKeyInfo`.
+    pub spki: Vec<u8>,
+}
+
+impl Leaf {
+    /// Reads a leaf certificate.
+    ///
+    /// # Errors
+    /// When it is malformed, has not exactly one URI name, is a CA or may sign certificates,
+    /// or has a serial of more than 128 bits.
+    pub fn parse(der: &[u8]) -> Result<Self, X509Error> {
+        let parsed = parse(der)?;
+        if parsed.is_ca() {
+            return Err(X509Error::Profile("it is a CA certificate"));
+        }
+        check_key_usage(&parsed)?;
+        let spiffe_id = single_uri(&parsed)?;
+        match split_spiffe_id(spiffe_id) {
+            Some((_, path)) if !path.is_empty() => {}
+            Some(_) | None => {
+                return Err(X509Error::Profile(
+                    "its URI name is not a SPIFFE ID with a path",
+                ));
+            }
+        }
+        Ok(Self {
+            spiffe_id: spiffe_id.to_owned(),
+            serial: serial(&parsed)?,
+            not_before: parsed.validity().not_before.timestamp(),
+            not_after: parsed.validity().not_after.timestamp(),
+            spki: parsed.public_key().raw.to_vec(),
+        })
+    }
+}
+
+/// The SPIFFE ID of a leaf; see [`Leaf::parse`].
+///
+/// # Errors
+/// As [`Leaf::parse`].
+pub fn leaf_spiffe_id(der: &[u8]) -> Result<String, X509Error> {
+    Leaf::parse(der).map(|leaf| leaf.spiffe_id)
+}
+
+/// The serial of a leaf, big-endian; see [`Leaf::parse`].
+///
+/// # Errors
+/// As [`Leaf::parse`].
+pub fn leaf_serial(der: &[u8]) -> Result<[u8; 16], X509Error> {
+    Leaf::parse(der).map(|leaf| leaf.serial)
+}
+
+/// The end of a leaf's validity, seconds since 1970; see [`Leaf::parse`].
+///
+/// # Errors
+/// As [`Leaf::parse`].
+pub fn leaf_not_after(der: &[u8]) -> Result<i64, X509Error> {
+    Leaf::parse(der).map(|leaf| leaf.not_after)
+}
+
+/// The DER `SubjectPublicKeyInfo` of any certificate.
+///
+/// # Errors
+/// [`X509Error::Malformed`].
+pub fn spki_of(der: &[u8]) -> Result<Vec<u8>, X509Error> {
+    parse(der).map(|parsed| parsed.public_key().raw.to_vec())
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, X509Error> {
+    match X509Certificate::from_der(der) {
+        Ok(([], parsed)) => Ok(parsed),
+        Ok(_) | Err(_) => Err(X509Error::Malformed),
+    }
+}
+
+/// X509-SVID §2: exactly one URI name.
+fn single_uri<'a>(parsed: &'a X509Certificate<'_>) -> Result<&'a str, X509Error> {
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|_| X509Error::Malformed)?
+        .ok_or(X509Error::Profile("it has no subject alternative name"))?;
+    let mut uris = names
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => Ok(uri),
+        (Some(_), Some(_)) | (None, _) => {
+            Err(X509Error::Profile("it must have exactly one URI name"))
+        }
+    }
+}
+
+/// X509-SVID §4.3: a leaf signs handshakes, never certificates or CRLs.
+fn check_key_usage(parsed: &X509Certificate<'_>) -> Result<(), X509Error> {
+    let usage = parsed
+        .key_usage()
+        .map_err(|_| X509Error::Malformed)?
+        .ok_or(X509Error::Profile("it has no key usage"))?
+        .value;
+    if !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
+        return Err(X509Error::Profile("its key usage is not that of a leaf"));
+    }
+    Ok(())
+}
+
+fn serial(parsed: &X509Certificate<'_>) -> Result<[u8; 16], X509Error> {
+    let raw = parsed.raw_serial();
+    let digits = match raw {
+        [0, digits @ ..] => digits,
+        digits => digits,
+    };
+    let start = 16_usize
+        .checked_sub(digits.len())
+        .ok_or(X509Error::Profile("its serial is longer than 16 bytes"))?;
+    let mut out = [0; 16];
+    for (to, from) in out.iter_mut().skip(start).zip(digits) {
+        *to = *from;
+    }
+    Ok(out)
+}

@@ -7,7 +7,7 @@ mod coalesce;
 mod refusal;
 mod throttle;
 
-pub use coalesce::{RefusalKey, Refusals, Summed};
+pub use coalesce::{Counted, RefusalKey, Refusals, Summed};
 pub use refusal::Refusal;
 pub use throttle::{OpenWork, Throttle};
 

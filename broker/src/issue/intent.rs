@@ -4,6 +4,7 @@
 use ephor_crypto::Secret;
 use ephor_proto::id::CredentialId;
 use ephor_proto::state::credential::CredentialState;
+use ephor_proto::time::UnixMillis;
 
 use crate::ledger::{BatchId, CredentialRow, Durable, ReadError, Reader};
 
@@ -58,12 +59,16 @@ impl Intent {
 
     /// The intent of a request that was recorded before, and the permit that its record is.
     /// A reader sees committed rows only, so what it returns is durable. `None` when one of the
-    /// credentials is gone or no longer live.
-    pub(super) fn recorded_before(reader: &Reader, ids: &[CredentialId]) -> Result<Option<Permit>, ReadError> {
+    /// credentials is gone, no longer live or expired.
+    pub(super) fn recorded_before(
+        reader: &Reader,
+        ids: &[CredentialId],
+        now: UnixMillis,
+    ) -> Result<Option<Permit>, ReadError> {
         let mut credentials = Vec::with_capacity(ids.len());
         for id in ids {
             match reader.credential(*id)? {
-                Some(row) if row.state == CredentialState::Live => credentials.push(row),
+                Some(row) if row.state == CredentialState::Live && now < row.expires_at => credentials.push(row),
                 Some(_) | None => return Ok(None),
             }
         }
@@ -109,6 +114,10 @@ impl Planned<'_> {
 }
 
 impl Permit {
+    pub(super) fn intent(&self) -> &Intent {
+        &self.intent
+    }
+
     /// The recorded credentials.
     pub fn credentials(&self) -> &[CredentialRow] {
         &self.intent.credentials

@@ -28,7 +28,16 @@ pub struct RefusalKey {
 struct Window<T> {
     since: Boottime,
     more: u64,
-    last: Option<T>,
+    first: T,
+}
+
+/// Whether a refusal is to be written now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Counted<T> {
+    /// It opened its window: write it.
+    First,
+    /// It was counted with this one.
+    Again(T),
 }
 
 /// What a window summed up after its first refusal.
@@ -38,8 +47,8 @@ pub struct Summed<T> {
     pub key: RefusalKey,
     /// How many after the first.
     pub count: u64,
-    /// What the last of them was about.
-    pub last: T,
+    /// The one that was written.
+    pub first: T,
 }
 
 /// Open windows of refusals.
@@ -54,23 +63,20 @@ impl<T> Default for Refusals<T> {
     }
 }
 
-impl<T> Refusals<T> {
-    /// Counts a refusal. `Some(about)` gives it back to be written now: it is the first of its
-    /// window. With too many windows open nothing more is written, only counted under
-    /// one window per host and code.
-    pub fn count(&self, mut key: RefusalKey, about: T, now: Boottime) -> Option<(RefusalKey, T)> {
+impl<T: Clone> Refusals<T> {
+    /// Counts a refusal. With too many windows open, further ones share one window per host and code.
+    pub fn count(&self, mut key: RefusalKey, about: T, now: Boottime) -> Counted<T> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         if windows.len() >= limits::REFUSAL_WINDOWS && !windows.contains_key(&key) {
-            key.who = "(many)".to_owned();
-            key.what = "(many)".to_owned();
+            MANY.clone_into(&mut key.who);
+            MANY.clone_into(&mut key.what);
         }
         if let Some(window) = windows.get_mut(&key) {
             window.more += 1;
-            window.last = Some(about);
-            return None;
+            return Counted::Again(window.first.clone());
         }
-        windows.insert(key.clone(), Window { since: now, more: 0, last: None });
-        Some((key, about))
+        windows.insert(key, Window { since: now, more: 0, first: about });
+        Counted::First
     }
 
     /// Windows that ended, with what they summed up; those with one refusal only end silently.
@@ -85,16 +91,15 @@ impl<T> Refusals<T> {
 
     fn take(&self, is_over: impl Fn(&Window<T>) -> bool) -> Vec<Summed<T>> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let over: Vec<RefusalKey> =
-            windows.iter().filter(|(_, window)| is_over(window)).map(|(key, _)| key.clone()).collect();
-        over.into_iter()
-            .filter_map(|key| {
-                let window = windows.remove(&key)?;
-                Some(Summed { key, count: window.more, last: window.last? })
-            })
+        let over = windows.extract_if(|_, window| is_over(window));
+        over.filter(|(_, window)| window.more > 0)
+            .map(|(key, window)| Summed { key, count: window.more, first: window.first })
             .collect()
     }
 }
+
+/// Stands for subjects and entitlements that did not fit.
+const MANY: &str = "(many)";
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -109,14 +114,14 @@ mod tests {
     fn the_first_is_written_and_the_rest_are_summed_up() {
         let refusals = Refusals::default();
         let at = Boottime::from_millis;
-        assert!(refusals.count(key("a"), 1, at(0)).is_some());
-        assert!(refusals.count(key("b"), 2, at(0)).is_some());
+        assert_eq!(refusals.count(key("a"), 1, at(0)), Counted::First);
+        assert_eq!(refusals.count(key("b"), 2, at(0)), Counted::First);
         for n in 3..=5 {
-            assert!(refusals.count(key("a"), n, at(10)).is_none());
+            assert_eq!(refusals.count(key("a"), n, at(10)), Counted::Again(1));
         }
         assert!(refusals.ended(at(59_999)).is_empty());
-        assert_eq!(refusals.ended(at(60_000)), [Summed { key: key("a"), count: 3, last: 5 }]);
-        assert!(refusals.count(key("a"), 6, at(60_001)).is_some(), "a new window writes at once");
+        assert_eq!(refusals.ended(at(60_000)), [Summed { key: key("a"), count: 3, first: 1 }]);
+        assert_eq!(refusals.count(key("a"), 6, at(60_001)), Counted::First, "a new window");
     }
 
     #[test]
@@ -124,7 +129,8 @@ mod tests {
         let refusals = Refusals::default();
         let mut written = 0;
         for n in 0..limits::REFUSAL_WINDOWS * 2 {
-            written += usize::from(refusals.count(key(&n.to_string()), (), Boottime::from_millis(1)).is_some());
+            let counted = refusals.count(key(&n.to_string()), (), Boottime::from_millis(1));
+            written += usize::from(counted == Counted::First);
         }
         assert_eq!(written, limits::REFUSAL_WINDOWS + 1);
         let summed = refusals.drain();

@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use ephor_proto::id::{CredentialId, RequestId, TaskId};
 use ephor_proto::limits::OVERDUE_AFTER_MILLIS;
+use ephor_proto::state::task::EndCause;
 use ephor_proto::time::Boottime;
 
 use crate::limits;
@@ -15,8 +17,8 @@ use crate::limits;
 /// Something to drive to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Work {
-    /// A task that is `completing`, or open and to be ended.
-    Task(TaskId),
+    /// A task that is `completing`, or open and to be ended for this cause.
+    Task(TaskId, EndCause),
     /// A credential that is `revoking` while its task goes on.
     Credential(CredentialId),
     /// A request of which it is not known whether it was recorded.
@@ -28,7 +30,6 @@ struct Try {
     since: Boottime,
     next: Boottime,
     attempts: u32,
-    told_overdue: bool,
 }
 
 /// What to say about a failed try.
@@ -36,8 +37,8 @@ struct Try {
 pub struct Failed {
     /// Tries so far.
     pub attempts: u32,
-    /// It has just become overdue: say so now, once.
-    pub newly_overdue: bool,
+    /// It has waited longer than it may.
+    pub is_overdue: bool,
 }
 
 /// Open ends by what they are.
@@ -56,12 +57,17 @@ struct Inner {
 impl Pending {
     /// Try this at the next tick; no change when it waits already.
     pub fn add(&self, work: Work, now: Boottime) {
+        self.add_after(work, now, Duration::ZERO);
+    }
+
+    /// Try this after a while: someone is at it now, and may be stopped midway.
+    pub fn add_after(&self, work: Work, now: Boottime, wait: Duration) {
         self.with(|inner| {
             if inner.tries.len() >= limits::PENDING_ENDS && !inner.tries.contains_key(&work) {
                 inner.overflowed = true;
                 return;
             }
-            let first = Try { since: now, next: now, attempts: 0, told_overdue: false };
+            let first = Try { since: now, next: now.saturating_add(wait), attempts: 0 };
             inner.tries.entry(work).or_insert(first);
         });
     }
@@ -90,15 +96,13 @@ impl Pending {
         self.add(work.clone(), now);
         self.with(|inner| {
             let Some(attempt) = inner.tries.get_mut(work) else {
-                return Failed { attempts: 1, newly_overdue: false };
+                return Failed { attempts: 1, is_overdue: false };
             };
             attempt.attempts = attempt.attempts.saturating_add(1);
             let wait = limits::RETRY_FIRST.saturating_mul(1 << attempt.attempts.min(10)).min(limits::RETRY_MOST);
             attempt.next = now.saturating_add(wait);
             let is_overdue = now.millis_since(attempt.since) >= OVERDUE_AFTER_MILLIS;
-            let newly_overdue = is_overdue && !attempt.told_overdue;
-            attempt.told_overdue |= is_overdue;
-            Failed { attempts: attempt.attempts, newly_overdue }
+            Failed { attempts: attempt.attempts, is_overdue }
         })
     }
 
@@ -126,26 +130,26 @@ mod tests {
     use super::*;
 
     fn task(n: u8) -> Work {
-        Work::Task(TaskId::from_parts(1, [n; 10]))
+        Work::Task(TaskId::from_parts(1, [n; 10]), EndCause::Exited)
     }
 
     #[test]
-    fn backs_off_says_overdue_once_and_never_gives_up() {
+    fn backs_off_becomes_overdue_and_never_gives_up() {
         let pending = Pending::default();
         let mut now = Boottime::from_millis(0);
         pending.add(task(1), now);
-        let mut overdue = 0;
+        let mut overdue = Vec::new();
         let mut waits = Vec::new();
         for _ in 0..40 {
             assert_eq!(pending.due(now, 9), [task(1)]);
-            overdue += u32::from(pending.failed(&task(1), now).newly_overdue);
+            overdue.push((now.as_millis() >= 5_000, pending.failed(&task(1), now).is_overdue));
             let start = now;
             while pending.due(now, 9).is_empty() {
                 now = now.saturating_add(std::time::Duration::from_millis(50));
             }
             waits.push(now.millis_since(start));
         }
-        assert_eq!(overdue, 1);
+        assert!(overdue.iter().all(|(late, told)| late == told) && overdue[39].1);
         assert!(waits[0] <= 500 && waits.is_sorted());
         assert_eq!(*waits.last().unwrap(), limits::RETRY_MOST.as_millis() as u64);
         pending.done(&task(1));
@@ -156,7 +160,7 @@ mod tests {
     fn what_does_not_fit_asks_for_a_scan() {
         let pending = Pending::default();
         let now = Boottime::from_millis(0);
-        let work = |n: usize| Work::Task(TaskId::from_parts(n as u64, [0; 10]));
+        let work = |n: usize| Work::Task(TaskId::from_parts(n as u64, [0; 10]), EndCause::Exited);
         for n in 0..=limits::PENDING_ENDS {
             pending.add(work(n), now);
         }

@@ -156,7 +156,7 @@ mod tests {
     fn shortest_unique_grows_only_as_needed() {
         let ids = [task(1), task(2)];
         assert_eq!(shortest_unique(&ids, task(1)), "t-0001");
-        let far = TaskId::from_parts(7, [0, 0, 0, 0, 0, 0, 0, 0xff, 0, 1]);
+        let far = TaskId::from_parts(7, [0, 0, 0, 0, 0, 0, 0, 0xf0, 0, 1]);
         let ids = [task(1), far];
         let (a, b) = (shortest_unique(&ids, task(1)), shortest_unique(&ids, far));
         assert_ne!(a, b);

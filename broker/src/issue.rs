@@ -11,10 +11,12 @@ mod replay;
 
 pub use intent::{Intent, Permit, Planned, Sealed, SealedToken, WrongProof};
 
+use std::sync::Arc;
+
 use ephor_crypto::p256::KeyError;
 use ephor_proto::event::Outcome;
 use ephor_proto::grpc::v1;
-use ephor_proto::id::CorrelationId;
+use ephor_proto::id::{CorrelationId, DecisionId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::stage::Stage;
 use ephor_proto::state::task::TaskState;
@@ -122,7 +124,7 @@ impl Broker {
             now,
             task_opened_at: task.as_ref().map_or(now, |task| task.opened_at),
             task_deadline: task.as_ref().and_then(|task| task.deadline),
-            ca_end: self.keys.token_end(),
+            ca_end: self.keys.ca_end(),
             renewing: None,
         };
         let decided = self.decide(&policy, attested, given, correlation).await?;
@@ -170,7 +172,7 @@ impl Broker {
             Ok(decided) => Ok(decided),
             Err(denied) => {
                 let (attested, denied) = *denied;
-                Err(self.denied(policy, &attested, &denied, id, correlation).await)
+                Err(self.denied(&attested, &denied, id, correlation).await)
             }
         }
     }
@@ -220,8 +222,8 @@ impl Broker {
         intent
             .planned()
             .map(|planned| {
-                let typ = jwt::token_kind(planned.entitlement()).typ();
-                jwt::Signer::new(self.keys.token_signer(typ)).sign(&planned)
+                let signer = self.keys.token_signer(jwt::token_kind(planned.entitlement()));
+                jwt::Signer::new(Arc::clone(signer)).sign(&planned)
             })
             .collect()
     }
@@ -233,6 +235,10 @@ impl Broker {
         refusal: Refusal,
         correlation: CorrelationId,
     ) -> Refusal {
+        // Half of a conversation, not a refusal of anyone.
+        if refusal.code == Code::EvidenceNeeded {
+            return refusal;
+        }
         let mut event = match self.event(Stage::Attest, "refused", Outcome::Denied) {
             Ok(event) => event,
             Err(error) => return error,
@@ -257,10 +263,9 @@ impl Broker {
 
     async fn denied(
         &self,
-        policy: &Snapshot,
         attested: &Attested,
         denied: &Denied,
-        decision: ephor_proto::id::DecisionId,
+        decision: DecisionId,
         correlation: CorrelationId,
     ) -> Refusal {
         let refusal = Refusal::new(denied.code, denied.message.clone());
@@ -269,25 +274,25 @@ impl Broker {
             Err(error) => return error,
         };
         let requested = attested.requested();
-        let subject = plan::asked_as(attested);
         event.agent = Some(self.agent_id(attested.host()));
-        event.subject = subject.as_ref().map(|subject| subject.as_str().into());
+        event.subject = denied.subject.as_ref().map(|subject| subject.as_str().into());
         event.entitlement = Some(requested.entitlement().to_owned());
         event.request = Some(requested.id());
         event.decision = Some(decision);
         event.correlation = Some(correlation);
         event.code = Some(denied.code);
-        event.policy_version = Some(policy.version().to_owned());
+        event.policy_version = Some(denied.policy_version.to_string());
+        event.facts.insert("why".to_owned(), denied.reason.clone());
         if !requested.item().is_empty() {
             event.facts.insert("item".to_owned(), requested.item().to_owned());
         }
         if let Some(rule) = &denied.rule {
             event.facts.insert("rule".to_owned(), rule.clone());
         }
-        let row = plan::denied_row(policy, attested, denied, decision, event.time);
+        let row = plan::denied_row(attested, denied, decision, event.time);
         let key = RefusalKey {
             host: attested.host().to_owned(),
-            who: subject.map_or_else(|| "several".to_owned(), |subject| subject.to_string()),
+            who: denied.subject.as_ref().map_or_else(|| "several".to_owned(), ToString::to_string),
             what: format!("{}/{}", requested.entitlement(), requested.item()),
             code: denied.code,
         };

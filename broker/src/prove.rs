@@ -3,7 +3,10 @@
 //! Evidence names its reach and never says more: what is only published is *listed*, with the time
 //! until which a verifier that never asks would still take it.
 
+mod introspect;
 mod record;
+
+pub use introspect::Active;
 
 use ephor_proto::event::{AuditEvent, Evidence, Totals, Used};
 use ephor_proto::event::Outcome;

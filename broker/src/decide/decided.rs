@@ -4,7 +4,7 @@ use ephor_proto::id::DecisionId;
 use ephor_proto::spiffe::SpiffeId;
 use ephor_proto::time::UnixMillis;
 
-use super::{Allowed, Denied, Query, Verdict, decide};
+use super::{Allowed, Denied, Query, Verdict, Window, decide};
 use crate::attest::Attested;
 use crate::policy::Snapshot;
 
@@ -28,8 +28,8 @@ pub struct Circumstances<'a> {
 pub struct Renewing<'a> {
     /// The credential's holder; a renewal never changes it.
     pub subject: &'a SpiffeId,
-    /// End of its grant.
-    pub grant_until: UnixMillis,
+    /// Its grant's window.
+    pub window: Window,
 }
 
 /// Proof that policy allowed a request. Made by [`Decided::by`] only.
@@ -41,8 +41,6 @@ pub struct Renewing<'a> {
 pub struct Decided {
     attested: Attested,
     id: DecisionId,
-    at: UnixMillis,
-    policy_version: String,
     allowed: Allowed,
 }
 
@@ -69,12 +67,11 @@ impl Decided {
             task_opened_at: given.task_opened_at,
             task_deadline: given.task_deadline,
             ca_end: given.ca_end,
-            renewing: given.renewing.map(|renewing| renewing.grant_until),
+            renewing: given.renewing.map(|renewing| renewing.window),
         };
         match decide(policy, &query) {
             Verdict::Allowed(allowed) => {
-                let policy_version = policy.version().to_owned();
-                Ok(Self { attested, id, at: given.now, policy_version, allowed })
+                Ok(Self { attested, id, allowed })
             }
             Verdict::Denied(denied) => Err(Box::new((attested, denied))),
         }
@@ -88,16 +85,6 @@ impl Decided {
     /// The decision's id; it is in every answer.
     pub fn id(&self) -> DecisionId {
         self.id
-    }
-
-    /// When it was made.
-    pub fn at(&self) -> UnixMillis {
-        self.at
-    }
-
-    /// The policy it was made from.
-    pub fn policy_version(&self) -> &str {
-        &self.policy_version
     }
 
     /// What was allowed.

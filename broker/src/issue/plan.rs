@@ -5,7 +5,6 @@ use ephor_proto::event::{Approval, AuditEvent, CredentialPart, Outcome, Text};
 use ephor_proto::id::{CorrelationId, DecisionId, GrantId};
 use ephor_proto::kind::Kind;
 use ephor_proto::problem::Code;
-use ephor_proto::spiffe::SpiffeId;
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::GrantState;
@@ -24,7 +23,7 @@ use crate::kind::jwt;
 use crate::ledger::{
     Batch, CredentialRow, DecisionRow, GrantRow, Lane, NewEvent, RequestRow, Require, Row, TaskRow,
 };
-use crate::policy::{Give, Snapshot};
+use crate::policy::Give;
 use crate::request::Refusal;
 use crate::revoke::Slot;
 
@@ -121,7 +120,7 @@ impl Broker {
             rule: allowed.rule.clone(),
             grant,
             state: CredentialState::Live,
-            issued_at: decided.at().floor_second(),
+            issued_at: decided.allowed().issued_at,
             expires_at: allowed.expires_at,
             capped_by: allowed.capped_by.to_string(),
             status_list: slot.list,
@@ -179,8 +178,7 @@ impl Broker {
             ("unit", evidence.unit.clone()),
             ("held_by", evidence.held_by.clone()),
         ];
-        let known = facts.into_iter().filter(|(_, value)| !value.is_empty());
-        event.facts.extend(known.map(|(name, value)| (name.to_owned(), value)));
+        event.facts.extend(known(facts));
         Ok(event)
     }
 
@@ -214,13 +212,15 @@ impl Broker {
         event.entitlement = Some(attested.requested().entitlement().to_owned());
         event.owner = Some(Text::Plain(allowed.owner.clone()));
         event.purpose = Some(allowed.purpose.clone());
-        event.policy_version = Some(decided.policy_version().to_owned());
+        event.policy_version = Some(decided.allowed().policy_version.to_string());
+        let item = attested.requested().item().to_owned();
         let facts = [
+            ("item", item),
             ("rule", allowed.rule.clone()),
             ("ttl_seconds", allowed.ttl.as_seconds().to_string()),
             ("capped_by", allowed.capped_by.to_string()),
         ];
-        event.facts.extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        event.facts.extend(known(facts));
         Ok(event)
     }
 
@@ -236,7 +236,7 @@ impl Broker {
         event.request = Some(decided.attested().requested().id());
         event.decision = Some(decided.id());
         event.correlation = Some(correlation);
-        event.policy_version = Some(decided.policy_version().to_owned());
+        event.policy_version = Some(decided.allowed().policy_version.to_string());
         let facts = [
             ("capped_by", row.capped_by.clone()),
             ("rule", row.rule.clone()),
@@ -246,6 +246,10 @@ impl Broker {
         event.facts.extend(facts.map(|(name, value)| (name.to_owned(), value)));
         Ok(event)
     }
+}
+
+fn known<const N: usize>(facts: [(&str, String); N]) -> impl Iterator<Item = (String, String)> {
+    facts.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.to_owned(), value))
 }
 
 /// The part of an event that names a credential.
@@ -260,17 +264,7 @@ pub(crate) fn credential_part(row: &CredentialRow) -> CredentialPart {
     }
 }
 
-/// Whom a request speaks for, when that is certain: named by it, or the only match.
-pub(super) fn asked_as(attested: &Attested) -> Option<SpiffeId> {
-    if let [only] = attested.candidates() {
-        return Some(only.clone());
-    }
-    let named = attested.requested().subject()?;
-    attested.candidates().iter().find(|candidate| candidate.as_str() == named).cloned()
-}
-
 pub(super) fn denied_row(
-    policy: &Snapshot,
     attested: &Attested,
     denied: &Denied,
     id: DecisionId,
@@ -283,11 +277,11 @@ pub(super) fn denied_row(
         task: None,
         allowed: false,
         code: denied.code.to_string(),
-        subject: asked_as(attested).map(|subject| subject.to_string()).unwrap_or_default(),
+        subject: denied.subject.as_ref().map(ToString::to_string).unwrap_or_default(),
         entitlement: requested.entitlement().to_owned(),
         item: requested.item().to_owned(),
         rule: denied.rule.clone().unwrap_or_default(),
-        policy_version: policy.version().to_owned(),
+        policy_version: denied.policy_version.to_string(),
         ttl_seconds: 0,
         capped_by: String::new(),
         decided_at: at,
@@ -307,10 +301,10 @@ pub(super) fn allowed_row(decided: &Decided) -> DecisionRow {
         entitlement: requested.entitlement().to_owned(),
         item: requested.item().to_owned(),
         rule: allowed.rule.clone(),
-        policy_version: decided.policy_version().to_owned(),
+        policy_version: decided.allowed().policy_version.to_string(),
         ttl_seconds: allowed.ttl.as_seconds(),
         capped_by: allowed.capped_by.to_string(),
-        decided_at: decided.at(),
+        decided_at: decided.allowed().issued_at,
     }
 }
 
@@ -329,7 +323,7 @@ fn new_task(decided: &Decided) -> TaskRow {
         instance: attested.instance(),
         opened_seq: task.opened_seq,
         state: TaskState::Open,
-        opened_at: decided.at(),
+        opened_at: decided.allowed().issued_at,
         ended_at: None,
         closed_at: None,
         deadline: None,
@@ -347,7 +341,7 @@ pub(super) fn request_row(decided: &Decided, grant: GrantId, credentials: &[Cred
         decision: Some(decided.id()),
         grant: Some(grant),
         credentials: credentials.iter().map(|row| row.id).collect(),
-        requested_at: decided.at(),
+        requested_at: decided.allowed().issued_at,
     }
 }
 
@@ -362,7 +356,7 @@ fn grant_row(decided: &Decided, id: GrantId) -> GrantRow {
         entitlement: requested.entitlement().to_owned(),
         item: requested.item().to_owned(),
         state: GrantState::Open { until },
-        opened_at: decided.at(),
+        opened_at: decided.allowed().issued_at,
         until,
         closed_at: None,
     }

@@ -19,7 +19,7 @@ use crate::approve::Approved;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
 use crate::crash::crash_point;
-use crate::decide::{Circumstances, Decided, Renewing};
+use crate::decide::{Circumstances, Decided, Renewing, Window};
 use crate::deliver::{self, Delivery, Timings};
 use crate::kind::jwt;
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, Require, Row, TaskRow};
@@ -43,8 +43,8 @@ impl Broker {
             now,
             task_opened_at: task.opened_at,
             task_deadline: task.deadline,
-            ca_end: self.keys.token_end(),
-            renewing: Some(Renewing { subject: &row.subject, grant_until: grant.until }),
+            ca_end: self.keys.ca_end(),
+            renewing: Some(Renewing { subject: &row.subject, window: window(&grant) }),
         };
         let decided = self.decide(policy, attested, given, correlation).await?;
         let mut timings = Timings { attest: attest_micros, decide: deciding.micros(), issue: 0 };
@@ -140,13 +140,18 @@ impl Broker {
         row.state = next.state;
         // Unchanged when the caps leave nothing to gain; the token is then signed anew as it was.
         row.expires_at = next.expires_at;
-        row.issued_at = decided.at().floor_second();
+        row.issued_at = allowed.issued_at;
         row.capped_by = allowed.capped_by.to_string();
         row.decision = decided.id();
         row.rule = allowed.rule.clone();
         row.content = self.jwt_content(&row, &claims);
         Ok(row)
     }
+}
+
+/// A grant without an end of its own is stored with the latest time there is.
+fn window(grant: &GrantRow) -> Window {
+    Window { until: (grant.until < UnixMillis::MAX).then_some(grant.until) }
 }
 
 fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {

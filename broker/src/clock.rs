@@ -45,6 +45,27 @@ fn read(clock: rustix::time::ClockId) -> u64 {
     seconds.saturating_mul(1000).saturating_add(millis)
 }
 
+/// Measures what a stage costs, on a clock that nobody can set.
+#[derive(Debug, Clone, Copy)]
+pub struct Stopwatch(rustix::time::Timespec);
+
+impl Stopwatch {
+    /// From now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic))
+    }
+
+    /// Microseconds since the start.
+    #[must_use]
+    pub fn micros(self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let seconds = now.tv_sec.saturating_sub(self.0.tv_sec);
+        let nanos = seconds.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec - self.0.tv_nsec);
+        u64::try_from(nanos / 1000).unwrap_or(0)
+    }
+}
+
 /// Why wall time is not believed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClockFault {

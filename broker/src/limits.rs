@@ -92,6 +92,65 @@ pub const CONFIG_FILE: u64 = 64 * 1024;
 /// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).
 pub const SOCKET_PATH: usize = 107;
 
+/// Requests of one host admitted in a second, on average.
+pub const REQUESTS_PER_HOST_PER_SECOND: u64 = 5_000;
+/// Requests of one host admitted at once after a pause.
+pub const REQUEST_BURST_PER_HOST: u64 = 10_000;
+/// Requests of one host in work at once.
+pub const OPEN_WORK_PER_HOST: u32 = 2_048;
+/// Hosts whose rate is remembered before idle ones are forgotten.
+pub const THROTTLED_HOSTS: usize = 100_000;
+/// Kinds of refusals summed up at once; further ones share a window per host and code.
+pub const REFUSAL_WINDOWS: usize = 10_000;
+/// Equal refusals within this time are one event with a count, in milliseconds.
+pub const REFUSAL_WINDOW_MILLIS: u64 = 60_000;
+/// How often ended windows of refusals are written.
+pub const REFUSAL_TICK: Duration = Duration::from_secs(5);
+/// Tries at a change that keeps losing to other writers.
+pub const CONFLICT_TRIES: usize = 8;
+
+/// Most status lists of 2^17 bits.
+pub const STATUS_LISTS_MAX: u32 = 1_024;
+/// Guesses at a free index before a list counts as full; it is at most half full.
+pub const STATUS_INDEX_TRIES: usize = 64;
+/// Life of a signed status list, in seconds.
+pub const STATUS_LIST_LIFE_SECONDS: u64 = 60;
+/// How long a verifier may go on with its copy of a status list, in seconds.
+pub const STATUS_LIST_TTL_SECONDS: u64 = 5;
+/// An unchanged list is signed again when its token is this old, in milliseconds.
+pub const STATUS_LIST_RESIGN_MILLIS: u64 = 30_000;
+/// Credentials whose uses are counted in memory.
+pub const USES_KEPT: usize = 200_000;
+
+/// Ends waiting to be driven on; what does not fit is found again in the store.
+pub const PENDING_ENDS: usize = 50_000;
+/// How often waiting ends are looked at.
+pub const SWEEP_TICK: Duration = Duration::from_millis(250);
+/// The sweep leaves an end alone for this long while its caller is at it.
+pub const SWEEP_GRACE: Duration = Duration::from_secs(2);
+/// Half the first pause after a failed try.
+pub const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause between two tries.
+pub const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Ends driven side by side.
+pub const ENDS_AT_ONCE: usize = 128;
+/// How often expiries are looked at.
+pub const EXPIRY_TICK: Duration = Duration::from_secs(1);
+/// Expiries recorded side by side.
+pub const EXPIRIES_AT_ONCE: usize = 256;
+/// Pause before an expiry that could not be recorded is tried again, in milliseconds.
+pub const EXPIRE_AGAIN_MILLIS: u64 = 2_000;
+/// How often old listings are pruned.
+pub const PRUNE_TICK: Duration = Duration::from_secs(60);
+/// Largest form of introspection and revocation, in bytes.
+pub const FORM_BODY: usize = 32 * 1024;
+/// Largest body of an admin call, in bytes.
+pub const ADMIN_BODY: usize = 64 * 1024;
+/// Rows in one answer of the admin socket, unless fewer were asked for.
+pub const ADMIN_ROWS: usize = 10_000;
+
+use std::time::Duration;
+
 /// Batches that may wait in the ledger's ordinary lane.
 pub const LEDGER_NORMAL_PLACES: usize = 4096;
 /// Batches that may wait in the ledger's lane for revocation; never taken by others.

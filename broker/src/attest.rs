@@ -1,1 +1,5 @@
-//! (being written)
+//! Stage 2: may this agent speak for that subject?
+
+mod attested;
+
+pub use attested::Attested;

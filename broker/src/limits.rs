@@ -149,7 +149,6 @@ pub const ADMIN_BODY: usize = 64 * 1024;
 /// Rows in one answer of the admin socket, unless fewer were asked for.
 pub const ADMIN_ROWS: usize = 10_000;
 
-use std::time::Duration;
 
 /// Batches that may wait in the ledger's ordinary lane.
 pub const LEDGER_NORMAL_PLACES: usize = 4096;

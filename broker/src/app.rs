@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use ephor_crypto::jwt::TokenKind;
+use ephor_proto::event::AuditEvent;
 use ephor_proto::problem::Code;
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
@@ -47,7 +48,7 @@ pub struct Broker {
     /// Status lists as published.
     pub lists: StatusLists,
     /// Refusals being summed up.
-    pub refusals: Refusals,
+    pub refusals: Refusals<AuditEvent>,
     /// Rate and open work per host.
     pub throttle: Throttle,
     /// When credentials expire.

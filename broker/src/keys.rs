@@ -9,7 +9,6 @@ pub mod server;
 
 use std::sync::Arc;
 
-use ephor_crypto::digest::sha256;
 use ephor_crypto::ed25519::LogKey;
 use ephor_crypto::jws::JwsSigner;
 use ephor_crypto::jwt::{TokenKind, VerifyKeys};
@@ -17,6 +16,7 @@ use ephor_crypto::p256::{KeyError, P256Public, SigningKey};
 use ephor_crypto::seal::{SealError, SealingKey};
 use ephor_crypto::tls::TrustStore;
 use ephor_crypto::x509::{Ca, CaCertificate, X509Error};
+use ephor_proto::log::{BadNote, VerifierKey};
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
 
@@ -50,6 +50,9 @@ pub enum KeysError {
         /// The policy's.
         policy: String,
     },
+    /// The log's name cannot name a key.
+    #[error("keys: the log cannot be signed for: {0}")]
+    Origin(#[from] BadNote),
     /// Sealing or opening failed otherwise.
     #[error("keys: {0}")]
     Seal(#[from] SealError),
@@ -75,6 +78,9 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// Names of all keys.
+    pub const NAMES: [&str; 3] = [CA, TOKEN, LOG];
+
     /// New keys for a new installation, sealed: what `init` stores.
     ///
     /// # Errors
@@ -134,7 +140,7 @@ impl Keys {
             status_list: signer(TokenKind::StatusList)?,
             verify,
             token_public: token.public_key().clone(),
-            log_vkey: vkey(origin, &log.public()),
+            log_vkey: VerifierKey::new(origin, log.public())?.to_string(),
             log: Arc::new(log),
         })
     }
@@ -155,6 +161,13 @@ impl Keys {
     #[must_use]
     pub fn trust(&self) -> Arc<TrustStore> {
         Arc::clone(&self.trust)
+    }
+
+    /// End of what signs tokens: no token may last longer. The token key has no end of its own; it
+    /// goes with the CA.
+    #[must_use]
+    pub fn token_end(&self) -> UnixMillis {
+        self.ca_end()
     }
 
     /// The signer for tokens of this kind.
@@ -248,15 +261,6 @@ fn validity(now: UnixMillis, seconds: u64) -> (i64, i64) {
     (signed(start), signed(now.saturating_add(seconds)))
 }
 
-/// A C2SP verifier key (signed-note): `NAME+HASH+KEY`, Ed25519 as algorithm 1.
-fn vkey(name: &str, public: &[u8; 32]) -> String {
-    use base64::Engine as _;
-    let key = [&[1], public.as_slice()].concat();
-    let hash = sha256(&[name.as_bytes(), b"\n", &key].concat());
-    let id = ephor_crypto::digest::hex(hash.get(..4).unwrap_or_default());
-    format!("{name}+{id}+{}", base64::engine::general_purpose::STANDARD.encode(key))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub(crate) mod tests {
@@ -331,15 +335,5 @@ pub(crate) mod tests {
         let (der, end) = keys.issue_agent(id, &spki, late).unwrap();
         assert_eq!(end, keys.ca_end());
         assert_eq!(Leaf::parse(&der).unwrap().not_after, keys.ca().certificate().not_after());
-    }
-
-    #[test]
-    fn verifier_key_is_as_the_specification_says() {
-        // The example of C2SP signed-note: PeterNeumann's key.
-        use base64::Engine as _;
-        let known = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
-        let key = known.rsplit_once('+').unwrap().1;
-        let key = base64::engine::general_purpose::STANDARD.decode(key).unwrap();
-        assert_eq!(vkey("PeterNeumann", key[1..].try_into().unwrap()), known);
     }
 }

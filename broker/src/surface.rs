@@ -30,7 +30,6 @@ pub fn https_router(broker: &Arc<Broker>) -> Router {
         .merge(lists::router(Arc::clone(broker)))
         .route("/healthz", get(health).with_state(Arc::clone(broker)))
         .fallback_service(fallback(broker))
-        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
     grpc::router(broker).merge(http)
 }

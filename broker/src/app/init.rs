@@ -14,6 +14,7 @@ use ephor_proto::stage::Stage;
 use ephor_proto::time::{Clock, UnixMillis};
 
 use super::StartError;
+use super::start::stored_keys;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::invitation;
@@ -82,7 +83,7 @@ fn fill(
     now: UnixMillis,
 ) -> Result<(Keys, Option<Secret>), StartError> {
     let stored = ledger.installation().clone();
-    if !ledger.reader().keys()?.is_empty() {
+    if !stored_keys(ledger)?.is_empty() {
         let detail = "this directory holds a complete installation already; nothing was changed \
                       (ephor host invite makes further join tokens)";
         return Err(StartError::Init(detail.to_owned()));

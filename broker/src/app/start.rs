@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::fleet::{self, Fleet};
 use crate::keys::master::{self, MasterKeyError};
 use crate::keys::{Keys, KeysError, server};
-use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
+use crate::ledger::{Batch, KeyRow, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::{LoadErrors, Snapshot};
 use crate::surface;
 use crate::surface::listener::{BindError, Server, bind_unix};
@@ -176,12 +176,22 @@ async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
             store: stored.trust_domain,
         });
     }
-    let keys = Keys::unseal(&sealer, &ledger.reader().keys()?, &trust_domain, &stored.origin)?;
+    let keys = Keys::unseal(&sealer, &stored_keys(&ledger)?, &trust_domain, &stored.origin)?;
     let fleet = Fleet::restore(ledger.reader().hosts()?, Arc::clone(&clock));
     let sockets = Sockets::bind(config).await?;
     let installation = Installation::new(&stored, trust_domain, config, sockets.addresses()?);
     let parts = Parts { clock, ledger, policy, keys, fleet, installation };
     Ok((Arc::new(Broker::new(parts)), sockets))
+}
+
+/// Every version of every key, sealed.
+pub(super) fn stored_keys(ledger: &Ledger) -> Result<Vec<KeyRow>, ReadError> {
+    let reader = ledger.reader();
+    let mut rows = Vec::new();
+    for name in Keys::NAMES {
+        rows.append(&mut reader.keys(name)?);
+    }
+    Ok(rows)
 }
 
 /// Bound before anything is served: ports are known, and conflicts found, first.

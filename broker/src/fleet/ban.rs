@@ -43,7 +43,7 @@ impl Broker {
             tracing::warn!(host, "host banned; its connections are cut, its tasks completed");
         }
         self.end_tasks_of(host, EndCause::Revoked).await;
-        self.listed(&found)
+        self.listed_host(&found)
     }
 
     /// All hosts, by name.
@@ -52,12 +52,12 @@ impl Broker {
     /// When the store cannot be read.
     pub fn hosts(&self) -> Result<Vec<admin::Host>, Refusal> {
         let mut hosts: Vec<admin::Host> =
-            self.fleet.all().iter().map(|host| self.listed(host)).collect::<Result<_, _>>()?;
+            self.fleet.all().iter().map(|host| self.listed_host(host)).collect::<Result<_, _>>()?;
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(hosts)
     }
 
-    fn listed(&self, host: &Host) -> Result<admin::Host, Refusal> {
+    fn listed_host(&self, host: &Host) -> Result<admin::Host, Refusal> {
         let name = host.name.as_str();
         let open = self.ledger.reader().open_tasks_of(name).map_err(store_unavailable)?;
         let live = host.live();

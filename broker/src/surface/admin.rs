@@ -253,11 +253,18 @@ async fn hosts(State(broker): Shared) -> Answer<Vec<admin::Host>> {
 }
 
 async fn invite(State(broker): Shared, asked: Result<Json<Invite>, JsonRejection>) -> Answer<admin::Invited> {
-    let outcome = match body(asked) {
-        Ok(Invite { host, ttl_seconds }) => broker.invite(&host, ttl_seconds).await,
-        Err(refusal) => Err(refusal),
-    };
-    refuse(&broker, outcome)
+    refuse(&broker, invite_within(&broker, asked).await)
+}
+
+/// The one answer of this socket that holds a secret.
+async fn invite_within(
+    broker: &Broker,
+    asked: Result<Json<Invite>, JsonRejection>,
+) -> Result<admin::Invited, Refusal> {
+    let Invite { host, ttl_seconds } = body(asked)?;
+    let invited = broker.invite(&host, ttl_seconds).await?;
+    let token = invited.token.expose_str().map_err(crate::issue::defect)?.to_owned();
+    Ok(admin::Invited { token, expires_at: invited.expires_at })
 }
 
 async fn ban(

@@ -9,6 +9,8 @@ mod begin;
 mod settle;
 mod unheard;
 
+pub(crate) use begin::revoke_row;
+
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CorrelationId, TaskId};
 use ephor_proto::problem::{Code, Problem};
@@ -87,7 +89,8 @@ impl Broker {
         let task = TaskId::from_slice(&r.task_id)
             .map_err(|e| Refusal::new(Code::InvalidRequest, format!("`task_id` is malformed: {e}")))?;
         let cause = agent_cause(&r.cause)?;
-        match self.ledger.reader().task(task).map_err(store_unavailable)? {
+        let stored = self.ledger.reader().task(task).map_err(store_unavailable)?;
+        match stored {
             Some(row) if row.host != peer.host() => {
                 let detail = format!("there is no task {task} on {}", peer.host());
                 return Err(Refusal::new(Code::NotFound, detail));

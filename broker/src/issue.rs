@@ -10,6 +10,7 @@ mod renew;
 mod replay;
 
 pub use intent::{Intent, Permit, Planned, Sealed, SealedToken, WrongProof};
+pub(crate) use plan::credential_part;
 
 use std::sync::Arc;
 
@@ -92,7 +93,7 @@ impl Broker {
         if self.pending.holds(&Work::Doubtful(requested.id())) {
             return Err(unknown_fate());
         }
-        self.clock_guard.check().map_err(|fault| Refusal::new(Code::ClockStep, fault.to_string()))
+        self.may_issue()
     }
 
     async fn try_issue(

@@ -19,7 +19,7 @@ use ephor_proto::time::UnixMillis;
 
 use crate::app::Broker;
 use crate::issue::credential_part;
-use crate::ledger::{CredentialRow, NewEvent, ReadError, TaskRow};
+use crate::ledger::{CredentialRow, NewEvent, ReadError, TaskRow, log};
 use crate::revoke::{NotEnded, slot};
 
 /// Facts of one check, as found.
@@ -73,7 +73,7 @@ impl Broker {
     }
 
     /// `revoke.listed`: one credential is refused by introspection and on its list.
-    pub(crate) fn listed(&self, row: &CredentialRow, checked: &Checked) -> Result<NewEvent, NotEnded> {
+    pub(crate) fn listed_event(&self, row: &CredentialRow, checked: &Checked) -> Result<NewEvent, NotEnded> {
         let mut event = self.about(Stage::Revoke, "listed", row)?;
         event.cause = row.cause.map(|cause| cause.as_str().to_owned());
         event.used = Some(self.used(row));
@@ -158,12 +158,17 @@ impl Broker {
         Ok(Proven { task: task.id, totals, receipt })
     }
 
+    /// The log's name and key.
+    pub(crate) fn log_signer(&self) -> log::Signer<'_> {
+        log::Signer { origin: &self.installation.origin, key: self.keys.log_key() }
+    }
+
     /// The receipt of a task, if it has one and the log can prove it now.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn receipt(&self, task: TaskId) -> Result<Option<Receipt>, ReadError> {
-        crate::ledger::log::receipt(&self.ledger.reader(), self.keys.log_key(), task)
+        log::receipt(&self.ledger.reader(), &self.log_signer(), task)
     }
 }
 

@@ -34,8 +34,7 @@ impl Attested {
         let evidence = Evidence::from(requested.evidence());
         let matched = policy.match_workloads(peer.host(), &evidence);
         if matched.wants_sha256 && evidence.exe_sha256.is_empty() {
-            let detail = "policy compares the executable's SHA-256 here; send it and try again";
-            return Err(Box::new((requested, Refusal::new(Code::EvidenceNeeded, detail))));
+            return Err(Box::new((requested, super::hash_needed())));
         }
         if matched.subjects.is_empty() {
             let refusal = unmatched(&evidence, peer.host());

@@ -22,7 +22,7 @@ impl Broker {
         for credential in &mut all {
             if credential.state == CredentialState::Revoking {
                 let checked = self.contain(credential, now).await?;
-                events.push(self.listed(credential, &checked)?);
+                events.push(self.listed_event(credential, &checked)?);
                 settling.push(credential.clone());
             }
         }

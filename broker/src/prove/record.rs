@@ -7,7 +7,7 @@ use ephor_proto::stage::Stage;
 
 use crate::app::Broker;
 use crate::issue::defect;
-use crate::ledger::{Batch, DecisionRow, Lane, NewEvent, PersonalValue, Row};
+use crate::ledger::{Batch, DecisionRow, Lane, NewEvent, Row};
 use crate::request::{Refusal, RefusalKey};
 
 /// An id type that is made from time and randomness.
@@ -25,7 +25,7 @@ macro_rules! new_ids {
         }
     )*};
 }
-new_ids!(RequestId, DecisionId, GrantId, CredentialId, EventId);
+new_ids!(RequestId, DecisionId, GrantId, CredentialId, EventId, JoinTokenId);
 
 impl Broker {
     /// A fresh id of now.
@@ -55,9 +55,7 @@ impl Broker {
         let salt: [u8; SALT_LEN] = ephor_crypto::random::bytes().map_err(defect)?;
         let (commitment, kept): (Commitment, _) = commit(salt, reason);
         event.reason = Some(Text::Committed(commitment));
-        let value =
-            PersonalValue { field: "reason".to_owned(), salt: kept.salt.to_vec(), value: kept.value };
-        Ok(NewEvent { event, personal: vec![value] })
+        Ok(NewEvent { event, personal: vec![("reason".to_owned(), kept)] })
     }
 
     /// Writes a refusal down, or counts it with equal ones of the last minute. Gives the id of the

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use ephor_proto::event::AuditEvent;
 use ephor_proto::problem::Code;
 use ephor_proto::time::Boottime;
 
@@ -52,7 +53,7 @@ pub struct Summed<T> {
 }
 
 /// Open windows of refusals.
-pub struct Refusals<T> {
+pub struct Refusals<T = AuditEvent> {
     /// Guards the windows; held for one look-up or one sweep.
     windows: Mutex<HashMap<RefusalKey, Window<T>>>,
 }

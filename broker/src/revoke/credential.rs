@@ -92,7 +92,7 @@ impl Broker {
 
     async fn settle_revoking(&self, mut row: CredentialRow) -> Result<(), NotEnded> {
         let checked = self.contain(&mut row, self.clock.wall()).await?;
-        let event = self.listed(&row, &checked)?;
+        let event = self.listed_event(&row, &checked)?;
         let batch = Batch {
             name: "revoke.listed",
             lane: Lane::Revoke,

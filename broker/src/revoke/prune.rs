@@ -1,6 +1,7 @@
 //! Listings are kept until expiry + 24 h; then the index is free again and the stored content goes.
 
 use ephor_proto::limits::LISTING_KEPT_MILLIS;
+use ephor_proto::state::credential::CredentialState;
 
 use super::{Slot, written};
 use crate::app::Broker;
@@ -13,7 +14,7 @@ impl Broker {
     pub async fn prune_listings(&self) {
         let Ok(now) = self.clock_guard.check() else { return };
         let before = now.saturating_sub_millis(LISTING_KEPT_MILLIS);
-        let old = match self.ledger.reader().dead_before(before, limits::PRUNED_AT_ONCE) {
+        let old = match self.ledger.reader().expiring_before(CredentialState::Dead, before, limits::LEDGER_PRUNE_CHUNK) {
             Ok(old) => old,
             Err(error) => {
                 tracing::warn!(%error, "old listings could not be read; pruned at the next tick");

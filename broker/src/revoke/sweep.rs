@@ -86,16 +86,17 @@ impl Broker {
         };
         tracing::warn!(?work, %error, "an end is not proven yet");
         let failed = self.pending.failed(&work, self.clock.boottime());
-        if let (true, Work::Credential(id)) = (failed.is_overdue, &work)
-            && let Ok(Some(row)) = self.ledger.reader().credential(*id)
-        {
+        let Work::Credential(id) = work else { return };
+        let row = self.ledger.reader().credential(id);
+        if let (true, Ok(Some(row))) = (failed.is_overdue, row) {
             self.flag(vec![row], &failed, &error).await;
         }
     }
 
     /// Flags what of a task is still revoking as overdue.
     pub(crate) async fn flag_overdue(&self, task: TaskId, failed: &Failed, error: &NotEnded) {
-        match self.ledger.reader().credentials_of(task) {
+        let rows = self.ledger.reader().credentials_of(task);
+        match rows {
             Ok(rows) => self.flag(rows, failed, error).await,
             Err(error) => tracing::warn!(%task, %error, "an overdue revocation could not be flagged"),
         }

@@ -14,7 +14,7 @@ use ephor_proto::problem::Code;
 use super::problem::ProblemResponse;
 use crate::app::Broker;
 use crate::issue::{defect, store_unavailable};
-use crate::ledger::log::{self, Tile};
+use crate::ledger::log;
 use crate::limits;
 use crate::request::Refusal;
 use crate::revoke::ListError;
@@ -52,7 +52,7 @@ async fn status_list(State(broker): State<Arc<Broker>>, Path(number): Path<Strin
 }
 
 async fn checkpoint(State(broker): State<Arc<Broker>>) -> Response {
-    match log::signed_checkpoint(&broker.ledger.reader(), broker.keys.log_key()) {
+    match log::signed_checkpoint(&broker.ledger.reader(), &broker.log_signer()) {
         Ok(note) => answer(note.to_string().into(), "text/plain; charset=utf-8", NO_CACHE),
         Err(error) => ProblemResponse::of(store_unavailable(error), broker.clock.as_ref()).into_response(),
     }
@@ -60,8 +60,10 @@ async fn checkpoint(State(broker): State<Arc<Broker>>) -> Response {
 
 async fn tile(State(broker): State<Arc<Broker>>, Path(path): Path<String>) -> Response {
     match log::tile(&broker.ledger.reader(), &format!("tile/{path}")) {
-        Ok(Some(Tile { bytes, is_full })) => {
-            answer(bytes.into(), "application/octet-stream", if is_full { IMMUTABLE } else { NO_CACHE })
+        Ok(Some(bytes)) => {
+            // Only a partial tile has its width in its path.
+            let cache = if path.contains(".p/") { NO_CACHE } else { IMMUTABLE };
+            answer(bytes.into(), "application/octet-stream", cache)
         }
         Ok(None) => {
             let refusal = Refusal::new(Code::NotFound, "the log has no such tile; see /checkpoint for its size");

@@ -119,14 +119,7 @@ impl HashCache {
             return refuse(format!("it has {} bytes, more than max_exe_hash_bytes = {}", exe.file.size, self.max_bytes));
         }
         let table = process.read("mountinfo")?;
-        let kind = exe.mount.and_then(|id| mounts(&table).find(|mount| mount.id == id)).map(|mount| mount.kind);
-        match kind {
-            Some(kind) if untrusted(kind) => {
-                refuse(format!("it is on a file system of kind {kind}, which a user or a far machine controls"))
-            }
-            Some(_) => Ok(()),
-            None => refuse("its mount is not in the process's mount table".to_owned()),
-        }
+        trusted_mount(&table, exe.mount).or_else(refuse)
     }
 
     fn stream(&self, file: &mut std::fs::File, deadline: Boottime) -> Result<[u8; 32], String> {
@@ -158,6 +151,16 @@ impl HashCache {
     }
 }
 
+fn trusted_mount(table: &str, id: Option<u64>) -> Result<(), String> {
+    match id.and_then(|id| mounts(table).find(|mount| mount.id == id)).map(|mount| mount.kind) {
+        Some(kind) if untrusted(kind) => {
+            Err(format!("it is on a file system of kind {kind}, which a user or a far machine controls"))
+        }
+        Some(_) => Ok(()),
+        None => Err("its mount is not in the process's mount table".to_owned()),
+    }
+}
+
 impl State {
     fn keep(&mut self, file: FileId, digest: [u8; 32]) {
         if self.digests.insert(file, digest).is_none() {
@@ -168,5 +171,30 @@ impl State {
         {
             self.digests.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_of_a_user_or_of_nobody_is_not_opened() {
+        let table = "27 1 254:0 / / rw - ext4 /dev/vda rw\n90 27 0:50 / /home/a/mnt rw - fuse.x x rw\n";
+        assert!(trusted_mount(table, Some(27)).is_ok());
+        assert!(trusted_mount(table, Some(90)).unwrap_err().contains("fuse.x"));
+        assert!(trusted_mount(table, Some(91)).is_err());
+        assert!(trusted_mount(table, None).is_err());
+    }
+
+    #[test]
+    fn digests_kept_are_bounded() {
+        let mut state = State::default();
+        let file = |ino| FileId { dev: 1, ino, ctime: (0, 0), mtime: (0, 0), size: 0 };
+        let kept = EXE_HASHES_KEPT as u64;
+        (0..=kept).for_each(|ino| state.keep(file(ino), [0; 32]));
+        assert_eq!((state.digests.len(), state.order.len()), (EXE_HASHES_KEPT, EXE_HASHES_KEPT));
+        assert!(!state.digests.contains_key(&file(0)) && state.digests.contains_key(&file(kept)));
     }
 }

@@ -57,8 +57,12 @@ impl Peer {
     /// When it has ended, is not visible, or changed its ids since it connected.
     pub fn from_stream(stream: impl AsFd, mode: Mode) -> Result<Self, AttestError> {
         let stream = stream.as_fd();
-        let credentials = getsockopt(&stream, sockopt::PeerCredentials)
-            .map_err(|error| AttestError::Proc { what: "SO_PEERCRED", pid: 0, source: error.into() })?;
+        let credentials =
+            getsockopt(&stream, sockopt::PeerCredentials).map_err(|error| AttestError::Proc {
+                what: "SO_PEERCRED",
+                pid: 0,
+                source: error.into(),
+            })?;
         let pid = u32::try_from(credentials.pid()).unwrap_or(0);
         if pid == 0 {
             return Err(AttestError::Invisible);
@@ -71,7 +75,12 @@ impl Peer {
             Some(pidfd) => (HeldProcess::from_pidfd(pid, pidfd)?, Held::Pidfd),
             None => (HeldProcess::hold(pid)?, Held::StartTime),
         };
-        let peer = Self { process, uid: credentials.uid(), gid: credentials.gid(), held };
+        let peer = Self {
+            process,
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            held,
+        };
         peer.check_ids()?;
         Ok(peer)
     }
@@ -79,7 +88,12 @@ impl Peer {
     /// A process that was found by other means than a connection: an ancestor.
     pub(super) fn from_process(process: HeldProcess, held: Held) -> Result<Self, AttestError> {
         let status = process.status()?;
-        let peer = Self { process, uid: status.uid.effective, gid: status.gid.effective, held };
+        let peer = Self {
+            process,
+            uid: status.uid.effective,
+            gid: status.gid.effective,
+            held,
+        };
         peer.check_ids()?;
         Ok(peer)
     }
@@ -143,14 +157,23 @@ fn connection_pidfd(stream: BorrowedFd<'_>, pid: u32) -> Result<Option<OwnedFd>,
         Ok(pidfd) => Ok(Some(pidfd)),
         Err(Errno::ENOPROTOOPT) => Ok(None),
         Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => Err(AttestError::Gone { pid }),
-        Err(error) => Err(AttestError::Proc { what: "SO_PEERPIDFD", pid, source: error.into() }),
+        Err(error) => Err(AttestError::Proc {
+            what: "SO_PEERPIDFD",
+            pid,
+            source: error.into(),
+        }),
     }
 }
 
 fn check_ids(pid: u32, status: &Status, (uid, gid): (u32, u32)) -> Result<(), AttestError> {
     for (what, ids, then) in [("uid", status.uid, uid), ("gid", status.gid, gid)] {
         if ids.real != ids.effective {
-            return Err(AttestError::SetUid { pid, what, real: ids.real, effective: ids.effective });
+            return Err(AttestError::SetUid {
+                pid,
+                what,
+                real: ids.real,
+                effective: ids.effective,
+            });
         }
         if ids.effective != then {
             return Err(AttestError::Changed { pid, what });
@@ -167,16 +190,33 @@ mod tests {
     #[test]
     fn setuid_programs_and_changed_ids_are_refused() {
         let status = |uids: &str, gids: &str| {
-            Status::parse(&format!("Tgid:\t7\nUid:\t{uids}\nGid:\t{gids}\nGroups:\t\n")).unwrap()
+            Status::parse(&format!(
+                "Tgid:\t7\nUid:\t{uids}\nGid:\t{gids}\nGroups:\t\n"
+            ))
+            .unwrap()
         };
         let check = |uids: &str, gids: &str| check_ids(7, &status(uids, gids), (1000, 100));
         assert!(check("1000 1000 1000 1000", "100 100 100 100").is_ok());
         // The effective id is the one that connected, and still it is refused.
         let setuid = check("1001 1000 1000 1000", "100 100 100 100");
-        assert!(matches!(setuid, Err(AttestError::SetUid { what: "uid", real: 1001, effective: 1000, .. })));
+        assert!(matches!(
+            setuid,
+            Err(AttestError::SetUid {
+                what: "uid",
+                real: 1001,
+                effective: 1000,
+                ..
+            })
+        ));
         let setgid = check("1000 1000 1000 1000", "5 100 100 100");
-        assert!(matches!(setgid, Err(AttestError::SetUid { what: "gid", .. })));
+        assert!(matches!(
+            setgid,
+            Err(AttestError::SetUid { what: "gid", .. })
+        ));
         let dropped = check("65534 65534 65534 65534", "100 100 100 100");
-        assert!(matches!(dropped, Err(AttestError::Changed { what: "uid", .. })));
+        assert!(matches!(
+            dropped,
+            Err(AttestError::Changed { what: "uid", .. })
+        ));
     }
 }

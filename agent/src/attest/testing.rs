@@ -11,7 +11,7 @@ use std::time::Duration;
 use ephor_proto::time::{Boottime, Clock, UnixMillis};
 use rustix::net::sockopt::set_socket_passcred;
 
-use super::{HashCache, HeldProcess, Held, Peer};
+use super::{HashCache, Held, HeldProcess, Peer};
 use crate::clock::{SharedClock, SystemClock};
 
 /// A child that is killed and reaped with its test.
@@ -21,7 +21,10 @@ impl Process {
     /// Starts a program; its standard input and output are pipes.
     pub(crate) fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
         let mut command = Command::new(program.as_ref());
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         // A program that was just written may still be open in a child that another test forks.
         until("the program can be started", || match command.spawn() {
             Ok(child) => Some(Self(child)),
@@ -40,7 +43,11 @@ impl Process {
     }
 
     pub(crate) fn peer(&self) -> Peer {
-        Peer::from_process(HeldProcess::hold(self.pid()).unwrap(), Held::Pidfd).unwrap()
+        Self::peer_of(self.pid())
+    }
+
+    pub(crate) fn peer_of(pid: u32) -> Peer {
+        Peer::from_process(HeldProcess::hold(pid).unwrap(), Held::Pidfd).unwrap()
     }
 
     /// Lets it go on: it waits for this byte.
@@ -55,7 +62,8 @@ impl Process {
         while output.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
             text.push(char::from(byte[0]));
         }
-        text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+        text.parse()
+            .unwrap_or_else(|_| panic!("{text:?} is no number"))
     }
 
     /// Waits for its end and reaps it.
@@ -87,7 +95,10 @@ impl Door {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("s")).unwrap();
         set_socket_passcred(&listener, true).unwrap();
-        Self { directory, listener }
+        Self {
+            directory,
+            listener,
+        }
     }
 
     pub(crate) fn path(&self) -> String {
@@ -105,7 +116,10 @@ impl Door {
     }
 
     pub(crate) fn python_unaccepted(&self, script: &str) -> Process {
-        Process::start("python3", &["-c", &format!("{PRELUDE}{script}"), &self.path()])
+        Process::start(
+            "python3",
+            &["-c", &format!("{PRELUDE}{script}"), &self.path()],
+        )
     }
 
     /// This process on both ends.
@@ -134,12 +148,12 @@ pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
     panic!("never happened: {what}");
 }
 
-/// A clock some way ahead, so that a file written now counts as long settled.
-pub(crate) struct Ahead(pub(crate) u64);
+/// A clock whose wall time stands still.
+pub(crate) struct Frozen(pub(crate) UnixMillis);
 
-impl Clock for Ahead {
+impl Clock for Frozen {
     fn wall(&self) -> UnixMillis {
-        SystemClock.wall().saturating_add_millis(self.0)
+        self.0
     }
 
     fn boottime(&self) -> Boottime {
@@ -147,7 +161,8 @@ impl Clock for Ahead {
     }
 }
 
+/// A cache to which every file is long settled.
 pub(crate) fn cache() -> HashCache {
-    let clock: SharedClock = Arc::new(Ahead(60_000));
+    let clock: SharedClock = Arc::new(Frozen(SystemClock.wall().saturating_add_millis(60_000)));
     HashCache::with_defaults(clock)
 }

@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -7,13 +12,18 @@ use std::sync::Arc;
 
 use ephor_crypto::digest::sha256;
 use ephor_proto::task_rule::{Bind, BindError, Process as Id};
+use ephor_proto::time::UnixMillis;
 
-use super::testing::{Ahead, Door, Process, cache, until};
+use super::testing::{Door, Frozen, Process, cache, until};
 use super::*;
 use crate::clock::SystemClock;
 
 fn canonical(path: impl AsRef<Path>) -> String {
-    std::fs::canonicalize(path).unwrap().to_str().unwrap().to_owned()
+    std::fs::canonicalize(path)
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
 
 #[test]
@@ -30,11 +40,21 @@ fn the_caller_is_who_the_kernel_says() {
     assert_eq!(exe.path, canonical(std::env::current_exe().unwrap()));
     assert!(!exe.deleted);
     assert_eq!(exe.file.ino, std::fs::metadata(&exe.path).unwrap().ino());
-    assert_eq!(evidence.exe_sha256, Some(sha256(&std::fs::read(&exe.path).unwrap())));
+    assert_eq!(
+        evidence.exe_sha256,
+        Some(sha256(&std::fs::read(&exe.path).unwrap()))
+    );
     assert!(!evidence.foreign_user_namespace && !evidence.foreign_mount_namespace);
     let wire = evidence.to_wire();
-    assert_eq!((wire.pid, wire.exe.as_str(), wire.exe_sha256.len()), (evidence.pid, exe.path.as_str(), 32));
-    let mut groups: Vec<u32> = nix::unistd::getgroups().unwrap().into_iter().map(|gid| gid.as_raw()).collect();
+    assert_eq!(
+        (wire.pid, wire.exe.as_str(), wire.exe_sha256.len()),
+        (evidence.pid, exe.path.as_str(), 32)
+    );
+    let mut groups: Vec<u32> = nix::unistd::getgroups()
+        .unwrap()
+        .into_iter()
+        .map(|gid| gid.as_raw())
+        .collect();
     groups.sort_unstable();
     assert_eq!(evidence.groups, groups);
     recheck(&peer, &attested).unwrap();
@@ -49,17 +69,35 @@ fn the_older_way_gives_the_same_answers_and_says_so() {
         attest(&peer, true, &cache()).unwrap().evidence().clone()
     };
     let (new, old) = (seen(Mode::Pidfd), seen(Mode::StartTime));
-    assert_eq!((new.held_by.as_str(), old.held_by.as_str()), ("pidfd", "start-time"));
-    assert_eq!(Evidence { held_by: Held::Pidfd, ..old }, new);
+    assert_eq!(
+        (new.held_by.as_str(), old.held_by.as_str()),
+        ("pidfd", "start-time")
+    );
+    assert_eq!(
+        Evidence {
+            held_by: Held::Pidfd,
+            ..old
+        },
+        new
+    );
 }
 
 #[test]
 fn two_workers_of_one_program_have_one_fingerprint_and_another_program_has_not() {
     let (one, two) = (Process::waiting(), Process::waiting());
     let other = Process::start("sleep", &["600"]);
-    let of = |process: &Process| attest(&process.peer(), false, &cache()).unwrap().fingerprint().clone();
-    until("the children have executed", || (of(&one) == of(&two)).then_some(()));
-    until("the other has executed", || (of(&one) != of(&other)).then_some(()));
+    let of = |process: &Process| {
+        attest(&process.peer(), false, &cache())
+            .unwrap()
+            .fingerprint()
+            .clone()
+    };
+    until("the children have executed", || {
+        (of(&one) == of(&two)).then_some(())
+    });
+    until("the other has executed", || {
+        (of(&one) != of(&other)).then_some(())
+    });
 }
 
 #[test]
@@ -75,7 +113,16 @@ fn an_exec_after_connect_is_noticed_though_pid_and_start_time_stay() {
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
         assert!(peer.is_alive());
         let changed = recheck(&peer, &attested).unwrap_err();
-        assert!(matches!(changed, AttestError::Changed { what: "executable", .. }), "{changed}");
+        assert!(
+            matches!(
+                changed,
+                AttestError::Changed {
+                    what: "executable",
+                    ..
+                }
+            ),
+            "{changed}"
+        );
         let after = attest(&peer, false, &cache()).unwrap();
         assert_ne!(after.fingerprint(), attested.fingerprint());
         assert_eq!(after.evidence().start_time, attested.evidence().start_time);
@@ -92,13 +139,25 @@ fn a_peer_that_ended_is_refused_before_and_after_it_was_attested() {
         process.go_on();
         // Not reaped: a zombie keeps its pid and its /proc directory, and is dead all the same.
         until("it ended", || (!peer.is_alive()).then_some(()));
-        for gone in [recheck(&peer, &attested).unwrap_err(), attest(&peer, false, &cache()).unwrap_err()] {
+        for gone in [
+            recheck(&peer, &attested).unwrap_err(),
+            attest(&peer, false, &cache()).unwrap_err(),
+        ] {
             assert!(matches!(gone, AttestError::Gone { .. }), "{gone}");
         }
-        assert!(matches!(Peer::from_stream(&stream, mode), Err(AttestError::Gone { .. })));
+        assert!(matches!(
+            Peer::from_stream(&stream, mode),
+            Err(AttestError::Gone { .. })
+        ));
         process.reap();
-        assert!(matches!(Peer::from_stream(&stream, mode), Err(AttestError::Gone { .. })));
-        assert!(matches!(recheck(&peer, &attested), Err(AttestError::Gone { .. })));
+        assert!(matches!(
+            Peer::from_stream(&stream, mode),
+            Err(AttestError::Gone { .. })
+        ));
+        assert!(matches!(
+            recheck(&peer, &attested),
+            Err(AttestError::Gone { .. })
+        ));
     }
 }
 
@@ -115,43 +174,76 @@ else:
     process.reap();
     let stream = door.accept();
     let refused = Peer::from_stream(&stream, Mode::Pidfd);
-    assert!(matches!(refused, Err(AttestError::Gone { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(AttestError::Gone { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn bind_parent_is_the_process_that_called_the_helper() {
     let door = Door::open();
     let script = "import socket, sys, os; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); os.read(0, 1)";
-    let shell = Process::start("/bin/sh", &["-c", "python3 -c \"$1\" \"$2\"; :", "sh", script, &door.path()]);
+    let shell = Process::start(
+        "/bin/sh",
+        &[
+            "-c",
+            "python3 -c \"$1\" \"$2\"; :",
+            "sh",
+            script,
+            &door.path(),
+        ],
+    );
     let stream = door.accept();
     let helper = Peer::from_stream(&stream, Mode::Pidfd).unwrap();
-    let (above, attested) = attest_ancestor(&helper, Bind::Parent, true, &cache()).unwrap().unwrap();
+    let (above, attested) = attest_ancestor(&helper, Bind::Parent, true, &cache())
+        .unwrap()
+        .unwrap();
     assert_eq!(above.pid(), shell.pid());
-    assert_eq!(attested.evidence().exe.as_ref().unwrap().path, canonical("/bin/sh"));
+    assert_eq!(
+        attested.evidence().exe.as_ref().unwrap().path,
+        canonical("/bin/sh")
+    );
     assert!(attested.evidence().exe_sha256.is_some());
     // Named by its pid, and one further up: this test.
     let own = std::process::id();
     for pid in [shell.pid(), own] {
-        let (above, _) = attest_ancestor(&helper, Bind::Ancestor(pid), false, &cache()).unwrap().unwrap();
+        let (above, _) = attest_ancestor(&helper, Bind::Ancestor(pid), false, &cache())
+            .unwrap()
+            .unwrap();
         assert_eq!(above.pid(), pid);
     }
-    assert!(attest_ancestor(&helper, Bind::Ancestor(helper.pid()), false, &cache()).unwrap().is_none());
+    assert!(
+        attest_ancestor(&helper, Bind::Ancestor(helper.pid()), false, &cache())
+            .unwrap()
+            .is_none()
+    );
     let chain = ancestors(helper.process()).unwrap();
-    let pids: Vec<u32> = chain.iter().map(|above| above.process.pid).take(2).collect();
+    let pids: Vec<u32> = chain
+        .iter()
+        .map(|above| above.process.pid)
+        .take(2)
+        .collect();
     assert_eq!(pids, [shell.pid(), own]);
 }
 
 #[test]
 fn a_process_that_is_no_ancestor_cannot_be_bound_to() {
     let (one, sibling) = (Process::waiting(), Process::waiting());
-    let child_of_none = attest_ancestor(&one.peer(), Bind::Ancestor(sibling.pid()), false, &cache());
-    let Err(AttestError::Bind(BindError::NotAncestor(pid))) = child_of_none else { panic!("{child_of_none:?}") };
+    let child_of_none =
+        attest_ancestor(&one.peer(), Bind::Ancestor(sibling.pid()), false, &cache());
+    let Err(AttestError::Bind(BindError::NotAncestor(pid))) = child_of_none else {
+        panic!("{child_of_none:?}")
+    };
     assert_eq!(pid, sibling.pid());
     // A child is below, not above.
     let own = HeldProcess::hold(std::process::id()).unwrap();
     let own = super::peer::Peer::from_process(own, Held::Pidfd).unwrap();
     let below = attest_ancestor(&own, Bind::Ancestor(one.pid()), false, &cache());
-    assert!(matches!(below, Err(AttestError::Bind(BindError::NotAncestor(_)))), "{below:?}");
+    assert!(
+        matches!(below, Err(AttestError::Bind(BindError::NotAncestor(_)))),
+        "{below:?}"
+    );
     let first = attest_ancestor(&one.peer(), Bind::Ancestor(1), false, &cache());
     assert!(matches!(first, Err(AttestError::Bind(_))), "{first:?}");
 }
@@ -162,7 +254,10 @@ fn an_ancestor_with_another_start_time_is_another_process() {
     let peer = one.peer();
     let own = HeldProcess::hold(std::process::id()).unwrap().id();
     assert!(descends_from(peer.process(), own).unwrap());
-    let forged = Id { start_time: own.start_time + 1, ..own };
+    let forged = Id {
+        start_time: own.start_time + 1,
+        ..own
+    };
     assert!(!descends_from(peer.process(), forged).unwrap());
 }
 
@@ -196,8 +291,20 @@ fn a_swapped_program_with_size_and_mtime_restored_is_hashed_anew() {
     drop(file);
     let after = std::fs::metadata(&program).unwrap();
     assert_eq!(
-        (after.dev(), after.ino(), after.size(), after.mtime(), after.mtime_nsec()),
-        (before.dev(), before.ino(), before.size(), before.mtime(), before.mtime_nsec())
+        (
+            after.dev(),
+            after.ino(),
+            after.size(),
+            after.mtime(),
+            after.mtime_nsec()
+        ),
+        (
+            before.dev(),
+            before.ino(),
+            before.size(),
+            before.mtime(),
+            before.mtime_nsec()
+        )
     );
     let second = run();
     assert_ne!(second, first);
@@ -210,14 +317,19 @@ fn a_program_that_changed_just_now_is_not_cached() {
     let program = directory.path().join("program");
     std::fs::copy("/bin/sh", &program).unwrap();
     let process = Process::start(&program, &["-c", "read line; :"]);
-    // This clock stands still right after the change.
-    let cache = HashCache::with_defaults(Arc::new(Ahead(0)));
-    let started = SystemClock::shared().wall();
-    for _ in 0..2 {
-        attest(&process.peer(), true, &cache).unwrap();
-    }
-    if SystemClock::shared().wall().millis_since(started) < 1_000 {
-        assert_eq!(cache.hits(), 0);
+    let executed = || {
+        HeldProcess::hold(process.pid())
+            .is_ok_and(|held| held.link("exe").unwrap() == Some(canonical(&program)))
+    };
+    until("it executed", || executed().then_some(()));
+    let changed = u64::try_from(std::fs::metadata(&program).unwrap().ctime()).unwrap() * 1000;
+    for (age_millis, hits) in [(0, 0), (1_000, 0), (10_000, 1)] {
+        let now = UnixMillis::from_millis(changed + age_millis);
+        let cache = HashCache::with_defaults(Arc::new(Frozen(now)));
+        for _ in 0..2 {
+            attest(&process.peer(), true, &cache).unwrap();
+        }
+        assert_eq!(cache.hits(), hits, "{age_millis} ms after the change");
     }
 }
 
@@ -226,7 +338,10 @@ fn a_program_over_the_bound_is_not_read() {
     let process = Process::waiting();
     let cache = HashCache::new(SystemClock::shared(), 1000);
     let refused = attest(&process.peer(), true, &cache).unwrap_err();
-    assert!(matches!(&refused, AttestError::Hash { why, .. } if why.contains("max_exe_hash_bytes")), "{refused}");
+    assert!(
+        matches!(&refused, AttestError::Hash { why, .. } if why.contains("max_exe_hash_bytes")),
+        "{refused}"
+    );
     attest(&process.peer(), false, &cache).unwrap();
 }
 
@@ -237,8 +352,17 @@ fn a_deleted_program_is_marked() {
     std::fs::copy("/bin/sh", &program).unwrap();
     let process = Process::start(&program, &["-c", "read line; :"]);
     let path = canonical(&program);
-    let exe = || attest(&process.peer(), false, &cache()).unwrap().evidence().exe.clone().unwrap();
-    until("it executed", || (exe().path == path && !exe().deleted).then_some(()));
+    let exe = || {
+        attest(&process.peer(), false, &cache())
+            .unwrap()
+            .evidence()
+            .exe
+            .clone()
+            .unwrap()
+    };
+    until("it executed", || {
+        (exe().path == path && !exe().deleted).then_some(())
+    });
     std::fs::remove_file(&program).unwrap();
     assert_eq!((exe().path, exe().deleted), (path, true));
 }

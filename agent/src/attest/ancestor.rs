@@ -45,7 +45,7 @@ pub fn descends_from(process: &HeldProcess, ancestor: Process) -> Result<bool, A
 
 /// The parent now, held. The link is read again after the parent is held: as long as it says
 /// the same pid, that pid has not come to mean another process.
-fn parent(child: &HeldProcess) -> Result<Option<HeldProcess>, AttestError> {
+pub(super) fn parent(child: &HeldProcess) -> Result<Option<HeldProcess>, AttestError> {
     for _ in 0..TRIES {
         let pid = child.stat()?.parent;
         if pid == 0 {

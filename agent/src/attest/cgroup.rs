@@ -4,12 +4,15 @@
 //! delegated one, its owner makes directories of any name.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use ephor_proto::limits::MAX_ANCESTORS;
 use ephor_proto::task_rule::Unit;
 use rustix::fs::{CWD, Mode, OFlags, fstat, getxattr, openat};
 
+use super::ancestor::parent;
 use super::error::AttestError;
 use super::mounts::mounts;
 use super::process::HeldProcess;
@@ -73,6 +76,41 @@ fn hierarchies() -> &'static [Hierarchy] {
         };
         [find("", "cgroup2", ""), find("name=systemd", "cgroup", "name=systemd")].into_iter().flatten().collect()
     })
+}
+
+/// Whether this run of a unit or container still has a process: its directory is the same, it
+/// is the same invocation, and the kernel calls it populated. Without `cgroup.events` only the
+/// first two can be told.
+#[must_use]
+pub fn is_running(unit: &Unit, directory: &Path, inode: u64) -> bool {
+    let same = std::fs::metadata(directory).is_ok_and(|meta| meta.ino() == inode);
+    let by_inode = unit.invocation.starts_with("cgroup:");
+    let same_run = || by_inode || invocation(directory, &unit.name).as_deref() == Some(unit.invocation.as_str());
+    let populated = || match std::fs::read_to_string(directory.join("cgroup.events")) {
+        Ok(events) => events.lines().any(|line| line == "populated 1"),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound && directory.exists(),
+    };
+    same && same_run() && populated()
+}
+
+/// The topmost process above `process` in the same run: what a service manager started.
+///
+/// # Errors
+/// When the process ends meanwhile or `/proc` fails.
+pub fn leader(process: &HeldProcess, run: &UnitRun) -> Result<HeldProcess, AttestError> {
+    let mut top = HeldProcess::hold(process.id().pid)?;
+    if top.id() != process.id() {
+        return Err(AttestError::Gone { pid: process.id().pid });
+    }
+    for _ in 0..MAX_ANCESTORS {
+        let Some(above) = parent(&top)? else { break };
+        let inside = Placement::of(&above).is_ok_and(|place| place.run.as_ref().is_some_and(|r| r.inode == run.inode));
+        if !inside {
+            break;
+        }
+        top = above;
+    }
+    Ok(top)
 }
 
 fn place(hierarchy: &Hierarchy, text: &str) -> Option<Placement> {

@@ -78,7 +78,7 @@ impl Exe {
     }
 
     /// The file that a process runs now, without its path.
-    pub(super) fn file_of(process: &HeldProcess) -> Result<Option<FileId>, AttestError> {
+    pub(crate) fn file_of(process: &HeldProcess) -> Result<Option<FileId>, AttestError> {
         Ok(Self::identify(process)?.map(|(file, _)| file))
     }
 

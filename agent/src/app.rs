@@ -118,28 +118,28 @@ impl Agent {
     /// When the journal cannot be opened or the kernel cannot watch.
     pub fn start(parts: Parts) -> Result<Arc<Self>, StartError> {
         let host_error = |error: &dyn std::fmt::Display| StartError::Host(error.to_string());
-        let Parts { clock, tasks, .. } = &parts;
+        let clock = Arc::clone(&parts.clock);
         let (journal, unfinished) = Journal::open(&parts.state_dir.join("journal")).map_err(|error| host_error(&error))?;
-        let started = TaskTable::start(journal, tasks.clone(), Arc::clone(clock));
+        let started = TaskTable::start(journal, parts.tasks.clone(), Arc::clone(&clock));
         let (table, ends) = started.map_err(|error| host_error(&error))?;
-        let correlation = correlations(Arc::clone(clock));
-        let instance = random_id(&**clock, InstanceId::from_parts).map_err(|error| host_error(&error))?;
+        let correlation = correlations(Arc::clone(&clock));
+        let instance = random_id(&*clock, InstanceId::from_parts).map_err(|error| host_error(&error))?;
         let hold = Hold::default();
         let agent = Arc::new(Self {
             host: parts.host,
             trust_domain: parts.trust_domain,
             mode: parts.mode,
-            hashes: Arc::new(HashCache::new(Arc::clone(clock), parts.max_exe_hash_bytes)),
-            renewer: Renewer::new(hold.clone(), Arc::clone(clock)),
+            hashes: Arc::new(HashCache::new(Arc::clone(&clock), parts.max_exe_hash_bytes)),
+            renewer: Renewer::new(hold.clone(), Arc::clone(&clock)),
             hold,
-            uplink: Uplink::new(instance, Arc::clone(&correlation), Arc::clone(clock)),
+            uplink: Uplink::new(instance, Arc::clone(&correlation), Arc::clone(&clock)),
             table,
             spool: Arc::default(),
             receipts: Receipts::default(),
             waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),
             contacts: DashMap::default(),
             correlation,
-            clock: parts.clock,
+            clock,
             tasks: parts.tasks,
         });
         agent.adopt(unfinished);

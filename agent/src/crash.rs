@@ -49,7 +49,9 @@ const fn equal(mut one: &[u8], mut two: &[u8]) -> bool {
     loop {
         match (one.split_first(), two.split_first()) {
             (None, None) => return true,
-            (Some((a, rest_one)), Some((b, rest_two))) if *a == *b => (one, two) = (rest_one, rest_two),
+            (Some((a, rest_one)), Some((b, rest_two))) if *a == *b => {
+                (one, two) = (rest_one, rest_two)
+            }
             (Some(_), Some(_)) | (None, Some(_)) | (Some(_), None) => return false,
         }
     }
@@ -71,9 +73,17 @@ impl std::str::FromStr for Plan {
         let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
         let nth = nth.parse().ok().filter(|nth| *nth > 0);
         match (known(name), nth) {
-            (true, Some(nth)) => Ok(Self { name: name.to_owned(), nth }),
-            (true, None) => Err(format!("{VARIABLE}={text}: after the colon comes a count from 1")),
-            (false, _) => Err(format!("{VARIABLE}={text}: no such crash point; there are {}", POINTS.join(", "))),
+            (true, Some(nth)) => Ok(Self {
+                name: name.to_owned(),
+                nth,
+            }),
+            (true, None) => Err(format!(
+                "{VARIABLE}={text}: after the colon comes a count from 1"
+            )),
+            (false, _) => Err(format!(
+                "{VARIABLE}={text}: no such crash point; there are {}",
+                POINTS.join(", ")
+            )),
         }
     }
 }
@@ -94,7 +104,9 @@ pub mod armed {
     /// # Errors
     /// When the variable names no point: a test must not pass because of a typing error.
     pub fn from_environment() -> Result<(), String> {
-        let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
+        let Ok(text) = std::env::var(VARIABLE) else {
+            return Ok(());
+        };
         let plan = text.parse()?;
         PLAN.get_or_init(|| (plan, AtomicU64::new(0)));
         Ok(())
@@ -102,9 +114,14 @@ pub mod armed {
 
     /// Passes a point; kills this process when it is the planned pass.
     pub fn hit(name: &str) {
-        let Some((plan, passes)) = PLAN.get().filter(|(plan, _)| plan.name == name) else { return };
+        let Some((plan, passes)) = PLAN.get().filter(|(plan, _)| plan.name == name) else {
+            return;
+        };
         if passes.fetch_add(1, Ordering::SeqCst) + 1 == plan.nth {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::KILL,
+            );
         }
     }
 }
@@ -126,7 +143,12 @@ mod tests {
 
     #[test]
     fn a_plan_names_a_known_point_and_a_pass() {
-        let plan = |name: &str, nth| Ok(Plan { name: name.to_owned(), nth });
+        let plan = |name: &str, nth| {
+            Ok(Plan {
+                name: name.to_owned(),
+                nth,
+            })
+        };
         assert_eq!("journal.written".parse(), plan("journal.written", 1));
         assert_eq!("complete.sent:3".parse(), plan("complete.sent", 3));
         for wrong in ["nowhere", "complete.sent:0", "complete.sent:x", ""] {

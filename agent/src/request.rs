@@ -5,6 +5,8 @@
 
 pub mod query;
 
+use std::pin::Pin;
+
 use ephor_proto::cred::{self, CredRef};
 use ephor_proto::grpc::v1;
 use ephor_proto::http::agent::{Bind, CredentialRequest};
@@ -14,6 +16,7 @@ use ephor_proto::problem::Code;
 use ephor_proto::ttl::parse_seconds;
 
 use crate::attest::Fingerprint;
+use crate::journal::JournalError;
 
 /// A request in good form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +101,14 @@ pub trait Identity: Send + Sync {
     /// # Errors
     /// What changed, safe to be told.
     fn still(&self) -> Result<(), String>;
-    /// What to tell the broker of it.
+    /// Whether its task goes on.
+    fn is_open(&self) -> bool;
+    /// Waits until a restart of the agent would find its task.
+    ///
+    /// # Errors
+    /// When it could not be journalled: nothing may be handed over.
+    fn journalled(&self) -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send + '_>>;
+    /// What to tell the broker of it. May ask the host's name service: not for an async thread.
     fn evidence(&self) -> v1::Evidence;
     /// The same with the digest of its executable. May take seconds: not for an async thread.
     ///

@@ -52,8 +52,8 @@ impl Installation {
         let host = host_name();
         let plan = |what: &'static str, args: &[&str]| {
             let config: OsString = layout.file(what, "toml").into();
-            let mut all = vec!["--config".into(), config];
-            all.extend(args.iter().map(OsString::from));
+            let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
+            all.extend(["--config".into(), config]);
             Plan {
                 what,
                 args: all,

@@ -38,3 +38,66 @@ pub const MAX_GROUPS: usize = 65_536;
 
 /// How long a stop waits for the agent's own tasks.
 pub const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Port of a broker whose URL names none.
+pub const BROKER_PORT: u16 = 8443;
+/// How long making a connection to the broker may take, TLS included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one call to the broker may take.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// How long joining may take once connected.
+pub const JOIN_DEADLINE: Duration = Duration::from_secs(15);
+/// First wait before connecting to the broker again.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+/// Longest such wait.
+pub const RECONNECT_CAP: Duration = Duration::from_secs(3);
+/// The wait after a refusal that only people can mend: a ban, or versions too far apart.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+/// Between two HTTP/2 pings to the broker.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a ping may stay unanswered before the connection counts as lost.
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Task ends being told to the broker at the same time.
+pub const ENDS_IN_FLIGHT: usize = 64;
+/// First wait after the agent's certificate could not be renewed.
+pub const RENEW_IDENTITY_FIRST: Duration = Duration::from_secs(1);
+/// Longest such wait.
+pub const RENEW_IDENTITY_CAP: Duration = Duration::from_secs(300);
+/// Longest sleep before looking again whether the certificate is due.
+pub const RENEW_IDENTITY_STEP: Duration = Duration::from_secs(60);
+
+/// Most answers held for one task.
+pub const CREDENTIALS_PER_TASK: usize = 256;
+/// Most answers held in all.
+pub const CREDENTIALS: usize = 65_536;
+/// Ended tasks whose late answers are still told apart.
+pub const TOMBSTONES: usize = ENDED_TASKS_KEPT;
+/// Receipts of ended tasks kept for who asks.
+pub const RECEIPTS: usize = 4096;
+/// Most renewals begun at once; the rest follow a moment later.
+pub const RENEWALS_PER_TURN: usize = 64;
+/// That moment.
+pub const RENEWAL_TURN: Duration = Duration::from_millis(20);
+/// Longest sleep before looking again whether a renewal is due.
+pub const RENEWAL_LOOK: Duration = Duration::from_secs(1);
+
+/// Most connections to the socket, root's reserve aside.
+pub const CONNECTIONS: usize = 4096;
+/// Most connections of one uid.
+pub const CONNECTIONS_PER_UID: usize = 512;
+/// The pause after accepting failed.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How soon after connecting the first whole request must be there.
+pub const FIRST_REQUEST: Duration = Duration::from_secs(5);
+/// A connection without a request for this long is closed.
+pub const IDLE: Duration = Duration::from_secs(60);
+/// How long reading one request's body may take.
+pub const BODY_READ: Duration = Duration::from_secs(5);
+/// Most header lines of one request.
+pub const HEADER_LINES: usize = 64;
+/// Requests of one uid that wait for the broker at the same time.
+pub const WAITING_PER_UID: usize = 256;
+/// How long who ends a task waits for its receipt.
+pub const RECEIPT_WAIT: Duration = Duration::from_secs(10);
+/// How long a caller waits for the broker's answer: two calls, journal and hash included.
+pub const FLIGHT_WAIT: Duration = Duration::from_secs(15);

@@ -109,7 +109,11 @@ pub mod armed {
 
     static PLAN: OnceLock<(Plan, AtomicU64)> = OnceLock::new();
 
-    pub(super) fn from_environment() -> Result<(), String> {
+    /// As [`super::arm`], which calls it.
+    ///
+    /// # Errors
+    /// When the variable names no point.
+    pub fn from_environment() -> Result<(), String> {
         let Ok(text) = std::env::var(VARIABLE) else {
             return Ok(());
         };

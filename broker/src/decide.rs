@@ -123,8 +123,16 @@ fn allow(policy: &Snapshot, query: &Query<'_>) -> Result<Allowed, Refusal> {
     let grant_until = window(policy, query);
     let mut caps = ceilings(policy, &right.gives, right.ttl);
     caps.push((CappedBy::TtlDefault, Cap::For(policy.ttl().default)));
-    let task_ends = [query.task_deadline, policy.task_deadline(query.task_opened_at)];
-    caps.extend(task_ends.into_iter().flatten().map(|at| (CappedBy::TtlTask, Cap::Until(at))));
+    let task_ends = [
+        query.task_deadline,
+        policy.task_deadline(query.task_opened_at),
+    ];
+    caps.extend(
+        task_ends
+            .into_iter()
+            .flatten()
+            .map(|at| (CappedBy::TtlTask, Cap::Until(at))),
+    );
     caps.extend(grant_until.map(|at| (CappedBy::Approval, Cap::Until(at))));
     caps.push((CappedBy::Ca, Cap::Until(query.ca_end)));
     let granted = effective(query.now, query.requested, &caps).map_err(Refusal::Ttl)?;
@@ -141,7 +149,11 @@ fn named<'a>(query: &Query<'a>) -> Result<Vec<&'a SpiffeId>, Refusal> {
     };
     let is_named = |id: &&SpiffeId| id.as_str() == name || id.path() == name;
     let found: Vec<_> = query.candidates.iter().filter(is_named).collect();
-    if found.is_empty() { Err(Refusal::NotYou) } else { Ok(found) }
+    if found.is_empty() {
+        Err(Refusal::NotYou)
+    } else {
+        Ok(found)
+    }
 }
 
 /// What a subject may have, before time is looked at.
@@ -155,7 +167,12 @@ struct Right {
 }
 
 impl Right {
-    fn allowed(self, granted: Granted, grant_until: Option<UnixMillis>, version: Arc<str>) -> Allowed {
+    fn allowed(
+        self,
+        granted: Granted,
+        grant_until: Option<UnixMillis>,
+        version: Arc<str>,
+    ) -> Allowed {
         Allowed {
             subject: self.subject,
             owner: self.owner,
@@ -204,7 +221,9 @@ fn identity(policy: &Snapshot, query: &Query<'_>, ids: &[&SpiffeId]) -> Result<R
         return Err(Refusal::BadAudience(problem));
     }
     let workloads = ids.iter().filter_map(|id| policy.workload(id));
-    let allowed: Vec<_> = workloads.filter(|w| w.identity.allows(query.item)).collect();
+    let allowed: Vec<_> = workloads
+        .filter(|w| w.identity.allows(query.item))
+        .collect();
     let workload = only(&allowed, |w| &w.subject).map_err(|some| match some {
         Several::None => Refusal::AudienceNotAllowed,
         Several::Many(which) => Refusal::Ambiguous(which),
@@ -235,14 +254,19 @@ enum Several {
 }
 
 /// The only one, where the same subject twice counts once.
-fn only<'a, T: ?Sized>(all: &[&'a T], id: impl Fn(&'a T) -> &'a SpiffeId) -> Result<&'a T, Several> {
+fn only<'a, T: ?Sized>(
+    all: &[&'a T],
+    id: impl Fn(&'a T) -> &'a SpiffeId,
+) -> Result<&'a T, Several> {
     let Some(first) = all.first().copied() else {
         return Err(Several::None);
     };
     if all.iter().all(|other| id(other) == id(first)) {
         return Ok(first);
     }
-    Err(Several::Many(all.iter().map(|one| id(one).clone()).collect()))
+    Err(Several::Many(
+        all.iter().map(|one| id(one).clone()).collect(),
+    ))
 }
 
 /// How far renewals may go: the task's end, by its deadline or by policy, and never past
@@ -268,7 +292,12 @@ pub(crate) fn ceilings(
         match give {
             // The right to ask is used with a token too, and so obeys the same ceiling.
             Give::Jwt { .. } | Give::Introspect { .. } => {
-                caps.extend(policy.ttl().jwt.map(|ttl| (CappedBy::TtlKind(Kind::Jwt), Cap::For(ttl))));
+                caps.extend(
+                    policy
+                        .ttl()
+                        .jwt
+                        .map(|ttl| (CappedBy::TtlKind(Kind::Jwt), Cap::For(ttl))),
+                );
             }
         }
     }

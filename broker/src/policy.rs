@@ -24,7 +24,7 @@ pub(crate) mod suggest;
 mod tables;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use check::{Summary, check};
 pub use dev::{dev_path, dev_policy};

@@ -11,7 +11,7 @@ use ephor_proto::event::{AuditEvent, Outcome};
 use ephor_proto::id::{EventId, JoinTokenId};
 use ephor_proto::spiffe::{HostPattern, TrustDomain};
 use ephor_proto::stage::Stage;
-use ephor_proto::time::{Clock, UnixMillis};
+use ephor_proto::time::UnixMillis;
 
 use super::StartError;
 use super::start::stored_keys;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use ephor_crypto::tls::CertificateSlot;
 use ephor_proto::event::Outcome;
 use ephor_proto::stage::Stage;
-use ephor_proto::time::Clock;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -38,7 +38,9 @@ impl Refusal {
         let entitlement = policy.entitlement(query.entitlement);
         Denied {
             code: self.code(),
-            reason: self.reason(policy, query).unwrap_or_else(|| message.clone()),
+            reason: self
+                .reason(policy, query)
+                .unwrap_or_else(|| message.clone()),
             message,
             subject,
             rule: match self {
@@ -63,10 +65,13 @@ impl Refusal {
             Self::AudienceNotAllowed => Code::AudienceNotAllowed,
             Self::Unknown | Self::NotYours => Code::UnknownEntitlement,
             Self::Ttl(TtlError::RequestedZero) => Code::TtlZero,
-            Self::Ttl(TtlError::AlreadyEnded { by: CappedBy::TtlTask, .. }) => Code::TaskEnded,
-            Self::Ttl(TtlError::AlreadyEnded { .. } | TtlError::ZeroCap(_) | TtlError::Unbounded) => {
-                Code::NoTimeLeft
-            }
+            Self::Ttl(TtlError::AlreadyEnded {
+                by: CappedBy::TtlTask,
+                ..
+            }) => Code::TaskEnded,
+            Self::Ttl(
+                TtlError::AlreadyEnded { .. } | TtlError::ZeroCap(_) | TtlError::Unbounded,
+            ) => Code::NoTimeLeft,
         }
     }
 
@@ -79,12 +84,19 @@ impl Refusal {
                 policy.short_version()
             ),
             Self::NotYou => {
-                format!("you are not {}; you are {you}", shown(query.subject.unwrap_or_default()))
+                format!(
+                    "you are not {}; you are {you}",
+                    shown(query.subject.unwrap_or_default())
+                )
             }
             Self::Ambiguous(which) => format!(
                 "you are {you}, and {} is for {} of them; name one as subject",
                 shown(query.entitlement),
-                if which.len() == query.candidates.len() { "each" } else { "several" }
+                if which.len() == query.candidates.len() {
+                    "each"
+                } else {
+                    "several"
+                }
             ),
             Self::BadAudience("is empty") => {
                 "identity needs an audience: who is the token for?".to_owned()
@@ -105,7 +117,9 @@ impl Refusal {
     fn reason(&self, policy: &Snapshot, query: &Query<'_>) -> Option<String> {
         match self {
             Self::NotYours => {
-                let owner = policy.entitlement(query.entitlement).map(|e| e.owner.as_str());
+                let owner = policy
+                    .entitlement(query.entitlement)
+                    .map(|e| e.owner.as_str());
                 let you = list(query.candidates.iter().map(SpiffeId::path));
                 Some(format!(
                     "{} of {} does not name {you} in who",
@@ -113,9 +127,10 @@ impl Refusal {
                     owner.unwrap_or_default()
                 ))
             }
-            Self::Unknown => {
-                Some(format!("the policy has no entitlement {}", shown(query.entitlement)))
-            }
+            Self::Unknown => Some(format!(
+                "the policy has no entitlement {}",
+                shown(query.entitlement)
+            )),
             Self::NoWorkload
             | Self::NotYou
             | Self::Ambiguous(_)
@@ -163,13 +178,21 @@ fn audience_message(policy: &Snapshot, query: &Query<'_>, you: &str) -> String {
     let guess = nearest(query.item, audiences.iter().copied());
     let guess = guess.map(|near| format!(" ({near}?)")).unwrap_or_default();
     let for_whom = list(audiences.into_iter());
-    format!("identity of {you} is for {for_whom}; you asked for {}{guess}", shown(query.item))
+    format!(
+        "identity of {you} is for {for_whom}; you asked for {}{guess}",
+        shown(query.item)
+    )
 }
 
 /// `a, b and c`, and how many more.
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.collect();
-    let shown = names.iter().take(MAX_LISTED).copied().collect::<Vec<_>>().join(", ");
+    let shown = names
+        .iter()
+        .take(MAX_LISTED)
+        .copied()
+        .collect::<Vec<_>>()
+        .join(", ");
     match names.len().saturating_sub(MAX_LISTED) {
         0 => shown,
         more => format!("{shown}, {more} more"),

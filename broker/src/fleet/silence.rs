@@ -56,7 +56,7 @@ impl super::Fleet {
     }
 
     /// Hosts banned so recently that a request from before may still commit a task.
-    fn freshly_banned(&self) -> Vec<String> {
+    pub(super) fn freshly_banned(&self) -> Vec<String> {
         let now = self.clock.boottime();
         let mut fresh = Vec::new();
         for host in self.all() {

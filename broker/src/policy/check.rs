@@ -56,6 +56,8 @@ impl fmt::Display for Summary {
             self.entitlements,
             plural(self.entitlements),
         )?;
-        self.warnings.iter().try_for_each(|warning| write!(f, "\n{warning}"))
+        self.warnings
+            .iter()
+            .try_for_each(|warning| write!(f, "\n{warning}"))
     }
 }

@@ -16,23 +16,138 @@ use super::reader::{Reader, Section, shown};
 /// Compared without regard to case, since some JSON libraries (Go's `encoding/json`) match
 /// names that way.
 const REGISTERED: [&str; 132] = [
-    "...", "_claim_names", "_claim_sources", "_sd", "_sd_alg", "ace_profile", "acr", "act",
-    "address", "also_known_as", "amr", "at_hash", "at_use_nbr", "atc", "ath", "attest", "aud",
-    "auth_time", "authorization_details", "azp", "birth_family_name", "birth_given_name",
-    "birth_middle_name", "birthdate", "bootcount", "bootseed", "c_hash", "cdnicrit", "cdniets",
-    "cdniip", "cdnistd", "cdnistt", "cdniuc", "cdniv", "client_id", "cnf", "cnonce", "crn",
-    "dbgstat", "dest", "div", "dloas", "eat_nonce", "eat_profile", "email", "email_verified",
-    "entitlements", "events", "exi", "exp", "family_name", "gender", "geohash", "given_name",
-    "groups", "htm", "htu", "hwmodel", "hwversion", "iat", "intuse", "iss", "jcard", "jti", "jwks",
-    "locale", "location", "manifests", "may_act", "measres", "measurements", "middle_name", "mky",
-    "msgi", "msisdn", "name", "nationalities", "nbf", "nickname", "nonce", "oemboot", "oemid",
-    "opt", "orig", "origid", "phone_number", "phone_number_verified", "picture", "place_of_birth",
-    "preferred_username", "profile", "rcd", "rcdi", "rdap_allowed_purposes", "rdap_dnt_allowed",
-    "roles", "rph", "s_hash", "salutation", "scope", "sd_hash", "sid", "sig_val_claims",
-    "sip_callid", "sip_cseq_num", "sip_date", "sip_from_tag", "sip_via_branch", "sph", "status",
-    "sub", "sub_id", "sub_jwk", "submods", "sueids", "swname", "swversion", "title", "toe",
-    "token_introspection", "txn", "ueid", "updated_at", "uptime", "vc", "vct", "verified_claims",
-    "vot", "vp", "vtm", "website", "zoneinfo",
+    "...",
+    "_claim_names",
+    "_claim_sources",
+    "_sd",
+    "_sd_alg",
+    "ace_profile",
+    "acr",
+    "act",
+    "address",
+    "also_known_as",
+    "amr",
+    "at_hash",
+    "at_use_nbr",
+    "atc",
+    "ath",
+    "attest",
+    "aud",
+    "auth_time",
+    "authorization_details",
+    "azp",
+    "birth_family_name",
+    "birth_given_name",
+    "birth_middle_name",
+    "birthdate",
+    "bootcount",
+    "bootseed",
+    "c_hash",
+    "cdnicrit",
+    "cdniets",
+    "cdniip",
+    "cdnistd",
+    "cdnistt",
+    "cdniuc",
+    "cdniv",
+    "client_id",
+    "cnf",
+    "cnonce",
+    "crn",
+    "dbgstat",
+    "dest",
+    "div",
+    "dloas",
+    "eat_nonce",
+    "eat_profile",
+    "email",
+    "email_verified",
+    "entitlements",
+    "events",
+    "exi",
+    "exp",
+    "family_name",
+    "gender",
+    "geohash",
+    "given_name",
+    "groups",
+    "htm",
+    "htu",
+    "hwmodel",
+    "hwversion",
+    "iat",
+    "intuse",
+    "iss",
+    "jcard",
+    "jti",
+    "jwks",
+    "locale",
+    "location",
+    "manifests",
+    "may_act",
+    "measres",
+    "measurements",
+    "middle_name",
+    "mky",
+    "msgi",
+    "msisdn",
+    "name",
+    "nationalities",
+    "nbf",
+    "nickname",
+    "nonce",
+    "oemboot",
+    "oemid",
+    "opt",
+    "orig",
+    "origid",
+    "phone_number",
+    "phone_number_verified",
+    "picture",
+    "place_of_birth",
+    "preferred_username",
+    "profile",
+    "rcd",
+    "rcdi",
+    "rdap_allowed_purposes",
+    "rdap_dnt_allowed",
+    "roles",
+    "rph",
+    "s_hash",
+    "salutation",
+    "scope",
+    "sd_hash",
+    "sid",
+    "sig_val_claims",
+    "sip_callid",
+    "sip_cseq_num",
+    "sip_date",
+    "sip_from_tag",
+    "sip_via_branch",
+    "sph",
+    "status",
+    "sub",
+    "sub_id",
+    "sub_jwk",
+    "submods",
+    "sueids",
+    "swname",
+    "swversion",
+    "title",
+    "toe",
+    "token_introspection",
+    "txn",
+    "ueid",
+    "updated_at",
+    "uptime",
+    "vc",
+    "vct",
+    "verified_claims",
+    "vot",
+    "vp",
+    "vtm",
+    "website",
+    "zoneinfo",
 ];
 
 /// The claims of `claims = { … }`.
@@ -49,17 +164,27 @@ pub(super) fn claims(reader: &mut Reader<'_>, section: &Section<'_>) -> Map<Stri
             Ok(json) => {
                 claims.insert(name.to_owned(), json);
             }
-            Err((at, problem)) => reader.refuse(at, format!("claim {} {problem}", shown(name)), VALUES),
+            Err((at, problem)) => {
+                reader.refuse(at, format!("claim {} {problem}", shown(name)), VALUES)
+            }
         }
     }
     if claims.len() > MAX_CLAIMS {
-        reader.refuse(section.at, format!("{} claims, more than {MAX_CLAIMS}", claims.len()), "");
+        reader.refuse(
+            section.at,
+            format!("{} claims, more than {MAX_CLAIMS}", claims.len()),
+            "",
+        );
     }
     // Serialised size of plain JSON values; writing them cannot fail.
     let size = serde_json::to_string(&claims).map_or(0, |text| text.len());
     if size > MAX_CLAIMS_BYTES {
         let what = format!("the claims are {size} bytes of JSON, more than {MAX_CLAIMS_BYTES}");
-        reader.refuse(section.at, what, "Every request carries the token; keep it small.");
+        reader.refuse(
+            section.at,
+            what,
+            "Every request carries the token; keep it small.",
+        );
     }
     claims
 }
@@ -67,7 +192,10 @@ pub(super) fn claims(reader: &mut Reader<'_>, section: &Section<'_>) -> Map<Stri
 const VALUES: &str = "Claims hold strings, whole numbers up to 2^53-1, booleans, lists and tables.";
 
 fn name_problem(name: &str) -> Option<&'static str> {
-    if REGISTERED.iter().any(|registered| registered.eq_ignore_ascii_case(name)) {
+    if REGISTERED
+        .iter()
+        .any(|registered| registered.eq_ignore_ascii_case(name))
+    {
         return Some("is a registered claim, which policy may not set");
     }
     let odd = name.chars().any(|c| c.is_control() || c.is_whitespace());
@@ -116,8 +244,26 @@ mod tests {
     #[test]
     fn the_claims_we_set_and_their_look_alikes_are_taken() {
         for name in [
-            "iss", "sub", "aud", "exp", "nbf", "iat", "jti", "client_id", "scope", "cnf", "status",
-            "act", "may_act", "azp", "Aud", "SUB", "Exp", "nonce", "auth_time", "roles",
+            "iss",
+            "sub",
+            "aud",
+            "exp",
+            "nbf",
+            "iat",
+            "jti",
+            "client_id",
+            "scope",
+            "cnf",
+            "status",
+            "act",
+            "may_act",
+            "azp",
+            "Aud",
+            "SUB",
+            "Exp",
+            "nonce",
+            "auth_time",
+            "roles",
         ] {
             assert!(name_problem(name).is_some(), "{name}");
         }

@@ -37,7 +37,11 @@ struct Compiler {
 
 impl Compiler {
     fn refuse(&mut self, place: &Place, what: String, hint: impl Into<String>) {
-        self.errors.push(LoadError { place: place.clone(), what, hint: hint.into() });
+        self.errors.push(LoadError {
+            place: place.clone(),
+            what,
+            hint: hint.into(),
+        });
     }
 
     /// One file; `None` when it is not TOML, since then tables of it may be missing.
@@ -50,7 +54,11 @@ impl Compiler {
             reader.refuse(at, format!("not TOML: {message}"), "");
         }
         let draft = problems.is_empty().then(|| {
-            let root = Section { title: "a policy file".into(), at: 0, table: table.get_ref() };
+            let root = Section {
+                title: "a policy file".into(),
+                at: 0,
+                table: table.get_ref(),
+            };
             file(&mut reader, &root)
         });
         self.errors.extend(reader.into_errors());
@@ -70,22 +78,42 @@ impl Compiler {
         let ttl = self.ttl(ttls, whole);
         let warnings = workloads.iter().flat_map(warnings).collect();
         // Ids are checked even under a missing trust domain, with a stand-in.
-        let under = trust_domain.clone().or_else(|| TrustDomain::new("unnamed").ok())?;
+        let under = trust_domain
+            .clone()
+            .or_else(|| TrustDomain::new("unnamed").ok())?;
         let workloads = self.workloads(workloads, &under);
-        let known = Known { workloads: &workloads, whole, max: ttl.as_ref().map(|(place, t)| (place, t.max)) };
+        let known = Known {
+            workloads: &workloads,
+            whole,
+            max: ttl.as_ref().map(|(place, t)| (place, t.max)),
+        };
         let entitlements = self.entitlements(entitlements, &known);
         let ttl = ttl.map(|(_, ttl)| ttl);
-        Some(Parts { trust_domain: trust_domain?, ttl: ttl?, workloads, entitlements, warnings })
+        Some(Parts {
+            trust_domain: trust_domain?,
+            ttl: ttl?,
+            workloads,
+            entitlements,
+            warnings,
+        })
     }
 
     fn trust_domain(&mut self, found: Vec<(Place, String)>, whole: bool) -> Option<TrustDomain> {
         let mut found = found.into_iter();
         let Some((place, name)) = found.next() else {
-            self.missing(whole, "trust_domain", "Add trust_domain = \"prod.example\" to one file.");
+            self.missing(
+                whole,
+                "trust_domain",
+                "Add trust_domain = \"prod.example\" to one file.",
+            );
             return None;
         };
         for (again, _) in found {
-            self.refuse(&again, format!("trust_domain is already set in {place}"), "Keep one.");
+            self.refuse(
+                &again,
+                format!("trust_domain is already set in {place}"),
+                "Keep one.",
+            );
         }
         TrustDomain::new(&name)
             .map_err(|problem| self.refuse(&place, format!("trust_domain: {problem}"), ""))
@@ -95,18 +123,30 @@ impl Compiler {
     fn missing(&mut self, whole: bool, what: &str, hint: &str) {
         // It may be in a file that could not be read.
         if whole {
-            self.refuse(&Place::whole("*.toml"), format!("the policy has no {what}"), hint);
+            self.refuse(
+                &Place::whole("*.toml"),
+                format!("the policy has no {what}"),
+                hint,
+            );
         }
     }
 
     fn ttl(&mut self, found: Vec<TtlDraft>, whole: bool) -> Option<(Place, TtlPolicy)> {
         let mut found = found.into_iter();
         let Some(draft) = found.next() else {
-            self.missing(whole, "[ttl]", "Add [ttl] with default = \"15m\" and max = \"1h\".");
+            self.missing(
+                whole,
+                "[ttl]",
+                "Add [ttl] with default = \"15m\" and max = \"1h\".",
+            );
             return None;
         };
         for again in found {
-            self.refuse(&again.place, format!("[ttl] is already in {}", draft.place), "Keep one.");
+            self.refuse(
+                &again.place,
+                format!("[ttl] is already in {}", draft.place),
+                "Keep one.",
+            );
         }
         let ((default_place, default), (max_place, max)) = (draft.default?, draft.max?);
         self.within_max("default", &default_place, default, (&max_place, max));
@@ -114,7 +154,13 @@ impl Compiler {
             self.within_max("jwt", place, *jwt, (&max_place, max));
         }
         let jwt = draft.jwt.map(|(_, ttl)| ttl);
-        let policy = TtlPolicy { default, max, task: draft.task, service: draft.service, jwt };
+        let policy = TtlPolicy {
+            default,
+            max,
+            task: draft.task,
+            service: draft.service,
+            jwt,
+        };
         Some((max_place, policy))
     }
 
@@ -144,19 +190,30 @@ impl Compiler {
         let subject = match SpiffeId::new(under, &draft.path) {
             Ok(subject) => subject,
             Err(problem) => {
-                let what = format!("workload {}: {}", shown(&draft.path), problem.problem);
-                self.refuse(&draft.place, what, "Write a path such as [workload.\"orders/web\"].");
+                let problem = match draft.path.as_str() {
+                    "" => "the path is empty".to_owned(),
+                    _ => problem.problem.to_string(),
+                };
+                let what = format!("workload {}: {problem}", shown(&draft.path));
+                self.refuse(
+                    &draft.place,
+                    what,
+                    "Write a path such as [workload.\"orders/web\"].",
+                );
                 return None;
             }
         };
         if subject.is_reserved() {
             let first = subject.segments().next().unwrap_or_default();
             let what = format!("workload {}: {first} is reserved", shown(&draft.path));
-            let hint = "agent, ci, person and broker are given by Ephor; choose another first segment.";
+            let hint =
+                "agent, ci, person and broker are given by Ephor; choose another first segment.";
             self.refuse(&draft.place, what, hint);
         }
         Some(Workload {
-            purpose: draft.purpose.unwrap_or_else(|| format!("Identity of {}", draft.path)),
+            purpose: draft
+                .purpose
+                .unwrap_or_else(|| format!("Identity of {}", draft.path)),
             subject,
             owner: draft.owner.unwrap_or_default(),
             deputy: draft.deputy,
@@ -167,14 +224,24 @@ impl Compiler {
         })
     }
 
-    fn entitlements(&mut self, drafts: Vec<EntitlementDraft>, known: &Known<'_>) -> Vec<Entitlement> {
-        let by_path: HashMap<&str, &SpiffeId> =
-            known.workloads.iter().map(|w| (w.subject.path(), &w.subject)).collect();
+    fn entitlements(
+        &mut self,
+        drafts: Vec<EntitlementDraft>,
+        known: &Known<'_>,
+    ) -> Vec<Entitlement> {
+        let by_path: HashMap<&str, &SpiffeId> = known
+            .workloads
+            .iter()
+            .map(|w| (w.subject.path(), &w.subject))
+            .collect();
         let mut first: HashMap<String, Place> = HashMap::new();
         let mut entitlements = Vec::with_capacity(drafts.len());
         for draft in drafts {
             if let Some(place) = first.get(&draft.name) {
-                let what = format!("[entitlement.{}] is already in {place}", quoted(&draft.name));
+                let what = format!(
+                    "[entitlement.{}] is already in {place}",
+                    quoted(&draft.name)
+                );
                 self.refuse(&draft.place, what, "Keep one of them.");
                 continue;
             }
@@ -208,7 +275,11 @@ impl Compiler {
                 None if known.whole => {
                     let guess = self.guess(path, known.workloads);
                     let hint = format!("Add [workload.{}], or correct it.", quoted(path));
-                    self.refuse(place, format!("{} does not exist{guess}", shown(path)), hint);
+                    self.refuse(
+                        place,
+                        format!("{} does not exist{guess}", shown(path)),
+                        hint,
+                    );
                 }
                 // It may be in a file that could not be read.
                 None => {}
@@ -222,7 +293,10 @@ impl Compiler {
         if self.suggestions > MAX_SUGGESTIONS {
             return String::new();
         }
-        guess(path, workloads.iter().map(|workload| workload.subject.path()))
+        guess(
+            path,
+            workloads.iter().map(|workload| workload.subject.path()),
+        )
     }
 }
 

@@ -8,7 +8,9 @@ use ephor_proto::spiffe::{SpiffeId, TrustDomain};
 pub fn dev_path(uid: u32, user: &str) -> String {
     let path = format!("dev/{user}");
     let good = !user.contains('/')
-        && TrustDomain::new("dev.ephor").and_then(|domain| SpiffeId::new(&domain, &path)).is_ok();
+        && TrustDomain::new("dev.ephor")
+            .and_then(|domain| SpiffeId::new(&domain, &path))
+            .is_ok();
     if good { path } else { format!("dev/uid-{uid}") }
 }
 

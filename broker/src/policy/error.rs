@@ -20,7 +20,11 @@ pub struct Place {
 impl Place {
     /// The whole of a file, or of the directory itself.
     pub(super) fn whole(file: &str) -> Self {
-        Self { file: file.into(), line: 0, column: 0 }
+        Self {
+            file: file.into(),
+            line: 0,
+            column: 0,
+        }
     }
 
     /// As decisions name a rule: `orders.toml:12`.
@@ -102,6 +106,10 @@ pub struct Warning(pub(super) LoadError);
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "warning: {}. {}. {}", self.0.what, self.0.place, self.0.hint)
+        write!(
+            f,
+            "warning: {}. {}. {}",
+            self.0.what, self.0.place, self.0.hint
+        )
     }
 }

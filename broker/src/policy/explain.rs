@@ -45,17 +45,29 @@ impl Snapshot {
             (Some(subject), None, None) => self.ways_of_subject(subject)?,
             (None, Some(host), None) => self.ways_on_host(host)?,
             (None, None, Some(name)) => self.ways_to(name)?,
-            (None, None, None) | (Some(_), Some(_), _) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
+            (None, None, None)
+            | (Some(_), Some(_), _)
+            | (Some(_), _, Some(_))
+            | (_, Some(_), Some(_)) => {
                 return Err(ExplainError::NotOne);
             }
         };
-        Ok(Explained { policy_version: self.version().to_owned(), ways })
+        Ok(Explained {
+            policy_version: self.version().to_owned(),
+            ways,
+        })
     }
 
     fn ways_of_subject(&self, name: &str) -> Result<Vec<Way>, ExplainError> {
-        let id = name.parse().or_else(|_| SpiffeId::new(self.trust_domain(), name)).ok();
+        let id = name
+            .parse()
+            .or_else(|_| SpiffeId::new(self.trust_domain(), name))
+            .ok();
         let Some(workload) = id.and_then(|id| self.workload(&id)) else {
-            let known = self.workloads().iter().map(|workload| workload.subject.path());
+            let known = self
+                .workloads()
+                .iter()
+                .map(|workload| workload.subject.path());
             return Err(self.unknown(name, known));
         };
         Ok(self.ways(workload, &|_| true))
@@ -64,28 +76,46 @@ impl Snapshot {
     fn ways_on_host(&self, name: &str) -> Result<Vec<Way>, ExplainError> {
         let host: HostName = name
             .parse()
-            .map_err(|problem: ephor_proto::spiffe::BadHost| ExplainError::Host(problem.to_string()))?;
+            .map_err(|problem: ephor_proto::spiffe::BadHost| {
+                ExplainError::Host(problem.to_string())
+            })?;
         let here = |run: &Run| covers(run, &host);
-        let may_run = self.workloads().iter().filter(|workload| workload.runs.iter().any(here));
-        Ok(may_run.flat_map(|workload| self.ways(workload, &here)).collect())
+        let may_run = self
+            .workloads()
+            .iter()
+            .filter(|workload| workload.runs.iter().any(here));
+        Ok(may_run
+            .flat_map(|workload| self.ways(workload, &here))
+            .collect())
     }
 
     fn ways_to(&self, name: &str) -> Result<Vec<Way>, ExplainError> {
         if name == IDENTITY {
             let all = self.workloads().iter();
-            return Ok(all.filter_map(|workload| self.way_to_identity(workload, &|_| true)).collect());
+            return Ok(all
+                .filter_map(|workload| self.way_to_identity(workload, &|_| true))
+                .collect());
         }
         let Some(entitlement) = self.entitlement(name) else {
-            let known = self.entitlements().iter().map(|entitlement| entitlement.name.as_str());
+            let known = self
+                .entitlements()
+                .iter()
+                .map(|entitlement| entitlement.name.as_str());
             return Err(self.unknown(name, known.chain([IDENTITY])));
         };
         let who = entitlement.who.iter().filter_map(|id| self.workload(id));
-        Ok(who.map(|workload| self.way(workload, entitlement, &|_| true)).collect())
+        Ok(who
+            .map(|workload| self.way(workload, entitlement, &|_| true))
+            .collect())
     }
 
     fn unknown<'a>(&self, name: &str, known: impl Iterator<Item = &'a str>) -> ExplainError {
         let version = self.short_version().to_owned();
-        ExplainError::Unknown { what: shown(name), guess: guess(name, known), version }
+        ExplainError::Unknown {
+            what: shown(name),
+            guess: guess(name, known),
+            version,
+        }
     }
 
     /// Everything a workload may have; `here` chooses which of its `runs` count.
@@ -102,7 +132,11 @@ impl Snapshot {
             Identity::AnyAudience => "identity token for any audience".to_owned(),
             Identity::Audiences(list) => format!("identity token for {}", list.join(", ")),
         };
-        let jwt = Give::Jwt { audience: String::new(), claims: serde_json::Map::new(), identity: true };
+        let jwt = Give::Jwt {
+            audience: String::new(),
+            claims: serde_json::Map::new(),
+            identity: true,
+        };
         let (ttl_seconds, capped_by) = self.longest(&[jwt], None);
         Some(Way {
             subject: workload.subject.to_string(),
@@ -117,12 +151,22 @@ impl Snapshot {
         })
     }
 
-    fn way(&self, workload: &Workload, entitlement: &Entitlement, here: &dyn Fn(&Run) -> bool) -> Way {
+    fn way(
+        &self,
+        workload: &Workload,
+        entitlement: &Entitlement,
+        here: &dyn Fn(&Run) -> bool,
+    ) -> Way {
         let (ttl_seconds, capped_by) = self.longest(&entitlement.gives, entitlement.ttl);
         Way {
             subject: workload.subject.to_string(),
             entitlement: entitlement.name.clone(),
-            gives: entitlement.gives.iter().map(in_words).collect::<Vec<_>>().join("; "),
+            gives: entitlement
+                .gives
+                .iter()
+                .map(in_words)
+                .collect::<Vec<_>>()
+                .join("; "),
             owner: entitlement.owner.clone(),
             purpose: entitlement.purpose.clone(),
             ttl_seconds,
@@ -135,7 +179,11 @@ impl Snapshot {
     /// The longest life that a request could get, in seconds, and what caps it.
     fn longest(&self, gives: &[Give], ttl: Option<Ttl>) -> (u64, String) {
         let endless = Some(Ttl::from_seconds(u64::MAX));
-        match effective(UnixMillis::from_millis(0), endless, &ceilings(self, gives, ttl)) {
+        match effective(
+            UnixMillis::from_millis(0),
+            endless,
+            &ceilings(self, gives, ttl),
+        ) {
             Ok(granted) => (granted.ttl.as_seconds(), granted.capped_by.to_string()),
             Err(never) => (0, never.to_string()),
         }
@@ -144,8 +192,12 @@ impl Snapshot {
 
 fn in_words(give: &Give) -> String {
     match give {
-        Give::Jwt { audience, claims, .. } if claims.is_empty() => format!("token for {audience}"),
-        Give::Jwt { audience, claims, .. } => {
+        Give::Jwt {
+            audience, claims, ..
+        } if claims.is_empty() => format!("token for {audience}"),
+        Give::Jwt {
+            audience, claims, ..
+        } => {
             let names: Vec<&str> = claims.keys().map(String::as_str).collect();
             format!("token for {audience} with {}", names.join(", "))
         }
@@ -154,7 +206,12 @@ fn in_words(give: &Give) -> String {
 }
 
 fn runs(workload: &Workload, here: &dyn Fn(&Run) -> bool) -> Vec<String> {
-    workload.runs.iter().filter(|run| here(run)).map(ToString::to_string).collect()
+    workload
+        .runs
+        .iter()
+        .filter(|run| here(run))
+        .map(ToString::to_string)
+        .collect()
 }
 
 impl std::fmt::Display for Run {

@@ -17,12 +17,19 @@ pub(super) fn owner(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<St
         true => "A person only as deputy; write owner = \"team:NAME\".",
         false => HINT,
     };
-    reader.refuse(text.at, format!("owner {} is no team", shown(text.value)), hint);
+    reader.refuse(
+        text.at,
+        format!("owner {} is no team", shown(text.value)),
+        hint,
+    );
     None
 }
 
 fn is_team(name: &str) -> bool {
-    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let first = name
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     first && name.len() <= MAX_TEAM_BYTES && name.bytes().all(allowed)
 }
@@ -34,7 +41,11 @@ pub(super) fn deputy(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<S
         return Some(text.value.to_owned());
     }
     let what = format!("deputy {} is no e-mail address", shown(text.value));
-    reader.refuse(text.at, what, "Write one person's address, such as alice@example.com.");
+    reader.refuse(
+        text.at,
+        what,
+        "Write one person's address, such as alice@example.com.",
+    );
     None
 }
 
@@ -66,7 +77,11 @@ pub(super) fn purpose(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<
 }
 
 /// A TTL in a table, with where it is written.
-pub(super) fn ttl(reader: &mut Reader<'_>, section: &Section<'_>, key: &str) -> Option<(usize, Ttl)> {
+pub(super) fn ttl(
+    reader: &mut Reader<'_>,
+    section: &Section<'_>,
+    key: &str,
+) -> Option<(usize, Ttl)> {
     let text = section.text(reader, key)?;
     parsed(reader, key, text).map(|ttl| (text.at, ttl))
 }
@@ -97,7 +112,11 @@ pub(crate) fn audience_problem(audience: &str) -> Option<&'static str> {
 pub(super) fn audience(reader: &mut Reader<'_>, text: Text<'_>) -> Option<String> {
     if let Some(problem) = audience_problem(text.value) {
         let what = format!("audience {} {problem}", shown(text.value));
-        reader.refuse(text.at, what, "Write who the token is for, such as \"billing\".");
+        reader.refuse(
+            text.at,
+            what,
+            "Write who the token is for, such as \"billing\".",
+        );
         return None;
     }
     Some(text.value.to_owned())
@@ -119,7 +138,9 @@ mod tests {
         for good in ["alice@example.com", "a.b+c@x", "o'neil@example.co.uk"] {
             assert!(is_email(good), "{good}");
         }
-        for bad in ["", "alice", "@x", "a@", "a@b@c", "a b@x", "<a@x>", "a@x..y", "a@x,b@y"] {
+        for bad in [
+            "", "alice", "@x", "a@", "a@b@c", "a b@x", "<a@x>", "a@x..y", "a@x,b@y",
+        ] {
             assert!(!is_email(bad), "{bad}");
         }
     }

@@ -34,8 +34,12 @@ pub(super) enum Fit {
 
 impl MatchIndex {
     pub(super) fn new(workloads: &[Workload]) -> Self {
-        let everything = Self::file(workloads, &mut |index, run, rule| index.everywhere(run, rule));
-        Self::file(workloads, &mut |index, run, rule| index.rarest(&everything, run, rule))
+        let everything = Self::file(workloads, &mut |index, run, rule| {
+            index.everywhere(run, rule)
+        });
+        Self::file(workloads, &mut |index, run, rule| {
+            index.rarest(&everything, run, rule)
+        })
     }
 
     fn file(workloads: &[Workload], place: &mut dyn FnMut(&mut Self, &Run, Rule)) -> Self {
@@ -57,7 +61,9 @@ impl MatchIndex {
 
     /// Under the thing that fewest rules ask for.
     fn rarest(&mut self, everything: &Self, run: &Run, rule: Rule) {
-        let rarest = fields(run).into_iter().min_by_key(|field| everything.count(field));
+        let rarest = fields(run)
+            .into_iter()
+            .min_by_key(|field| everything.count(field));
         if let Some(field) = rarest {
             self.insert(&field, rule);
         }
@@ -71,7 +77,10 @@ impl MatchIndex {
             Field::Uid(uid) => self.uids.entry(*uid).or_default().push(rule),
             Field::Hosts(names) => {
                 for name in *names {
-                    self.hosts.entry(name.as_str().to_owned()).or_default().push(rule);
+                    self.hosts
+                        .entry(name.as_str().to_owned())
+                        .or_default()
+                        .push(rule);
                 }
             }
         }
@@ -84,14 +93,20 @@ impl MatchIndex {
             Field::Exe(path) => len(self.exes.get(*path)),
             Field::User(name) => len(self.users.get(*name)),
             Field::Uid(uid) => len(self.uids.get(uid)),
-            Field::Hosts(names) => {
-                names.iter().map(|name| len(self.hosts.get(name.as_str()))).max().unwrap_or(0)
-            }
+            Field::Hosts(names) => names
+                .iter()
+                .map(|name| len(self.hosts.get(name.as_str())))
+                .max()
+                .unwrap_or(0),
         }
     }
 
     /// Rules that a process could match; each at most once.
-    pub(super) fn candidates(&self, host: &HostName, seen: &Evidence) -> impl Iterator<Item = Rule> {
+    pub(super) fn candidates(
+        &self,
+        host: &HostName,
+        seen: &Evidence,
+    ) -> impl Iterator<Item = Rule> {
         let lists = [
             self.units.get(&seen.unit),
             self.exes.get(&seen.exe),
@@ -140,7 +155,10 @@ pub(super) fn fit(run: &Run, host: &HostName, seen: &Evidence) -> Fit {
     });
     let uid = run.uid.is_none_or(|uid| uid == seen.uid);
     let unit = run.unit.as_ref().is_none_or(|unit| *unit == seen.unit);
-    let exe = run.exe.as_ref().is_none_or(|exe| *exe == seen.exe && file_is_named(seen));
+    let exe = run
+        .exe
+        .as_ref()
+        .is_none_or(|exe| *exe == seen.exe && file_is_named(seen));
     if !(user && uid && unit && exe && covers(run, host)) {
         return Fit::No;
     }

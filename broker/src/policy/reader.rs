@@ -27,11 +27,19 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(source: &'a Source) -> Self {
-        Self { source, errors: Vec::new() }
+        Self {
+            source,
+            errors: Vec::new(),
+        }
     }
 
     pub(super) fn into_errors(self) -> Vec<LoadError> {
         self.errors
+    }
+
+    /// What is written for a value, short and printable.
+    pub(super) fn written(&self, value: &Spanned<DeValue<'_>>) -> String {
+        shown(self.source.text.get(value.span()).unwrap_or_default())
     }
 
     pub(super) fn place(&self, offset: usize) -> Place {
@@ -40,12 +48,21 @@ impl<'a> Reader<'a> {
 
     pub(super) fn refuse(&mut self, at: usize, what: impl Into<String>, hint: impl Into<String>) {
         let place = self.place(at);
-        self.errors.push(LoadError { place, what: what.into(), hint: hint.into() });
+        self.errors.push(LoadError {
+            place,
+            what: what.into(),
+            hint: hint.into(),
+        });
     }
 
     fn wrong_type(&mut self, name: &str, value: &Spanned<DeValue<'_>>, wanted: &str) {
         let found = article(value.get_ref().type_str());
-        self.refuse(value.span().start, format!("{name} is {found}, not {wanted}"), "");
+        let raw = self.written(value);
+        self.refuse(
+            value.span().start,
+            format!("{name} {raw} is {found}, not {wanted}"),
+            "",
+        );
     }
 }
 
@@ -100,14 +117,24 @@ impl<'a> Section<'a> {
     }
 
     /// A string that must be there.
-    pub(super) fn required(&self, reader: &mut Reader<'_>, key: &str, hint: &str) -> Option<Text<'a>> {
+    pub(super) fn required(
+        &self,
+        reader: &mut Reader<'_>,
+        key: &str,
+        hint: &str,
+    ) -> Option<Text<'a>> {
         self.require(reader, key, hint);
         self.text(reader, key)
     }
 
-    /// Refuses when a key is absent.
+    /// Refuses when a key is absent, unless it is only misspelt: that is reported already.
     pub(super) fn require(&self, reader: &mut Reader<'_>, key: &str, hint: &str) {
-        if self.find(key).is_none() {
+        let misspelt = || {
+            self.table
+                .keys()
+                .any(|other| nearest(other.get_ref(), [key]).is_some())
+        };
+        if self.find(key).is_none() && !misspelt() {
             reader.refuse(self.at, format!("{} has no {key}", self.title), hint);
         }
     }
@@ -121,7 +148,7 @@ impl<'a> Section<'a> {
         let value = self.find(key)?;
         let list = value.get_ref().as_array();
         if list.is_none() {
-            reader.wrong_type(key, value, "a list");
+            reader.wrong_type(key, value, "an array");
         }
         list.map(|array| &**array)
     }
@@ -161,7 +188,9 @@ impl<'a> Section<'a> {
 
     /// Where a key is written.
     pub(super) fn key_at(&self, key: &str) -> Option<usize> {
-        self.table.get_key_value(key).map(|(key, _)| key.span().start)
+        self.table
+            .get_key_value(key)
+            .map(|(key, _)| key.span().start)
     }
 }
 
@@ -181,7 +210,10 @@ pub(super) fn section_of<'a>(
 }
 
 fn text_of<'a>(value: &'a Spanned<DeValue<'a>>) -> Option<Text<'a>> {
-    value.get_ref().as_str().map(|text| Text { value: text, at: value.span().start })
+    value.get_ref().as_str().map(|text| Text {
+        value: text,
+        at: value.span().start,
+    })
 }
 
 /// Why something of a later version is an error and not ignored.
@@ -193,11 +225,16 @@ pub(super) fn not_supported(what: &str) -> String {
 
 /// ` (NAME?)` with the nearest right name, or nothing.
 pub(super) fn guess<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> String {
-    nearest(wrong, names).map(|name| format!(" ({name}?)")).unwrap_or_default()
+    nearest(wrong, names)
+        .map(|name| format!(" ({name}?)"))
+        .unwrap_or_default()
 }
 
-/// A wrong value as an error repeats it: short and printable, quotes left as they are.
+/// A wrong value as an error repeats it: short and printable; quotes stay as they are.
 pub(super) fn shown(value: &str) -> String {
+    if value.is_empty() {
+        return "\"\"".to_owned();
+    }
     let mut out = String::new();
     for c in value.chars().take(MAX_SHOWN_CHARS) {
         match c {

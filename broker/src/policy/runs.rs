@@ -23,7 +23,13 @@ pub(super) fn run(
     owner: &str,
 ) -> Option<Run> {
     let title = format!("runs of {owner}");
-    let section = section_of(reader, &format!("an item of {title}"), item, title, item.span().start)?;
+    let section = section_of(
+        reader,
+        &format!("an item of {title}"),
+        item,
+        title,
+        item.span().start,
+    )?;
     section.check_keys(reader, &RUN);
     let run = Run {
         user: user(reader, &section),
@@ -41,17 +47,34 @@ pub(super) fn run(
 /// What a rule may not be as a whole.
 fn whole(reader: &mut Reader<'_>, section: &Section<'_>) {
     let has = |key| section.find(key).is_some();
-    if !["user", "uid", "exe", "systemd"].into_iter().any(has) {
+    // A misspelt key is reported already; the rule without it means nothing.
+    let all_known = section
+        .table
+        .keys()
+        .all(|key| RUN.known.contains(&key.get_ref().as_ref()));
+    if all_known && !["user", "uid", "exe", "systemd"].into_iter().any(has) {
         let hint = "Name at least one of user, uid, exe and systemd.";
-        reader.refuse(section.at, format!("{} match every process of a host", section.title), hint);
+        reader.refuse(
+            section.at,
+            format!("{} match every process of a host", section.title),
+            hint,
+        );
     }
     if has("user") && has("uid") {
         let hint = "Keep uid where host and login names may differ, else user.";
-        reader.refuse(section.at, format!("{} name both user and uid", section.title), hint);
+        reader.refuse(
+            section.at,
+            format!("{} name both user and uid", section.title),
+            hint,
+        );
     }
     if has("sha256") && !has("exe") {
         let hint = "Name the path too, so that an interpreter is noticed.";
-        reader.refuse(section.at, format!("{} have sha256 without exe", section.title), hint);
+        reader.refuse(
+            section.at,
+            format!("{} have sha256 without exe", section.title),
+            hint,
+        );
     }
 }
 
@@ -79,7 +102,11 @@ fn uid(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<u32> {
     let uid = uid.filter(|uid| *uid != u32::MAX);
     if uid.is_none() {
         let hint = "Write a number without quotes, such as uid = 1000.";
-        reader.refuse(value.span().start, "uid is no user id (0 to 4294967294)", hint);
+        let what = format!(
+            "uid {} is no user id (0 to 4294967294)",
+            reader.written(value)
+        );
+        reader.refuse(value.span().start, what, hint);
     }
     uid
 }
@@ -105,7 +132,10 @@ fn sha256(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<[u8; 32]> {
     let text = section.text(reader, "sha256")?;
     let digest = parsed_hex(text.value);
     if digest.is_none() {
-        let what = format!("sha256 {} is not 64 lower-case hexadecimal digits", shown(text.value));
+        let what = format!(
+            "sha256 {} is not 64 lower-case hexadecimal digits",
+            shown(text.value)
+        );
         reader.refuse(text.at, what, "Copy it from `sha256sum FILE`.");
     }
     digest
@@ -116,14 +146,20 @@ fn unit(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<String> {
     let value = text.value;
     // The characters of systemd.unit(5), "string escaping" included.
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
-    let stem = value.strip_suffix(".service").or_else(|| value.strip_suffix(".scope"));
+    let stem = value
+        .strip_suffix(".service")
+        .or_else(|| value.strip_suffix(".scope"));
     let (problem, hint) = match stem {
         _ if value.contains('*') => ("is a pattern", String::from("Write one whole unit name.")),
-        None => ("is no unit that holds processes", format!("Write {}.service?", shown(value))),
+        None => (
+            "is no unit that holds processes",
+            format!("Write {}.service?", shown(value)),
+        ),
         Some("" | "@") => ("has no name", String::from("Write one whole unit name.")),
-        Some(_) if value.len() > MAX_UNIT_BYTES || !value.bytes().all(allowed) => {
-            ("has characters that no unit has", String::from("Write it as `systemctl` shows it."))
-        }
+        Some(_) if value.len() > MAX_UNIT_BYTES || !value.bytes().all(allowed) => (
+            "has characters that no unit has",
+            String::from("Write it as `systemctl` shows it."),
+        ),
         Some(_) => return Some(value.to_owned()),
     };
     reader.refuse(text.at, format!("systemd {} {problem}", shown(value)), hint);
@@ -136,10 +172,18 @@ fn hosts(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<HostPattern> {
     };
     let at = section.key_at("hosts").unwrap_or(section.at);
     if texts.is_empty() {
-        reader.refuse(at, "hosts is empty, so no host matches", "Leave it out for every host.");
+        reader.refuse(
+            at,
+            "hosts is empty, so no host matches",
+            "Leave it out for every host.",
+        );
     }
     if texts.len() > MAX_HOSTS {
-        reader.refuse(at, format!("{} hosts, more than {MAX_HOSTS}", texts.len()), "Use a pattern.");
+        reader.refuse(
+            at,
+            format!("{} hosts, more than {MAX_HOSTS}", texts.len()),
+            "Use a pattern.",
+        );
     }
     let mut hosts = Vec::with_capacity(texts.len());
     for text in texts {
@@ -151,7 +195,11 @@ fn hosts(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<HostPattern> {
                     false => "is no host name or pattern",
                 };
                 let what = format!("hosts {} {problem}", shown(text.value));
-                reader.refuse(text.at, what, "Write a name such as web-3, or web-* for several.");
+                reader.refuse(
+                    text.at,
+                    what,
+                    "Write a name such as web-3, or web-* for several.",
+                );
             }
         }
     }
@@ -165,23 +213,106 @@ fn interpreter(reader: &mut Reader<'_>, section: &Section<'_>, run: &Run) {
         return;
     };
     if is_interpreter(exe) {
-        let at = section.text(reader, "exe").map_or(section.at, |text| text.at);
+        let at = section
+            .text(reader, "exe")
+            .map_or(section.at, |text| text.at);
         let what = format!("exe {} is an interpreter: it runs any script", shown(exe));
-        reader.refuse(at, what, "Add systemd = \"NAME.service\", or name a program of its own.");
+        reader.refuse(
+            at,
+            what,
+            "Add systemd = \"NAME.service\", or name a program of its own.",
+        );
     }
 }
 
 /// Programs that run what a file, an argument or standard input says. A version may follow.
 const INTERPRETERS: [&str; 86] = [
-    "Rscript", "ash", "awk", "bash", "beam.smp", "bun", "busybox", "bwrap", "chroot", "cscript",
-    "csh", "dash", "dbus-run-session", "deno", "doas", "dotnet", "elixir", "emacs", "env", "erl",
-    "escript", "expect", "firejail", "fish", "flock", "gawk", "gdb", "ghci", "groovy", "guile",
-    "iex", "ionice", "ipython", "irb", "java", "jjs", "jrunscript", "jshell", "jython", "ksh",
-    "ld.so", "lua", "luajit", "make", "mawk", "mksh", "mono", "nawk", "nice", "node", "nodejs",
-    "nohup", "nsenter", "parallel", "perl", "php", "php-cgi", "php-fpm", "pwsh", "pypy", "python",
-    "qjs", "racket", "rbash", "ruby", "runuser", "sash", "scala", "script", "setpriv", "setsid",
-    "sh", "ssh-agent", "stdbuf", "strace", "su", "sudo", "systemd-run", "tclsh", "tcsh", "timeout",
-    "toybox", "unshare", "wish", "xargs", "zsh",
+    "Rscript",
+    "ash",
+    "awk",
+    "bash",
+    "beam.smp",
+    "bun",
+    "busybox",
+    "bwrap",
+    "chroot",
+    "cscript",
+    "csh",
+    "dash",
+    "dbus-run-session",
+    "deno",
+    "doas",
+    "dotnet",
+    "elixir",
+    "emacs",
+    "env",
+    "erl",
+    "escript",
+    "expect",
+    "firejail",
+    "fish",
+    "flock",
+    "gawk",
+    "gdb",
+    "ghci",
+    "groovy",
+    "guile",
+    "iex",
+    "ionice",
+    "ipython",
+    "irb",
+    "java",
+    "jjs",
+    "jrunscript",
+    "jshell",
+    "jython",
+    "ksh",
+    "ld.so",
+    "lua",
+    "luajit",
+    "make",
+    "mawk",
+    "mksh",
+    "mono",
+    "nawk",
+    "nice",
+    "node",
+    "nodejs",
+    "nohup",
+    "nsenter",
+    "parallel",
+    "perl",
+    "php",
+    "php-cgi",
+    "php-fpm",
+    "pwsh",
+    "pypy",
+    "python",
+    "qjs",
+    "racket",
+    "rbash",
+    "ruby",
+    "runuser",
+    "sash",
+    "scala",
+    "script",
+    "setpriv",
+    "setsid",
+    "sh",
+    "ssh-agent",
+    "stdbuf",
+    "strace",
+    "su",
+    "sudo",
+    "systemd-run",
+    "tclsh",
+    "tcsh",
+    "timeout",
+    "toybox",
+    "unshare",
+    "wish",
+    "xargs",
+    "zsh",
 ];
 
 fn is_interpreter(exe: &str) -> bool {
@@ -190,11 +321,21 @@ fn is_interpreter(exe: &str) -> bool {
     if name.starts_with("ld-") && name.contains(".so") {
         return true;
     }
-    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-'));
-    let named = |n: &str| INTERPRETERS.contains(&n);
-    // python3.11-dbg, java-17, sh5, node.real: the family is what counts.
-    let family = name.split(|c: char| c.is_ascii_digit() || c == '-').next().unwrap_or(name);
-    named(name) || named(stem) || named(family.trim_end_matches('.'))
+    INTERPRETERS.contains(&name) || INTERPRETERS.contains(&family(name))
+}
+
+/// The name without its version: `python3.11-dbg`, `python3.13t`, `zsh-5.9`, `lua5.4`.
+fn family(name: &str) -> &str {
+    let suffixes = ["-dbg", "-debug", "-static"];
+    let name = suffixes
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+        .unwrap_or(name);
+    // Build flags of an interpreter follow its version.
+    let without_flag = name.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    let flagged = without_flag.ends_with(|c: char| c.is_ascii_digit());
+    let name = if flagged { without_flag } else { name };
+    name.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-'))
 }
 
 #[cfg(test)]
@@ -204,17 +345,43 @@ mod tests {
     #[test]
     fn interpreters_by_family() {
         for exe in [
-            "/bin/sh", "/usr/bin/bash", "/bin/dash", "/usr/bin/zsh", "/usr/bin/python",
-            "/usr/bin/python3", "/usr/bin/python3.11", "/usr/bin/python3.11-dbg", "/usr/bin/perl5.36.0",
-            "/usr/bin/node", "/usr/bin/ruby3.1", "/usr/lib/jvm/java-17/bin/java", "/usr/bin/php8.2",
-            "/usr/bin/env", "/bin/busybox", "/lib64/ld-linux-x86-64.so.2", "/opt/node18", "/usr/bin/lua5.4",
-            "/lib/ld-musl-x86_64.so.1", "/usr/sbin/php-fpm8.2", "/usr/bin/zsh-5.9",
+            "/bin/sh",
+            "/usr/bin/bash",
+            "/bin/dash",
+            "/usr/bin/zsh",
+            "/usr/bin/python",
+            "/usr/bin/python3",
+            "/usr/bin/python3.11",
+            "/usr/bin/python3.11-dbg",
+            "/usr/bin/python3.13t",
+            "/usr/bin/perl5.36.0",
+            "/usr/bin/node",
+            "/usr/bin/ruby3.1",
+            "/usr/lib/jvm/java-17/bin/java",
+            "/usr/bin/php8.2",
+            "/usr/bin/env",
+            "/bin/busybox",
+            "/lib64/ld-linux-x86-64.so.2",
+            "/opt/node18",
+            "/usr/bin/lua5.4",
+            "/lib/ld-musl-x86_64.so.1",
+            "/usr/sbin/php-fpm8.2",
+            "/usr/bin/zsh-5.9",
         ] {
             assert!(is_interpreter(exe), "{exe}");
         }
         for exe in [
-            "/usr/bin/orders-web", "/usr/bin/shipping", "/usr/bin/envoy", "/usr/bin/nodemanager",
-            "/opt/perlite/bin/app", "/usr/bin/ld-app", "/usr/bin/1",
+            "/usr/bin/orders-web",
+            "/usr/bin/shipping",
+            "/usr/bin/envoy",
+            "/usr/bin/nodemanager",
+            "/opt/perlite/bin/app",
+            "/usr/bin/ld-app",
+            "/usr/bin/node-exporter",
+            "/usr/bin/env-agent",
+            "/usr/bin/make-order",
+            "/usr/bin/shd",
+            "/usr/bin/1",
         ] {
             assert!(!is_interpreter(exe), "{exe}");
         }

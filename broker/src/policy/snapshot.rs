@@ -53,7 +53,13 @@ pub struct Matched {
 
 impl Snapshot {
     pub(super) fn new(version: String, parts: Parts) -> Self {
-        let Parts { trust_domain, ttl, workloads, entitlements, warnings } = parts;
+        let Parts {
+            trust_domain,
+            ttl,
+            workloads,
+            entitlements,
+            warnings,
+        } = parts;
         let index = MatchIndex::new(&workloads);
         let subjects = workloads.iter().enumerate();
         let by_subject = subjects.map(|(at, w)| (w.subject.clone(), at)).collect();
@@ -96,8 +102,10 @@ impl Snapshot {
     /// # Errors
     /// As [`Self::load`].
     pub fn from_texts(files: &[(&str, &str)]) -> Result<Self, LoadErrors> {
-        let sources: Vec<_> =
-            files.iter().map(|(name, text)| Source::new(name, (*text).to_owned())).collect();
+        let sources: Vec<_> = files
+            .iter()
+            .map(|(name, text)| Source::new(name, (*text).to_owned()))
+            .collect();
         compile(&sources)
     }
 
@@ -128,7 +136,10 @@ impl Snapshot {
     /// When a service's task that began at `opened_at` must end by `[ttl] service`; `None`
     /// when policy sets no end.
     pub fn task_deadline(&self, opened_at: UnixMillis) -> Option<UnixMillis> {
-        self.ttl.service.ttl().map(|ttl| opened_at.saturating_add(ttl))
+        self.ttl
+            .service
+            .ttl()
+            .map(|ttl| opened_at.saturating_add(ttl))
     }
 
     /// All workloads, by file and id.
@@ -154,7 +165,11 @@ impl Snapshot {
     /// Whether `who` of an entitlement names a subject.
     pub fn is_entitled(&self, subject: &SpiffeId, entitlement: &str) -> bool {
         let at = self.by_name.get(entitlement);
-        at.is_some_and(|at| self.entitled.get(subject).is_some_and(|has| has.contains(at)))
+        at.is_some_and(|at| {
+            self.entitled
+                .get(subject)
+                .is_some_and(|has| has.contains(at))
+        })
     }
 
     /// What a subject may ask for beside `identity`, by name.
@@ -167,7 +182,9 @@ impl Snapshot {
 
     /// Whether a subject may ask about tokens of an audience (RFC 7662 §2.1).
     pub fn introspects(&self, subject: &SpiffeId, audience: &str) -> bool {
-        self.introspects.get(subject).is_some_and(|audiences| audiences.contains(audience))
+        self.introspects
+            .get(subject)
+            .is_some_and(|audiences| audiences.contains(audience))
     }
 
     /// The workloads that a process on `host` is. The host comes from the agent's
@@ -179,7 +196,11 @@ impl Snapshot {
         };
         let mut found = Vec::new();
         for (w, r) in self.index.candidates(&host, evidence) {
-            let Some(run) = self.workloads.get(w).and_then(|workload| workload.runs.get(r)) else {
+            let Some(run) = self
+                .workloads
+                .get(w)
+                .and_then(|workload| workload.runs.get(r))
+            else {
                 continue;
             };
             match fit(run, &host, evidence) {
@@ -193,6 +214,13 @@ impl Snapshot {
         let subjects = found.into_iter().filter_map(|w| self.workloads.get(w));
         matched.subjects = subjects.map(|workload| workload.subject.clone()).collect();
         matched
+    }
+
+    /// How many rules a match looks at, for tests of the index.
+    #[cfg(test)]
+    pub(super) fn candidates(&self, host: &str, evidence: &Evidence) -> usize {
+        host.parse()
+            .map_or(0, |host| self.index.candidates(&host, evidence).count())
     }
 
     /// Things to look at, all of them legal.

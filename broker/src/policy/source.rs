@@ -24,16 +24,30 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn new(name: &str, text: String) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        let line_starts = std::iter::once(0).chain(ends.map(|(at, _)| at + 1)).collect();
-        Self { name: name.into(), text, line_starts }
+        let line_starts = std::iter::once(0)
+            .chain(ends.map(|(at, _)| at + 1))
+            .collect();
+        Self {
+            name: name.into(),
+            text,
+            line_starts,
+        }
     }
 
     /// The place of a byte of the text.
     pub(super) fn place(&self, offset: usize) -> Place {
         let line = self.line_starts.partition_point(|start| *start <= offset);
-        let start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
+        let start = self
+            .line_starts
+            .get(line.saturating_sub(1))
+            .copied()
+            .unwrap_or(0);
         let before = self.text.get(start..offset).unwrap_or_default();
-        Place { file: Arc::clone(&self.name), line, column: before.chars().count() + 1 }
+        Place {
+            file: Arc::clone(&self.name),
+            line,
+            column: before.chars().count() + 1,
+        }
     }
 }
 
@@ -55,15 +69,29 @@ pub(super) fn version(sources: &[Source]) -> String {
 pub(super) fn read_dir(dir: &Path) -> Result<Vec<Source>, LoadErrors> {
     let whole = dir.display().to_string();
     let refuse = |what: String, hint: &str| {
-        LoadErrors::new(vec![LoadError { place: Place::whole(&whole), what, hint: hint.into() }])
+        LoadErrors::new(vec![LoadError {
+            place: Place::whole(&whole),
+            what,
+            hint: hint.into(),
+        }])
     };
-    let root = dir
-        .canonicalize()
-        .map_err(|e| refuse(format!("the policy directory cannot be read ({e})"), CHECK_PATH))?;
-    let names = toml_names(&root)
-        .map_err(|e| refuse(format!("the policy directory cannot be listed ({e})"), CHECK_PATH))?;
+    let root = dir.canonicalize().map_err(|e| {
+        refuse(
+            format!("the policy directory cannot be read ({e})"),
+            CHECK_PATH,
+        )
+    })?;
+    let names = toml_names(&root).map_err(|e| {
+        refuse(
+            format!("the policy directory cannot be listed ({e})"),
+            CHECK_PATH,
+        )
+    })?;
     if names.is_empty() {
-        return Err(refuse("no *.toml file in the policy directory".into(), CHECK_PATH));
+        return Err(refuse(
+            "no *.toml file in the policy directory".into(),
+            CHECK_PATH,
+        ));
     }
     if names.len() > MAX_FILES {
         let what = format!("{} policy files, more than {MAX_FILES}", names.len());
@@ -92,10 +120,21 @@ fn read_all(root: &Path, names: Vec<std::ffi::OsString>) -> Result<Vec<Source>, 
     for name in names {
         let shown = name.to_string_lossy().escape_debug().to_string();
         let mut refuse = |place: Place, what: String, hint: &str| {
-            errors.push(LoadError { place, what, hint: hint.into() });
+            errors.push(LoadError {
+                place,
+                what,
+                hint: hint.into(),
+            });
         };
-        let Some(name) = name.to_str().filter(|name| !name.chars().any(char::is_control)) else {
-            refuse(Place::whole(&shown), "a file name that is not plain UTF-8".into(), "Rename it.");
+        let Some(name) = name
+            .to_str()
+            .filter(|name| !name.chars().any(char::is_control))
+        else {
+            refuse(
+                Place::whole(&shown),
+                "a file name that is not plain UTF-8".into(),
+                "Rename it.",
+            );
             continue;
         };
         let bytes = match read_file(root, name) {
@@ -108,15 +147,27 @@ fn read_all(root: &Path, names: Vec<std::ffi::OsString>) -> Result<Vec<Source>, 
         total += bytes.len() as u64;
         if total > MAX_POLICY_BYTES {
             let what = format!("the policy is larger than {MAX_POLICY_BYTES} bytes");
-            refuse(Place::whole(name), what, "Nothing after this file was read.");
+            refuse(
+                Place::whole(name),
+                what,
+                "Nothing after this file was read.",
+            );
             break;
         }
         match decode(name, bytes) {
             Ok(source) => sources.push(source),
-            Err(place) => refuse(place, "a byte that is not UTF-8".into(), "Save the file as UTF-8."),
+            Err(place) => refuse(
+                place,
+                "a byte that is not UTF-8".into(),
+                "Save the file as UTF-8.",
+            ),
         }
     }
-    if errors.is_empty() { Ok(sources) } else { Err(LoadErrors::new(errors)) }
+    if errors.is_empty() {
+        Ok(sources)
+    } else {
+        Err(LoadErrors::new(errors))
+    }
 }
 
 fn read_file(root: &Path, name: &str) -> Result<Vec<u8>, String> {
@@ -132,7 +183,9 @@ fn read_file(root: &Path, name: &str) -> Result<Vec<u8>, String> {
     }
     let mut bytes = Vec::new();
     let file = std::fs::File::open(&path).map_err(failed)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("the file is larger than {MAX_FILE_BYTES} bytes"));
     }
@@ -140,11 +193,13 @@ fn read_file(root: &Path, name: &str) -> Result<Vec<u8>, String> {
 }
 
 fn decode(name: &str, bytes: Vec<u8>) -> Result<Source, Place> {
-    String::from_utf8(bytes).map(|text| Source::new(name, text)).map_err(|error| {
-        let good = error.utf8_error().valid_up_to();
-        let text = String::from_utf8_lossy(error.as_bytes().get(..good).unwrap_or_default());
-        Source::new(name, text.into_owned()).place(good)
-    })
+    String::from_utf8(bytes)
+        .map(|text| Source::new(name, text))
+        .map_err(|error| {
+            let good = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes().get(..good).unwrap_or_default());
+            Source::new(name, text.into_owned()).place(good)
+        })
 }
 
 #[cfg(test)]
@@ -170,7 +225,12 @@ mod tests {
     #[test]
     fn the_version_depends_on_names_bytes_and_borders() {
         let of = |files: &[(&str, &str)]| {
-            version(&files.iter().map(|(n, t)| Source::new(n, (*t).into())).collect::<Vec<_>>())
+            version(
+                &files
+                    .iter()
+                    .map(|(n, t)| Source::new(n, (*t).into()))
+                    .collect::<Vec<_>>(),
+            )
         };
         let all = [
             of(&[("a.toml", "x"), ("b.toml", "y")]),
@@ -203,7 +263,9 @@ mod tests {
     #[test]
     fn what_cannot_be_policy_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(errors(dir.path()).starts_with("invalid: no *.toml file in the policy directory. "));
+        assert!(
+            errors(dir.path()).starts_with("invalid: no *.toml file in the policy directory. ")
+        );
         assert!(errors(&dir.path().join("absent")).contains("cannot be read (No such file"));
         std::fs::create_dir(dir.path().join("dir.toml")).unwrap();
         std::fs::write(dir.path().join("latin.toml"), b"a = 1\nb = \"\xe9\"\n").unwrap();
@@ -213,14 +275,20 @@ mod tests {
         big.set_len(MAX_FILE_BYTES + 1).unwrap();
         let text = errors(dir.path());
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "invalid: the file is larger than 8388608 bytes. big.toml.");
+        assert_eq!(
+            lines[0],
+            "invalid: the file is larger than 8388608 bytes. big.toml."
+        );
         assert_eq!(lines[1], "invalid: not a regular file. dir.toml.");
         assert_eq!(
             lines[2],
             "invalid: a byte that is not UTF-8. latin.toml:2:6. Save the file as UTF-8."
         );
         assert!(lines[3].contains("No such file") && lines[3].ends_with("loose.toml."));
-        assert_eq!(lines[4], "invalid: a link that leaves the policy directory. out.toml.");
+        assert_eq!(
+            lines[4],
+            "invalid: a link that leaves the policy directory. out.toml."
+        );
     }
 
     #[test]

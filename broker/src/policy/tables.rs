@@ -21,12 +21,22 @@ const FILE: Keys = Keys {
     known: &["trust_domain", "ttl", "workload", "entitlement"],
     later: &["ci", "person", "target", "exception"],
 };
-const TTL: Keys = Keys { known: &["default", "max", "task", "service", "kind"], later: &[] };
-const TTL_KIND: Keys =
-    Keys { known: &["jwt"], later: &["x509", "ssh", "postgres", "sudo", "secret", "exec"] };
-const WORKLOAD: Keys =
-    Keys { known: &["owner", "deputy", "purpose", "runs", "identity"], later: &["review", "on_lost"] };
-const IDENTITY: Keys = Keys { known: &["audiences"], later: &[] };
+const TTL: Keys = Keys {
+    known: &["default", "max", "task", "service", "kind"],
+    later: &[],
+};
+const TTL_KIND: Keys = Keys {
+    known: &["jwt"],
+    later: &["x509", "ssh", "postgres", "sudo", "secret", "exec"],
+};
+const WORKLOAD: Keys = Keys {
+    known: &["owner", "deputy", "purpose", "runs", "identity"],
+    later: &["review", "on_lost"],
+};
+const IDENTITY: Keys = Keys {
+    known: &["audiences"],
+    later: &[],
+};
 const ENTITLEMENT: Keys = Keys {
     known: &["owner", "purpose", "who", "gives", "ttl"],
     later: &["approve", "review", "break_glass", "on_lost"],
@@ -35,8 +45,14 @@ const GIVE: Keys = Keys {
     known: &["jwt", "introspect"],
     later: &["postgres", "ssh", "sudo", "x509", "secret", "exec"],
 };
-const JWT: Keys = Keys { known: &["audience", "claims"], later: &[] };
-const INTROSPECT: Keys = Keys { known: &["audience"], later: &[] };
+const JWT: Keys = Keys {
+    known: &["audience", "claims"],
+    later: &[],
+};
+const INTROSPECT: Keys = Keys {
+    known: &["audience"],
+    later: &[],
+};
 
 /// What one file says.
 #[derive(Default)]
@@ -86,8 +102,14 @@ pub(super) fn file(reader: &mut Reader<'_>, root: &Section<'_>) -> Draft {
     let trust_domain = root
         .text(reader, "trust_domain")
         .map(|text| (reader.place(text.at), text.value.to_owned()));
-    let ttl = root.section(reader, "ttl", "[ttl]").map(|section| ttls(reader, &section));
-    let mut draft = Draft { trust_domain, ttl, ..Draft::default() };
+    let ttl = root
+        .section(reader, "ttl", "[ttl]")
+        .map(|section| ttls(reader, &section));
+    let mut draft = Draft {
+        trust_domain,
+        ttl,
+        ..Draft::default()
+    };
     if let Some(section) = root.section(reader, "workload", "[workload]") {
         for (name, section) in section.children(reader, "workload") {
             draft.workloads.push(workload(reader, name, &section));
@@ -103,8 +125,16 @@ pub(super) fn file(reader: &mut Reader<'_>, root: &Section<'_>) -> Draft {
 
 fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
     section.check_keys(reader, &TTL);
-    section.require(reader, "default", "Add default = \"15m\": what a request gets that names none.");
-    section.require(reader, "max", "Add max = \"1h\": no credential lives longer.");
+    section.require(
+        reader,
+        "default",
+        "Add default = \"15m\": what a request gets that names none.",
+    );
+    section.require(
+        reader,
+        "max",
+        "Add max = \"1h\": no credential lives longer.",
+    );
     let placed = |reader: &Reader<'_>, (at, ttl)| (reader.place(at), ttl);
     let default = ttl(reader, section, "default").map(|found| placed(reader, found));
     let max = ttl(reader, section, "max").map(|found| placed(reader, found));
@@ -113,13 +143,24 @@ fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
         kinds.check_keys(reader, &TTL_KIND);
         jwt = ttl(reader, &kinds, "jwt").map(|found| placed(reader, found));
     }
-    let (task, service) = (limit(reader, section, "task"), limit(reader, section, "service"));
-    TtlDraft { place: reader.place(section.at), default, max, task, service, jwt }
+    let (task, service) = (
+        limit(reader, section, "task"),
+        limit(reader, section, "service"),
+    );
+    TtlDraft {
+        place: reader.place(section.at),
+        default,
+        max,
+        task,
+        service,
+        jwt,
+    }
 }
 
 fn limit(reader: &mut Reader<'_>, section: &Section<'_>, key: &str) -> Limit {
     let text = section.text(reader, key);
-    text.and_then(|text| parsed(reader, key, text)).unwrap_or(Limit::None)
+    text.and_then(|text| parsed(reader, key, text))
+        .unwrap_or(Limit::None)
 }
 
 fn workload(reader: &mut Reader<'_>, path: &str, section: &Section<'_>) -> WorkloadDraft {
@@ -148,7 +189,11 @@ fn runs(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<(Place, Run)> {
         reader.refuse(at, format!("runs of {} is empty", section.title), HINT);
     }
     if items.len() > MAX_RUNS {
-        let what = format!("runs of {} has {} items, more than {MAX_RUNS}", section.title, items.len());
+        let what = format!(
+            "runs of {} has {} items, more than {MAX_RUNS}",
+            section.title,
+            items.len()
+        );
         reader.refuse(at, what, "Give the hosts as a pattern.");
     }
     let mut runs = Vec::with_capacity(items.len());
@@ -160,8 +205,7 @@ fn runs(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<(Place, Run)> {
 }
 
 fn identity(reader: &mut Reader<'_>, section: &Section<'_>) -> Identity {
-    const HINT: &str =
-        "Leave it out for any audience, or write identity = { audiences = [\"billing\"] } or false.";
+    const HINT: &str = "Leave it out for any audience, or write identity = { audiences = [\"billing\"] } or false.";
     let Some(value) = section.find("identity") else {
         return Identity::AnyAudience;
     };
@@ -175,7 +219,11 @@ fn identity(reader: &mut Reader<'_>, section: &Section<'_>) -> Identity {
         | DeValue::Float(_)
         | DeValue::Datetime(_)
         | DeValue::Array(_) => {
-            reader.refuse(at, "identity is neither false nor a table with audiences", HINT);
+            let what = format!(
+                "identity {} is neither false nor a table",
+                reader.written(value)
+            );
+            reader.refuse(at, what, HINT);
             return Identity::Off;
         }
     }
@@ -186,20 +234,36 @@ fn identity(reader: &mut Reader<'_>, section: &Section<'_>) -> Identity {
     table.check_keys(reader, &IDENTITY);
     table.require(reader, "audiences", HINT);
     let texts = table.texts(reader, "audiences").unwrap_or_default();
-    if table.find("audiences").is_some_and(|v| v.get_ref().as_array().is_some_and(|a| a.is_empty())) {
+    if table
+        .find("audiences")
+        .is_some_and(|v| v.get_ref().as_array().is_some_and(|a| a.is_empty()))
+    {
         reader.refuse(at, "audiences is empty", "Write identity = false for none.");
     }
     if texts.len() > MAX_AUDIENCES {
-        reader.refuse(at, format!("{} audiences, more than {MAX_AUDIENCES}", texts.len()), HINT);
+        reader.refuse(
+            at,
+            format!("{} audiences, more than {MAX_AUDIENCES}", texts.len()),
+            HINT,
+        );
     }
-    Identity::Audiences(texts.into_iter().filter_map(|text| audience(reader, text)).collect())
+    Identity::Audiences(
+        texts
+            .into_iter()
+            .filter_map(|text| audience(reader, text))
+            .collect(),
+    )
 }
 
 fn entitlement(reader: &mut Reader<'_>, name: &str, section: &Section<'_>) -> EntitlementDraft {
     section.check_keys(reader, &ENTITLEMENT);
     if name == ephor_proto::cred::IDENTITY {
         let hint = "Every workload has it; see identity in [workload].";
-        reader.refuse(section.at, "identity is the built-in entitlement's name", hint);
+        reader.refuse(
+            section.at,
+            "identity is the built-in entitlement's name",
+            hint,
+        );
     } else if let Err(problem) = check_entitlement(name) {
         reader.refuse(section.at, problem.to_string(), "");
     }
@@ -235,12 +299,25 @@ fn who(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<(Place, String)> {
         let first = value.split(['/', ':']).next().unwrap_or(value);
         if value.starts_with("spiffe://") {
             let hint = "Write its path, such as orders/web; the trust domain is the policy's.";
-            reader.refuse(text.at, format!("who {} is a whole SPIFFE ID", shown(value)), hint);
-        } else if value.contains(':') && PEOPLE.contains(&first) || matches!(first, "ci" | "person") {
-            reader.refuse(text.at, not_supported(value), "Only workloads can be named in who.");
+            reader.refuse(
+                text.at,
+                format!("who {} is a whole SPIFFE ID", shown(value)),
+                hint,
+            );
+        } else if value.contains(':') && PEOPLE.contains(&first) || matches!(first, "ci" | "person")
+        {
+            reader.refuse(
+                text.at,
+                not_supported(value),
+                "Only workloads can be named in who.",
+            );
         } else if value.contains('*') {
             let hint = "Name each workload; a pattern could cross a '/'.";
-            reader.refuse(text.at, not_supported(&format!("the pattern {value}")), hint);
+            reader.refuse(
+                text.at,
+                not_supported(&format!("the pattern {value}")),
+                hint,
+            );
         } else if !seen.insert(value) {
             reader.refuse(text.at, format!("who names {} twice", shown(value)), "");
         } else {
@@ -261,7 +338,11 @@ fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Give> {
         reader.refuse(at, format!("gives of {} is empty", section.title), HINT);
     }
     if items.len() > MAX_GIVES {
-        reader.refuse(at, format!("gives has {} items, more than {MAX_GIVES}", items.len()), "");
+        reader.refuse(
+            at,
+            format!("gives has {} items, more than {MAX_GIVES}", items.len()),
+            "",
+        );
     }
     let mut gives: Vec<Give> = Vec::new();
     for item in items {
@@ -269,7 +350,11 @@ fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Give> {
             continue;
         };
         if gives.iter().any(|other| same_target(other, &give)) {
-            reader.refuse(item.span().start, "the same audience twice in one gives", "");
+            reader.refuse(
+                item.span().start,
+                "the same audience twice in one gives",
+                "",
+            );
         }
         gives.push(give);
     }
@@ -280,9 +365,8 @@ fn same_target(a: &Give, b: &Give) -> bool {
     match (a, b) {
         (Give::Jwt { audience: a, .. }, Give::Jwt { audience: b, .. })
         | (Give::Introspect { audience: a }, Give::Introspect { audience: b }) => a == b,
-        (Give::Jwt { .. }, Give::Introspect { .. }) | (Give::Introspect { .. }, Give::Jwt { .. }) => {
-            false
-        }
+        (Give::Jwt { .. }, Give::Introspect { .. })
+        | (Give::Introspect { .. }, Give::Jwt { .. }) => false,
     }
 }
 
@@ -291,12 +375,23 @@ fn give(reader: &mut Reader<'_>, item: &Spanned<DeValue<'_>>, of: &str) -> Optio
     let section = section_of(reader, &format!("an item of {title}"), item, title, at)?;
     section.check_keys(reader, &GIVE);
     if section.table.len() != 1 {
-        let names: Vec<_> = section.table.keys().map(|key| quoted(key.get_ref())).collect();
+        let names: Vec<_> = section
+            .table
+            .keys()
+            .map(|key| quoted(key.get_ref()))
+            .collect();
         let what = match names.len() {
             0 => "an item of gives is empty".to_owned(),
-            _ => format!("an item of gives names several things: {}", names.join(", ")),
+            _ => format!(
+                "an item of gives names several things: {}",
+                names.join(", ")
+            ),
         };
-        reader.refuse(at, what, "Write one item for each, such as { jwt = { … } }.");
+        reader.refuse(
+            at,
+            what,
+            "Write one item for each, such as { jwt = { … } }.",
+        );
         return None;
     }
     let jwt = section.section(reader, "jwt", "jwt");
@@ -312,7 +407,11 @@ fn give_jwt(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Give> {
         None => Map::new(),
     };
     let audience = give_audience(reader, section)?;
-    Some(Give::Jwt { audience, claims, identity: false })
+    Some(Give::Jwt {
+        audience,
+        claims,
+        identity: false,
+    })
 }
 
 fn give_introspect(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Give> {
@@ -324,4 +423,36 @@ fn give_audience(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Strin
     let hint = "Add audience = \"…\": whose tokens they are.";
     let text = section.required(reader, "audience", hint)?;
     audience(reader, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::suggest::nearest;
+    use super::*;
+
+    /// A missing key is not reported beside a misspelt one, so no right key may look like a
+    /// misspelling of another.
+    #[test]
+    fn no_two_keys_of_a_table_are_near() {
+        for keys in [
+            FILE,
+            TTL,
+            TTL_KIND,
+            WORKLOAD,
+            IDENTITY,
+            ENTITLEMENT,
+            GIVE,
+            JWT,
+            INTROSPECT,
+        ] {
+            for key in keys.known {
+                let others = keys
+                    .known
+                    .iter()
+                    .chain(keys.later)
+                    .filter(|other| *other != key);
+                assert_eq!(nearest(key, others.copied()), None, "{key}");
+            }
+        }
+    }
 }

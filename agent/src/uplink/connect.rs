@@ -154,10 +154,17 @@ pub async fn handshake(wire: Box<dyn Wire>, tasks: &Tasks) -> Result<(H2, Cancel
         .await?;
     let over = CancellationToken::new();
     let ended = over.clone().drop_guard();
+    let stop = tasks.stop().clone();
     tasks.spawn("uplink.connection", async move {
         let _ended = ended;
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "the connection to the broker ended");
+        // Senders may live as long as the agent: a stop must not wait for them.
+        tokio::select! {
+            done = connection => {
+                if let Err(error) = done {
+                    tracing::debug!(%error, "the connection to the broker ended");
+                }
+            }
+            () = stop.cancelled() => {}
         }
     });
     Ok((H2(sender), over))
@@ -172,7 +179,13 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn("uplink.stream", future);
+        let stop = self.0.stop().clone();
+        self.0.spawn("uplink.stream", async move {
+            tokio::select! {
+                () = future => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
 }
 

@@ -93,6 +93,10 @@ codes! {
     UnknownEntitlement = "unknown_entitlement", 403, Denied, "No such entitlement for this subject";
     /// No rule of policy matches the caller.
     UnknownWorkload = "unknown_workload", 403, Denied, "No workload matches the caller";
+    /// Several workloads match the caller, and the request names none of them.
+    AmbiguousSubject = "ambiguous_subject", 403, Denied, "Several workloads match the caller";
+    /// A rule needs evidence that was not sent, such as the hash of the executable.
+    EvidenceNeeded = "evidence_needed", 403, Denied, "More evidence is needed";
     /// The identity does not give this audience.
     AudienceNotAllowed = "audience_not_allowed", 403, Denied, "The audience is not allowed";
     /// Waiting for approvals.

@@ -91,11 +91,6 @@ pub fn value(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-/// `1 task`, `2 tasks`.
-pub fn count(number: usize, one: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
-}
-
 /// Pretty JSON on standard output.
 ///
 /// # Errors
@@ -191,10 +186,5 @@ mod tests {
         let shown = json_visible(&text);
         assert!(!shown.contains(|c| is_unsafe(c) && c != '\n'));
         assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), evil);
-    }
-
-    #[test]
-    fn counts() {
-        assert_eq!((count(1, "event").as_str(), count(0, "event").as_str()), ("1 event", "0 events"));
     }
 }

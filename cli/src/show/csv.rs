@@ -28,7 +28,9 @@ mod tests {
 
     #[test]
     fn as_rfc_4180_says() {
-        let columns = [Column::new("name", |row: &(&str, &str)| row.0.to_owned()), Column::new("why", |row| row.1.to_owned())];
+        type Row = (&'static str, &'static str);
+        let columns =
+            [Column::new("name", |row: &Row| row.0.to_owned()), Column::new("why", |row: &Row| row.1.to_owned())];
         let shown = csv(&[("a", "say \"hi\", bo"), ("b", "")], &columns);
         assert_eq!(shown, "name,why\r\na,\"say \"\"hi\"\", bo\"\r\nb,\r\n");
     }

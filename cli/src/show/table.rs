@@ -87,8 +87,10 @@ fn cut(text: &str, to: usize) -> String {
 mod tests {
     use super::*;
 
-    fn columns() -> [Column<(&'static str, u32)>; 2] {
-        [Column::elastic("NAME", |row: &(&str, u32)| row.0.to_owned()), Column::new("TASKS", |row| row.1.to_string())]
+    type Row = (&'static str, u32);
+
+    fn columns() -> [Column<Row>; 2] {
+        [Column::elastic("NAME", |row: &Row| row.0.to_owned()), Column::new("TASKS", |row: &Row| row.1.to_string())]
     }
 
     #[test]

@@ -9,14 +9,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use ephor_proto::http::admin::{Credential, Record, Status};
-use ephor_proto::id::{EntityId, IdQuery, TaskId};
+use ephor_proto::id::{IdQuery, TaskId};
 use ephor_proto::log::VerifierKey;
 
 use crate::args;
 use crate::client::{Peer, segment};
 use crate::clock;
 use crate::exit::{CHECK_FAILED, Failure, Outcome, USAGE};
-use crate::show::{self, count, moment};
+use crate::words::plural;
+use crate::show::{self, moment};
 use crate::verify::{self, Dir, Log, Proven, Source};
 
 /// Most tasks and decisions that are asked for around one id.
@@ -83,7 +84,7 @@ fn exported(summary: &verify::Summary, to: &Path) -> String {
     format!(
         "{}/  log/ ({})  receipts/ ({})  verify.py (short; read it)\nCheck it without us:\n  python3 {0}/verify.py {0} --key {}\n",
         to.display(),
-        count(usize::try_from(summary.events).unwrap_or(usize::MAX), "event"),
+        plural(usize::try_from(summary.events).unwrap_or(usize::MAX), "event"),
         summary.receipts,
         summary.key,
     )
@@ -97,7 +98,7 @@ fn verified(source: &impl Source, task: Option<&str>, key: &str) -> Result<Strin
     };
     let log = Log::read(source, &key).map_err(refused)?;
     let events = usize::try_from(log.size()).unwrap_or(usize::MAX);
-    let mut out = format!("ok: {}, root signed by {}\n", count(events, "event"), key.name());
+    let mut out = format!("ok: {}, root signed by {}\n", plural(events, "event"), key.name());
     for task in wanted {
         out.push_str(&holds(&log.check(source, task).map_err(refused)?));
     }
@@ -124,7 +125,7 @@ fn holds(proven: &Proven) -> String {
         listed: totals.listed,
         listed_kinds: Vec::new(),
         listed_until: totals.listed_until,
-        receipt: Some(EntityId::short_with(proven.task.receipt(), 4)),
+        receipt: Some(proven.task.receipt().short()),
     };
     let at = moment(proven.event.time, now);
     format!("ok: leaf {}, {at}, task {}: {}\n", proven.index, proven.task, show::ended(&end, now))

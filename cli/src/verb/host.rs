@@ -14,7 +14,8 @@ use crate::args;
 use crate::client::{Peer, segment};
 use crate::clock;
 use crate::exit::{Failure, Outcome, STILL_REVOKING};
-use crate::show::{self, Column, brief, count, moment};
+use crate::words::plural;
+use crate::show::{self, Column, brief, moment};
 
 /// Does what was asked.
 pub async fn host(verb: args::Host) -> Outcome {
@@ -100,7 +101,7 @@ fn banned(host: &Host) -> (String, ExitCode) {
     if host.open_tasks == 0 {
         return (format!("{name} is {}: its streams are closed, none of its tasks is open.\n", host.state), ExitCode::SUCCESS);
     }
-    let open = count(usize::try_from(host.open_tasks).unwrap_or(usize::MAX), "task");
+    let open = plural(usize::try_from(host.open_tasks).unwrap_or(usize::MAX), "task");
     let text = format!("{name} is {}: its streams are closed; {open} still being ended.\nTo follow:  ephor task ls\n", host.state);
     (text, ExitCode::from(STILL_REVOKING))
 }
@@ -109,22 +110,22 @@ fn short() -> [Column<Host>; 6] {
     let now = clock::wall();
     [
         Column::elastic("HOST", |host: &Host| host.name.clone()),
-        Column::new("STATE", |host| host.state.clone()),
-        Column::new("HEARD", move |host| host.last_heard.map_or_else(|| "never".to_owned(), |at| brief(at, now))),
-        Column::new("TASKS", |host| host.open_tasks.to_string()),
-        Column::new("JOINED", move |host| brief(host.joined_at, now)),
-        Column::new("CERTIFICATE UNTIL", move |host| moment(host.certificate_expires_at, now)),
+        Column::new("STATE", |host: &Host| host.state.clone()),
+        Column::new("HEARD", move |host: &Host| host.last_heard.map_or_else(|| "never".to_owned(), |at| brief(at, now))),
+        Column::new("TASKS", |host: &Host| host.open_tasks.to_string()),
+        Column::new("JOINED", move |host: &Host| brief(host.joined_at, now)),
+        Column::new("CERTIFICATE UNTIL", move |host: &Host| moment(host.certificate_expires_at, now)),
     ]
 }
 
 fn whole() -> [Column<Host>; 6] {
     [
         Column::new("host", |host: &Host| host.name.clone()),
-        Column::new("state", |host| host.state.clone()),
-        Column::new("last_heard", |host| host.last_heard.map(|at| at.to_string()).unwrap_or_default()),
-        Column::new("open_tasks", |host| host.open_tasks.to_string()),
-        Column::new("joined_at", |host| host.joined_at.to_string()),
-        Column::new("certificate_expires_at", |host| host.certificate_expires_at.to_string()),
+        Column::new("state", |host: &Host| host.state.clone()),
+        Column::new("last_heard", |host: &Host| host.last_heard.map(|at| at.to_string()).unwrap_or_default()),
+        Column::new("open_tasks", |host: &Host| host.open_tasks.to_string()),
+        Column::new("joined_at", |host: &Host| host.joined_at.to_string()),
+        Column::new("certificate_expires_at", |host: &Host| host.certificate_expires_at.to_string()),
     ]
 }
 

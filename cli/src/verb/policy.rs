@@ -10,7 +10,8 @@ use ephor_proto::ttl::Ttl;
 use crate::args;
 use crate::client::Peer;
 use crate::exit::{CONFIG, Failure, Outcome};
-use crate::show::{self, Column, count, path_of};
+use crate::words::plural;
+use crate::show::{self, Column, path_of};
 
 /// Does what was asked.
 pub async fn policy(verb: args::Policy) -> Outcome {
@@ -47,24 +48,24 @@ fn until(way: &Way) -> String {
 fn short() -> [Column<Way>; 5] {
     [
         Column::new("  ENTITLEMENT", |way: &Way| format!("  {}", way.entitlement)),
-        Column::elastic("GIVES", |way| way.gives.clone()),
+        Column::elastic("GIVES", |way: &Way| way.gives.clone()),
         Column::new("UP TO", until),
-        Column::elastic("OWNER", |way| way.owner.clone()),
-        Column::new("BY", |way| way.rule.clone()),
+        Column::elastic("OWNER", |way: &Way| way.owner.clone()),
+        Column::new("BY", |way: &Way| way.rule.clone()),
     ]
 }
 
 fn whole() -> [Column<Way>; 9] {
     [
         Column::new("subject", |way: &Way| way.subject.clone()),
-        Column::new("entitlement", |way| way.entitlement.clone()),
-        Column::new("gives", |way| way.gives.clone()),
-        Column::new("owner", |way| way.owner.clone()),
-        Column::new("purpose", |way| way.purpose.clone()),
-        Column::new("ttl_seconds", |way| way.ttl_seconds.to_string()),
-        Column::new("capped_by", |way| way.capped_by.clone()),
-        Column::new("rule", |way| way.rule.clone()),
-        Column::new("runs", |way| way.runs.join("; ")),
+        Column::new("entitlement", |way: &Way| way.entitlement.clone()),
+        Column::new("gives", |way: &Way| way.gives.clone()),
+        Column::new("owner", |way: &Way| way.owner.clone()),
+        Column::new("purpose", |way: &Way| way.purpose.clone()),
+        Column::new("ttl_seconds", |way: &Way| way.ttl_seconds.to_string()),
+        Column::new("capped_by", |way: &Way| way.capped_by.clone()),
+        Column::new("rule", |way: &Way| way.rule.clone()),
+        Column::new("runs", |way: &Way| way.runs.join("; ")),
     ]
 }
 
@@ -80,7 +81,7 @@ fn told(explained: &Explained, ask: &Explain) -> String {
     };
     let number = match explained.ways.len() {
         0 => "no way to a credential".to_owned(),
-        ways => format!("{} to a credential", count(ways, "way")),
+        ways => format!("{} to a credential", plural(ways, "way")),
     };
     let mut out = format!("policy {version}, {}: {number}\n", show::value(&about));
     let mut rest = explained.ways.as_slice();

@@ -9,7 +9,8 @@ use crate::args;
 use crate::client::{Peer, segment};
 use crate::clock;
 use crate::exit::{Outcome, STILL_REVOKING};
-use crate::show::{self, Column, Fields, brief, count, moment, path_of};
+use crate::words::plural;
+use crate::show::{self, Column, Fields, brief, moment, path_of};
 
 /// Does what was asked.
 pub async fn task(verb: args::Task) -> Outcome {
@@ -57,7 +58,7 @@ pub(super) async fn say_ended(broker: &Peer, ended: &Ended, only: Option<&Creden
     }
     show::to_stderr(&format!(
         "ephor: overdue: {} still being revoked; it is tried until it is done.\n       To follow:  ephor task show {}\n",
-        count(open, "credential"),
+        plural(open, "credential"),
         task.short
     ));
     Ok(ExitCode::from(STILL_REVOKING))
@@ -95,9 +96,9 @@ fn short() -> [Column<Task>; 6] {
     let now = clock::wall();
     [
         Column::new("TASK", |task: &Task| task.short.clone()),
-        Column::elastic("SUBJECT", |task| path_of(&task.subject).to_owned()),
-        Column::elastic("HOST", |task| task.host.clone()),
-        Column::new("SINCE", move |task| brief(task.opened_at, now)),
+        Column::elastic("SUBJECT", |task: &Task| path_of(&task.subject).to_owned()),
+        Column::elastic("HOST", |task: &Task| task.host.clone()),
+        Column::new("SINCE", move |task: &Task| brief(task.opened_at, now)),
         Column::new("STATE", state),
         Column::elastic("CREDENTIALS", credentials),
     ]
@@ -106,16 +107,16 @@ fn short() -> [Column<Task>; 6] {
 fn whole() -> [Column<Task>; 11] {
     [
         Column::new("task", |task: &Task| task.id.to_string()),
-        Column::new("subject", |task| task.subject.clone()),
-        Column::new("host", |task| task.host.clone()),
-        Column::new("pid", |task| task.pid.to_string()),
-        Column::new("rule", |task| task.rule.clone()),
-        Column::new("state", |task| task.state.clone()),
-        Column::new("cause", |task| task.cause.clone().unwrap_or_default()),
-        Column::new("opened_at", |task| task.opened_at.to_string()),
-        Column::new("ended_at", |task| task.ended_at.map(|at| at.to_string()).unwrap_or_default()),
-        Column::new("credentials", |task| task.credentials.len().to_string()),
-        Column::new("overdue", |task| task.credentials.iter().filter(|c| c.overdue.is_some()).count().to_string()),
+        Column::new("subject", |task: &Task| task.subject.clone()),
+        Column::new("host", |task: &Task| task.host.clone()),
+        Column::new("pid", |task: &Task| task.pid.to_string()),
+        Column::new("rule", |task: &Task| task.rule.clone()),
+        Column::new("state", |task: &Task| task.state.clone()),
+        Column::new("cause", |task: &Task| task.cause.clone().unwrap_or_default()),
+        Column::new("opened_at", |task: &Task| task.opened_at.to_string()),
+        Column::new("ended_at", |task: &Task| task.ended_at.map(|at| at.to_string()).unwrap_or_default()),
+        Column::new("credentials", |task: &Task| task.credentials.len().to_string()),
+        Column::new("overdue", |task: &Task| task.credentials.iter().filter(|c| c.overdue.is_some()).count().to_string()),
     ]
 }
 

@@ -72,12 +72,12 @@ pub(super) async fn export_from(origin: &impl Origin, dir: &Path) -> Result<Summ
 /// A directory beside the wanted one, removed unless it is renamed.
 fn staging(dir: &Path) -> Result<tempfile::TempDir, Failure> {
     let at = |why: &dyn std::fmt::Display| Failure::usage(format!("{}: {why}", dir.display()));
-    match std::fs::read_dir(dir) {
-        Ok(mut entries) if entries.next().is_some() => {
+    match std::fs::read_dir(dir).map(Iterator::count) {
+        Ok(1..) => {
             return Err(at(&"is not empty. Name a directory that does not exist."));
         }
         Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(at(&why)),
-        Ok(_) | Err(_) => {}
+        Ok(0) | Err(_) => {}
     }
     let name = dir.file_name().ok_or_else(|| at(&"has no name of its own. Name a new directory."))?;
     let parent = match dir.parent() {

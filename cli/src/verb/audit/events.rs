@@ -1,7 +1,7 @@
 //! Audit events as lines.
 
 use ephor_proto::http::admin::Record;
-use ephor_proto::id::{CredentialId, EntityId};
+use ephor_proto::id::CredentialId;
 use ephor_proto::time::UnixMillis;
 use serde_json::Value;
 
@@ -63,9 +63,9 @@ pub(super) fn short() -> [Column<Record>; 5] {
     let now = clock::wall();
     [
         Column::new("LEAF", |record: &Record| record.index.to_string()),
-        Column::new("TIME", move |record| time(record, "/time").map(|at| brief(at, now)).unwrap_or_default()),
-        Column::new("EVENT", |record| text(record, "/type").to_owned()),
-        Column::new("OUTCOME", |record| text(record, "/outcome").to_owned()),
+        Column::new("TIME", move |record: &Record| time(record, "/time").map(|at| brief(at, now)).unwrap_or_default()),
+        Column::new("EVENT", |record: &Record| text(record, "/type").to_owned()),
+        Column::new("OUTCOME", |record: &Record| text(record, "/outcome").to_owned()),
         Column::elastic("ABOUT", about),
     ]
 }
@@ -88,15 +88,15 @@ pub(super) fn whole() -> [Column<Record>; 23] {
         field("type", "/type"),
         field("outcome", "/outcome"),
         field("count", "/count"),
-        Column::new("subject", |record| told(record, "subject").unwrap_or_default()),
+        Column::new("subject", |record: &Record| told(record, "subject").unwrap_or_default()),
         field("agent", "/agent"),
         field("task", "/task"),
         field("request", "/request"),
         field("decision", "/decision"),
         field("entitlement", "/entitlement"),
-        Column::new("owner", |record| told(record, "owner").unwrap_or_default()),
+        Column::new("owner", |record: &Record| told(record, "owner").unwrap_or_default()),
         field("purpose", "/purpose"),
-        Column::new("reason", |record| told(record, "reason").unwrap_or_default()),
+        Column::new("reason", |record: &Record| told(record, "reason").unwrap_or_default()),
         field("credential", "/credential/id"),
         field("kind", "/credential/kind"),
         field("scope", "/credential/scope"),

@@ -9,7 +9,8 @@ use ephor_proto::ttl::Ttl;
 use serde_json::Value;
 
 use super::events::{short_credential, text, time, told};
-use crate::show::{Fields, count, kind_word, moment, path_of, state_word};
+use crate::words::plural;
+use crate::show::{Fields, kind_word, moment, path_of, state_word};
 
 /// The events of one credential.
 struct Events<'a> {
@@ -149,7 +150,7 @@ impl<'a> Events<'a> {
         let cap = cap.map(|cap| format!(", capped by {cap}")).unwrap_or_default();
         let renewed = match self.renewed.len() {
             0 => String::new(),
-            times => format!(", renewed {}", count(times, "time")),
+            times => format!(", renewed {}", plural(times, "time")),
         };
         Some(format!("{life} to {}{cap}{renewed}", moment(until, now)))
     }
@@ -173,7 +174,7 @@ impl<'a> Events<'a> {
             (None, None) => {}
         }
         if let Some(times) = used.get("count").and_then(Value::as_u64) {
-            parts.push(count(usize::try_from(times).unwrap_or(usize::MAX), "time"));
+            parts.push(plural(usize::try_from(times).unwrap_or(usize::MAX), "time"));
         }
         let source = used.get("source").and_then(Value::as_str).map(|source| format!(" (told by {source})"));
         Some(format!("{}{}", parts.join(", "), source.unwrap_or_default()))

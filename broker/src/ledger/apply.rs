@@ -1,0 +1,218 @@
+//! One batch inside an open transaction: preconditions, rows, leaves.
+//!
+//! Leaves come last, so that a batch that stops at a precondition has not touched the tree.
+
+use ephor_proto::id::{CredentialId, EventId};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::batch::{Key, Reason, Require};
+use super::codec::{Stored, int, is_taken, write};
+use super::encode::{Encoded, Leaf};
+use super::row::{DecisionRow, Row};
+use super::tree::Frontier;
+
+/// Why a batch was not applied.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// A precondition did not hold.
+    Conflict(Key),
+    /// The batch cannot be stored.
+    Invalid(String),
+    /// The store failed.
+    Store(rusqlite::Error),
+    /// The tree failed.
+    Tree(String),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(error: rusqlite::Error) -> Self {
+        let constraint = error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation);
+        if constraint { Self::Invalid(error.to_string()) } else { Self::Store(error) }
+    }
+}
+
+impl From<tlog_tiles::tlog::Error> for Stop {
+    fn from(error: tlog_tiles::tlog::Error) -> Self {
+        Self::Tree(error.to_string())
+    }
+}
+
+/// Applies a batch; returns the index of its first leaf.
+pub(super) fn apply(
+    connection: &Connection,
+    batch: &Encoded,
+    frontier: &mut Frontier,
+) -> Result<u64, Stop> {
+    for require in &batch.require {
+        holds(connection, require)?;
+    }
+    let first = frontier.size();
+    for row in &batch.rows {
+        write_row(connection, row, first)?;
+    }
+    for leaf in &batch.leaves {
+        append(connection, leaf, frontier)?;
+    }
+    Ok(first)
+}
+
+/// Checks a precondition against the store.
+pub(super) fn holds(connection: &Connection, require: &Require) -> Result<(), Stop> {
+    let (held, key) = match require {
+        Require::Absent(key) => (stored_version(connection, key)?.is_none(), key.clone()),
+        Require::Version(key, version) => {
+            (stored_version(connection, key)? == Some(*version), key.clone())
+        }
+        Require::TaskOpen(id) => {
+            let sql = "SELECT 1 FROM task WHERE id = ?1 AND state = 'open'";
+            (exists(connection, sql, id.to_bytes())?, Key::Task(*id))
+        }
+        Require::GrantOpen(id) => {
+            let sql = "SELECT 1 FROM grants WHERE id = ?1 AND state = 'open'";
+            (exists(connection, sql, id.to_bytes())?, Key::Grant(*id))
+        }
+        Require::HostAdmitted(name) => {
+            let sql = "SELECT 1 FROM host WHERE name = ?1 AND state <> 'banned'";
+            (exists(connection, sql, name)?, Key::Host(name.clone()))
+        }
+        Require::LiveCredentials { task, count } => {
+            let live: i64 = connection
+                .prepare_cached(
+                    "SELECT count(*) FROM credential WHERE task = ?1 \
+                     AND state IN ('intended', 'live', 'replacing')",
+                )?
+                .query_row([task.to_bytes()], |row| row.get(0))?;
+            (live == int(*count), Key::Task(*task))
+        }
+    };
+    if held { Ok(()) } else { Err(Stop::Conflict(key)) }
+}
+
+fn exists(connection: &Connection, sql: &str, key: impl rusqlite::ToSql) -> rusqlite::Result<bool> {
+    connection.prepare_cached(sql)?.exists([key])
+}
+
+/// The version stored under a key; 1 for what has none.
+pub(super) fn stored_version(connection: &Connection, key: &Key) -> rusqlite::Result<Option<u64>> {
+    let one = |sql: &str, key: &dyn rusqlite::ToSql| {
+        connection.prepare_cached(sql)?.query_row([key], |row| row.get::<_, i64>(0)).optional()
+    };
+    let version = match key {
+        Key::Task(id) => one("SELECT version FROM task WHERE id = ?1", &id.to_bytes()),
+        Key::Request(id) => one("SELECT version FROM request WHERE id = ?1", &id.to_bytes()),
+        Key::Grant(id) => one("SELECT version FROM grants WHERE id = ?1", &id.to_bytes()),
+        Key::Credential(id) => one("SELECT version FROM credential WHERE id = ?1", &id.to_bytes()),
+        Key::Host(name) => one("SELECT version FROM host WHERE name = ?1", name),
+        Key::JoinToken(id) => one("SELECT version FROM join_token WHERE id = ?1", &id.to_bytes()),
+        Key::Decision(id) => one("SELECT 1 FROM decision WHERE id = ?1", &id.to_bytes()),
+        Key::Receipt(id) => one("SELECT 1 FROM receipt WHERE task = ?1", &id.to_bytes()),
+        Key::Meta(name) => one("SELECT 1 FROM meta WHERE name = ?1", name),
+        Key::Personal(id) => one("SELECT 1 FROM personal WHERE event = ?1", &id.to_bytes()),
+        Key::Key(name, version) => connection
+            .prepare_cached("SELECT 1 FROM key WHERE name = ?1 AND version = ?2")?
+            .query_row(params![name, version], |row| row.get::<_, i64>(0))
+            .optional(),
+    }?;
+    Ok(version.map(|version| u64::try_from(version).unwrap_or(0)))
+}
+
+fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), Stop> {
+    let written = match row {
+        Row::Task(task) => write(connection, task, task.version)?,
+        Row::Request(request) => write(connection, request, request.version)?,
+        Row::Decision(decision) => write::<DecisionRow>(connection, decision, 1)?,
+        Row::Grant(grant) => write(connection, grant, grant.version)?,
+        Row::Credential(credential) => write(connection, &**credential, credential.version)?,
+        Row::Host(host) => write(connection, host, host.version)?,
+        Row::JoinToken(token) => write(connection, token, token.version)?,
+        Row::Key(key) => write(connection, key, 1)?,
+        Row::Receipt { task, event } => {
+            let leaf = int(first_leaf + u64::from(*event));
+            let sql = "INSERT INTO receipt (task, leaf) VALUES (?1, ?2)";
+            match connection.prepare_cached(sql)?.execute(params![task.to_bytes(), leaf]) {
+                Ok(_) => true,
+                Err(error) if is_taken(&error) => false,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Row::Meta(name, value) => {
+            let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)";
+            connection.prepare_cached(sql)?.execute(params![name, value])? == 1
+        }
+        Row::Unlist(id) => unlist(connection, *id)?,
+        Row::ErasePersonal(event) => erase(connection, *event)?,
+    };
+    if written { Ok(()) } else { Err(Stop::Conflict(row.key())) }
+}
+
+/// Only the dead are forgotten: an unlisted credential would be good again.
+fn unlist(connection: &Connection, id: CredentialId) -> rusqlite::Result<bool> {
+    let sql = "UPDATE credential SET listed = 0, content = '', version = version + 1 \
+               WHERE id = ?1 AND state = 'dead' AND listed = 1";
+    Ok(connection.prepare_cached(sql)?.execute([id.to_bytes()])? == 1)
+}
+
+/// Erasing twice is erased.
+fn erase(connection: &Connection, event: EventId) -> rusqlite::Result<bool> {
+    let sql = "DELETE FROM personal WHERE event = ?1";
+    connection.prepare_cached(sql)?.execute([event.to_bytes()])?;
+    Ok(true)
+}
+
+fn append(connection: &Connection, leaf: &Leaf, frontier: &mut Frontier) -> Result<(), Stop> {
+    let index = int(frontier.size());
+    let event = leaf.event.to_bytes();
+    let hashes = frontier.append(leaf.json.as_bytes())?;
+    connection
+        .prepare_cached("INSERT INTO leaf (idx, event, task, json) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![index, event, leaf.task.map(|id| id.to_bytes()), leaf.json])?;
+    connection
+        .prepare_cached("INSERT INTO hash (leaf, hashes) VALUES (?1, ?2)")?
+        .execute(params![index, hashes])?;
+    for name in &leaf.about {
+        connection
+            .prepare_cached("INSERT OR IGNORE INTO about (name, leaf) VALUES (?1, ?2)")?
+            .execute(params![name, index])?;
+    }
+    for (field, salt, value) in &leaf.personal {
+        connection
+            .prepare_cached("INSERT INTO personal (event, field, salt, value) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![event, field, salt, value])?;
+    }
+    Ok(())
+}
+
+/// Sets a batch or row aside that could not be used, so that nothing is lost and nothing stops.
+pub(super) fn quarantine(
+    connection: &Connection,
+    (kind, reason): (&str, &str),
+    content: &str,
+    time: i64,
+    listing: Option<(u32, u32)>,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO quarantine (kind, reason, time, content, status_list, status_index) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![
+            kind,
+            reason,
+            time,
+            content,
+            listing.map(|(list, _)| list),
+            listing.map(|(_, index)| index),
+        ])?;
+    Ok(())
+}
+
+/// The reason shown to whoever submitted.
+pub(super) fn refusal(stop: Stop) -> super::batch::CommitError {
+    use super::batch::CommitError;
+    match stop {
+        Stop::Conflict(key) => CommitError::Conflict(key),
+        Stop::Invalid(text) => CommitError::Refused(Reason::Invalid(text)),
+        Stop::Store(error) => CommitError::Refused(Reason::Damaged(error.to_string())),
+        Stop::Tree(text) => CommitError::Refused(Reason::Damaged(text)),
+    }
+}

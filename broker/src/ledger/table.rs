@@ -1,0 +1,6 @@
+//! The columns of each table. The order of `columns` is that of `bind` and `read`.
+
+mod credential;
+mod fleet;
+mod request;
+mod task;

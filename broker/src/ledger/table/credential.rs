@@ -1,0 +1,89 @@
+//! Credentials. `listed` is not a field of the row: only forgetting a listing clears it.
+
+use std::sync::LazyLock;
+
+use ephor_proto::state::task::EndCause;
+use rusqlite::{CachedStatement, params};
+
+use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_millis};
+use crate::ledger::row::CredentialRow;
+
+static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::of(
+        "credential",
+        &[
+            "id", "version", "kind", "task", "host", "subject", "entitlement", "item", "owner",
+            "purpose", "request", "decision", "rule", "grant_id", "state", "issued_at",
+            "expires_at", "capped_by", "status_list", "status_index", "content", "cause",
+            "revoked_at", "evidence", "overdue",
+        ],
+    )
+});
+
+impl Stored for CredentialRow {
+    const TABLE: &'static str = "credential";
+
+    fn sql() -> &'static Sql {
+        &CREDENTIAL
+    }
+
+    fn bind(&self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
+        statement.execute(params![
+            self.id.to_bytes(),
+            int(self.version),
+            self.kind.as_str(),
+            self.task.to_bytes(),
+            self.host,
+            self.subject.as_str(),
+            self.entitlement,
+            self.item,
+            self.owner,
+            self.purpose,
+            self.request.to_bytes(),
+            self.decision.to_bytes(),
+            self.rule,
+            self.grant.to_bytes(),
+            self.state.as_str(),
+            millis(self.issued_at),
+            millis(self.expires_at),
+            self.capped_by,
+            self.status_list,
+            self.status_index,
+            self.content,
+            self.cause.map(EndCause::as_str),
+            opt_millis(self.revoked_at),
+            self.evidence,
+            self.overdue,
+        ])
+    }
+
+    fn read(columns: &Columns<'_>) -> Result<Self, BadColumn> {
+        Ok(Self {
+            id: columns.id(0)?,
+            version: columns.number(1)?,
+            kind: columns.word(2)?,
+            task: columns.id(3)?,
+            host: columns.string(4)?,
+            subject: columns.word(5)?,
+            entitlement: columns.string(6)?,
+            item: columns.string(7)?,
+            owner: columns.string(8)?,
+            purpose: columns.string(9)?,
+            request: columns.id(10)?,
+            decision: columns.id(11)?,
+            rule: columns.string(12)?,
+            grant: columns.id(13)?,
+            state: columns.word(14)?,
+            issued_at: columns.time(15)?,
+            expires_at: columns.time(16)?,
+            capped_by: columns.string(17)?,
+            status_list: columns.number(18)?,
+            status_index: columns.number(19)?,
+            content: columns.string(20)?,
+            cause: columns.opt_word(21)?,
+            revoked_at: columns.opt_time(22)?,
+            evidence: columns.opt_string(23)?,
+            overdue: columns.opt_string(24)?,
+        })
+    }
+}

@@ -7,6 +7,7 @@
 
 mod ancestor;
 mod cgroup;
+mod descriptor;
 mod error;
 mod evidence;
 mod exe;
@@ -19,14 +20,18 @@ mod start_check;
 mod status;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use ancestor::{ancestors, attest_ancestor, descends_from};
-pub use cgroup::{Placement, UnitRun};
+pub use cgroup::{Placement, UnitRun, is_running, leader};
+pub use descriptor::named_by_descriptor;
 pub use error::AttestError;
 pub use evidence::{Attested, Evidence, Fingerprint, attest, recheck};
 pub use exe::{Exe, FileId};
 pub use hash::HashCache;
 pub use peer::{Held, Mode, Peer};
 pub use process::HeldProcess;
+pub(crate) use process::has_ended;
 pub use start_check::{StartCheckError, boot_id, start_check};

@@ -99,3 +99,5 @@ pub const HEADER_LINES: usize = 64;
 pub const WAITING_PER_UID: usize = 256;
 /// How long who ends a task waits for its receipt.
 pub const RECEIPT_WAIT: Duration = Duration::from_secs(10);
+/// How long a caller waits for the broker's answer: two calls, journal and hash included.
+pub const FLIGHT_WAIT: Duration = Duration::from_secs(15);

@@ -5,6 +5,8 @@
 
 pub mod query;
 
+use std::pin::Pin;
+
 use ephor_proto::cred::{self, CredRef};
 use ephor_proto::grpc::v1;
 use ephor_proto::http::agent::{Bind, CredentialRequest};
@@ -14,6 +16,7 @@ use ephor_proto::problem::Code;
 use ephor_proto::ttl::parse_seconds;
 
 use crate::attest::Fingerprint;
+use crate::journal::JournalError;
 
 /// A request in good form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +101,14 @@ pub trait Identity: Send + Sync {
     /// # Errors
     /// What changed, safe to be told.
     fn still(&self) -> Result<(), String>;
-    /// What to tell the broker of it.
+    /// Whether its task goes on.
+    fn is_open(&self) -> bool;
+    /// Waits until a restart of the agent would find its task.
+    ///
+    /// # Errors
+    /// When it could not be journalled: nothing may be handed over.
+    fn journalled(&self) -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send + '_>>;
+    /// What to tell the broker of it. May ask the host's name service: not for an async thread.
     fn evidence(&self) -> v1::Evidence;
     /// The same with the digest of its executable. May take seconds: not for an async thread.
     ///
@@ -113,8 +123,7 @@ impl Requested {
     /// # Errors
     /// Says which field is wrong.
     pub fn from_body(body: &[u8]) -> Result<Self, BadRequest> {
-        let body: CredentialRequest = serde_json::from_slice(body)
-            .map_err(|error| BadRequest::invalid(format!("the body is no credential request: {error}")))?;
+        let body: CredentialRequest = serde_json::from_slice(body).map_err(|error| bad_body(body, &error))?;
         let audience = body.parameters.and_then(|parameters| parameters.audience);
         let requested = Self {
             item: item(&body.entitlement, audience)?,
@@ -154,6 +163,17 @@ impl Requested {
             request: None,
             subject: String::new(),
         })
+    }
+}
+
+/// What is wrong with a body; a fraction for a TTL by name, because the parser's words for it
+/// are about commas.
+fn bad_body(body: &[u8], error: &serde_json::Error) -> BadRequest {
+    let loose = serde_json::from_slice::<serde_json::Value>(body).ok();
+    let ttl = loose.as_ref().and_then(|body| body.get("ttl_seconds")).filter(|ttl| ttl.is_f64());
+    match ttl {
+        Some(ttl) => BadRequest::invalid(format!("ttl_seconds is {ttl}: it must be a whole number above 0")),
+        None => BadRequest::invalid(format!("the body is no credential request: {error}")),
     }
 }
 

@@ -1,10 +1,23 @@
-//! Crash points: named places where the fault tests kill this process as `kill -9` would.
+//! Crash points for the fault tests: places where a test build kills itself, as `kill -9`
+//! would. Only with the feature `failpoints`, which is never on in a shipped binary;
+//! without it [`crash_point!`](crate::crash_point) is nothing but a check of the name.
 //!
-//! Only with the feature `failpoints`; in a shipped binary the macro expands to nothing. The
-//! environment is read once, at the first point: `EPHOR_CRASH=name`, or `name:n` for its n-th hit.
+//! `EPHOR_CRASH=NAME` dies at the first pass of that point, `NAME:N` at the N-th.
 
-/// Every crash point, so that a test can walk them all.
+/// Every crash point of the broker, in the order of work.
 pub const POINTS: &[&str] = &[
+    "join.after_commit",
+    "issue.before_commit",
+    "issue.after_commit",
+    "issue.before_answer",
+    "renew.before_commit",
+    "renew.after_commit",
+    "complete.before_commit",
+    "complete.after_commit",
+    "revoke.before_listing",
+    "revoke.after_listing",
+    "prove.before_receipt",
+    "prove.after_receipt",
     "ledger.before_commit",
     "ledger.after_commit",
     "ledger.after_answer",
@@ -12,35 +25,91 @@ pub const POINTS: &[&str] = &[
     "ledger.wal_checkpoint",
 ];
 
-/// Dies here if `EPHOR_CRASH` names this point; nothing without the feature `failpoints`.
-#[macro_export]
-macro_rules! crash_point {
-    ($name:literal) => {
-        #[cfg(feature = "failpoints")]
-        $crate::crash::reached($name);
-    };
+/// Whether `name` is a crash point. Evaluated while compiling.
+#[must_use]
+#[allow(clippy::indexing_slicing)] // const: iterators are not const yet; bounded by the lengths
+pub const fn is_point(name: &str) -> bool {
+    let name = name.as_bytes();
+    let mut i = 0;
+    while i < POINTS.len() {
+        let point = POINTS[i].as_bytes();
+        let mut same = point.len() == name.len();
+        let mut j = 0;
+        while same && j < name.len() {
+            same = point[j] == name[j];
+            j += 1;
+        }
+        if same {
+            return true;
+        }
+        i += 1;
+    }
+    false
 }
 
-/// Counts a hit of `name` and kills this process with SIGKILL when it is the one asked for.
+/// Dies here when `EPHOR_CRASH` names this point. The name must be one of `crash::POINTS`.
+#[macro_export]
+macro_rules! crash_point {
+    ($name:literal) => {{
+        const { assert!($crate::crash::is_point($name), "name it in crash::POINTS") };
+        #[cfg(feature = "failpoints")]
+        $crate::crash::hit($name);
+    }};
+}
+pub use crash_point;
+
 #[cfg(feature = "failpoints")]
-pub fn reached(name: &str) {
+pub use armed::hit;
+
+#[cfg(feature = "failpoints")]
+mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
-    static HITS: AtomicU64 = AtomicU64::new(0);
+    struct Armed {
+        name: String,
+        passes_left: AtomicU64,
+    }
 
-    let wanted = WANTED.get_or_init(|| {
-        let text = std::env::var("EPHOR_CRASH").ok()?;
-        match text.split_once(':') {
-            Some((name, nth)) => Some((name.to_owned(), nth.parse().ok()?)),
-            None => Some((text, 1)),
+    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+
+    fn parse(text: &str) -> Armed {
+        let (name, nth) = match text.rsplit_once(':') {
+            Some((name, nth)) => (name, nth.parse().unwrap_or(1)),
+            None => (text, 1),
+        };
+        if !super::is_point(name) {
+            tracing::error!(name, "EPHOR_CRASH names no crash point of the broker");
         }
-    });
-    if let Some((wanted, nth)) = wanted
-        && wanted == name
-        && HITS.fetch_add(1, Ordering::Relaxed) + 1 == *nth
-    {
+        Armed { name: name.to_owned(), passes_left: AtomicU64::new(nth) }
+    }
+
+    /// Counts a pass of the point and dies at the one asked for.
+    pub fn hit(name: &'static str) {
+        let armed = ARMED.get_or_init(|| std::env::var("EPHOR_CRASH").ok().map(|text| parse(&text)));
+        let Some(armed) = armed else { return };
+        if armed.name == name && armed.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            die();
+        }
+    }
+
+    /// SIGKILL: no destructor, no flush, no unwinding.
+    fn die() {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_known_and_unique() {
+        crate::crash_point!("issue.after_commit");
+        assert!(is_point("issue.after_commit"));
+        assert!(!is_point("issue.after_commi") && !is_point("issue.after_commitx") && !is_point(""));
+        let unique: std::collections::BTreeSet<_> = POINTS.iter().collect();
+        assert_eq!(unique.len(), POINTS.len());
     }
 }

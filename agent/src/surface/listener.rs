@@ -3,19 +3,19 @@
 //! Limits per uid come before attestation, because attesting costs more than refusing. A
 //! connection that does not send a whole request in time is closed, and so is an idle one.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits;
+use crate::surface::quota::Quota;
 use crate::tasks::Tasks;
 
 /// Longest path of a Unix socket: `sun_path` less its final zero byte.
@@ -79,6 +79,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     check_directory(path, parent)?;
     remove_stale(path)?;
     let listener = UnixListener::bind(path).map_err(io)?;
+    super::peer::prepare_listener(&listener).map_err(io)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(io)?;
     Ok(listener)
 }
@@ -151,7 +152,7 @@ impl Activity {
 /// Accepts until told to stop, then drains.
 pub async fn run<S: Serve>(listener: UnixListener, serve: Arc<S>, tasks: Tasks) {
     let stop = tasks.stop().clone();
-    let counts = Arc::new(Counts::default());
+    let quota = Quota::new(limits::CONNECTIONS_PER_UID, limits::CONNECTIONS);
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -167,7 +168,7 @@ pub async fn run<S: Serve>(listener: UnixListener, serve: Arc<S>, tasks: Tasks) 
             }
         };
         let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
-        let Some(place) = counts.take(uid) else {
+        let Some(place) = quota.take(uid) else {
             tracing::warn!(uid, "refused a connection: this uid or all have too many");
             // Best effort: a caller that does not read is not waited for.
             let _ = stream.try_write(&serve.too_many());
@@ -204,46 +205,6 @@ async fn watched<S: Serve>(serve: Arc<S>, stream: UnixStream, drain: Cancellatio
     tokio::select! {
         () = connection => {}
         () = watchdog => {}
-    }
-}
-
-/// Connections per uid.
-#[derive(Default)]
-struct Counts {
-    /// Guards the counts; held for an addition.
-    by_uid: Mutex<HashMap<u32, usize>>,
-}
-
-/// One place of a uid; given back when dropped.
-struct Place {
-    counts: Arc<Counts>,
-    uid: u32,
-}
-
-impl Counts {
-    fn take(self: &Arc<Self>, uid: u32) -> Option<Place> {
-        let mut by_uid = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = by_uid.values().sum();
-        let own = by_uid.entry(uid).or_default();
-        // Root's callers find a place even when everyone else's are taken.
-        let most = if uid == 0 { limits::CONNECTIONS + limits::CONNECTIONS_PER_UID } else { limits::CONNECTIONS };
-        if *own >= limits::CONNECTIONS_PER_UID || all >= most {
-            return None;
-        }
-        *own += 1;
-        Some(Place { counts: Arc::clone(self), uid })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut by_uid = self.counts.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = by_uid.get_mut(&self.uid) {
-            *own -= 1;
-            if *own == 0 {
-                by_uid.remove(&self.uid);
-            }
-        }
     }
 }
 

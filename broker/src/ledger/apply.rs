@@ -6,7 +6,7 @@ use ephor_proto::id::{CredentialId, EventId};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::batch::{Key, Reason, Require};
-use super::codec::{Stored, int, is_taken, write};
+use super::codec::{int, is_taken, write};
 use super::encode::{Encoded, Leaf};
 use super::row::{DecisionRow, Row};
 use super::tree::Frontier;

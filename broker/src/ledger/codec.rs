@@ -8,6 +8,9 @@ use ephor_proto::time::UnixMillis;
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{CachedStatement, Connection};
 
+use super::batch::Key;
+use super::row::Row;
+
 /// A column that does not hold what this version expects.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("column {column}: {reason}")]
@@ -65,6 +68,15 @@ pub(super) trait Stored: Sized + Clone {
 
     /// Reads all columns in order.
     fn read(columns: &Columns<'_>) -> Result<Self, BadColumn>;
+
+    /// This type of row, if it is one.
+    fn of(row: &Row) -> Option<&Self>;
+
+    /// What it is stored under.
+    fn key(&self) -> Key;
+
+    /// Its version; 1 for what has none.
+    fn version(&self) -> u64;
 }
 
 /// Writes a versioned row: an insert for version 1, else a replacement of the version before.
@@ -169,6 +181,11 @@ impl<'row> Columns<'row> {
         blob.try_into().map_err(|_| self.bad(at, format!("{} bytes, not 32", blob.len())))
     }
 
+    /// The same, or absent.
+    pub(super) fn opt_hash(&self, at: usize) -> Result<Option<[u8; 32]>, BadColumn> {
+        self.optional(at, |columns| columns.hash(at))
+    }
+
     /// A number that is not negative and fits.
     pub(super) fn number<N: TryFrom<i64>>(&self, at: usize) -> Result<N, BadColumn> {
         let value = self.raw(at)?.as_i64().map_err(|error| self.bad(at, error))?;
@@ -238,20 +255,11 @@ impl<'row> Columns<'row> {
                 Ok(Ok(Value::Integer(number))) => serde_json::Value::from(number),
                 Ok(Ok(Value::Real(number))) => serde_json::Value::from(number.to_string()),
                 Ok(Ok(Value::Text(text))) => serde_json::Value::from(text),
-                Ok(Ok(Value::Blob(bytes))) => serde_json::Value::from(hex(&bytes)),
+                Ok(Ok(Value::Blob(bytes))) => serde_json::Value::from(ephor_crypto::digest::hex(&bytes)),
                 Ok(Ok(Value::Null) | Err(_)) | Err(_) => serde_json::Value::Null,
             };
             (name, value)
         });
         serde_json::Value::Object(fields.collect()).to_string()
     }
-}
-
-/// Lower-case hex.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -5,8 +5,9 @@ use std::sync::LazyLock;
 use ephor_proto::state::task::EndCause;
 use rusqlite::{CachedStatement, params};
 
+use crate::ledger::batch::Key;
 use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_millis};
-use crate::ledger::row::CredentialRow;
+use crate::ledger::row::{CredentialRow, Row};
 
 static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
@@ -85,5 +86,17 @@ impl Stored for CredentialRow {
             evidence: columns.opt_string(23)?,
             overdue: columns.opt_string(24)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Credential(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Credential(self.id)
+    }
+
+    fn version(&self) -> u64 {
+        self.version
     }
 }

@@ -4,8 +4,9 @@ use std::sync::LazyLock;
 
 use rusqlite::{CachedStatement, params};
 
+use crate::ledger::batch::Key;
 use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_millis};
-use crate::ledger::row::{HostRow, JoinTokenRow, KeyRow};
+use crate::ledger::row::{HostRow, JoinTokenRow, KeyRow, Row};
 
 static HOST: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
@@ -13,6 +14,7 @@ static HOST: LazyLock<Sql> = LazyLock::new(|| {
         &[
             "name", "version", "state", "joined_at", "last_heard", "boot_id", "instance",
             "spki_sha256", "certificate_expires_at", "generation",
+            "previous_spki_sha256", "banned_at",
         ],
     )
 });
@@ -36,6 +38,8 @@ impl Stored for HostRow {
             self.spki_sha256,
             millis(self.certificate_expires_at),
             int(self.generation),
+            self.previous_spki_sha256,
+            opt_millis(self.banned_at),
         ])
     }
 
@@ -51,7 +55,21 @@ impl Stored for HostRow {
             spki_sha256: columns.hash(7)?,
             certificate_expires_at: columns.time(8)?,
             generation: columns.number(9)?,
+            previous_spki_sha256: columns.opt_hash(10)?,
+            banned_at: columns.opt_time(11)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Host(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Host(self.name.clone())
+    }
+
+    fn version(&self) -> u64 {
+        self.version
     }
 }
 
@@ -87,6 +105,18 @@ impl Stored for JoinTokenRow {
             used_by: columns.opt_string(5)?,
         })
     }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::JoinToken(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::JoinToken(self.id)
+    }
+
+    fn version(&self) -> u64 {
+        self.version
+    }
 }
 
 // Keys are replaced as they are: their version is part of their name.
@@ -121,5 +151,17 @@ impl Stored for KeyRow {
             public: columns.blob(3)?.to_vec(),
             created_at: columns.time(4)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Key(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Key(self.name.clone(), self.version)
+    }
+
+    fn version(&self) -> u64 {
+        1
     }
 }

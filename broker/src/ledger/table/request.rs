@@ -5,8 +5,9 @@ use std::sync::LazyLock;
 use ephor_proto::id::CredentialId;
 use rusqlite::{CachedStatement, params};
 
+use crate::ledger::batch::Key;
 use crate::ledger::codec::{BadColumn, BlobId as _, Columns, Sql, Stored, int, millis};
-use crate::ledger::row::{DecisionRow, RequestRow};
+use crate::ledger::row::{DecisionRow, RequestRow, Row};
 
 static REQUEST: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
@@ -56,6 +57,18 @@ impl Stored for RequestRow {
                 .map_err(|error| columns.bad(7, error))?,
             requested_at: columns.time(8)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Request(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Request(self.id)
+    }
+
+    fn version(&self) -> u64 {
+        self.version
     }
 }
 
@@ -110,5 +123,17 @@ impl Stored for DecisionRow {
             capped_by: columns.string(11)?,
             decided_at: columns.time(12)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Decision(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Decision(self.id)
+    }
+
+    fn version(&self) -> u64 {
+        1
     }
 }

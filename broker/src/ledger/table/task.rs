@@ -6,8 +6,9 @@ use ephor_proto::state::grant::GrantState;
 use ephor_proto::state::task::{EndCause, TaskState};
 use rusqlite::{CachedStatement, params};
 
+use crate::ledger::batch::Key;
 use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_millis};
-use crate::ledger::row::{GrantRow, TaskRow};
+use crate::ledger::row::{GrantRow, Row, TaskRow};
 
 static TASK: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
@@ -89,6 +90,18 @@ impl Stored for TaskRow {
             deadline: columns.opt_time(16)?,
         })
     }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Task(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Task(self.id)
+    }
+
+    fn version(&self) -> u64 {
+        self.version
+    }
 }
 
 static GRANT: LazyLock<Sql> = LazyLock::new(|| {
@@ -146,5 +159,17 @@ impl Stored for GrantRow {
             until,
             closed_at: columns.opt_time(10)?,
         })
+    }
+
+    fn of(row: &Row) -> Option<&Self> {
+        if let Row::Grant(row) = row { Some(row) } else { None }
+    }
+
+    fn key(&self) -> Key {
+        Key::Grant(self.id)
+    }
+
+    fn version(&self) -> u64 {
+        self.version
     }
 }

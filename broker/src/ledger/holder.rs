@@ -1,0 +1,123 @@
+//! Which process the store belongs to.
+//!
+//! Safety is the fence: each commit checks that the stored epoch and holder are still ours, so a
+//! broker that was taken over can write no more, wherever it runs. That a second one is refused
+//! while the first is alive is a courtesy on the same host.
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::writer::Trouble;
+
+/// Who holds the store: boot, pid namespace, pid, start time, and a random part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    boot: String,
+    namespace: String,
+    pid: u32,
+    start_time: u64,
+    nonce: String,
+}
+
+impl Holder {
+    /// This process.
+    pub(super) fn this_process() -> Result<Self, ephor_crypto::random::RandomError> {
+        let nonce = ephor_crypto::digest::hex(&ephor_crypto::random::bytes::<16>()?);
+        let pid = std::process::id();
+        Ok(Self {
+            boot: boot_id(),
+            namespace: pid_namespace(),
+            pid,
+            start_time: start_time(pid).unwrap_or(0),
+            nonce,
+        })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let mut part = || parts.next();
+        Some(Self {
+            boot: part()?.to_owned(),
+            namespace: part()?.to_owned(),
+            pid: part()?.parse().ok()?,
+            start_time: part()?.parse().ok()?,
+            nonce: part()?.to_owned(),
+        })
+    }
+
+    /// Whether that process certainly still runs on this host. What runs elsewhere cannot be
+    /// seen; the fence stops it.
+    pub(super) fn is_alive(text: &str) -> Option<u32> {
+        let holder = Self::parse(text)?;
+        let here = holder.boot == boot_id() && holder.namespace == pid_namespace();
+        (here && start_time(holder.pid) == Some(holder.start_time)).then_some(holder.pid)
+    }
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { boot, namespace, pid, start_time, nonce } = self;
+        write!(f, "{boot} {namespace} {pid} {start_time} {nonce}")
+    }
+}
+
+fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn pid_namespace() -> String {
+    let link = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    link.to_string_lossy().into_owned()
+}
+
+/// Field 22 of `/proc/PID/stat`; the second field may hold blanks and parentheses.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Epoch and holder that every commit must find.
+#[derive(Debug)]
+pub(super) struct Fence {
+    pub(super) epoch: u32,
+    pub(super) holder: String,
+}
+
+impl Fence {
+    /// Checks inside a transaction that the store is still ours.
+    pub(super) fn check(&self, connection: &Connection) -> Result<(), Trouble> {
+        let ours = connection
+            .prepare_cached("SELECT 1 FROM installation WHERE epoch = ?1 AND holder = ?2")
+            .and_then(|mut statement| {
+                statement.query_row(params![self.epoch, self.holder], |_| Ok(())).optional()
+            })
+            .map_err(|error| Trouble::before_commit(&error))?;
+        ours.ok_or(Trouble::Fenced)
+    }
+
+    /// Gives the store back, if it is still ours.
+    pub(super) fn release(&self, connection: &Connection) {
+        let sql = "UPDATE installation SET holder = '' WHERE epoch = ?1 AND holder = ?2";
+        if let Err(error) = connection.execute(sql, params![self.epoch, self.holder]) {
+            tracing::warn!(%error, "the store could not be given back; the next start notices by itself");
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_alive_only_as_the_very_same_process() {
+        let own = Holder::this_process().unwrap();
+        assert!(own.start_time > 0);
+        assert_eq!(Holder::is_alive(&own.to_string()), Some(std::process::id()));
+        let earlier = Holder { start_time: own.start_time - 1, ..own.clone() };
+        assert_eq!(Holder::is_alive(&earlier.to_string()), None);
+        let other_boot = Holder { boot: "x".to_owned(), ..own };
+        assert_eq!(Holder::is_alive(&other_boot.to_string()), None);
+        assert_eq!(Holder::is_alive(""), None);
+    }
+}

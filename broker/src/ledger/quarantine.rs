@@ -1,0 +1,83 @@
+//! Rows that cannot be read are set aside at start: one bad row must not keep a broker from
+//! revoking all the others.
+//!
+//! A credential that is set aside stays listed as revoked, as far as its place in a list can
+//! still be read: forgetting it would make it good again.
+
+use ephor_proto::time::UnixMillis;
+use rusqlite::types::Value;
+use rusqlite::{Connection, TransactionBehavior, params};
+
+use super::apply;
+use super::codec::{Columns, Stored, millis};
+use super::row::{CredentialRow, GrantRow, HostRow, JoinTokenRow, KeyRow, TaskRow};
+
+/// A row or batch that was set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Table it was in, or `reserve`.
+    pub kind: String,
+    /// What could not be read.
+    pub reason: String,
+    /// When it was set aside.
+    pub time: UnixMillis,
+    /// All of it, as JSON with blobs in hex.
+    pub content: String,
+}
+
+struct Bad {
+    /// Key and second column, as stored.
+    key: (Value, Value),
+    reason: String,
+    content: String,
+    listing: Option<(u32, u32)>,
+}
+
+/// Sets aside what the broker would need and cannot read; returns how many rows.
+pub(super) fn sweep(connection: &mut Connection, now: UnixMillis) -> rusqlite::Result<usize> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut aside = 0;
+    aside += table::<TaskRow>(&transaction, "WHERE state <> 'closed'", now)?;
+    aside += table::<GrantRow>(&transaction, "WHERE state = 'open'", now)?;
+    aside += table::<CredentialRow>(&transaction, "WHERE listed = 1", now)?;
+    aside += table::<HostRow>(&transaction, "", now)?;
+    aside += table::<JoinTokenRow>(&transaction, "", now)?;
+    aside += table::<KeyRow>(&transaction, "", now)?;
+    transaction.commit()?;
+    Ok(aside)
+}
+
+fn table<T: Stored>(
+    connection: &Connection,
+    condition: &str,
+    now: UnixMillis,
+) -> rusqlite::Result<usize> {
+    let mut bad = Vec::new();
+    let mut statement = connection.prepare(&format!("{} {condition}", T::sql().select))?;
+    let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let columns = Columns(row);
+        if let Err(error) = T::read(&columns) {
+            bad.push(Bad {
+                key: (row.get(0)?, row.get(1)?),
+                reason: error.to_string(),
+                content: columns.dump(),
+                listing: listing(row, &names),
+            });
+        }
+    }
+    let name = |at: usize| names.get(at).map_or("rowid", String::as_str);
+    let delete = format!("DELETE FROM {} WHERE {} IS ?1 AND {} IS ?2", T::TABLE, name(0), name(1));
+    for row in &bad {
+        let what = (T::TABLE, row.reason.as_str());
+        apply::quarantine(connection, what, &row.content, millis(now), row.listing)?;
+        connection.execute(&delete, params![row.key.0, row.key.1])?;
+    }
+    Ok(bad.len())
+}
+
+fn listing(row: &rusqlite::Row<'_>, names: &[String]) -> Option<(u32, u32)> {
+    names.iter().any(|name| name == "status_index").then_some(())?;
+    Some((row.get("status_list").ok()?, row.get("status_index").ok()?))
+}

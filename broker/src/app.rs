@@ -165,4 +165,6 @@ impl Broker {
 }
 
 #[cfg(test)]
+mod live;
+#[cfg(test)]
 pub(crate) mod tests;

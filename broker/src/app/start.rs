@@ -155,7 +155,7 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
 
 /// Everything that can be wrong with files, keys, policy and addresses is found here, before
 /// anything is served.
-async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
+pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
     let clock = SystemClock::shared();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let sealer = master::read(&master::path(config, credentials.as_deref()))?;
@@ -194,7 +194,7 @@ pub(super) fn stored_keys(ledger: &Ledger) -> Result<Vec<KeyRow>, ReadError> {
 }
 
 /// Bound before anything is served: ports are known, and conflicts found, first.
-struct Sockets {
+pub(super) struct Sockets {
     https: TcpListener,
     http: TcpListener,
     admin: UnixListener,
@@ -221,7 +221,7 @@ impl Sockets {
 }
 
 /// Starts the listeners. Gives the addresses of HTTPS and HTTP.
-fn listen(
+pub(super) fn listen(
     broker: &Arc<Broker>,
     config: &Config,
     sockets: Sockets,
@@ -257,7 +257,7 @@ fn listen(
     Ok(addresses)
 }
 
-fn start_background(broker: &Arc<Broker>) {
+pub(super) fn start_background(broker: &Arc<Broker>) {
     broker.tasks.spawn_vital("fleet-watch", fleet::keep_watch(Arc::clone(broker)));
     broker.start_timers();
 }

@@ -7,7 +7,9 @@ use ephor_proto::state::agent::{AgentEvent, AgentState};
 use ephor_proto::state::task::EndCause;
 use ephor_proto::time::Boottime;
 
+use super::update::Change;
 use crate::app::Broker;
+use crate::ledger::{HostRow, Lane};
 use crate::limits;
 
 /// Since when this broker could have heard agents. Pure.
@@ -71,6 +73,24 @@ impl super::Fleet {
     }
 }
 
+impl Broker {
+    /// Keeps when a host was last heard over a restart. Only for listings, so a failure costs
+    /// nothing but that.
+    pub(super) async fn store_last_heard(&self, host: &str) {
+        let Some(host) = self.fleet.find(host) else { return };
+        let last_heard = host.live().last_heard_at;
+        let outcome = self
+            .update_host("fleet.last_heard", Lane::Normal, &host.name, |stored| {
+                let Some(row) = stored.filter(|row| row.last_heard < last_heard) else { return Ok(None) };
+                Ok(Some(Change::quiet(HostRow { last_heard, ..row })))
+            })
+            .await;
+        if let Err(refusal) = outcome {
+            tracing::debug!(host = %host.name, detail = refusal.detail, "when it was last heard was not stored");
+        }
+    }
+}
+
 /// Judges silence and sweeps after bans, every second, until stopped.
 pub(crate) async fn keep_watch(broker: Arc<Broker>) {
     let stop = broker.tasks.stop_token();
@@ -81,6 +101,7 @@ pub(crate) async fn keep_watch(broker: Arc<Broker>) {
         }
         for host in broker.fleet.judge_silence() {
             tracing::warn!(host, "agent silent: not heard for 15 s; nothing new is issued there");
+            broker.store_last_heard(&host).await;
         }
         for host in broker.fleet.freshly_banned() {
             broker.end_tasks_of(&host, EndCause::Revoked).await;

@@ -387,6 +387,20 @@ async fn silence_takes_15_s_and_ends_with_a_heartbeat() {
     assert_eq!(open_count(&test, "web-1"), 1);
 }
 
+#[tokio::test]
+async fn when_a_silent_host_was_last_heard_outlives_a_restart() {
+    let test = TestBroker::new().await;
+    test.broker.fleet.listening();
+    let agent = active(&test, "web-1").await;
+    seconds_pass(&test, 5);
+    agent.heartbeat(&test, 1, &[]).await;
+    let heard = test.broker.hosts().unwrap()[0].last_heard;
+    test.broker.store_last_heard("web-1").await;
+    let test = test.restart(Duration::from_secs(60)).await;
+    assert!(heard.is_some());
+    assert_eq!(test.broker.hosts().unwrap()[0].last_heard, heard);
+}
+
 /// Named test 1 of the first issue.
 #[tokio::test]
 async fn a_broker_away_for_10_minutes_ends_none_of_1000_tasks() {

@@ -21,6 +21,11 @@ pub(super) struct Change {
 }
 
 impl Change {
+    /// A change that is no event.
+    pub(super) fn quiet(row: HostRow) -> Self {
+        Self { row, require: Vec::new(), rows: Vec::new(), events: Vec::new() }
+    }
+
     pub(super) fn new(row: HostRow, event: NewEvent) -> Self {
         Self { row, require: Vec::new(), rows: Vec::new(), events: vec![event] }
     }

@@ -7,6 +7,8 @@
 
 mod begin;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod unheard;
 
 pub(crate) use begin::revoke_row;

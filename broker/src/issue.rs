@@ -8,6 +8,8 @@ mod intent;
 mod plan;
 mod renew;
 mod replay;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use intent::{Intent, Permit, Planned, Sealed, SealedToken, WrongProof};
 pub(crate) use plan::credential_part;
@@ -194,7 +196,8 @@ impl Broker {
         let outcome = ticket.await;
         match outcome {
             Ok(committed) => {
-                for row in intent.rows() {
+                // A renewed one has its timer, which is set anew when it fires.
+                for row in intent.rows().iter().filter(|row| row.version == 1) {
                     self.timers.set(row.id, dead_at(row.expires_at));
                 }
                 let permit = intent.recorded(number, &committed.durable).map_err(defect)?;

@@ -12,6 +12,8 @@ mod prune;
 mod restore;
 mod status_list;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod uses;
 
 pub use credential::RevokedCredential;

@@ -21,10 +21,13 @@ impl Broker {
     pub async fn expire_due(&self) {
         let Ok(now) = self.clock_guard.check() else { return };
         loop {
-            let due = self.timers.due(now, limits::EXPIRIES_AT_ONCE);
+            let mut due = self.timers.due(now, limits::EXPIRIES_AT_ONCE);
             if due.is_empty() {
                 return;
             }
+            // Twice in one batch, a row would conflict with itself.
+            due.sort_unstable();
+            due.dedup();
             let mut by_task: BTreeMap<TaskId, Vec<CredentialRow>> = BTreeMap::new();
             for id in due {
                 match self.still_to_expire(id, now) {

@@ -80,6 +80,8 @@ pub struct StatusLists {
     signer: Arc<JwsSigner>,
     /// Guards which lists exist; each has its own lock.
     lists: RwLock<BTreeMap<u32, Arc<List>>>,
+    #[cfg(test)]
+    broken: std::sync::atomic::AtomicBool,
 }
 
 struct List {
@@ -108,6 +110,8 @@ impl StatusLists {
             issuer: issuer.to_owned(),
             signer,
             lists: RwLock::new(first),
+            #[cfg(test)]
+            broken: false.into(),
         }
     }
 
@@ -173,6 +177,12 @@ impl StatusLists {
         Ok(built)
     }
 
+    /// Makes every build fail.
+    #[cfg(test)]
+    pub(crate) fn break_builds(&self, broken: bool) {
+        self.broken.store(broken, std::sync::atomic::Ordering::SeqCst);
+    }
+
     fn newest(&self) -> u32 {
         let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
         lists.keys().next_back().copied().unwrap_or(0)
@@ -193,6 +203,10 @@ impl StatusLists {
 
     fn build(&self, list: &List, now: UnixMillis) -> Result<Built, ListError> {
         let failed = |what: String| ListError::Build(list.number, what);
+        #[cfg(test)]
+        if self.broken.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(failed("broken by a test".to_owned()));
+        }
         let (version, bits) = list.snapshot();
         let packed = deflate(&bits).map_err(|e| failed(e.to_string()))?;
         // What is checked later as evidence is what a verifier unpacks, not what we packed.

@@ -137,6 +137,8 @@ codes! {
     NoTimeLeft = "no_time_left", 403, Denied, "A ceiling leaves no time";
     /// A body, header or field is too large.
     TooLarge = "too_large", 413, Invalid, "Too large";
+    /// A body in an encoding that is not taken.
+    UnsupportedMediaType = "unsupported_media_type", 415, Invalid, "The body's encoding is not supported";
     /// Too many requests of this caller.
     RateLimited = "rate_limited", 429, Unreachable, "Too many requests";
     /// A queue or table is full.

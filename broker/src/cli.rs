@@ -47,6 +47,9 @@ enum Command {
         /// Write addresses and keys to this file (JSON) once everything is served.
         #[arg(long)]
         ready_file: Option<PathBuf>,
+        /// Stop as for SIGTERM when standard input ends: for a parent that may be killed.
+        #[arg(long)]
+        stop_on_stdin_eof: bool,
     },
     /// Check settings and policy, and stop.
     CheckConfig,
@@ -85,8 +88,11 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
                 None => Ok(()),
             }
         }
-        Command::Run { ready_file } => {
+        Command::Run { ready_file, stop_on_stdin_eof } => {
             harden();
+            if stop_on_stdin_eof {
+                stop_when_stdin_ends().map_err(|error| (format!("invalid: cannot watch standard input: {error}"), CONFIG))?;
+            }
             app::run(&config, ready_file.as_deref()).map_err(failed)
         }
         Command::CheckConfig => {
@@ -96,6 +102,16 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
             )
         }
     }
+}
+
+/// Sends this process SIGTERM when standard input ends. A thread, because a runtime waits for
+/// its blocking reads at shutdown.
+fn stop_when_stdin_ends() -> std::io::Result<()> {
+    let watch = || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).map(drop)
 }
 
 /// No core dump and no debugger may see a key. Failure is said and not fatal: some containers

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use ephor_crypto::jwt::TokenKind;
 use ephor_proto::event::AuditEvent;
+use ephor_proto::id::TaskId;
 use ephor_proto::problem::Code;
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
@@ -53,6 +54,8 @@ pub struct Broker {
     pub throttle: Throttle,
     /// When credentials expire.
     pub timers: Timers,
+    /// When tasks end at the latest.
+    pub deadlines: Timers<TaskId>,
     /// Ends that are not proven yet.
     pub pending: Pending,
     /// Uses seen by introspection.
@@ -147,6 +150,7 @@ impl Broker {
             refusals: Refusals::default(),
             throttle: Throttle::default(),
             timers: Timers::default(),
+            deadlines: Timers::default(),
             pending: Pending::default(),
             uses: Uses::default(),
             stopped: OnceLock::new(),

@@ -153,11 +153,14 @@ pub async fn handshake(wire: Box<dyn Wire>, tasks: &Tasks) -> Result<(H2, Cancel
         .handshake(TokioIo::new(wire))
         .await?;
     let over = CancellationToken::new();
-    let ended = over.clone().drop_guard();
+    let (ended, stop) = (over.clone().drop_guard(), tasks.stop().clone());
     tasks.spawn("uplink.connection", async move {
         let _ended = ended;
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "the connection to the broker ended");
+        tokio::select! {
+            result = connection => if let Err(error) = result {
+                tracing::debug!(%error, "the connection to the broker ended");
+            },
+            () = stop.cancelled() => {}
         }
     });
     Ok((H2(sender), over))

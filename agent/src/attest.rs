@@ -20,6 +20,8 @@ mod start_check;
 mod status;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use ancestor::{ancestors, attest_ancestor, descends_from};

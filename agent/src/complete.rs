@@ -74,13 +74,28 @@ impl TaskTable {
     ///
     /// # Errors
     /// When the boot id or an inotify instance is not to be had.
-    pub fn start(journal: Journal, tasks: Tasks, clock: SharedClock) -> Result<(Self, mpsc::Receiver<Ended>), TaskError> {
+    pub fn start(
+        journal: Journal,
+        tasks: Tasks,
+        clock: SharedClock,
+    ) -> Result<(Self, mpsc::Receiver<Ended>), TaskError> {
         let (ends, queue) = mpsc::channel(ENDS_QUEUED);
         let (boot_id, units) = (boot_id()?, Units::new().map_err(TaskError::Watch)?);
         let state = Mutex::default();
-        let table = Self(Arc::new(Inner { state, journal, tasks, clock, boot_id, ends, units }));
+        let table = Self(Arc::new(Inner {
+            state,
+            journal,
+            tasks,
+            clock,
+            boot_id,
+            ends,
+            units,
+        }));
         let watching = table.clone();
-        table.0.tasks.spawn_vital("complete.units", async move { watching.watch_units().await });
+        table.0.tasks.spawn_vital(
+            "complete.units",
+            async move { watching.watch_units().await },
+        );
         Ok((table, queue))
     }
 
@@ -102,9 +117,16 @@ impl TaskTable {
             return Ok(open);
         }
         let opening = match &key {
-            TaskKey::Run(id) => return Err(TaskError::Ended { task: *id, cause: EndCause::Exited }),
+            TaskKey::Run(id) => {
+                return Err(TaskError::Ended {
+                    task: *id,
+                    cause: EndCause::Exited,
+                });
+            }
             TaskKey::Unit(_) => self.unit_opening(ancestor.unwrap_or(caller), attested)?,
-            TaskKey::Ancestor(_) => Opening::of(&[(ancestor.ok_or(TaskError::NoAncestor)?, Some(attested))])?,
+            TaskKey::Ancestor(_) => {
+                Opening::of(&[(ancestor.ok_or(TaskError::NoAncestor)?, Some(attested))])?
+            }
             TaskKey::Peer(_) => Opening::of(&[(caller, Some(attested))])?,
         };
         self.open(Some(key), caller.uid(), opening)
@@ -129,7 +151,11 @@ impl TaskTable {
     ///
     /// # Errors
     /// When the descriptor is no pidfd of the speaker or of a process below it of its uid.
-    pub fn open_run(&self, speaker: &Peer, descriptor: std::os::fd::OwnedFd) -> Result<TaskHandle, TaskError> {
+    pub fn open_run(
+        &self,
+        speaker: &Peer,
+        descriptor: std::os::fd::OwnedFd,
+    ) -> Result<TaskHandle, TaskError> {
         let main = named_by_descriptor(speaker, descriptor)?;
         // No executable is noted: the main process executes another one after this.
         let mut processes = vec![(&main, None)];
@@ -162,7 +188,8 @@ impl TaskTable {
         if task.is_none() {
             return Err(TaskError::NotFound { task: id });
         }
-        self.end(id, EndCause::Released).ok_or(TaskError::NotFound { task: id })
+        self.end(id, EndCause::Released)
+            .ok_or(TaskError::NotFound { task: id })
     }
 
     /// Ends a task; `None` when it is not open. The end is not queued, see [`Self::complete`].
@@ -198,34 +225,95 @@ impl TaskTable {
         self.lock().snapshot()
     }
 
-    fn key(&self, caller: &Peer, attested: &Attested, bind: Option<Bind>) -> Result<TaskKey, TaskError> {
+    fn key(
+        &self,
+        caller: &Peer,
+        attested: &Attested,
+        bind: Option<Bind>,
+    ) -> Result<TaskKey, TaskError> {
         let process = caller.process();
         let has_runs = self.lock().has_runs();
         // Walking up costs a few reads for each process, so only when it can matter.
-        let chain = if has_runs || bind.is_some() { ancestors(process)? } else { Vec::new() };
+        let chain = if has_runs || bind.is_some() {
+            ancestors(process)?
+        } else {
+            Vec::new()
+        };
         let line = std::iter::once(process.id()).chain(chain.iter().map(|above| above.process));
         let run = has_runs.then(|| self.lock().nearest_run(line)).flatten();
-        let unit = attested.evidence().placement.run.as_ref().map(|run| &run.unit);
-        let facts = Caller { peer: process.id(), uid: caller.uid(), ancestors: &chain, run, unit, bind };
+        let unit = attested
+            .evidence()
+            .placement
+            .run
+            .as_ref()
+            .map(|run| &run.unit);
+        let facts = Caller {
+            peer: process.id(),
+            uid: caller.uid(),
+            ancestors: &chain,
+            run,
+            unit,
+            bind,
+        };
         Ok(task_of(&facts).map_err(crate::attest::AttestError::from)?)
     }
 
     fn unit_opening(&self, member: &Peer, attested: &Attested) -> Result<Opening, TaskError> {
-        let run = attested.evidence().placement.run.as_ref().ok_or(TaskError::NoAncestor)?;
+        let run = attested
+            .evidence()
+            .placement
+            .run
+            .as_ref()
+            .ok_or(TaskError::NoAncestor)?;
         let leader = leader(member.process(), run)?;
-        let handle = UnitHandle { directory: run.directory.clone(), inode: run.inode, has_events: run.has_events };
-        let process = ProcessHandle { process: leader.id(), exe: None };
-        let pidfds = if run.has_events { Vec::new() } else { vec![leader.pidfd_clone().map_err(TaskError::Watch)?] };
-        Ok(Opening { processes: vec![process], pidfds, unit: Some(handle) })
+        let handle = UnitHandle {
+            directory: run.directory.clone(),
+            inode: run.inode,
+            has_events: run.has_events,
+        };
+        let process = ProcessHandle {
+            process: leader.id(),
+            exe: None,
+        };
+        let pidfds = if run.has_events {
+            Vec::new()
+        } else {
+            vec![leader.pidfd_clone().map_err(TaskError::Watch)?]
+        };
+        Ok(Opening {
+            processes: vec![process],
+            pidfds,
+            unit: Some(handle),
+        })
     }
 
-    fn open(&self, key: Option<TaskKey>, uid: u32, opening: Opening) -> Result<TaskHandle, TaskError> {
+    fn open(
+        &self,
+        key: Option<TaskKey>,
+        uid: u32,
+        opening: Opening,
+    ) -> Result<TaskHandle, TaskError> {
         let random = ephor_crypto::random::bytes().map_err(|_| TaskError::Random)?;
         let opened_at = self.0.clock.wall();
         let id = TaskId::from_parts(opened_at.as_millis(), random);
-        let (boot_id, Opening { processes, pidfds, unit }) = (self.0.boot_id.clone(), opening);
+        let (
+            boot_id,
+            Opening {
+                processes,
+                pidfds,
+                unit,
+            },
+        ) = (self.0.boot_id.clone(), opening);
         let key = key.unwrap_or(TaskKey::Run(id));
-        let opened = TaskOpened { id, key, uid, boot_id, opened_at, processes, unit };
+        let opened = TaskOpened {
+            id,
+            key,
+            uid,
+            boot_id,
+            opened_at,
+            processes,
+            unit,
+        };
         let handle = {
             let mut state = self.lock();
             // Another request of the same task may have opened it meanwhile.
@@ -264,12 +352,24 @@ struct Opening {
 
 impl Opening {
     fn of(peers: &[(&Peer, Option<&Attested>)]) -> Result<Self, TaskError> {
-        let mut opening = Self { processes: Vec::new(), pidfds: Vec::new(), unit: None };
+        let mut opening = Self {
+            processes: Vec::new(),
+            pidfds: Vec::new(),
+            unit: None,
+        };
         for (peer, attested) in peers {
             let exe = attested.and_then(|attested| attested.evidence().exe.as_ref());
-            let exe = exe.map(|exe| ExeHandle { dev: exe.file.dev, ino: exe.file.ino });
-            opening.processes.push(ProcessHandle { process: peer.process().id(), exe });
-            opening.pidfds.push(peer.pidfd_clone().map_err(TaskError::Watch)?);
+            let exe = exe.map(|exe| ExeHandle {
+                dev: exe.file.dev,
+                ino: exe.file.ino,
+            });
+            opening.processes.push(ProcessHandle {
+                process: peer.process().id(),
+                exe,
+            });
+            opening
+                .pidfds
+                .push(peer.pidfd_clone().map_err(TaskError::Watch)?);
         }
         Ok(opening)
     }

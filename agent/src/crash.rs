@@ -32,6 +32,16 @@ macro_rules! crash_point {
     }};
 }
 
+/// Arms what [`VARIABLE`] names; call it once, at start. Does nothing without the feature.
+///
+/// # Errors
+/// When the variable names no point: a test must not pass because of a typing error.
+pub fn arm() -> Result<(), String> {
+    #[cfg(feature = "failpoints")]
+    armed::from_environment()?;
+    Ok(())
+}
+
 /// Whether there is a point of this name.
 #[must_use]
 pub const fn known(name: &str) -> bool {
@@ -49,7 +59,9 @@ const fn equal(mut one: &[u8], mut two: &[u8]) -> bool {
     loop {
         match (one.split_first(), two.split_first()) {
             (None, None) => return true,
-            (Some((a, rest_one)), Some((b, rest_two))) if *a == *b => (one, two) = (rest_one, rest_two),
+            (Some((a, rest_one)), Some((b, rest_two))) if *a == *b => {
+                (one, two) = (rest_one, rest_two)
+            }
             (Some(_), Some(_)) | (None, Some(_)) | (Some(_), None) => return false,
         }
     }
@@ -71,9 +83,17 @@ impl std::str::FromStr for Plan {
         let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
         let nth = nth.parse().ok().filter(|nth| *nth > 0);
         match (known(name), nth) {
-            (true, Some(nth)) => Ok(Self { name: name.to_owned(), nth }),
-            (true, None) => Err(format!("{VARIABLE}={text}: after the colon comes a count from 1")),
-            (false, _) => Err(format!("{VARIABLE}={text}: no such crash point; there are {}", POINTS.join(", "))),
+            (true, Some(nth)) => Ok(Self {
+                name: name.to_owned(),
+                nth,
+            }),
+            (true, None) => Err(format!(
+                "{VARIABLE}={text}: after the colon comes a count from 1"
+            )),
+            (false, _) => Err(format!(
+                "{VARIABLE}={text}: no such crash point; there are {}",
+                POINTS.join(", ")
+            )),
         }
     }
 }
@@ -89,12 +109,14 @@ pub mod armed {
 
     static PLAN: OnceLock<(Plan, AtomicU64)> = OnceLock::new();
 
-    /// Reads the environment, once, at start.
+    /// As [`super::arm`], which calls it.
     ///
     /// # Errors
-    /// When the variable names no point: a test must not pass because of a typing error.
+    /// When the variable names no point.
     pub fn from_environment() -> Result<(), String> {
-        let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
+        let Ok(text) = std::env::var(VARIABLE) else {
+            return Ok(());
+        };
         let plan = text.parse()?;
         PLAN.get_or_init(|| (plan, AtomicU64::new(0)));
         Ok(())
@@ -102,14 +124,20 @@ pub mod armed {
 
     /// Passes a point; kills this process when it is the planned pass.
     pub fn hit(name: &str) {
-        let Some((plan, passes)) = PLAN.get().filter(|(plan, _)| plan.name == name) else { return };
+        let Some((plan, passes)) = PLAN.get().filter(|(plan, _)| plan.name == name) else {
+            return;
+        };
         if passes.fetch_add(1, Ordering::SeqCst) + 1 == plan.nth {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::KILL,
+            );
         }
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
 mod tests {
     use super::*;
 
@@ -126,11 +154,49 @@ mod tests {
 
     #[test]
     fn a_plan_names_a_known_point_and_a_pass() {
-        let plan = |name: &str, nth| Ok(Plan { name: name.to_owned(), nth });
+        let plan = |name: &str, nth| {
+            Ok(Plan {
+                name: name.to_owned(),
+                nth,
+            })
+        };
         assert_eq!("journal.written".parse(), plan("journal.written", 1));
         assert_eq!("complete.sent:3".parse(), plan("complete.sent", 3));
         for wrong in ["nowhere", "complete.sent:0", "complete.sent:x", ""] {
             assert!(wrong.parse::<Plan>().is_err(), "{wrong}");
         }
+    }
+
+    #[cfg(feature = "failpoints")]
+    #[test]
+    fn the_planned_pass_kills_and_no_other() {
+        use std::os::unix::process::ExitStatusExt;
+        if std::env::var(VARIABLE).is_ok() {
+            arm().unwrap();
+            for _ in 0..3 {
+                println!("pass");
+                crash_point!("complete.sent");
+                crash_point!("complete.closed");
+            }
+            return;
+        }
+        let own = std::env::current_exe().unwrap();
+        let name = "crash::tests::the_planned_pass_kills_and_no_other";
+        let run = |plan: &str| {
+            let mut child = std::process::Command::new(&own);
+            child
+                .args([name, "--exact", "--nocapture"])
+                .env(VARIABLE, plan)
+                .output()
+                .unwrap()
+        };
+        let killed = run("complete.sent:2");
+        assert_eq!(killed.status.signal(), Some(9));
+        let passes = String::from_utf8_lossy(&killed.stdout)
+            .matches("pass\n")
+            .count();
+        assert_eq!(passes, 2);
+        assert!(run("complete.sent:4").status.success());
+        assert!(!run("complete.send").status.success());
     }
 }

@@ -56,7 +56,9 @@ impl Written {
         let mut fate = self.0.clone();
         let fate = fate.wait_for(Option::is_some).await;
         // The writer is gone without a word: nothing is known of the record.
-        fate.ok().and_then(|fate| *fate).unwrap_or(Err(JournalError::Broken))
+        fate.ok()
+            .and_then(|fate| *fate)
+            .unwrap_or(Err(JournalError::Broken))
     }
 
     /// Whether it is known by now that the record is not on disk and will not be.
@@ -80,7 +82,9 @@ impl Journal {
         let (writer, unfinished) = Writer::open(path)?;
         let (jobs, queue) = sync_channel(JOURNAL_QUEUED);
         let thread = std::thread::Builder::new().name("journal".to_owned());
-        thread.spawn(move || writer.run(&queue)).map_err(|source| OpenError::io("starting the thread of", path, source))?;
+        thread
+            .spawn(move || writer.run(&queue))
+            .map_err(|source| OpenError::io("starting the thread of", path, source))?;
         Ok((Self { jobs }, unfinished))
     }
 

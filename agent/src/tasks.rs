@@ -53,7 +53,11 @@ impl Tasks {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
         self.tracker.spawn_blocking(work).await.map_err(|error| {
-            tracing::error!(task = name, panic = error.is_panic(), "blocking work did not finish");
+            tracing::error!(
+                task = name,
+                panic = error.is_panic(),
+                "blocking work did not finish"
+            );
             Unfinished(name)
         })
     }
@@ -68,10 +72,17 @@ impl Tasks {
     pub async fn finish(&self, patience: Duration) -> bool {
         self.stop.cancel();
         self.tracker.close();
-        tokio::time::timeout(patience, self.tracker.wait()).await.is_ok()
+        tokio::time::timeout(patience, self.tracker.wait())
+            .await
+            .is_ok()
     }
 
-    fn start(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static, vital: bool) {
+    fn start(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+        vital: bool,
+    ) {
         let (group, mut task): (Self, Pin<Box<_>>) = (self.clone(), Box::pin(task));
         self.tracker.spawn(std::future::poll_fn(move |context| {
             // The future is dropped right after a panic and never polled again.
@@ -121,7 +132,10 @@ mod tests {
         let tasks = Tasks::new();
         tasks.spawn("small", async { panic!("on purpose") });
         assert_eq!(tasks.blocking("sum", || 1 + 1).await, Ok(2));
-        assert_eq!(tasks.blocking("boom", || panic!("on purpose")).await, Err::<(), _>(Unfinished("boom")));
+        assert_eq!(
+            tasks.blocking("boom", || panic!("on purpose")).await,
+            Err::<(), _>(Unfinished("boom"))
+        );
         tasks.tracker.close();
         tasks.tracker.wait().await;
         assert!(!tasks.stop().is_cancelled());

@@ -56,6 +56,8 @@ macro_rules! crash_point {
         $crate::crash::hit($name);
     }};
 }
+pub use crash_point;
+
 #[cfg(feature = "failpoints")]
 pub use armed::hit;
 

@@ -3,6 +3,7 @@
 //! Allowed is one explicit value and everything else is refusal. Nothing here reads a clock,
 //! a store or the network, and nothing here can widen what a cap allows.
 
+mod decided;
 mod refusal;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use ephor_proto::ttl::{Cap, CappedBy, Granted, Ttl, effective};
 use crate::policy::fields::audience_problem;
 use crate::policy::{Entitlement, Give, Snapshot, Workload};
 
+pub use decided::{Circumstances, Decided, Renewing};
 use refusal::Refusal;
 
 /// What is asked.

@@ -250,7 +250,7 @@ impl Ledger {
     }
 
     #[cfg(test)]
-    pub(crate) fn faults(&self) -> &faults::Faults {
+    fn faults(&self) -> &faults::Faults {
         &self.inner.shared.faults
     }
 }

@@ -25,8 +25,15 @@ pub fn ancestors(process: &HeldProcess) -> Result<Vec<Ancestor>, AttestError> {
         // A parent that ends while it is read ends the chain: what is above was not proven.
         let Ok(uid) = uid else { break };
         // For a setuid program the id that differs from the caller's.
-        let uid = if uid.real == own { uid.effective } else { uid.real };
-        chain.push(Ancestor { process: above.id(), uid });
+        let uid = if uid.real == own {
+            uid.effective
+        } else {
+            uid.real
+        };
+        chain.push(Ancestor {
+            process: above.id(),
+            uid,
+        });
         if chain.len() >= MAX_ANCESTORS {
             break;
         }
@@ -40,7 +47,10 @@ pub fn ancestors(process: &HeldProcess) -> Result<Vec<Ancestor>, AttestError> {
 /// # Errors
 /// As [`ancestors`].
 pub fn descends_from(process: &HeldProcess, ancestor: Process) -> Result<bool, AttestError> {
-    Ok(process.id() == ancestor || ancestors(process)?.iter().any(|above| above.process == ancestor))
+    Ok(process.id() == ancestor
+        || ancestors(process)?
+            .iter()
+            .any(|above| above.process == ancestor))
 }
 
 /// The parent now, held. The link is read again after the parent is held: as long as it says
@@ -74,7 +84,9 @@ pub fn attest_ancestor(
     want_hash: bool,
     cache: &HashCache,
 ) -> Result<Option<(Peer, Attested)>, AttestError> {
-    let Some(named) = named(peer, bind)? else { return Ok(None) };
+    let Some(named) = named(peer, bind)? else {
+        return Ok(None);
+    };
     let held = HeldProcess::hold(named.pid)?;
     // Again, now that its pid cannot be used anew: it is still the same and still above.
     if held.id() != named || !descends_from(peer.process(), named)? {
@@ -82,7 +94,11 @@ pub fn attest_ancestor(
     }
     let above = Peer::from_process(held, peer.held())?;
     if above.uid() != peer.uid() {
-        return Err(BindError::OtherUid { pid: named.pid, uid: above.uid() }.into());
+        return Err(BindError::OtherUid {
+            pid: named.pid,
+            uid: above.uid(),
+        }
+        .into());
     }
     let attested = attest(&above, want_hash, cache)?;
     Ok(Some((above, attested)))
@@ -90,8 +106,14 @@ pub fn attest_ancestor(
 
 fn named(peer: &Peer, bind: Bind) -> Result<Option<Process>, AttestError> {
     let chain = ancestors(peer.process())?;
-    let caller =
-        Caller { peer: peer.process().id(), uid: peer.uid(), ancestors: &chain, run: None, unit: None, bind: Some(bind) };
+    let caller = Caller {
+        peer: peer.process().id(),
+        uid: peer.uid(),
+        ancestors: &chain,
+        run: None,
+        unit: None,
+        bind: Some(bind),
+    };
     match task_of(&caller)? {
         TaskKey::Ancestor(process) => Ok(Some(process)),
         TaskKey::Peer(_) | TaskKey::Run(_) | TaskKey::Unit(_) => Ok(None),

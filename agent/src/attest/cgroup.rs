@@ -59,7 +59,10 @@ impl Placement {
             return Ok(Self::default());
         }
         let text = process.read("cgroup")?;
-        Ok(hierarchies.iter().find_map(|hierarchy| place(hierarchy, &text)).unwrap_or_default())
+        Ok(hierarchies
+            .iter()
+            .find_map(|hierarchy| place(hierarchy, &text))
+            .unwrap_or_default())
     }
 }
 
@@ -70,11 +73,22 @@ fn hierarchies() -> &'static [Hierarchy] {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let find = |controllers, kind: &str, option: &str| {
             let whole = |m: &super::mounts::Mount<'_>| {
-                m.kind == kind && m.root == "/" && (option.is_empty() || m.options.split(',').any(|o| o == option))
+                m.kind == kind
+                    && m.root == "/"
+                    && (option.is_empty() || m.options.split(',').any(|o| o == option))
             };
-            mounts(&table).find(whole).map(|mount| Hierarchy { controllers, point: PathBuf::from(mount.point) })
+            mounts(&table).find(whole).map(|mount| Hierarchy {
+                controllers,
+                point: PathBuf::from(mount.point),
+            })
         };
-        [find("", "cgroup2", ""), find("name=systemd", "cgroup", "name=systemd")].into_iter().flatten().collect()
+        [
+            find("", "cgroup2", ""),
+            find("name=systemd", "cgroup", "name=systemd"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     })
 }
 
@@ -85,7 +99,9 @@ fn hierarchies() -> &'static [Hierarchy] {
 pub fn is_running(unit: &Unit, directory: &Path, inode: u64) -> bool {
     let same = std::fs::metadata(directory).is_ok_and(|meta| meta.ino() == inode);
     let by_inode = unit.invocation.starts_with("cgroup:");
-    let same_run = || by_inode || invocation(directory, &unit.name).as_deref() == Some(unit.invocation.as_str());
+    let same_run = || {
+        by_inode || invocation(directory, &unit.name).as_deref() == Some(unit.invocation.as_str())
+    };
     let populated = || match std::fs::read_to_string(directory.join("cgroup.events")) {
         Ok(events) => events.lines().any(|line| line == "populated 1"),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound && directory.exists(),
@@ -100,11 +116,14 @@ pub fn is_running(unit: &Unit, directory: &Path, inode: u64) -> bool {
 pub fn leader(process: &HeldProcess, run: &UnitRun) -> Result<HeldProcess, AttestError> {
     let mut top = HeldProcess::hold(process.id().pid)?;
     if top.id() != process.id() {
-        return Err(AttestError::Gone { pid: process.id().pid });
+        return Err(AttestError::Gone {
+            pid: process.id().pid,
+        });
     }
     for _ in 0..MAX_ANCESTORS {
         let Some(above) = parent(&top)? else { break };
-        let inside = Placement::of(&above).is_ok_and(|place| place.run.as_ref().is_some_and(|r| r.inode == run.inode));
+        let inside = Placement::of(&above)
+            .is_ok_and(|place| place.run.as_ref().is_some_and(|r| r.inode == run.inode));
         if !inside {
             break;
         }
@@ -117,21 +136,32 @@ fn place(hierarchy: &Hierarchy, text: &str) -> Option<Placement> {
     let path = text.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
         let _ = fields.next()?;
-        (fields.next()? == hierarchy.controllers).then(|| fields.next()).flatten()
+        (fields.next()? == hierarchy.controllers)
+            .then(|| fields.next())
+            .flatten()
     })?;
     let components: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let (depth, found) = classify(&components)?;
     let components = components.get(..depth)?;
     let inode = owned_by_root(&hierarchy.point, components)?;
-    let directory = components.iter().fold(hierarchy.point.clone(), |path, part| path.join(part));
+    let directory = components
+        .iter()
+        .fold(hierarchy.point.clone(), |path, part| path.join(part));
     let unit = match &found {
         Found::Unit(name) => Some(name.clone()),
         Found::Container(_) => None,
     };
-    let invocation_id = unit.as_deref().and_then(|unit| invocation(&directory, unit));
-    let invocation = invocation_id.clone().unwrap_or_else(|| format!("cgroup:{inode}"));
+    let invocation_id = unit
+        .as_deref()
+        .and_then(|unit| invocation(&directory, unit));
+    let invocation = invocation_id
+        .clone()
+        .unwrap_or_else(|| format!("cgroup:{inode}"));
     let run = found.is_task().then(|| UnitRun {
-        unit: Unit { name: found.name().to_owned(), invocation },
+        unit: Unit {
+            name: found.name().to_owned(),
+            invocation,
+        },
         has_events: directory.join("cgroup.events").exists(),
         directory,
         inode,
@@ -140,7 +170,12 @@ fn place(hierarchy: &Hierarchy, text: &str) -> Option<Placement> {
         Found::Container(id) => Some(id),
         Found::Unit(_) => None,
     };
-    Some(Placement { unit, invocation_id, container, run })
+    Some(Placement {
+        unit,
+        invocation_id,
+        container,
+        run,
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -190,14 +225,17 @@ fn classify(components: &[&str]) -> Option<(usize, Found)> {
 }
 
 fn is_unit(name: &str) -> bool {
-    let stem = name.strip_suffix(".service").or_else(|| name.strip_suffix(".scope"));
+    let stem = name
+        .strip_suffix(".service")
+        .or_else(|| name.strip_suffix(".scope"));
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b":_.\\-@".contains(&byte);
     stem.is_some_and(|stem| !stem.is_empty() && stem.bytes().all(legal)) && name.len() < 256
 }
 
 fn scope_of_container(name: &str) -> Option<&str> {
     let (runtime, id) = name.strip_suffix(".scope")?.rsplit_once('-')?;
-    (["docker", "cri-containerd", "crio", "libpod"].contains(&runtime) && is_container_id(id)).then_some(id)
+    (["docker", "cri-containerd", "crio", "libpod"].contains(&runtime) && is_container_id(id))
+        .then_some(id)
 }
 
 fn container_below<'a>(above: &[&str], name: &'a str) -> Option<&'a str> {
@@ -213,14 +251,19 @@ fn container_below<'a>(above: &[&str], name: &'a str) -> Option<&'a str> {
 fn leads_to_container(above: &[&str], name: &str) -> bool {
     match above {
         [] => ["docker", "libpod_parent", "kubepods"].contains(&name),
-        ["kubepods"] => ["besteffort", "burstable", "guaranteed"].contains(&name) || name.starts_with("pod"),
+        ["kubepods"] => {
+            ["besteffort", "burstable", "guaranteed"].contains(&name) || name.starts_with("pod")
+        }
         ["kubepods", class] => !class.starts_with("pod") && name.starts_with("pod"),
         _ => false,
     }
 }
 
 fn is_container_id(id: &str) -> bool {
-    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    id.len() == 64
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// The inode of the last directory, if root alone owns it and every one above it.
@@ -246,11 +289,16 @@ fn root_owned_inode(directory: &OwnedFd) -> Option<u64> {
 
 /// systemd's id of this run: an attribute of the directory, else a link under `/run/systemd`.
 fn invocation(directory: &Path, unit: &str) -> Option<String> {
-    let attribute = ["trusted.invocation_id", "user.invocation_id"].into_iter().find_map(|name| {
-        let mut value = [0_u8; 64];
-        let length = getxattr(directory, name, &mut value[..]).ok()?;
-        value.get(..length).and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned)
-    });
+    let attribute = ["trusted.invocation_id", "user.invocation_id"]
+        .into_iter()
+        .find_map(|name| {
+            let mut value = [0_u8; 64];
+            let length = getxattr(directory, name, &mut value[..]).ok()?;
+            value
+                .get(..length)
+                .and_then(|value| std::str::from_utf8(value).ok())
+                .map(str::to_owned)
+        });
     let link = || {
         let link = std::fs::read_link(format!("/run/systemd/units/invocation:{unit}")).ok()?;
         link.to_str().map(str::to_owned)
@@ -272,12 +320,25 @@ mod tests {
     #[test]
     fn the_first_unit_on_the_way_down_counts() {
         let unit = |depth, name: &str| Some((depth, Found::Unit(name.to_owned())));
-        assert_eq!(found("/system.slice/orders-web.service"), unit(2, "orders-web.service"));
-        assert_eq!(found("/system.slice/system-x.slice/x@1.service/sub/y.service"), unit(3, "x@1.service"));
+        assert_eq!(
+            found("/system.slice/orders-web.service"),
+            unit(2, "orders-web.service")
+        );
+        assert_eq!(
+            found("/system.slice/system-x.slice/x@1.service/sub/y.service"),
+            unit(3, "x@1.service")
+        );
         assert_eq!(found("/system.slice/_cpu.service"), unit(2, "cpu.service"));
         let manager = "/user.slice/user-1000.slice/user@1000.service/app.slice/orders-web.service";
         assert_eq!(found(manager), unit(3, "user@1000.service"));
-        for none in ["/", "", "/a/orders.service", "/system.slice/a b.service", "/system.slice/.service", "/../x.service"] {
+        for none in [
+            "/",
+            "",
+            "/a/orders.service",
+            "/system.slice/a b.service",
+            "/system.slice/.service",
+            "/../x.service",
+        ] {
             assert_eq!(found(none), None, "{none}");
         }
     }
@@ -295,9 +356,18 @@ mod tests {
             format!("/kubepods/pod12-ab/{id}/x"),
             format!("/libpod_parent/libpod-{id}"),
         ] {
-            assert_eq!(found(&path).unwrap().1, Found::Container(id.clone()), "{path}");
+            assert_eq!(
+                found(&path).unwrap().1,
+                Found::Container(id.clone()),
+                "{path}"
+            );
         }
-        for path in [format!("/mine/docker/{id}"), format!("/{id}"), format!("/docker/a/{id}"), format!("/docker/{}", id.to_uppercase())] {
+        for path in [
+            format!("/mine/docker/{id}"),
+            format!("/{id}"),
+            format!("/docker/a/{id}"),
+            format!("/docker/{}", id.to_uppercase()),
+        ] {
             assert_eq!(found(&path), None, "{path}");
         }
     }
@@ -323,8 +393,17 @@ mod tests {
 
     #[test]
     fn a_line_of_another_hierarchy_is_not_read() {
-        let here = Hierarchy { controllers: "", point: PathBuf::from("/") };
-        assert_eq!(place(&here, "9:name=systemd:/system.slice/x.service\n0::/\n"), None);
-        assert_eq!(place(&here, "0::/system.slice/nowhere-to-be-found.service\n"), None);
+        let here = Hierarchy {
+            controllers: "",
+            point: PathBuf::from("/"),
+        };
+        assert_eq!(
+            place(&here, "9:name=systemd:/system.slice/x.service\n0::/\n"),
+            None
+        );
+        assert_eq!(
+            place(&here, "0::/system.slice/nowhere-to-be-found.service\n"),
+            None
+        );
     }
 }

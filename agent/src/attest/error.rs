@@ -13,10 +13,14 @@ pub enum AttestError {
         pid: u32,
     },
     /// It lives in a PID namespace that this one cannot see.
-    #[error("the caller's process is not visible from the agent's PID namespace; run the agent in the host's")]
+    #[error(
+        "the caller's process is not visible from the agent's PID namespace; run the agent in the host's"
+    )]
     Invisible,
     /// A setuid or setgid program speaks for somebody else.
-    #[error("process {pid} has real {what} {real} and effective {what} {effective}; setuid callers are refused")]
+    #[error(
+        "process {pid} has real {what} {real} and effective {what} {effective}; setuid callers are refused"
+    )]
     SetUid {
         /// Its pid.
         pid: u32,
@@ -69,7 +73,9 @@ impl AttestError {
             Self::Gone { .. } | Self::Changed { .. } => Code::CallerGone,
             Self::Bind(_) => Code::BindRefused,
             Self::Descriptor(_) => Code::InvalidRequest,
-            Self::Invisible | Self::SetUid { .. } | Self::Hash { .. } | Self::Proc { .. } => Code::AttestationFailed,
+            Self::Invisible | Self::SetUid { .. } | Self::Hash { .. } | Self::Proc { .. } => {
+                Code::AttestationFailed
+            }
         }
     }
 }

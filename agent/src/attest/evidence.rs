@@ -81,6 +81,18 @@ impl Attested {
     }
 }
 
+#[cfg(test)]
+impl Attested {
+    /// As if the process were in this unit, or in none.
+    pub(crate) fn with_run(mut self, run: Option<super::cgroup::UnitRun>) -> Self {
+        self.evidence.placement = Placement {
+            run,
+            ..Placement::default()
+        };
+        self
+    }
+}
+
 /// Looks at a peer in full. About 50 µs without a hash; with one it may block for seconds, so
 /// it belongs on a blocking thread.
 ///
@@ -91,7 +103,10 @@ pub fn attest(peer: &Peer, want_hash: bool, cache: &HashCache) -> Result<Atteste
     let process = peer.process();
     let status = peer.check_ids()?;
     if status.group_leader != peer.pid() {
-        return Err(AttestError::Changed { pid: peer.pid(), what: "thread group" });
+        return Err(AttestError::Changed {
+            pid: peer.pid(),
+            what: "thread group",
+        });
     }
     let exe = Exe::of(process)?;
     let placement = Placement::of(process)?;
@@ -100,7 +115,10 @@ pub fn attest(peer: &Peer, want_hash: bool, cache: &HashCache) -> Result<Atteste
         (Some(exe), true) => Some(cache.digest(process, peer.uid(), exe)?),
         (None, true) => {
             let why = "the agent may not read it; run the agent with CAP_SYS_PTRACE".to_owned();
-            return Err(AttestError::Hash { pid: peer.pid(), why });
+            return Err(AttestError::Hash {
+                pid: peer.pid(),
+                why,
+            });
         }
         (Some(_) | None, false) => None,
     };
@@ -117,7 +135,10 @@ pub fn attest(peer: &Peer, want_hash: bool, cache: &HashCache) -> Result<Atteste
         foreign_mount_namespace: foreign.mount,
         held_by: peer.held(),
     };
-    let attested = Attested { fingerprint: Fingerprint::of(&evidence, foreign), evidence };
+    let attested = Attested {
+        fingerprint: Fingerprint::of(&evidence, foreign),
+        evidence,
+    };
     recheck(peer, &attested)?;
     crash_point!("attest.done");
     Ok(attested)
@@ -130,7 +151,12 @@ pub fn attest(peer: &Peer, want_hash: bool, cache: &HashCache) -> Result<Atteste
 /// [`AttestError::Gone`] or [`AttestError::Changed`]: nothing may be written to it.
 pub fn recheck(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
     let (process, before) = (peer.process(), &before.evidence);
-    let changed = |what| Err(AttestError::Changed { pid: peer.pid(), what });
+    let changed = |what| {
+        Err(AttestError::Changed {
+            pid: peer.pid(),
+            what,
+        })
+    };
     if process.stat()?.start_time != before.start_time || peer.pid() != before.pid {
         return changed("start time");
     }
@@ -174,7 +200,10 @@ impl Evidence {
     #[must_use]
     pub fn user(&self) -> String {
         let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(self.uid));
-        user.ok().flatten().map(|user| user.name).unwrap_or_default()
+        user.ok()
+            .flatten()
+            .map(|user| user.name)
+            .unwrap_or_default()
     }
 
     /// As the broker takes it.
@@ -186,8 +215,15 @@ impl Evidence {
             groups: self.groups.clone(),
             pid: self.pid,
             start_time: self.start_time,
-            exe: self.exe.as_ref().map(|exe| exe.path.clone()).unwrap_or_default(),
-            exe_sha256: self.exe_sha256.map(|digest| digest.to_vec()).unwrap_or_default(),
+            exe: self
+                .exe
+                .as_ref()
+                .map(|exe| exe.path.clone())
+                .unwrap_or_default(),
+            exe_sha256: self
+                .exe_sha256
+                .map(|digest| digest.to_vec())
+                .unwrap_or_default(),
             unit: self.placement.unit.clone().unwrap_or_default(),
             invocation_id: self.placement.invocation_id.clone().unwrap_or_default(),
             container: self.placement.container.clone().unwrap_or_default(),
@@ -207,7 +243,11 @@ impl Evidence {
             user: self.user(),
             gid: self.gid,
             pid: self.pid,
-            exe: self.exe.as_ref().map(|exe| exe.path.clone()).unwrap_or_default(),
+            exe: self
+                .exe
+                .as_ref()
+                .map(|exe| exe.path.clone())
+                .unwrap_or_default(),
             exe_sha256: self.exe_sha256.map(|digest| hex(&digest)),
             unit: self.placement.unit.clone(),
             held_by: self.held_by.as_str().to_owned(),

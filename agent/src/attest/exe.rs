@@ -60,7 +60,9 @@ const DELETED: &str = " (deleted)";
 impl Exe {
     /// The executable of a process; `None` when the agent may not look at it.
     pub(super) fn of(process: &HeldProcess) -> Result<Option<Self>, AttestError> {
-        let Some((before, _)) = Self::identify(process)? else { return Ok(None) };
+        let Some((before, _)) = Self::identify(process)? else {
+            return Ok(None);
+        };
         let path = process.link("exe")?.unwrap_or_default();
         // Path and file belong together only if nothing was executed between the two reads.
         match Self::identify(process)? {
@@ -73,7 +75,10 @@ impl Exe {
                     mount: mount_of(&stat),
                 }))
             }
-            Some(_) | None => Err(AttestError::Changed { pid: process.id().pid, what: "executable" }),
+            Some(_) | None => Err(AttestError::Changed {
+                pid: process.id().pid,
+                what: "executable",
+            }),
         }
     }
 
@@ -84,15 +89,24 @@ impl Exe {
 
     fn identify(process: &HeldProcess) -> Result<Option<(FileId, Statx)>, AttestError> {
         // O_PATH: the file itself is not opened, so a file system in user space is not asked.
-        let Some(file) = process.open_link("exe", OFlags::PATH)? else { return Ok(None) };
-        identify(&file).map(Some).map_err(|error| process.failed("exe", error))
+        let Some(file) = process.open_link("exe", OFlags::PATH)? else {
+            return Ok(None);
+        };
+        identify(&file)
+            .map(Some)
+            .map_err(|error| process.failed("exe", error))
     }
 }
 
 /// Identity of an open file, from what the kernel has cached: nobody is asked.
 pub(super) fn identify(file: impl AsFd) -> rustix::io::Result<(FileId, Statx)> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let stat = statx(file, "", flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+    let stat = statx(
+        file,
+        "",
+        flags,
+        StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
+    )?;
     Ok((FileId::from_statx(&stat), stat))
 }
 

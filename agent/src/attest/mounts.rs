@@ -26,14 +26,22 @@ fn parse(line: &str) -> Option<Mount<'_>> {
     let (root, point) = (fields.nth(2)?, fields.next()?);
     let mut fields = after.split(' ');
     let kind = fields.next()?;
-    Some(Mount { id, root, point, kind, options: fields.nth(1)? })
+    Some(Mount {
+        id,
+        root,
+        point,
+        kind,
+        options: fields.nth(1)?,
+    })
 }
 
 /// Why an executable on this kind of file system is not read: a user, or a far machine, decides
 /// what a read returns and when.
 pub(super) fn untrusted(kind: &str) -> bool {
-    const KINDS: [&str; 12] =
-        ["fuse", "fuseblk", "9p", "nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "coda", "orangefs", "autofs"];
+    const KINDS: [&str; 12] = [
+        "fuse", "fuseblk", "9p", "nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "coda", "orangefs",
+        "autofs",
+    ];
     KINDS.contains(&kind) || kind.starts_with("fuse.")
 }
 
@@ -49,12 +57,20 @@ torn line\n";
 
     #[test]
     fn optional_fields_move_nothing() {
-        let found: Vec<_> = mounts(TEXT).map(|m| (m.id, m.root, m.point, m.kind, m.options)).collect();
+        let found: Vec<_> = mounts(TEXT)
+            .map(|m| (m.id, m.root, m.point, m.kind, m.options))
+            .collect();
         assert_eq!(
             found,
             [
                 (27, "/", "/", "ext4", "rw,discard"),
-                (41, "/", "/sys/fs/cgroup/unified", "cgroup2", "rw,nsdelegate"),
+                (
+                    41,
+                    "/",
+                    "/sys/fs/cgroup/unified",
+                    "cgroup2",
+                    "rw,nsdelegate"
+                ),
                 (90, "/", "/home/a/m\\040nt", "fuse.sshfs", "rw,user_id=1000"),
             ]
         );
@@ -63,7 +79,15 @@ torn line\n";
     #[test]
     fn file_systems_of_users_and_far_machines_are_not_trusted() {
         let trusted = |kind: &str| !untrusted(kind);
-        assert!(["ext4", "xfs", "overlay", "tmpfs", "squashfs", "virtiofs"].into_iter().all(trusted));
-        assert!(["fuse", "fuseblk", "fuse.sshfs", "nfs4", "9p"].into_iter().all(untrusted));
+        assert!(
+            ["ext4", "xfs", "overlay", "tmpfs", "squashfs", "virtiofs"]
+                .into_iter()
+                .all(trusted)
+        );
+        assert!(
+            ["fuse", "fuseblk", "fuse.sshfs", "nfs4", "9p"]
+                .into_iter()
+                .all(untrusted)
+        );
     }
 }

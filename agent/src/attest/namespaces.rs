@@ -17,7 +17,9 @@ impl Foreign {
         let user = match differs(process, "ns/user")? {
             Some(differs) => differs,
             // Without the right to look at the link: the id map as seen from here.
-            None => std::fs::read_to_string("/proc/self/uid_map").ok() != Some(process.read("uid_map")?),
+            None => {
+                std::fs::read_to_string("/proc/self/uid_map").ok() != Some(process.read("uid_map")?)
+            }
         };
         let mount = match differs(process, "ns/mnt")? {
             Some(differs) => differs,
@@ -29,14 +31,24 @@ impl Foreign {
 
 /// Compares a namespace link with the agent's; `None` when the caller's cannot be read.
 fn differs(process: &HeldProcess, what: &'static str) -> Result<Option<bool>, AttestError> {
-    let Some(theirs) = process.link(what)? else { return Ok(None) };
+    let Some(theirs) = process.link(what)? else {
+        return Ok(None);
+    };
     let own = std::fs::read_link(format!("/proc/self/{what}"));
-    Ok(Some(own.ok().and_then(|own| own.to_str().map(|own| own != theirs)).unwrap_or(true)))
+    Ok(Some(
+        own.ok()
+            .and_then(|own| own.to_str().map(|own| own != theirs))
+            .unwrap_or(true),
+    ))
 }
 
 /// Mount ids are unique on a host, so two tables with the same root mount are one namespace.
 fn foreign_mounts(theirs: &str) -> bool {
-    let root = |text: &str| mounts(text).find(|mount| mount.point == "/").map(|mount| mount.id);
+    let root = |text: &str| {
+        mounts(text)
+            .find(|mount| mount.point == "/")
+            .map(|mount| mount.id)
+    };
     let own = std::fs::read_to_string("/proc/self/mountinfo").ok();
     let own = own.as_deref().and_then(root);
     own.is_none() || own != root(theirs)
@@ -50,7 +62,13 @@ mod tests {
     #[test]
     fn the_agent_itself_is_at_home() {
         let own = HeldProcess::hold(std::process::id()).unwrap();
-        assert_eq!(Foreign::of(&own).unwrap(), Foreign { user: false, mount: false });
+        assert_eq!(
+            Foreign::of(&own).unwrap(),
+            Foreign {
+                user: false,
+                mount: false
+            }
+        );
     }
 
     #[test]

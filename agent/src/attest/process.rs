@@ -28,12 +28,19 @@ impl HeldProcess {
     /// # Errors
     /// When there is no such process or it is not visible.
     pub fn hold(pid: u32) -> Result<Self, AttestError> {
-        let raw = i32::try_from(pid).ok().filter(|raw| *raw > 0).and_then(Pid::from_raw);
+        let raw = i32::try_from(pid)
+            .ok()
+            .filter(|raw| *raw > 0)
+            .and_then(Pid::from_raw);
         let raw = raw.ok_or(AttestError::Invisible)?;
         match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => Self::from_pidfd(pid, pidfd),
             Err(Errno::SRCH) => Err(AttestError::Gone { pid }),
-            Err(source) => Err(AttestError::Proc { what: "pidfd_open", pid, source: source.into() }),
+            Err(source) => Err(AttestError::Proc {
+                what: "pidfd_open",
+                pid,
+                source: source.into(),
+            }),
         }
     }
 
@@ -45,7 +52,11 @@ impl HeldProcess {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty())
             .map_err(|error| proc_error("/proc/PID", pid, error))?;
-        let mut held = Self { id: Process { pid, start_time: 0 }, pidfd, dir };
+        let mut held = Self {
+            id: Process { pid, start_time: 0 },
+            pidfd,
+            dir,
+        };
         // Alive after the open: a living process keeps its pid, so the directory is its own.
         held.id.start_time = held.stat()?.start_time;
         Ok(held)
@@ -78,7 +89,11 @@ impl HeldProcess {
     }
 
     pub(super) fn check_alive(&self) -> Result<(), AttestError> {
-        if self.is_alive() { Ok(()) } else { Err(AttestError::Gone { pid: self.id.pid }) }
+        if self.is_alive() {
+            Ok(())
+        } else {
+            Err(AttestError::Gone { pid: self.id.pid })
+        }
     }
 
     /// `/proc/PID/stat`.
@@ -91,7 +106,11 @@ impl HeldProcess {
         self.parsed("status", Status::parse)
     }
 
-    fn parsed<T>(&self, what: &'static str, parse: impl Fn(&str) -> Option<T>) -> Result<T, AttestError> {
+    fn parsed<T>(
+        &self,
+        what: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, AttestError> {
         let text = self.read(what)?;
         parse(&text).ok_or_else(|| self.invalid(what, "not in the form that the kernel documents"))
     }
@@ -99,12 +118,19 @@ impl HeldProcess {
     /// A whole file of the directory, believed only if the process is alive after the read.
     pub(super) fn read(&self, what: &'static str) -> Result<String, AttestError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&self.dir, what, flags, Mode::empty()).map_err(|error| self.failed(what, error))?;
+        let file = openat(&self.dir, what, flags, Mode::empty())
+            .map_err(|error| self.failed(what, error))?;
         let mut text = String::new();
         let limit = MAX_PROC_FILE_BYTES as u64;
-        let read = std::fs::File::from(file).take(limit).read_to_string(&mut text);
+        let read = std::fs::File::from(file)
+            .take(limit)
+            .read_to_string(&mut text);
         self.check_alive()?;
-        let read = read.map_err(|source| AttestError::Proc { what, pid: self.id.pid, source })?;
+        let read = read.map_err(|source| AttestError::Proc {
+            what,
+            pid: self.id.pid,
+            source,
+        })?;
         if read as u64 >= limit {
             return Err(self.invalid(what, "longer than the agent reads"));
         }
@@ -123,7 +149,11 @@ impl HeldProcess {
     }
 
     /// Opens a magic link such as `exe`; `None` when the agent may not.
-    pub(super) fn open_link(&self, what: &'static str, flags: OFlags) -> Result<Option<OwnedFd>, AttestError> {
+    pub(super) fn open_link(
+        &self,
+        what: &'static str,
+        flags: OFlags,
+    ) -> Result<Option<OwnedFd>, AttestError> {
         let file = openat(&self.dir, what, flags | OFlags::CLOEXEC, Mode::empty());
         self.check_alive()?;
         match file {
@@ -138,7 +168,11 @@ impl HeldProcess {
     }
 
     fn invalid(&self, what: &'static str, why: &str) -> AttestError {
-        AttestError::Proc { what, pid: self.id.pid, source: std::io::Error::other(why.to_owned()) }
+        AttestError::Proc {
+            what,
+            pid: self.id.pid,
+            source: std::io::Error::other(why.to_owned()),
+        }
     }
 }
 
@@ -146,7 +180,10 @@ impl HeldProcess {
 /// delivered on a doubt.
 pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     loop {
         match poll(&mut fds, Some(&now)) {
             Ok(ready) => return ready > 0,
@@ -159,6 +196,10 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
 fn proc_error(what: &'static str, pid: u32, error: Errno) -> AttestError {
     match error {
         Errno::NOENT | Errno::SRCH => AttestError::Gone { pid },
-        source => AttestError::Proc { what, pid, source: source.into() },
+        source => AttestError::Proc {
+            what,
+            pid,
+            source: source.into(),
+        },
     }
 }

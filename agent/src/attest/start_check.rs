@@ -9,10 +9,14 @@ use super::process::HeldProcess;
 #[derive(Debug, thiserror::Error)]
 pub enum StartCheckError {
     /// Somebody mounted something else there.
-    #[error("/proc is not the kernel's proc file system: every caller would be attested by a forgery")]
+    #[error(
+        "/proc is not the kernel's proc file system: every caller would be attested by a forgery"
+    )]
     NotProc,
     /// It belongs to another PID namespace.
-    #[error("/proc shows this agent as process {shown:?}, not {own}: it belongs to another PID namespace")]
+    #[error(
+        "/proc shows this agent as process {shown:?}, not {own}: it belongs to another PID namespace"
+    )]
     OtherNamespace {
         /// What `/proc/self` says.
         shown: Option<String>,
@@ -20,7 +24,9 @@ pub enum StartCheckError {
         own: u32,
     },
     /// `hidepid` or a missing right.
-    #[error("/proc hides other processes from the agent ({0}): mount it without hidepid, or with gid= of the agent's group")]
+    #[error(
+        "/proc hides other processes from the agent ({0}): mount it without hidepid, or with gid= of the agent's group"
+    )]
     Hidden(std::io::Error),
     /// The agent cannot hold itself by a pidfd.
     #[error("the agent cannot attest itself: {0}")]
@@ -43,7 +49,9 @@ pub fn start_check() -> Result<(), StartCheckError> {
         return Err(StartCheckError::NotProc);
     }
     let own = std::process::id();
-    let shown = std::fs::read_link("/proc/self").ok().and_then(|path| path.to_str().map(str::to_owned));
+    let shown = std::fs::read_link("/proc/self")
+        .ok()
+        .and_then(|path| path.to_str().map(str::to_owned));
     if shown.as_deref() != Some(own.to_string().as_str()) {
         return Err(StartCheckError::OtherNamespace { shown, own });
     }

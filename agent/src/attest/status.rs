@@ -58,14 +58,18 @@ impl Status {
 impl Ids {
     fn parse(text: &str) -> Option<Self> {
         let mut ids = text.split_ascii_whitespace().map(str::parse);
-        Some(Self { real: ids.next()?.ok()?, effective: ids.next()?.ok()? })
+        Some(Self {
+            real: ids.next()?.ok()?,
+            effective: ids.next()?.ok()?,
+        })
     }
 }
 
 /// The value of a line `NAME:<tab>VALUE`. The first line, `Name:`, holds text of the process's
 /// choice, but the kernel escapes a line feed in it.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
 
 #[cfg(test)]
@@ -78,16 +82,26 @@ mod tests {
         let rest = "S 41 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 987654 20 21";
         for command in ["sh", "a) S 1 (", "x y"] {
             let stat = Stat::parse(&format!("42 ({command}) {rest}\n")).unwrap();
-            assert_eq!(stat, Stat { parent: 41, start_time: 987_654 });
+            assert_eq!(
+                stat,
+                Stat {
+                    parent: 41,
+                    start_time: 987_654
+                }
+            );
         }
         assert_eq!(Stat::parse("42 (sh) S 41"), None);
     }
 
     #[test]
     fn real_and_effective_ids_are_told_apart() {
-        let text = "Name:\tUid:\\n0\nTgid:\t7\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\nGroups:\t27 4 \n";
+        let text =
+            "Name:\tUid:\\n0\nTgid:\t7\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\nGroups:\t27 4 \n";
         let status = Status::parse(text).unwrap();
-        assert_eq!((status.uid.real, status.uid.effective, status.group_leader), (1000, 0, 7));
+        assert_eq!(
+            (status.uid.real, status.uid.effective, status.group_leader),
+            (1000, 0, 7)
+        );
         assert_eq!(status.groups, [4, 27]);
         assert_eq!(Status::parse(&text.replace("Groups", "Group")), None);
     }

@@ -27,7 +27,11 @@ impl TaskTable {
     pub fn adopt(&self, unfinished: Vec<Unfinished>) -> Adoption {
         let (mut adoption, mut ends) = (Adoption::default(), Vec::new());
         for Unfinished { opened, ended } in unfinished {
-            let found = if ended.is_none() { self.found(&opened) } else { None };
+            let found = if ended.is_none() {
+                self.found(&opened)
+            } else {
+                None
+            };
             if let Some(pidfds) = found {
                 let handle = {
                     let mut state = self.lock();
@@ -41,9 +45,15 @@ impl TaskTable {
             let cause = ended.unwrap_or(EndCause::Exited);
             self.lock().ended_before(opened.id, &opened.key, cause);
             if ended.is_none() {
-                self.note(Record::TaskEnding { id: opened.id, cause });
+                self.note(Record::TaskEnding {
+                    id: opened.id,
+                    cause,
+                });
             }
-            ends.push(Ended { task: opened.id, cause });
+            ends.push(Ended {
+                task: opened.id,
+                cause,
+            });
         }
         adoption.ended = ends.len();
         let table = self.clone();
@@ -56,7 +66,7 @@ impl TaskTable {
     }
 
     /// The pidfds to watch, if the task is provably still there.
-    fn found(&self, opened: &TaskOpened) -> Option<Vec<OwnedFd>> {
+    pub(super) fn found(&self, opened: &TaskOpened) -> Option<Vec<OwnedFd>> {
         if opened.boot_id != self.0.boot_id {
             return None;
         }
@@ -67,7 +77,10 @@ impl TaskTable {
                 }
                 at.has_events
             }
-            (Some(_) | None, TaskKey::Run(_) | TaskKey::Unit(_) | TaskKey::Ancestor(_) | TaskKey::Peer(_)) => false,
+            (
+                Some(_) | None,
+                TaskKey::Run(_) | TaskKey::Unit(_) | TaskKey::Ancestor(_) | TaskKey::Peer(_),
+            ) => false,
         };
         if watches_unit {
             return Some(Vec::new());

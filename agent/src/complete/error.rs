@@ -56,7 +56,9 @@ impl TaskError {
             Self::Ended { .. } => Code::TaskEnded,
             Self::NotFound { .. } => Code::NotFound,
             Self::NoAncestor => Code::AttestationFailed,
-            Self::Full(_) | Self::Journal(_) | Self::Watch(_) | Self::Random | Self::Boot(_) => Code::Busy,
+            Self::Full(_) | Self::Journal(_) | Self::Watch(_) | Self::Random | Self::Boot(_) => {
+                Code::Busy
+            }
         }
     }
 }

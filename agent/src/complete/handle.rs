@@ -24,7 +24,12 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(opened: TaskOpened, opened_seq: u64, written: Written) -> Self {
-        Self { opened, opened_seq, written, ended: watch::Sender::new(None) }
+        Self {
+            opened,
+            opened_seq,
+            written,
+            ended: watch::Sender::new(None),
+        }
     }
 
     /// Tells everybody who acts for the task; the first cause stays.
@@ -66,7 +71,10 @@ impl TaskHandle {
     #[must_use]
     pub fn process(&self) -> Process {
         let first = self.0.opened.processes.first().map(|handle| handle.process);
-        first.unwrap_or(Process { pid: 0, start_time: 0 })
+        first.unwrap_or(Process {
+            pid: 0,
+            start_time: 0,
+        })
     }
 
     /// The agent's counter when it was opened.
@@ -97,7 +105,11 @@ impl TaskHandle {
     /// Waits for its end.
     pub async fn ended(&self) -> EndCause {
         let mut ended = self.0.ended.subscribe();
-        let cause = ended.wait_for(Option::is_some).await.ok().and_then(|cause| *cause);
+        let cause = ended
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|cause| *cause);
         // The sender lives as long as this handle.
         cause.unwrap_or(EndCause::Lost)
     }

@@ -64,7 +64,10 @@ impl State {
     }
 
     pub(super) fn outcome(&self, id: TaskId) -> Option<EndCause> {
-        self.ending.get(&id).or_else(|| self.ended.causes.get(&id)).copied()
+        self.ending
+            .get(&id)
+            .or_else(|| self.ended.causes.get(&id))
+            .copied()
     }
 
     /// The open task of this key. One that could not be journalled is dropped: nothing was
@@ -74,7 +77,12 @@ impl State {
     /// When policy ended the task of this key.
     pub(super) fn joined(&mut self, key: &TaskKey) -> Result<Option<TaskHandle>, TaskError> {
         if let Some(task) = self.ended.barred.get(key) {
-            let cause = self.ended.causes.get(task).copied().unwrap_or(EndCause::Revoked);
+            let cause = self
+                .ended
+                .causes
+                .get(task)
+                .copied()
+                .unwrap_or(EndCause::Revoked);
             return Err(TaskError::Ended { task: *task, cause });
         }
         let found = self.by_key(key);
@@ -89,10 +97,14 @@ impl State {
 
     pub(super) fn check_room(&self, uid: u32) -> Result<(), TaskError> {
         if self.open.len() + self.ending.len() >= MAX_TASKS {
-            return Err(TaskError::Full("this host has as many tasks as one heartbeat carries"));
+            return Err(TaskError::Full(
+                "this host has as many tasks as one heartbeat carries",
+            ));
         }
         if self.of_uid.get(&uid).copied().unwrap_or(0) >= MAX_TASKS_PER_UID {
-            return Err(TaskError::Full("this user has as many open tasks as one user may have"));
+            return Err(TaskError::Full(
+                "this user has as many open tasks as one user may have",
+            ));
         }
         Ok(())
     }
@@ -129,14 +141,23 @@ impl State {
     }
 
     pub(super) fn unclosed(&self) -> Vec<Ended> {
-        self.ending.iter().map(|(task, cause)| Ended { task: *task, cause: *cause }).collect()
+        self.ending
+            .iter()
+            .map(|(task, cause)| Ended {
+                task: *task,
+                cause: *cause,
+            })
+            .collect()
     }
 
     /// Everything opened so far has a lower `opened_seq` than this snapshot; everything
     /// opened from now on has at least the same.
     pub(super) fn snapshot(&mut self) -> Snapshot {
         self.seq += 1;
-        Snapshot { seq: self.seq, tasks: self.open.keys().copied().collect() }
+        Snapshot {
+            seq: self.seq,
+            tasks: self.open.keys().copied().collect(),
+        }
     }
 
     fn remove(&mut self, id: TaskId) -> Option<Arc<Entry>> {

@@ -54,7 +54,9 @@ impl TaskTable {
         // Registered; now see whether it ended before. What cannot be watched is not kept.
         let (table, id) = (self.clone(), task.id());
         if !table.0.units.has(id) || !table.unit_runs(id) {
-            self.0.tasks.spawn("complete.unit_gone", async move { table.exited(id).await });
+            self.0
+                .tasks
+                .spawn("complete.unit_gone", async move { table.exited(id).await });
         }
     }
 
@@ -76,10 +78,14 @@ impl TaskTable {
     }
 
     fn unit_runs(&self, id: TaskId) -> bool {
-        self.open_task(id).is_some_and(|task| match (&task.0.opened.unit, task.key()) {
-            (Some(at), TaskKey::Unit(unit)) => is_running(unit, &at.directory, at.inode),
-            (Some(_) | None, TaskKey::Run(_) | TaskKey::Unit(_) | TaskKey::Ancestor(_) | TaskKey::Peer(_)) => false,
-        })
+        self.open_task(id)
+            .is_some_and(|task| match (&task.0.opened.unit, task.key()) {
+                (Some(at), TaskKey::Unit(unit)) => is_running(unit, &at.directory, at.inode),
+                (
+                    Some(_) | None,
+                    TaskKey::Run(_) | TaskKey::Unit(_) | TaskKey::Ancestor(_) | TaskKey::Peer(_),
+                ) => false,
+            })
     }
 }
 
@@ -121,14 +127,21 @@ pub(super) struct Units {
 impl Units {
     pub(super) fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Self { inotify: register(inotify)?, waiting: Mutex::default() })
+        Ok(Self {
+            inotify: register(inotify)?,
+            waiting: Mutex::default(),
+        })
     }
 
     fn add(&self, id: TaskId, unit: &UnitHandle) -> io::Result<()> {
         let events = unit.directory.join("cgroup.events");
         // Held over the call: an event for the new watch must find its task.
         let mut waiting = self.lock();
-        let watch = inotify::add_watch(self.inotify.get_ref(), events, WatchFlags::MODIFY | WatchFlags::DELETE_SELF)?;
+        let watch = inotify::add_watch(
+            self.inotify.get_ref(),
+            events,
+            WatchFlags::MODIFY | WatchFlags::DELETE_SELF,
+        )?;
         waiting.entry(watch).or_default().push(id);
         Ok(())
     }
@@ -151,7 +164,9 @@ impl Units {
     /// Tasks whose unit has changed.
     async fn changed(&self) -> Vec<TaskId> {
         loop {
-            let Ok(mut ready) = self.inotify.readable().await else { return std::future::pending().await };
+            let Ok(mut ready) = self.inotify.readable().await else {
+                return std::future::pending().await;
+            };
             if let Ok(Ok(changed)) = ready.try_io(|inotify| self.read(inotify.get_ref())) {
                 return changed;
             }
@@ -165,11 +180,21 @@ impl Units {
         loop {
             match reader.next() {
                 Ok(event) => {
-                    let (waiting, lost) = (self.lock(), event.events().contains(ReadFlags::QUEUE_OVERFLOW));
+                    let (waiting, lost) = (
+                        self.lock(),
+                        event.events().contains(ReadFlags::QUEUE_OVERFLOW),
+                    );
                     let of = |watch: &i32| lost || *watch == event.wd();
-                    changed.extend(waiting.iter().filter(|(watch, _)| of(watch)).flat_map(|(_, tasks)| tasks));
+                    changed.extend(
+                        waiting
+                            .iter()
+                            .filter(|(watch, _)| of(watch))
+                            .flat_map(|(_, tasks)| tasks),
+                    );
                 }
-                Err(Errno::AGAIN) if changed.is_empty() => return Err(io::ErrorKind::WouldBlock.into()),
+                Err(Errno::AGAIN) if changed.is_empty() => {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
                 Err(Errno::AGAIN) => return Ok(changed),
                 Err(error) => return Err(error.into()),
             }

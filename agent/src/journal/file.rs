@@ -23,7 +23,9 @@ pub enum OpenError {
     #[error("{0} is not a journal of ephor-agent; move it away or name another state directory")]
     Foreign(PathBuf),
     /// It was written by a later release.
-    #[error("{path} has format {found}, this build reads up to {VERSION}: run the newer ephor-agent, or let its tasks end first")]
+    #[error(
+        "{path} has format {found}, this build reads up to {VERSION}: run the newer ephor-agent, or let its tasks end first"
+    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -44,7 +46,11 @@ pub enum OpenError {
 
 impl OpenError {
     pub(super) fn io(what: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io { what, path: path.to_owned(), source }
+        Self::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -55,7 +61,9 @@ pub(super) fn head() -> Vec<u8> {
 
 /// One record as bytes; `None` when it is larger than a reader would take.
 pub(super) fn frame(record: &Record) -> Option<Vec<u8>> {
-    let body = serde_json::to_vec(record).ok().filter(|body| body.len() <= MAX_JOURNAL_RECORD_BYTES)?;
+    let body = serde_json::to_vec(record)
+        .ok()
+        .filter(|body| body.len() <= MAX_JOURNAL_RECORD_BYTES)?;
     let mut frame = u32::try_from(body.len()).ok()?.to_le_bytes().to_vec();
     frame.extend(sha256(&body).into_iter().take(CHECK));
     frame.extend(body);
@@ -80,11 +88,20 @@ fn after_head<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], OpenError> {
     }
     let foreign = || OpenError::Foreign(path.to_owned());
     let rest = bytes.strip_prefix(MAGIC.as_bytes()).ok_or_else(foreign)?;
-    let end = rest.iter().take(11).position(|byte| *byte == b'\n').ok_or_else(foreign)?;
+    let end = rest
+        .iter()
+        .take(11)
+        .position(|byte| *byte == b'\n')
+        .ok_or_else(foreign)?;
     let (version, rest) = rest.split_at_checked(end).ok_or_else(foreign)?;
-    let version = std::str::from_utf8(version).ok().and_then(|text| text.parse().ok());
+    let version = std::str::from_utf8(version)
+        .ok()
+        .and_then(|text| text.parse().ok());
     match version {
-        Some(found) if found > VERSION => Err(OpenError::Newer { path: path.to_owned(), found }),
+        Some(found) if found > VERSION => Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+        }),
         Some(VERSION) => Ok(rest.get(1..).unwrap_or_default()),
         Some(_) | None => Err(foreign()),
     }
@@ -101,5 +118,7 @@ fn first_frame(bytes: &[u8]) -> Option<(Record, &[u8])> {
     if !sha256(body).starts_with(check) {
         return None;
     }
-    serde_json::from_slice(body).ok().map(|record| (record, rest))
+    serde_json::from_slice(body)
+        .ok()
+        .map(|record| (record, rest))
 }

@@ -96,7 +96,13 @@ impl Live {
     pub(super) fn apply(&mut self, record: &Record) {
         match record {
             Record::TaskOpened(opened) => {
-                self.0.insert(opened.id, Unfinished { opened: opened.clone(), ended: None });
+                self.0.insert(
+                    opened.id,
+                    Unfinished {
+                        opened: opened.clone(),
+                        ended: None,
+                    },
+                );
             }
             Record::TaskEnding { id, cause } => {
                 if let Some(task) = self.0.get_mut(id) {
@@ -112,7 +118,10 @@ impl Live {
     /// The fewest records that say the same.
     pub(super) fn records(&self) -> impl Iterator<Item = Record> {
         self.0.values().flat_map(|task| {
-            let ending = task.ended.map(|cause| Record::TaskEnding { id: task.opened.id, cause });
+            let ending = task.ended.map(|cause| Record::TaskEnding {
+                id: task.opened.id,
+                cause,
+            });
             std::iter::once(Record::TaskOpened(task.opened.clone())).chain(ending)
         })
     }

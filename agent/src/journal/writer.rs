@@ -29,6 +29,8 @@ pub(super) struct Writer {
     length: u64,
     /// Bytes right after the last compaction.
     compacted: u64,
+    /// Size from which a compaction is thought of.
+    compact_at: u64,
     live: Live,
     broken: bool,
 }
@@ -44,8 +46,17 @@ impl Writer {
         let mut live = Live::default();
         records.iter().for_each(|record| live.apply(record));
         let unfinished = live.unfinished();
-        let (file, length) = compact(path, &live).map_err(|error| OpenError::io("writing", path, error))?;
-        let writer = Self { path: path.to_owned(), file, length, compacted: length, live, broken: false };
+        let (file, length) =
+            compact(path, &live).map_err(|error| OpenError::io("writing", path, error))?;
+        let writer = Self {
+            path: path.to_owned(),
+            file,
+            length,
+            compacted: length,
+            compact_at: JOURNAL_COMPACT_BYTES,
+            live,
+            broken: false,
+        };
         Ok((writer, unfinished))
     }
 
@@ -65,7 +76,9 @@ impl Writer {
     fn write_group(&mut self, group: Vec<Job>) {
         let mut bytes = Vec::new();
         let (framed, refused): (Vec<_>, Vec<_>) = group.into_iter().partition(|job| {
-            frame(&job.record).map(|frame| bytes.extend(frame)).is_some()
+            frame(&job.record)
+                .map(|frame| bytes.extend(frame))
+                .is_some()
         });
         for job in refused {
             job.fate.send_replace(Some(Err(JournalError::Refused)));
@@ -89,7 +102,10 @@ impl Writer {
         if let Err(error) = self.file.write_all(bytes) {
             tracing::error!(path = %self.path.display(), %error, "journal not written");
             // Part of it may be there: it must not stand before the next record.
-            let cut = self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
+            let cut = self
+                .file
+                .set_len(self.length)
+                .and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
             self.broken = cut.is_err();
             return Err(JournalError::Refused);
         }
@@ -104,7 +120,7 @@ impl Writer {
     }
 
     fn compact_if_large(&mut self) {
-        if self.broken || self.length < JOURNAL_COMPACT_BYTES.max(self.compacted.saturating_mul(4)) {
+        if self.broken || self.length < self.compact_at.max(self.compacted.saturating_mul(4)) {
             return;
         }
         match compact(&self.path, &self.live) {
@@ -120,15 +136,32 @@ impl Writer {
 
     fn is_at_path(&self) -> bool {
         let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-        let (open, named) = (self.file.metadata().map(identity), std::fs::metadata(&self.path).map(identity));
+        let (open, named) = (
+            self.file.metadata().map(identity),
+            std::fs::metadata(&self.path).map(identity),
+        );
         open.is_ok_and(|open| named.is_ok_and(|named| named == open))
+    }
+}
+
+#[cfg(test)]
+impl Writer {
+    pub(super) fn replace_file(&mut self, file: File) {
+        self.file = file;
+    }
+
+    pub(super) fn compact_at(&mut self, bytes: u64) {
+        self.compact_at = bytes;
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
     let mut bytes = Vec::new();
     match File::open(path) {
-        Ok(mut file) => file.read_to_end(&mut bytes).map(|_| bytes).map_err(|error| OpenError::io("reading", path, error)),
+        Ok(mut file) => file
+            .read_to_end(&mut bytes)
+            .map(|_| bytes)
+            .map_err(|error| OpenError::io("reading", path, error)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(bytes),
         Err(error) => Err(OpenError::io("opening", path, error)),
     }
@@ -137,13 +170,23 @@ fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
 /// Writes what is live into a new file, makes it durable and puts it in the old one's place.
 fn compact(path: &Path, live: &Live) -> std::io::Result<(File, u64)> {
     let mut bytes = head();
-    live.records().filter_map(|record| frame(&record)).for_each(|frame| bytes.extend(frame));
+    live.records()
+        .filter_map(|record| frame(&record))
+        .for_each(|frame| bytes.extend(frame));
     let beside = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
     file.write_all(&bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()?;
     crash_point!("journal.compacted");
     Ok((file, bytes.len() as u64))

@@ -5,6 +5,9 @@
 //! come from the process that connected. What a willing proxy passes on cannot be noticed: that
 //! is a stated limit. A connection that was once refused stays so, in both directions.
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +16,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, UCred, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, UCred, recvmsg,
+};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -23,7 +28,9 @@ use crate::attest::{AttestError, Mode, Peer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SpeakerError {
     /// Another process than the one that connected wrote to it.
-    #[error("speaker_changed: process {connected} connected but process {speaking} spoke; open a connection of your own")]
+    #[error(
+        "speaker_changed: process {connected} connected but process {speaking} spoke; open a connection of your own"
+    )]
     Changed {
         /// Who connected.
         connected: u32,
@@ -34,7 +41,9 @@ pub enum SpeakerError {
     #[error("speaker_changed: a message came without its sender's credentials")]
     Unknown,
     /// More than one descriptor was sent.
-    #[error("too_many_descriptors: a connection may send one descriptor, a pidfd for POST /v1/tasks")]
+    #[error(
+        "too_many_descriptors: a connection may send one descriptor, a pidfd for POST /v1/tasks"
+    )]
     TooManyDescriptors,
 }
 
@@ -93,7 +102,11 @@ impl Speaker {
     /// Takes the descriptor that was sent beside the request.
     #[must_use]
     pub fn take_descriptor(&self) -> Option<OwnedFd> {
-        self.0.descriptor.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0
+            .descriptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     fn check(&self) -> io::Result<()> {
@@ -102,12 +115,21 @@ impl Speaker {
 
     fn refuse(&self, error: SpeakerError) -> io::Error {
         let error = *self.0.refused.get_or_init(|| error);
-        tracing::warn!(pid = self.peer().pid(), uid = self.peer().uid(), code = error.code(), "connection refused");
+        tracing::warn!(
+            pid = self.peer().pid(),
+            uid = self.peer().uid(),
+            code = error.code(),
+            "connection refused"
+        );
         denied(error)
     }
 
     /// Checks the sender and keeps a descriptor of one message.
-    fn accept(&self, message: &mut RecvAncillaryBuffer<'_>, truncated: bool) -> Result<(), SpeakerError> {
+    fn accept(
+        &self,
+        message: &mut RecvAncillaryBuffer<'_>,
+        truncated: bool,
+    ) -> Result<(), SpeakerError> {
         let (mut sender, mut sent) = (None, Vec::new());
         for part in message.drain() {
             match part {
@@ -121,8 +143,14 @@ impl Speaker {
         if truncated || sent.len() > 1 {
             return Err(SpeakerError::TooManyDescriptors);
         }
-        let Some(descriptor) = sent.pop() else { return Ok(()) };
-        let mut slot = self.0.descriptor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(descriptor) = sent.pop() else {
+            return Ok(());
+        };
+        let mut slot = self
+            .0
+            .descriptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if slot.is_some() {
             return Err(SpeakerError::TooManyDescriptors);
         }
@@ -134,8 +162,17 @@ impl Speaker {
         let (peer, sender) = (self.peer(), sender.ok_or(SpeakerError::Unknown)?);
         // A sender in a PID namespace that is not visible from here reads as pid 0.
         let speaking = u32::try_from(sender.pid.as_raw_nonzero().get()).unwrap_or(0);
-        let same = speaking == peer.pid() && sender.uid.as_raw() == peer.uid() && sender.gid.as_raw() == peer.gid();
-        if same { Ok(()) } else { Err(SpeakerError::Changed { connected: peer.pid(), speaking }) }
+        let same = speaking == peer.pid()
+            && sender.uid.as_raw() == peer.uid()
+            && sender.gid.as_raw() == peer.gid();
+        if same {
+            Ok(())
+        } else {
+            Err(SpeakerError::Changed {
+                connected: peer.pid(),
+                speaking,
+            })
+        }
     }
 }
 
@@ -146,11 +183,21 @@ impl PeerStream {
     /// When the peer has ended or cannot be held.
     pub fn new(stream: UnixStream, mode: Mode) -> Result<Self, AttestError> {
         // Linux hands the option down from the listener; this is for a listener that was not prepared.
-        set_socket_passcred(stream.as_fd(), true)
-            .map_err(|error| AttestError::Proc { what: "SO_PASSCRED", pid: 0, source: error.into() })?;
+        set_socket_passcred(stream.as_fd(), true).map_err(|error| AttestError::Proc {
+            what: "SO_PASSCRED",
+            pid: 0,
+            source: error.into(),
+        })?;
         let peer = Peer::from_stream(&stream, mode)?;
-        let shared = Shared { peer, refused: OnceLock::new(), descriptor: Mutex::new(None) };
-        Ok(Self { stream, speaker: Speaker(Arc::new(shared)) })
+        let shared = Shared {
+            peer,
+            refused: OnceLock::new(),
+            descriptor: Mutex::new(None),
+        };
+        Ok(Self {
+            stream,
+            speaker: Speaker(Arc::new(shared)),
+        })
     }
 
     /// For request handlers.
@@ -160,14 +207,22 @@ impl PeerStream {
     }
 
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let message = recvmsg(self.socket(), &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+        let message = recvmsg(
+            self.socket(),
+            &mut [IoSliceMut::new(buffer)],
+            &mut control,
+            flags,
+        )?;
         // The end of the stream has no sender.
         if message.bytes > 0 {
             let truncated = message.flags.contains(ReturnFlags::CTRUNC);
-            self.speaker.accept(&mut control, truncated).map_err(|error| self.speaker.refuse(error))?;
+            self.speaker
+                .accept(&mut control, truncated)
+                .map_err(|error| self.speaker.refuse(error))?;
         }
         Ok(message.bytes)
     }
@@ -178,7 +233,11 @@ impl PeerStream {
 }
 
 impl AsyncRead for PeerStream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.speaker.check()?;
         if buffer.remaining() == 0 {
@@ -187,7 +246,10 @@ impl AsyncRead for PeerStream {
         loop {
             ready!(this.stream.poll_read_ready(context))?;
             let room = buffer.initialize_unfilled();
-            match this.stream.try_io(Interest::READABLE, || this.receive(room)) {
+            match this
+                .stream
+                .try_io(Interest::READABLE, || this.receive(room))
+            {
                 Ok(read) => {
                     buffer.advance(read);
                     return Poll::Ready(Ok(()));
@@ -201,7 +263,11 @@ impl AsyncRead for PeerStream {
 }
 
 impl AsyncWrite for PeerStream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.speaker.check()?;
         Pin::new(&mut this.stream).poll_write(context, data)

@@ -153,13 +153,17 @@ pub async fn handshake(wire: Box<dyn Wire>, tasks: &Tasks) -> Result<(H2, Cancel
         .handshake(TokioIo::new(wire))
         .await?;
     let over = CancellationToken::new();
-    let (ended, stop) = (over.clone().drop_guard(), tasks.stop().clone());
+    let ended = over.clone().drop_guard();
+    let stop = tasks.stop().clone();
     tasks.spawn("uplink.connection", async move {
         let _ended = ended;
+        // Senders may live as long as the agent: a stop must not wait for them.
         tokio::select! {
-            result = connection => if let Err(error) = result {
-                tracing::debug!(%error, "the connection to the broker ended");
-            },
+            done = connection => {
+                if let Err(error) = done {
+                    tracing::debug!(%error, "the connection to the broker ended");
+                }
+            }
             () = stop.cancelled() => {}
         }
     });
@@ -175,7 +179,13 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn("uplink.stream", future);
+        let stop = self.0.stop().clone();
+        self.0.spawn("uplink.stream", async move {
+            tokio::select! {
+                () = future => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
 }
 

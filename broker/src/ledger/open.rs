@@ -122,6 +122,8 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, OpenError> {
     for_writing(&connection).map_err(sqlite)?;
     check_pages(path, &connection)?;
     let fence = hold(path, &mut connection, options.take_over)?;
+    // The write-ahead log has its name by now; it must still have it after a power cut.
+    sync_directory(path).map_err(|error| OpenError::Io { path: path.to_owned(), error })?;
     schema::migrate(&mut connection, version).map_err(sqlite)?;
     let now = options.clock.wall();
     let aside = quarantine::sweep(&mut connection, now).map_err(sqlite)?;

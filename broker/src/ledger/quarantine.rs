@@ -54,7 +54,7 @@ fn table<T: Stored>(
 ) -> rusqlite::Result<usize> {
     let mut bad = Vec::new();
     let mut statement = connection.prepare(&format!("{} {condition}", T::sql().select))?;
-    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let columns = Columns(row);

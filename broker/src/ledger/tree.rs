@@ -98,23 +98,24 @@ impl HashReader for StoredHashes<'_> {
     }
 }
 
+/// RFC 6962 §2.1, word for word; slow on purpose.
+#[cfg(test)]
+pub(super) fn naive_root(leaves: &[Vec<u8>]) -> Hash {
+    match leaves {
+        [] => tlog::EMPTY_HASH,
+        [leaf] => tlog::record_hash(leaf),
+        _ => {
+            let half = leaves.len().next_power_of_two() / 2;
+            let (left, right) = leaves.split_at(half);
+            tlog::node_hash(naive_root(left), naive_root(right))
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    /// RFC 6962 §2.1, word for word; slow on purpose.
-    pub(in crate::ledger) fn naive_root(leaves: &[Vec<u8>]) -> Hash {
-        match leaves {
-            [] => tlog::EMPTY_HASH,
-            [leaf] => tlog::record_hash(leaf),
-            _ => {
-                let half = leaves.len().next_power_of_two() / 2;
-                let (left, right) = leaves.split_at(half);
-                tlog::node_hash(naive_root(left), naive_root(right))
-            }
-        }
-    }
 
     #[test]
     fn the_edge_gives_the_root_of_rfc_6962_at_every_size() {
@@ -129,6 +130,3 @@ mod tests {
         assert!(frontier.peaks.len() <= 8);
     }
 }
-
-#[cfg(test)]
-pub(super) use tests::naive_root;

@@ -304,9 +304,9 @@ fn attack_46_a_file_of_a_task_follows_no_link() {
 }
 
 #[test]
-fn attack_48_a_copied_agent_is_noticed_by_the_first_one() {
+fn attack_48_a_copied_agent_is_on_the_record() {
     // The state directory is the host's identity: whoever copies it can speak as the host, until
-    // the broker sees two instances. Of two, the one that said hello last is the host.
+    // two are seen: every start of an agent is an event, and the last to say hello is the host.
     let dev = Dev::with_policy(&policy());
     let dir = scratch();
     let copy = dir.path().join("agent");

@@ -22,7 +22,11 @@ impl Faults {
         let (mode, nth) = text.split_once(':').unwrap_or((&text, "1"));
         let nth = nth.parse().unwrap_or(1);
         let when = |name| AtomicI64::new(if mode == name { nth } else { 0 });
-        Self { lose: when("lost"), doubt: when("committed"), max_pages: AtomicI64::new(0) }
+        Self {
+            lose: when("lost"),
+            doubt: when("committed"),
+            max_pages: AtomicI64::new(0),
+        }
     }
 
     /// Whether this commit is to be rolled back and called unknown.

@@ -12,8 +12,16 @@ static HOST: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
         "host",
         &[
-            "name", "version", "state", "joined_at", "last_heard", "boot_id", "instance",
-            "spki_sha256", "certificate_expires_at", "generation",
+            "name",
+            "version",
+            "state",
+            "joined_at",
+            "last_heard",
+            "boot_id",
+            "instance",
+            "spki_sha256",
+            "certificate_expires_at",
+            "generation",
         ],
     )
 });
@@ -56,7 +64,11 @@ impl Stored for HostRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Host(row) = row { Some(row) } else { None }
+        if let Row::Host(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {
@@ -69,7 +81,17 @@ impl Stored for HostRow {
 }
 
 static JOIN_TOKEN: LazyLock<Sql> = LazyLock::new(|| {
-    Sql::of("join_token", &["id", "version", "hash", "host_pattern", "expires_at", "used_by"])
+    Sql::of(
+        "join_token",
+        &[
+            "id",
+            "version",
+            "hash",
+            "host_pattern",
+            "expires_at",
+            "used_by",
+        ],
+    )
 });
 
 impl Stored for JoinTokenRow {
@@ -102,7 +124,11 @@ impl Stored for JoinTokenRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::JoinToken(row) = row { Some(row) } else { None }
+        if let Row::JoinToken(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {
@@ -116,7 +142,10 @@ impl Stored for JoinTokenRow {
 
 // Keys are replaced as they are: their version is part of their name.
 static KEY: LazyLock<Sql> = LazyLock::new(|| {
-    let mut sql = Sql::of("key", &["name", "version", "sealed", "public", "created_at"]);
+    let mut sql = Sql::of(
+        "key",
+        &["name", "version", "sealed", "public", "created_at"],
+    );
     sql.insert = sql.insert.replace("INSERT", "INSERT OR REPLACE");
     sql
 });
@@ -149,7 +178,11 @@ impl Stored for KeyRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Key(row) = row { Some(row) } else { None }
+        if let Row::Key(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {

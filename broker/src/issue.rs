@@ -19,7 +19,7 @@ use std::sync::Arc;
 use ephor_crypto::p256::KeyError;
 use ephor_proto::event::Outcome;
 use ephor_proto::grpc::v1;
-use ephor_proto::id::{CorrelationId, DecisionId};
+use ephor_proto::id::{CorrelationId, DecisionId, TaskId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::stage::Stage;
 use ephor_proto::state::task::TaskState;
@@ -54,6 +54,8 @@ struct Plan {
     batch: Batch,
     /// Places in the status lists taken for it; given back if it is not recorded.
     slots: Vec<Slot>,
+    /// A task that it opens and that has a deadline.
+    opens: Option<(TaskId, UnixMillis)>,
     delivery: Delivery,
 }
 
@@ -182,7 +184,7 @@ impl Broker {
 
     /// Submits a plan and signs while it is flushed. `None`: a precondition did not hold.
     async fn record(&self, plan: Plan) -> Result<Option<(Permit, Vec<SealedToken>, Delivery)>, Refusal> {
-        let Plan { intent, batch, slots, delivery } = plan;
+        let Plan { intent, batch, slots, opens, delivery } = plan;
         let release = || slots.iter().for_each(|slot| self.lists.release(*slot));
         let ticket = match self.ledger.submit(batch) {
             Ok(ticket) => ticket,
@@ -196,6 +198,9 @@ impl Broker {
         let outcome = ticket.await;
         match outcome {
             Ok(committed) => {
+                if let Some((task, deadline)) = opens {
+                    self.deadlines.set(task, deadline);
+                }
                 // A renewed one has its timer, which is set anew when it fires.
                 for row in intent.rows().iter().filter(|row| row.version == 1) {
                     self.timers.set(row.id, dead_at(row.expires_at));

@@ -171,14 +171,12 @@ pub async fn handshake(wire: Box<dyn Wire>, tasks: &Tasks) -> Result<(H2, Cancel
     let stop = tasks.stop().clone();
     tasks.spawn("uplink.connection", async move {
         let _ended = ended;
-        // Senders may live as long as the agent: a stop must not wait for them.
         tokio::select! {
-            done = connection => {
-                if let Err(error) = done {
-                    tracing::debug!(%error, "the connection to the broker ended");
-                }
-            }
+            // Whoever holds a sender would keep the connection up, and the agent from stopping.
             () = stop.cancelled() => {}
+            over = connection => if let Err(error) = over {
+                tracing::debug!(%error, "the connection to the broker ended");
+            },
         }
     });
     Ok((H2(sender), over))
@@ -193,13 +191,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        let stop = self.0.stop().clone();
-        self.0.spawn("uplink.stream", async move {
-            tokio::select! {
-                () = future => {}
-                () = stop.cancelled() => {}
-            }
-        });
+        self.0.spawn("uplink.stream", future);
     }
 }
 

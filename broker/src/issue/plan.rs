@@ -2,7 +2,7 @@
 
 use ephor_crypto::jwt::TokenKind;
 use ephor_proto::event::{Approval, AuditEvent, CredentialPart, Outcome, Text};
-use ephor_proto::id::{CorrelationId, DecisionId, GrantId};
+use ephor_proto::id::{CorrelationId, DecisionId, GrantId, TaskId};
 use ephor_proto::kind::Kind;
 use ephor_proto::problem::Code;
 use ephor_proto::stage::Stage;
@@ -61,8 +61,9 @@ impl Broker {
             rows.push(row.clone().into());
         }
         let delivery = Delivery::of(decided);
+        let opens = rows.iter().find_map(deadline_of);
         let batch = Batch { name: "issue.intent", lane: Lane::Normal, require, rows, events };
-        Ok(Plan { intent: Intent::new(credentials), batch, slots, delivery })
+        Ok(Plan { intent: Intent::new(credentials), batch, slots, opens, delivery })
     }
 
     fn credential_rows(
@@ -308,6 +309,24 @@ pub(super) fn allowed_row(decided: &Decided) -> DecisionRow {
     }
 }
 
+/// A new task that must end by itself at some time, and when.
+fn deadline_of(row: &Row) -> Option<(TaskId, UnixMillis)> {
+    match row {
+        Row::Task(task) => Some((task.id, task.deadline?)),
+        Row::Request(_)
+        | Row::Decision(_)
+        | Row::Grant(_)
+        | Row::Credential(_)
+        | Row::Host(_)
+        | Row::JoinToken(_)
+        | Row::Key(_)
+        | Row::Receipt { .. }
+        | Row::Meta(..)
+        | Row::Unlist(_)
+        | Row::ErasePersonal(_) => None,
+    }
+}
+
 fn new_task(decided: &Decided) -> TaskRow {
     let attested = decided.attested();
     let task = attested.requested().task();
@@ -326,7 +345,8 @@ fn new_task(decided: &Decided) -> TaskRow {
         opened_at: decided.allowed().issued_at,
         ended_at: None,
         closed_at: None,
-        deadline: None,
+        // Frozen here: a newer policy may shorten it at a renewal, never lengthen it.
+        deadline: decided.allowed().grant_until,
     }
 }
 

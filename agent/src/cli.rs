@@ -81,6 +81,9 @@ struct RunArgs {
     /// Write {"pid", "socket"} here, atomically, once serving.
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
+    /// Stop as for SIGTERM when standard input ends: for a parent that may be killed.
+    #[arg(long)]
+    stop_on_stdin_eof: bool,
 }
 
 /// Runs the program with these arguments (the first is its own name).
@@ -137,9 +140,23 @@ fn execute(command: Command) -> Result<(), Failure> {
         }
         Command::Run(args) => {
             prepare(&config)?;
+            if args.stop_on_stdin_eof {
+                let failed = |error| Failure { code: CONFIG, text: format!("invalid: cannot watch standard input: {error}") };
+                stop_when_stdin_ends().map_err(failed)?;
+            }
             block_on(app::run(config, args.ready_file.as_deref()))?.map_err(|error| Failure { code: CONFIG, text: error.to_string() })
         }
     }
+}
+
+/// Sends this process SIGTERM when standard input ends. A thread, because a runtime waits for
+/// its blocking reads at shutdown.
+fn stop_when_stdin_ends() -> std::io::Result<()> {
+    let watch = || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).map(drop)
 }
 
 /// What comes before the first thread and the first secret.

@@ -32,6 +32,16 @@ macro_rules! crash_point {
     }};
 }
 
+/// Arms what [`VARIABLE`] names; call it once, at start. Does nothing without the feature.
+///
+/// # Errors
+/// When the variable names no point: a test must not pass because of a typing error.
+pub fn arm() -> Result<(), String> {
+    #[cfg(feature = "failpoints")]
+    armed::from_environment()?;
+    Ok(())
+}
+
 /// Whether there is a point of this name.
 #[must_use]
 pub const fn known(name: &str) -> bool {
@@ -99,10 +109,10 @@ pub mod armed {
 
     static PLAN: OnceLock<(Plan, AtomicU64)> = OnceLock::new();
 
-    /// Reads the environment, once, at start.
+    /// As [`super::arm`], which calls it.
     ///
     /// # Errors
-    /// When the variable names no point: a test must not pass because of a typing error.
+    /// When the variable names no point.
     pub fn from_environment() -> Result<(), String> {
         let Ok(text) = std::env::var(VARIABLE) else {
             return Ok(());
@@ -127,6 +137,7 @@ pub mod armed {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
 mod tests {
     use super::*;
 
@@ -154,5 +165,38 @@ mod tests {
         for wrong in ["nowhere", "complete.sent:0", "complete.sent:x", ""] {
             assert!(wrong.parse::<Plan>().is_err(), "{wrong}");
         }
+    }
+
+    #[cfg(feature = "failpoints")]
+    #[test]
+    fn the_planned_pass_kills_and_no_other() {
+        use std::os::unix::process::ExitStatusExt;
+        if std::env::var(VARIABLE).is_ok() {
+            arm().unwrap();
+            for _ in 0..3 {
+                println!("pass");
+                crash_point!("complete.sent");
+                crash_point!("complete.closed");
+            }
+            return;
+        }
+        let own = std::env::current_exe().unwrap();
+        let name = "crash::tests::the_planned_pass_kills_and_no_other";
+        let run = |plan: &str| {
+            let mut child = std::process::Command::new(&own);
+            child
+                .args([name, "--exact", "--nocapture"])
+                .env(VARIABLE, plan)
+                .output()
+                .unwrap()
+        };
+        let killed = run("complete.sent:2");
+        assert_eq!(killed.status.signal(), Some(9));
+        let passes = String::from_utf8_lossy(&killed.stdout)
+            .matches("pass\n")
+            .count();
+        assert_eq!(passes, 2);
+        assert!(run("complete.sent:4").status.success());
+        assert!(!run("complete.send").status.success());
     }
 }

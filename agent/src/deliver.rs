@@ -21,9 +21,6 @@ use crate::revoke;
 use crate::request::{Asker, Requested};
 use crate::uplink::CallError;
 
-/// The code by which the broker asks for the digest of the executable.
-pub const EVIDENCE_NEEDED: &str = "evidence_needed";
-
 /// What makes this request equal to another of the same task.
 #[must_use]
 pub fn key_of(asker: &Asker, requested: &Requested) -> Key {
@@ -123,7 +120,7 @@ async fn issue(agent: &Agent, asker: &Arc<Asker>, key: &Key, request: RequestId,
     let sent = agent.now();
     agent.told(asker.task.id);
     let answer = match agent.uplink.issue(message.clone()).await {
-        Err(CallError::Refused(problem)) if problem.code.as_str() == EVIDENCE_NEEDED => {
+        Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
             message.evidence = Some(hashed(agent, asker).await?);
             agent.uplink.issue(message).await
         }

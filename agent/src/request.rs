@@ -123,8 +123,7 @@ impl Requested {
     /// # Errors
     /// Says which field is wrong.
     pub fn from_body(body: &[u8]) -> Result<Self, BadRequest> {
-        let body: CredentialRequest = serde_json::from_slice(body)
-            .map_err(|error| BadRequest::invalid(format!("the body is no credential request: {error}")))?;
+        let body: CredentialRequest = serde_json::from_slice(body).map_err(|error| bad_body(body, &error))?;
         let audience = body.parameters.and_then(|parameters| parameters.audience);
         let requested = Self {
             item: item(&body.entitlement, audience)?,
@@ -164,6 +163,17 @@ impl Requested {
             request: None,
             subject: String::new(),
         })
+    }
+}
+
+/// What is wrong with a body; a fraction for a TTL by name, because the parser's words for it
+/// are about commas.
+fn bad_body(body: &[u8], error: &serde_json::Error) -> BadRequest {
+    let loose = serde_json::from_slice::<serde_json::Value>(body).ok();
+    let ttl = loose.as_ref().and_then(|body| body.get("ttl_seconds")).filter(|ttl| ttl.is_f64());
+    match ttl {
+        Some(ttl) => BadRequest::invalid(format!("ttl_seconds is {ttl}: it must be a whole number above 0")),
+        None => BadRequest::invalid(format!("the body is no credential request: {error}")),
     }
 }
 

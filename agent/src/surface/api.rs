@@ -235,7 +235,7 @@ async fn whoami(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Pro
     let (task_rule, task) = caller.find(bind)?;
     let (evidence, to_broker) = caller.evidence(bind, false).await?;
     let answer = match agent.uplink.whoami(to_broker).await {
-        Err(CallError::Refused(problem)) if problem.code.as_str() == deliver::EVIDENCE_NEEDED => {
+        Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
             agent.uplink.whoami(caller.evidence(bind, true).await?.1).await
         }
         answer => answer,

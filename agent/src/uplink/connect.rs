@@ -154,10 +154,15 @@ pub async fn handshake(wire: Box<dyn Wire>, tasks: &Tasks) -> Result<(H2, Cancel
         .await?;
     let over = CancellationToken::new();
     let ended = over.clone().drop_guard();
+    let stop = tasks.stop().clone();
     tasks.spawn("uplink.connection", async move {
         let _ended = ended;
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "the connection to the broker ended");
+        tokio::select! {
+            // Whoever holds a sender would keep the connection up, and the agent from stopping.
+            () = stop.cancelled() => {}
+            over = connection => if let Err(error) = over {
+                tracing::debug!(%error, "the connection to the broker ended");
+            },
         }
     });
     Ok((H2(sender), over))

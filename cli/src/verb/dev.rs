@@ -23,9 +23,9 @@ pub async fn dev(args: args::Dev) -> Outcome {
     let signals = Signals::take()?;
     let policy = match args.policy {
         Some(dir) => PolicyFrom::Directory(dir),
-        None => PolicyFrom::Text(built_in_policy()),
+        None => PolicyFrom::File("dev.toml", built_in_policy()),
     };
-    let layout = Layout::make(args.dir.as_deref(), "ephor-dev.", policy)?;
+    let layout = Layout::make(args.dir.as_deref(), "ephor-dev.")?.with_policy(policy)?;
     let starting = Installation::start(layout, signals.mask_before());
     let installation = tokio::select! {
         started = starting => started?,
@@ -49,7 +49,10 @@ pub fn built_in_policy() -> String {
 /// Login name of a uid, or the empty text where it has none.
 pub fn user_name(uid: u32) -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid));
-    user.ok().flatten().map(|user| user.name).unwrap_or_default()
+    user.ok()
+        .flatten()
+        .map(|user| user.name)
+        .unwrap_or_default()
 }
 
 /// What a signal before the end of the start says.
@@ -65,8 +68,11 @@ pub fn interrupted(caught: std::io::Result<Caught>) -> Failure {
 
 async fn serve(installation: &Installation, signals: &Signals) -> Outcome {
     let env = installation.layout().env_file();
-    to_stderr(&format!("ephor: for a shell:  . {}\n", shell_quoted(&env.display().to_string())));
-    to_stdout("ready\n");
+    to_stderr(&format!(
+        "ephor: for a shell:  . {}\n",
+        shell_quoted(&env.display().to_string())
+    ));
+    to_stdout("ready\n")?;
     tokio::select! {
         caught = signals.next_ending() => caught
             .map(|_| ExitCode::SUCCESS)
@@ -75,7 +81,11 @@ async fn serve(installation: &Installation, signals: &Signals) -> Outcome {
     }
 }
 
-async fn one_command(installation: &Installation, signals: &Signals, command: &[OsString]) -> Outcome {
+async fn one_command(
+    installation: &Installation,
+    signals: &Signals,
+    command: &[OsString],
+) -> Outcome {
     let mut environment = Environment::inherited();
     for (name, value) in installation.variables() {
         environment.set(name, value.as_bytes());
@@ -91,7 +101,9 @@ async fn one_command(installation: &Installation, signals: &Signals, command: &[
         stdio: None,
         own_group: false,
     };
-    let run = run.spawn().map_err(|why| Failure::local("cannot start `ephor run`", why.desc()))?;
+    let run = run
+        .spawn()
+        .map_err(|why| Failure::local("cannot start `ephor run`", why.desc()))?;
     tokio::select! {
         code = until_end(&run, signals) => code.map(ExitCode::from),
         died = installation.died() => {

@@ -14,6 +14,7 @@ use crate::args::{self, TokenOutput};
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
 use crate::show::to_stdout;
+use crate::words::query_escaped;
 
 /// Fetches and prints it.
 pub async fn token(args: args::Token) -> Outcome {
@@ -41,7 +42,7 @@ pub async fn token(args: args::Token) -> Outcome {
             shown(&args, &answer, only(&wanted, &answer)?)?
         }
     };
-    to_stdout(&text);
+    to_stdout(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -77,20 +78,9 @@ fn target(audience: &str, args: &args::Token, ttl: Option<u64>) -> String {
     let ttl = ttl.map_or_else(String::new, |ttl| format!("&ttl_seconds={ttl}"));
     format!(
         "/v1/token?audience={}&bind={}{ttl}",
-        escaped(audience),
+        query_escaped(audience),
         args.bind
     )
-}
-
-/// Percent-encoded for a query (RFC 3986 §3.4): only unreserved characters stay.
-fn escaped(text: &str) -> String {
-    let one = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-            char::from(byte).to_string()
-        }
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(one).collect()
 }
 
 fn only<'a>(wanted: &CredRef, answer: &'a Credentials) -> Result<Option<&'a str>, Failure> {

@@ -90,8 +90,13 @@ impl Plan<'_> {
 
     fn start(self) -> Result<Daemon, Failure> {
         let what = self.what;
-        let failed = |why: &dyn std::fmt::Display| Failure::local(format!("cannot start the {what}"), why);
-        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&self.log);
+        let failed =
+            |why: &dyn std::fmt::Display| Failure::local(format!("cannot start the {what}"), why);
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&self.log);
         let log = log.map_err(|why| failed(&format!("{}: {why}", self.log.display())))?;
         let (stdin, alive) = pipe_with(PipeFlags::CLOEXEC).map_err(|why| failed(&why))?;
         let mut argv: Vec<OsString> = vec!["ephor".into(), format!("__{what}").into()];
@@ -101,18 +106,33 @@ impl Plan<'_> {
             argv: &argv,
             environment: &environment(),
             mask: *self.mask,
-            stdio: Some(Stdio { stdin: stdin.as_fd(), stdout: log.as_fd(), stderr: log.as_fd() }),
+            stdio: Some(Stdio {
+                stdin: stdin.as_fd(),
+                stdout: log.as_fd(),
+                stderr: log.as_fd(),
+            }),
             own_group: true,
         };
         let child = command.spawn().map_err(|why| failed(&why.desc()))?;
-        Ok(Daemon { what, child, log: self.log, _alive: alive, stopped: false })
+        Ok(Daemon {
+            what,
+            child,
+            log: self.log,
+            _alive: alive,
+            stopped: false,
+        })
     }
 }
 
 /// Ours without settings meant for an installed daemon.
 fn environment() -> Environment {
     let mut environment = Environment::inherited();
-    for prefix in ["EPHOR_BROKER_", "EPHOR_AGENT_", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"] {
+    for prefix in [
+        "EPHOR_BROKER_",
+        "EPHOR_AGENT_",
+        "CREDENTIALS_DIRECTORY",
+        "NOTIFY_SOCKET",
+    ] {
         environment.remove_prefix(prefix);
     }
     environment
@@ -134,7 +154,10 @@ impl Daemon {
     /// Stops it cleanly, by force after a while.
     pub async fn stop(mut self) {
         self.child.signal(Signal::SIGTERM);
-        if tokio::time::timeout(STOP_MAX, self.child.wait()).await.is_ok() {
+        if tokio::time::timeout(STOP_MAX, self.child.wait())
+            .await
+            .is_ok()
+        {
             self.stopped = true;
         }
     }
@@ -143,7 +166,10 @@ impl Daemon {
         let seconds = READY_MAX.as_secs();
         let log = self.log.display();
         let tail = tail(&self.log);
-        Failure::unreachable(format!("the {} was not ready within {seconds} s; the end of {log}:\n{tail}", self.what))
+        Failure::unreachable(format!(
+            "the {} was not ready within {seconds} s; the end of {log}:\n{tail}",
+            self.what
+        ))
     }
 
     fn failed(&self, exit: &Exit, how: &str) -> Failure {
@@ -153,7 +179,13 @@ impl Daemon {
         };
         let log = self.log.display();
         let tail = tail(&self.log);
-        Failure::new(code, format!("invalid: the {} {how} ({exit}); the end of {log}:\n{tail}", self.what))
+        Failure::new(
+            code,
+            format!(
+                "invalid: the {} {how} ({exit}); the end of {log}:\n{tail}",
+                self.what
+            ),
+        )
     }
 }
 
@@ -169,7 +201,8 @@ async fn read_when_there<T: DeserializeOwned>(path: &Path) -> Result<T, Failure>
     loop {
         if let Ok(text) = std::fs::read(path) {
             let read = serde_json::from_slice(&text);
-            return read.map_err(|why| Failure::local(format!("cannot read {}", path.display()), why));
+            return read
+                .map_err(|why| Failure::local(format!("cannot read {}", path.display()), why));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

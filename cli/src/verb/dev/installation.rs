@@ -52,33 +52,64 @@ impl Installation {
         let host = host_name();
         let plan = |what: &'static str, args: &[&str]| {
             let config: OsString = layout.file(what, "toml").into();
-            let mut all = vec!["--config".into(), config];
-            all.extend(args.iter().map(OsString::from));
-            Plan { what, args: all, log: layout.file(what, "log"), mask: &mask }
+            let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
+            all.extend(["--config".into(), config]);
+            Plan {
+                what,
+                args: all,
+                log: layout.file(what, "log"),
+                mask: &mask,
+            }
         };
         layout.write(&layout.file("broker", "toml"), &broker_settings(&layout))?;
         if !layout.broker_state().join("ephor.db").exists() {
             plan("broker", &["init", "--no-token"]).complete().await?;
         }
         let path = layout.file("broker", "ready");
-        let serving = plan("broker", &["run", "--stop-on-stdin-eof", "--ready-file", text(&path)?]);
+        let serving = plan(
+            "broker",
+            &["run", "--stop-on-stdin-eof", "--ready-file", text(&path)?],
+        );
         let (broker, ready) = serving.serve::<BrokerReady>(&path).await?;
 
-        layout.write(&layout.file("agent", "toml"), &agent_settings(&layout, &ready.issuer, &host))?;
+        layout.write(
+            &layout.file("agent", "toml"),
+            &agent_settings(&layout, &ready.issuer, &host),
+        )?;
         if !layout.joined().exists() {
             let token = layout.file("join", "token");
             invite(&layout, &host, &token).await?;
-            let broker = ["--broker", &ready.issuer, "--host", &host, "--token-file", text(&token)?];
-            let joined = plan("agent", &[&["join"], &broker[..]].concat()).complete().await;
+            let broker = [
+                "--broker",
+                &ready.issuer,
+                "--host",
+                &host,
+                "--token-file",
+                text(&token)?,
+            ];
+            let joined = plan("agent", &[&["join"], &broker[..]].concat())
+                .complete()
+                .await;
             let _ = std::fs::remove_file(&token);
             joined?;
             layout.write(&layout.joined(), "")?;
         }
         let path = layout.file("agent", "ready");
-        let serving = plan("agent", &["run", "--stop-on-stdin-eof", "--ready-file", text(&path)?]);
+        let serving = plan(
+            "agent",
+            &["run", "--stop-on-stdin-eof", "--ready-file", text(&path)?],
+        );
         let (agent, AgentReady {}) = serving.serve(&path).await?;
-        let installation = Self { agent, broker, ready, host, layout };
-        installation.layout.write(&installation.layout.env_file(), &installation.env_text())?;
+        let installation = Self {
+            agent,
+            broker,
+            ready,
+            host,
+            layout,
+        };
+        installation
+            .layout
+            .write(&installation.layout.env_file(), &installation.env_text())?;
         Ok(installation)
     }
 
@@ -142,7 +173,10 @@ fn env_text(variables: &[(&str, String)]) -> String {
 
 async fn invite(layout: &Layout, host: &str, file: &Path) -> Result<(), Failure> {
     let admin = Peer::broker_at(layout.admin_socket());
-    let body = Invite { host: host.to_owned(), ttl_seconds: Some(INVITE_SECONDS) };
+    let body = Invite {
+        host: host.to_owned(),
+        ttl_seconds: Some(INVITE_SECONDS),
+    };
     let invited: Invited = admin.post("/v1/hosts/invite", &body).await?;
     let line = Zeroizing::new(format!("{}\n", invited.token));
     layout.write(file, &line)
@@ -181,13 +215,18 @@ fn setting(key: &str, value: &str) -> String {
 }
 
 fn text(path: &Path) -> Result<&str, Failure> {
-    path.to_str().ok_or_else(|| Failure::usage(format!("{} is not UTF-8.", path.display())))
+    path.to_str()
+        .ok_or_else(|| Failure::usage(format!("{} is not UTF-8.", path.display())))
 }
 
 /// The node's name where it is a host name, else `localhost`.
 fn host_name() -> String {
     let system = rustix::system::uname();
-    let name = system.nodename().to_str().unwrap_or_default().to_ascii_lowercase();
+    let name = system
+        .nodename()
+        .to_str()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     match name.parse::<HostName>() {
         Ok(name) => name.to_string(),
         Err(_) => "localhost".to_owned(),
@@ -204,13 +243,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         let value = "/tmp/it's \"here\" $HOME";
-        std::fs::write(&file, env_text(&[("EPHOR_SOCKET", value.into()), ("EPHOR_X", "plain".into())])).unwrap();
+        std::fs::write(
+            &file,
+            env_text(&[("EPHOR_SOCKET", value.into()), ("EPHOR_X", "plain".into())]),
+        )
+        .unwrap();
         let out = std::process::Command::new("sh")
-            .args(["-c", ". \"$1\"; sh -c 'printf \"%s|%s\" \"$EPHOR_SOCKET\" \"$EPHOR_X\"'", "sh"])
+            .args([
+                "-c",
+                ". \"$1\"; sh -c 'printf \"%s|%s\" \"$EPHOR_SOCKET\" \"$EPHOR_X\"'",
+                "sh",
+            ])
             .arg(&file)
             .output()
             .unwrap();
-        assert_eq!(String::from_utf8(out.stdout).unwrap(), format!("{value}|plain"));
+        assert_eq!(
+            String::from_utf8(out.stdout).unwrap(),
+            format!("{value}|plain")
+        );
     }
 
     #[test]

@@ -15,8 +15,8 @@ const SOCKET_PATH_MAX: usize = 107;
 pub enum PolicyFrom {
     /// A directory of the user's.
     Directory(PathBuf),
-    /// This one file.
-    Text(String),
+    /// One file of this name and text, in a directory of ours.
+    File(&'static str, String),
 }
 
 /// The directory, locked for this process.
@@ -26,7 +26,7 @@ pub struct Layout {
     /// Held open: another `ephor dev` in the same directory is refused.
     _lock: OwnedFd,
     /// Removes the directory at the end when it was made by us without a name.
-    temporary: Option<tempfile::TempDir>,
+    _temporary: Option<tempfile::TempDir>,
 }
 
 impl Layout {
@@ -35,33 +35,61 @@ impl Layout {
     ///
     /// # Errors
     /// When the directory cannot be ours alone, or its name is too long for a socket.
-    pub fn make(dir: Option<&Path>, prefix: &str, policy: PolicyFrom) -> Result<Self, Failure> {
+    pub fn make(dir: Option<&Path>, prefix: &str) -> Result<Self, Failure> {
         let (dir, temporary) = match dir {
             Some(dir) => {
-                let dir = std::path::absolute(dir).map_err(|why| Failure::local(dir.display(), why))?;
+                let dir =
+                    std::path::absolute(dir).map_err(|why| Failure::local(dir.display(), why))?;
                 (dir, None)
             }
             None => {
                 let made = tempfile::Builder::new().prefix(prefix).tempdir();
-                let made = made.map_err(|why| Failure::local("cannot make a temporary directory", why))?;
+                let made =
+                    made.map_err(|why| Failure::local("cannot make a temporary directory", why))?;
                 (made.path().to_owned(), Some(made))
             }
         };
         check_name(&dir)?;
         private(&dir)?;
         let lock = lock(&dir)?;
-        let policy = place_policy(&dir, policy)?;
-        Ok(Self { dir, policy, _lock: lock, temporary })
+        let policy = dir.join("policy");
+        Ok(Self {
+            dir,
+            policy,
+            _lock: lock,
+            _temporary: temporary,
+        })
+    }
+
+    /// Takes the policy from there.
+    ///
+    /// # Errors
+    /// When the directory does not exist, or the file cannot be written.
+    pub fn with_policy(mut self, from: PolicyFrom) -> Result<Self, Failure> {
+        match from {
+            PolicyFrom::Directory(given) => {
+                let absolute = std::fs::canonicalize(&given);
+                self.policy = absolute.map_err(|why| {
+                    Failure::config(format!("--policy {}: {why}", given.display()))
+                })?;
+            }
+            PolicyFrom::File(name, text) => {
+                let failed =
+                    |why| Failure::local(format!("cannot write {}", self.policy.display()), why);
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&self.policy)
+                    .map_err(failed)?;
+                write_private(&self.policy.join(name), &text).map_err(failed)?;
+            }
+        }
+        Ok(self)
     }
 
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    /// Whether it goes at the end.
-    pub fn is_temporary(&self) -> bool {
-        self.temporary.is_some()
     }
 
     /// Directory of policy files.
@@ -114,7 +142,8 @@ impl Layout {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, path: &Path, text: &str) -> Result<(), Failure> {
-        write_private(path, text).map_err(|why| Failure::local(format!("cannot write {}", path.display()), why))
+        write_private(path, text)
+            .map_err(|why| Failure::local(format!("cannot write {}", path.display()), why))
     }
 }
 
@@ -127,8 +156,14 @@ fn admin_socket(dir: &Path) -> PathBuf {
 }
 
 fn check_name(dir: &Path) -> Result<(), Failure> {
-    if dir.to_str().is_none_or(|text| text.contains(char::is_control)) {
-        return Err(Failure::usage(format!("{}: the directory's name must be plain UTF-8.", dir.display())));
+    if dir
+        .to_str()
+        .is_none_or(|text| text.contains(char::is_control))
+    {
+        return Err(Failure::usage(format!(
+            "{}: the directory's name must be plain UTF-8.",
+            dir.display()
+        )));
     }
     for socket in [socket(dir), admin_socket(dir)] {
         let length = socket.as_os_str().len();
@@ -146,48 +181,50 @@ fn check_name(dir: &Path) -> Result<(), Failure> {
 /// Makes the directory, or checks that nobody else can reach into the one that is there.
 fn private(dir: &Path) -> Result<(), Failure> {
     let failed = |why: &dyn std::fmt::Display| Failure::local(dir.display(), why);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|why| failed(&why))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|why| failed(&why))?;
     let known = std::fs::metadata(dir).map_err(|why| failed(&why))?;
     if known.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Failure::usage(format!("{} is not yours; choose another --dir.", dir.display())));
+        return Err(Failure::usage(format!(
+            "{} is not yours; choose another --dir.",
+            dir.display()
+        )));
     }
     if known.mode() & 0o077 == 0 {
         return Ok(());
     }
-    let empty = std::fs::read_dir(dir).map_err(|why| failed(&why))?.next().is_none();
+    let empty = std::fs::read_dir(dir)
+        .map_err(|why| failed(&why))?
+        .next()
+        .is_none();
     if !empty {
         let dir = dir.display();
-        return Err(Failure::usage(format!("others may reach into {dir}; first: chmod 700 {dir}")));
+        return Err(Failure::usage(format!(
+            "others may reach into {dir}; first: chmod 700 {dir}"
+        )));
     }
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(|why| failed(&why))
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .map_err(|why| failed(&why))
 }
 
 fn lock(dir: &Path) -> Result<OwnedFd, Failure> {
     let path = dir.join("lock");
-    let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path);
     let file = OwnedFd::from(file.map_err(|why| Failure::local(path.display(), why))?);
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Failure::usage(format!("{} is in use by another `ephor dev`.", dir.display())))
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::usage(format!(
+            "{} is in use by another `ephor dev`.",
+            dir.display()
+        ))),
         Err(why) => Err(Failure::local(path.display(), why)),
-    }
-}
-
-fn place_policy(dir: &Path, policy: PolicyFrom) -> Result<PathBuf, Failure> {
-    match policy {
-        PolicyFrom::Directory(given) => {
-            let absolute = std::fs::canonicalize(&given);
-            absolute.map_err(|why| Failure::config(format!("--policy {}: {why}", given.display())))
-        }
-        PolicyFrom::Text(text) => {
-            let place = dir.join("policy");
-            let failed = |why| Failure::local(format!("cannot write {}", place.display()), why);
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&place).map_err(failed)?;
-            write_private(&place.join("dev.toml"), &text).map_err(failed)?;
-            Ok(place)
-        }
     }
 }
 
@@ -206,7 +243,7 @@ mod tests {
     use super::*;
 
     fn make(dir: &Path) -> Result<Layout, Failure> {
-        Layout::make(Some(dir), "x", PolicyFrom::Text("# policy\n".into()))
+        Layout::make(Some(dir), "x")?.with_policy(PolicyFrom::File("dev.toml", "# policy\n".into()))
     }
 
     fn refusal(dir: &Path) -> String {
@@ -222,7 +259,13 @@ mod tests {
         let dir = top.path().join("a/b");
         let layout = make(&dir).unwrap();
         assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(std::fs::metadata(dir.join("policy/dev.toml")).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(dir.join("policy/dev.toml"))
+                .unwrap()
+                .mode()
+                & 0o777,
+            0o600
+        );
         assert!(refusal(&dir).contains("in use"));
         drop(layout);
         assert!(make(&dir).is_ok(), "and again afterwards");
@@ -231,9 +274,9 @@ mod tests {
 
     #[test]
     fn a_temporary_one_goes() {
-        let layout = Layout::make(None, "ephor-test.", PolicyFrom::Text(String::new())).unwrap();
+        let layout = Layout::make(None, "ephor-test.").unwrap();
         let dir = layout.dir().to_owned();
-        assert!(dir.join("policy").is_dir() && layout.is_temporary());
+        assert!(dir.is_dir());
         drop(layout);
         assert!(!dir.exists());
     }
@@ -253,7 +296,11 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
         drop(make(&dir).unwrap());
-        assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700, "an empty one is closed");
+        assert_eq!(
+            std::fs::metadata(&dir).unwrap().mode() & 0o777,
+            0o700,
+            "an empty one is closed"
+        );
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert!(refusal(&dir).contains("chmod 700"));
     }

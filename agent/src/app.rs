@@ -1,1 +1,342 @@
-//! (being written)
+//! What the parts of the agent share, and the one order in which they start and stop.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use dashmap::DashMap;
+use ephor_crypto::tls::{self, CertificateSlot, Peer as TlsPeer, PinnedCa, TrustStore, certified_key};
+use ephor_proto::id::{CorrelationId, InstanceId, TaskId};
+use ephor_proto::problem::{Code, Problem};
+use ephor_proto::spiffe::HostName;
+use ephor_proto::time::{Boottime, Clock};
+
+use crate::attest::{self, HashCache, Mode};
+use crate::clock::{SharedClock, SystemClock};
+use crate::complete::TaskTable;
+use crate::config::Config;
+use crate::hold::Hold;
+use crate::hold::entry::Now;
+use crate::hold::renew::Renewer;
+use crate::journal::{Journal, Unfinished};
+use crate::limits;
+use crate::prove::Receipts;
+use crate::surface::listener;
+use crate::surface::quota::Quota;
+use crate::surface::api::Api;
+use crate::tasks::Tasks;
+use crate::uplink::checkpoint::Highest;
+use crate::uplink::connect::{Address, Connect, TlsConnect};
+use crate::uplink::identity::{Identity, Joined};
+use crate::uplink::session::{self, Renewal, Wiring};
+use crate::uplink::spool::Spool;
+use crate::uplink::{NewCorrelation, Uplink};
+use crate::{deliver, revoke};
+
+/// The running agent.
+pub struct Agent {
+    /// The host's clocks.
+    pub clock: SharedClock,
+    /// This host.
+    pub host: HostName,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// How callers are held.
+    pub mode: Mode,
+    /// Digests of executables.
+    pub hashes: Arc<HashCache>,
+    /// Credentials in memory.
+    pub hold: Hold,
+    /// Keeps them fresh.
+    pub renewer: Renewer,
+    /// The broker.
+    pub uplink: Uplink,
+    /// Open tasks and who watches them.
+    pub table: TaskTable,
+    /// Ends the broker does not have yet.
+    pub spool: Arc<Spool>,
+    /// Receipts of ended tasks.
+    pub receipts: Receipts,
+    /// Requests that wait for the broker, by uid.
+    pub waiting: Quota,
+    /// Every spawned task.
+    pub tasks: Tasks,
+    /// Open tasks, and what the broker knows of them.
+    contacts: DashMap<TaskId, Contact, ahash::RandomState>,
+    correlation: NewCorrelation,
+    /// Held while this runs: two agents on one state would undo each other's journal.
+    _state_lock: File,
+}
+
+/// What is known of a task's standing at the broker.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Contact {
+    /// Who opened it.
+    pub uid: u32,
+    /// The broker was told of it, whether or not it took it.
+    pub told: bool,
+    /// Since when the broker is known to know it.
+    known: Option<Boottime>,
+}
+
+/// What an agent is made of beside the host itself; tests hand in their own.
+pub struct Parts {
+    /// The host's clocks.
+    pub clock: SharedClock,
+    /// This host.
+    pub host: HostName,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// How callers are held.
+    pub mode: Mode,
+    /// Largest executable that is hashed, in bytes.
+    pub max_exe_hash_bytes: u64,
+    /// Where journal and checkpoint are.
+    pub state_dir: PathBuf,
+    /// How the broker is reached.
+    pub connect: Box<dyn Connect>,
+    /// What renewing the agent's certificate replaces.
+    pub renewal: Option<Renewal>,
+    /// Every spawned task.
+    pub tasks: Tasks,
+}
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Settings or identity.
+    #[error("invalid: {0}")]
+    Config(String),
+    /// The host.
+    #[error("invalid: {0}")]
+    Host(String),
+}
+
+impl Agent {
+    /// Starts everything but the socket: the journal's tasks are adopted, ends are taken, the
+    /// connection to the broker is begun.
+    ///
+    /// # Errors
+    /// When the journal cannot be opened or the kernel cannot watch.
+    pub fn start(parts: Parts) -> Result<Arc<Self>, StartError> {
+        let host_error = |error: &dyn std::fmt::Display| StartError::Host(error.to_string());
+        let clock = Arc::clone(&parts.clock);
+        let state_lock = lock_state(&parts.state_dir)?;
+        let (journal, unfinished) = Journal::open(&parts.state_dir.join("journal")).map_err(|error| host_error(&error))?;
+        let started = TaskTable::start(journal, parts.tasks.clone(), Arc::clone(&clock));
+        let (table, ends) = started.map_err(|error| host_error(&error))?;
+        let correlation = correlations(Arc::clone(&clock));
+        let instance = random_id(&*clock, InstanceId::from_parts).map_err(|error| host_error(&error))?;
+        let hold = Hold::default();
+        let agent = Arc::new(Self {
+            host: parts.host,
+            trust_domain: parts.trust_domain,
+            mode: parts.mode,
+            hashes: Arc::new(HashCache::new(Arc::clone(&clock), parts.max_exe_hash_bytes)),
+            renewer: Renewer::new(hold.clone(), Arc::clone(&clock)),
+            hold,
+            uplink: Uplink::new(instance, Arc::clone(&correlation), Arc::clone(&clock)),
+            table,
+            spool: Arc::default(),
+            receipts: Receipts::default(),
+            waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),
+            contacts: DashMap::default(),
+            correlation,
+            _state_lock: state_lock,
+            clock,
+            tasks: parts.tasks,
+        });
+        agent.adopt(unfinished);
+        let wiring = Wiring {
+            uplink: agent.uplink.clone(),
+            connect: parts.connect,
+            downlink: Arc::new(revoke::Pushes(Arc::clone(&agent))),
+            spool: Arc::clone(&agent.spool),
+            highest: Arc::new(Highest::open(parts.state_dir.join("checkpoint"))),
+            boot_id: attest::boot_id().map_err(|error| host_error(&error))?,
+            tasks: agent.tasks.clone(),
+            renewal: parts.renewal,
+            stop: agent.tasks.stop().child_token(),
+        };
+        let tasks = &agent.tasks;
+        tasks.spawn_vital("revoke.ends", revoke::run(Arc::clone(&agent), ends));
+        let renewals = Arc::new(deliver::Renewals(Arc::clone(&agent)));
+        tasks.spawn_vital("hold.renewer", agent.renewer.clone().run(renewals, tasks.clone()));
+        tasks.spawn_vital("uplink.session", session::run(Arc::new(wiring)));
+        Ok(agent)
+    }
+
+    /// Takes over the tasks of an earlier run before the first heartbeat is sent.
+    fn adopt(&self, unfinished: Vec<Unfinished>) {
+        for task in &unfinished {
+            let known = Some(Boottime::from_millis(0));
+            self.contacts.insert(task.opened.id, Contact { uid: task.opened.uid, told: true, known });
+        }
+        let adoption = self.table.adopt(unfinished);
+        tracing::info!(adopted = adoption.adopted, ended = adoption.ended, "tasks of the journal");
+    }
+
+    /// A refusal with a new correlation id.
+    #[must_use]
+    pub fn problem(&self, code: Code, detail: impl Into<String>) -> Problem {
+        Problem::new(code, (self.correlation)(), detail)
+    }
+
+    /// Both clocks.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        Now { wall: self.clock.wall(), boot: self.clock.boottime() }
+    }
+
+    /// A new id.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn new_id<T>(&self, make: impl FnOnce(u64, [u8; 10]) -> T) -> Result<T, Problem> {
+        random_id(&*self.clock, make).map_err(|error| self.problem(Code::Internal, error.to_string()))
+    }
+
+    /// Notes whose task it is.
+    pub fn opened(&self, task: TaskId, uid: u32) {
+        self.contacts.entry(task).or_insert(Contact { uid, told: false, known: None });
+    }
+
+    /// The broker is being told of a task.
+    pub fn told(&self, task: TaskId) {
+        if let Some(mut contact) = self.contacts.get_mut(&task) {
+            contact.told = true;
+        }
+    }
+
+    /// The broker gave something for a task, so it knows it from now on.
+    pub fn known(&self, task: TaskId) {
+        let now = self.clock.boottime();
+        if let Some(mut contact) = self.contacts.get_mut(&task) {
+            contact.known.get_or_insert(now);
+        }
+    }
+
+    /// Whether the broker knew a task before `then`.
+    #[must_use]
+    pub fn known_before(&self, task: TaskId, then: Boottime) -> bool {
+        self.contact(task).known.is_some_and(|since| since < then)
+    }
+
+    /// What is known of a task.
+    #[must_use]
+    pub fn contact(&self, task: TaskId) -> Contact {
+        self.contacts.view(&task, |_, contact| *contact).unwrap_or_default()
+    }
+
+    /// The broker has the end of a task, or never had the task.
+    pub fn forget(&self, task: TaskId) {
+        self.contacts.remove(&task);
+        self.table.closed(task);
+    }
+}
+
+/// Runs the agent of this host until it is told to stop.
+///
+/// # Errors
+/// When it cannot start; nothing was served then.
+pub async fn run(config: Config, ready_file: Option<&Path>) -> Result<(), StartError> {
+    let parts = parts(&config)?;
+    let tasks = parts.tasks.clone();
+    // Bound before anything of the broker's is asked for: a second agent must not take over.
+    let socket = listener::bind(&config.socket).map_err(|error| StartError::Config(error.to_string()))?;
+    let agent = Agent::start(parts)?;
+    tasks.spawn_vital("surface.listener", listener::run(socket, Arc::new(Api(Arc::clone(&agent))), tasks.clone()));
+    if let Some(path) = ready_file {
+        write_ready(path, &config.socket).map_err(|error| StartError::Host(format!("writing {}: {error}", path.display())))?;
+    }
+    tracing::info!(socket = %config.socket.display(), host = %agent.host, "ready");
+    let stopped = wait_for_stop(&tasks).await;
+    if !tasks.finish(limits::STOP_WITHIN).await {
+        tracing::warn!("some work did not end in time and was cut off");
+    }
+    let _ = std::fs::remove_file(&config.socket);
+    stopped
+}
+
+/// SIGTERM and SIGINT stop cleanly; a vital part that failed is an error.
+async fn wait_for_stop(tasks: &Tasks) -> Result<(), StartError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let host_error = |error: std::io::Error| StartError::Host(format!("waiting for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(host_error)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(host_error)?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("stopping: SIGINT"),
+        () = tasks.stop().cancelled() => {}
+    }
+    match tasks.failed() {
+        Some(name) => Err(StartError::Host(format!("`{name}` failed inside the agent; see the log"))),
+        None => Ok(()),
+    }
+}
+
+/// What the host's configuration and identity give.
+fn parts(config: &Config) -> Result<Parts, StartError> {
+    attest::start_check().map_err(|error| StartError::Host(error.to_string()))?;
+    let identity = Identity::load(&config.state_dir).map_err(|error| StartError::Config(error.to_string()))?;
+    if let Some(host) = config.host.as_ref().filter(|host| host.as_str() != identity.host.as_str()) {
+        let detail = format!("the settings name host `{host}`, but this host joined as `{}`", identity.host);
+        return Err(StartError::Config(detail));
+    }
+    let broker = config.broker.clone().or_else(|| Joined::load(&config.state_dir).map(|joined| joined.broker));
+    let broker = broker.ok_or_else(|| StartError::Config("no broker: set `broker` or join again".to_owned()))?;
+    let address = Address::parse(&broker).map_err(|error| StartError::Config(error.to_string()))?;
+    let renew_at_millis = AtomicU64::new(identity.renew_at_millis());
+    let (host, trust_domain) = (identity.host.clone(), identity.trust_domain.as_str().to_owned());
+    let peer = TlsPeer::spiffe_id(&format!("spiffe://{trust_domain}/broker"));
+    let trust = Arc::new(TrustStore::new(identity.cas));
+    let slot = Arc::new(CertificateSlot::new(certified_key(&[&identity.certificate_der], identity.key)));
+    let verifier = Arc::new(PinnedCa::new(Arc::clone(&trust), peer.clone()));
+    let tls = tls::client_config(verifier, Some(Arc::clone(&slot) as _), &[b"h2"]);
+    let tls = tls.map_err(|error| StartError::Host(error.to_string()))?;
+    Ok(Parts {
+        clock: SystemClock::shared(),
+        host,
+        trust_domain,
+        mode: if config.force_start_time_attestation { Mode::StartTime } else { Mode::Pidfd },
+        max_exe_hash_bytes: config.max_exe_hash_bytes,
+        state_dir: config.state_dir.clone(),
+        connect: Box::new(TlsConnect::new(address, peer.server_name(), Arc::new(tls))),
+        renewal: Some(Renewal { renew_at_millis, slot, trust, state_dir: config.state_dir.clone() }),
+        tasks: Tasks::new(),
+    })
+}
+
+fn lock_state(state_dir: &Path) -> Result<File, StartError> {
+    let path = state_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| StartError::Host(format!("{}: {error}", path.display())))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(StartError::Config(format!("{}: another agent uses this state directory; stop it first", path.display()))),
+    }
+}
+
+/// Tells who started us that we serve: by rename, so that a reader sees all or nothing.
+fn write_ready(path: &Path, socket: &Path) -> std::io::Result<()> {
+    let json = serde_json::json!({ "pid": std::process::id(), "socket": socket });
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    std::fs::write(&temporary, json.to_string())?;
+    std::fs::rename(&temporary, path)
+}
+
+/// A source of correlation ids. Without randomness they are told apart by time only, because a
+/// refusal must still be said.
+#[must_use]
+pub fn correlations(clock: SharedClock) -> NewCorrelation {
+    Arc::new(move || {
+        let random = ephor_crypto::random::bytes().unwrap_or_default();
+        CorrelationId::from_parts(clock.wall().as_millis(), random)
+    })
+}
+
+fn random_id<T>(clock: &dyn Clock, make: impl FnOnce(u64, [u8; 10]) -> T) -> Result<T, ephor_crypto::random::RandomError> {
+    Ok(make(clock.wall().as_millis(), ephor_crypto::random::bytes()?))
+}

@@ -1,1 +1,257 @@
-//! (being written)
+//! `ephor-agent join | run | check-config`, also reached as `ephor __agent …`.
+//!
+//! Exit codes: 0, 64 for wrong usage, 69 when the broker cannot be reached, 77 when it refuses,
+//! 78 for settings, identity or host that cannot be used.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use ephor_crypto::tls;
+use ephor_proto::problem::FirstWord;
+use ephor_proto::spiffe::HostName;
+use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
+
+use crate::app;
+use crate::clock::SystemClock;
+use crate::config::{Config, ConfigError, LogFormat, Partial};
+use crate::harden;
+use crate::tasks::Tasks;
+use crate::uplink::join::{Join, JoinError, Token, join};
+
+const USAGE: u8 = 64;
+const UNREACHABLE: u8 = 69;
+const REFUSED: u8 = 77;
+const CONFIG: u8 = 78;
+
+/// The per-host daemon of Ephor: attests callers, delivers credentials, notices the end.
+#[derive(Parser)]
+#[command(name = "ephor-agent", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make this host part of a fleet, once, with a one-time token.
+    Join(JoinArgs),
+    /// Serve the callers of this host until SIGTERM.
+    Run(RunArgs),
+    /// Check settings without starting anything.
+    CheckConfig(Settings),
+}
+
+/// Settings by flag; they win over the environment (EPHOR_AGENT_NAME) and the file.
+#[derive(Args, Clone)]
+struct Settings {
+    /// Settings file [default: /etc/ephor/agent.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where identity, journal and checkpoint are.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The broker, as https://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    broker: Option<String>,
+    /// The name of this host.
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+}
+
+#[derive(Args)]
+struct JoinArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// File with the join token; `-` reads it from standard input.
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// The socket that callers use.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Write {"pid", "socket"} here, atomically, once serving.
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Stop as for SIGTERM when standard input ends: for a parent that may be killed.
+    #[arg(long)]
+    stop_on_stdin_eof: bool,
+}
+
+/// Runs the program with these arguments (the first is its own name).
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wanted = !error.use_stderr();
+            let _ = error.print();
+            return if wanted { ExitCode::SUCCESS } else { USAGE.into() };
+        }
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&failure.text);
+            failure.code.into()
+        }
+    }
+}
+
+/// What to say and how to exit.
+struct Failure {
+    code: u8,
+    text: String,
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self { code: CONFIG, text: error.to_string() }
+    }
+}
+
+fn execute(command: Command) -> Result<(), Failure> {
+    let (settings, socket) = match &command {
+        Command::Join(args) => (args.settings.clone(), None),
+        Command::Run(args) => (args.settings.clone(), args.socket.clone()),
+        Command::CheckConfig(settings) => (settings.clone(), None),
+    };
+    let flags = Partial {
+        broker: settings.broker,
+        state_dir: settings.state_dir,
+        socket,
+        host: settings.host,
+        ..Partial::default()
+    };
+    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let config = Config::load(settings.config.as_deref(), environment, flags)?;
+    match command {
+        Command::CheckConfig(_) => Ok(()),
+        Command::Join(args) => {
+            prepare(&config)?;
+            block_on(join_host(&config, &args.token_file))?
+        }
+        Command::Run(args) => {
+            prepare(&config)?;
+            if args.stop_on_stdin_eof {
+                let failed = |error| Failure { code: CONFIG, text: format!("invalid: cannot watch standard input: {error}") };
+                stop_when_stdin_ends().map_err(failed)?;
+            }
+            block_on(app::run(config, args.ready_file.as_deref()))?.map_err(|error| Failure { code: CONFIG, text: error.to_string() })
+        }
+    }
+}
+
+/// Sends this process SIGTERM when standard input ends. A thread, because a runtime waits for
+/// its blocking reads at shutdown.
+fn stop_when_stdin_ends() -> std::io::Result<()> {
+    let watch = || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).map(drop)
+}
+
+/// What comes before the first thread and the first secret.
+fn prepare(config: &Config) -> Result<(), Failure> {
+    logs(config.log_format);
+    #[cfg(feature = "failpoints")]
+    crate::crash::armed::from_environment().map_err(|text| Failure { code: USAGE, text })?;
+    let hardened = harden::harden().map_err(|error| Failure { code: CONFIG, text: format!("invalid: {error}") })?;
+    tracing::debug!(memory_locked = hardened.memory_locked, descriptors = ?hardened.descriptors, "process hardened");
+    tls::install();
+    Ok(())
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("ephor-agent").build();
+    let runtime = runtime.map_err(|error| Failure { code: CONFIG, text: format!("invalid: starting threads: {error}") })?;
+    Ok(runtime.block_on(work))
+}
+
+async fn join_host(config: &Config, token_file: &Path) -> Result<(), Failure> {
+    let usage = |text: &str| Failure { code: USAGE, text: format!("invalid: {text}") };
+    let broker = config.broker.as_deref().ok_or_else(|| usage("join needs --broker https://HOST:PORT. Nothing was sent"))?;
+    let host: &HostName = config.host.as_ref().ok_or_else(|| usage("join needs --host NAME. Nothing was sent"))?;
+    let token = read_token(token_file)?;
+    let tasks = Tasks::new();
+    let correlation = app::correlations(SystemClock::shared());
+    let asked = Join { broker, host, state_dir: &config.state_dir, correlation, tasks: &tasks };
+    let joined = join(&asked, &token).await;
+    tasks.stop().cancel();
+    let identity = joined.map_err(|error| Failure { code: join_code(&error), text: error.to_string() })?;
+    say(&format!("joined {} as {}. Start it with: ephor-agent run", broker, identity.leaf.spiffe_id));
+    Ok(())
+}
+
+fn read_token(path: &Path) -> Result<Token, Failure> {
+    let mut text = Zeroizing::new(String::with_capacity(4096));
+    let read = if path == Path::new("-") {
+        std::io::stdin().take(4096).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(4096).read_to_string(&mut text))
+    };
+    let shown = path.display();
+    if let Err(error) = read {
+        return Err(Failure { code: CONFIG, text: format!("invalid: reading the join token from {shown}: {error}. Nothing was sent") });
+    }
+    let not_one = || Failure { code: CONFIG, text: JoinError::Token(shown.to_string()).to_string() };
+    Token::parse(&text).ok_or_else(not_one)
+}
+
+fn join_code(error: &JoinError) -> u8 {
+    match error {
+        JoinError::Connect(_) | JoinError::Broken(_) => UNREACHABLE,
+        JoinError::Refused(problem) => match problem.code.first_word() {
+            FirstWord::Unreachable => UNREACHABLE,
+            FirstWord::Denied | FirstWord::Pending | FirstWord::Overdue | FirstWord::Invalid => REFUSED,
+        },
+        JoinError::Token(_) | JoinError::Joined(_) | JoinError::Answer(_) | JoinError::Identity(_) | JoinError::Crypto(_) => CONFIG,
+    }
+}
+
+/// Logs go to standard error; `EPHOR_LOG` says which.
+fn logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("EPHOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second start in one process (tests) keeps the first's.
+    let _ = match format {
+        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+/// A line for the person who started this.
+#[allow(clippy::print_stderr, reason = "the one place where this program speaks to a person")]
+fn say(text: &str) {
+    eprintln!("ephor-agent: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(args: &[&str]) -> ExitCode {
+        main(std::iter::once("ephor-agent").chain(args.iter().copied()).map(OsString::from))
+    }
+
+    #[test]
+    fn exit_codes_of_usage_and_settings() {
+        assert_eq!(code(&["--help"]), ExitCode::SUCCESS);
+        assert_eq!(code(&["--version"]), ExitCode::SUCCESS);
+        assert_eq!(code(&[]), USAGE.into());
+        assert_eq!(code(&["fly"]), USAGE.into());
+        assert_eq!(code(&["run", "--no-such-flag"]), USAGE.into());
+        let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.toml");
+        assert_eq!(code(&["check-config", "--config", sample]), ExitCode::SUCCESS);
+        assert_eq!(code(&["check-config", "--config", "/nonexistent"]), CONFIG.into());
+        assert_eq!(code(&["check-config", "--config", sample, "--host", "a/b"]), CONFIG.into());
+    }
+}

@@ -1,1 +1,163 @@
-//! (being written)
+//! Stage 6: a credential to the attested caller only.
+//!
+//! From memory where it is held; else one call to the broker for all who ask the same. The task
+//! is journalled before its first hand-over, and the caller is checked again before a byte is
+//! written: a refused check writes nothing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use ephor_proto::grpc::v1;
+use ephor_proto::id::{RequestId, TaskId};
+use ephor_proto::problem::{Code, Problem};
+use ephor_proto::state::task::EndCause;
+
+use crate::app::Agent;
+use crate::crash_point;
+use crate::hold::renew::Reissue;
+use crate::hold::{Found, Held, Key, Lead};
+use crate::limits;
+use crate::revoke;
+use crate::request::{Asker, Requested};
+use crate::uplink::CallError;
+
+/// What makes this request equal to another of the same task.
+#[must_use]
+pub fn key_of(asker: &Asker, requested: &Requested) -> Key {
+    Key {
+        fingerprint: asker.fingerprint.clone(),
+        entitlement: requested.entitlement.as_str().into(),
+        item: requested.item.as_str().into(),
+        reason: requested.reason.as_str().into(),
+        ttl_seconds: requested.ttl_seconds,
+        subject: requested.subject.as_str().into(),
+        request: requested.request,
+    }
+}
+
+/// The credential for `key`, from memory or from the broker.
+///
+/// # Errors
+/// The broker's refusal, `unreachable`, or that the task has ended.
+pub async fn fetch(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, uid: u32) -> Result<Arc<Held>, Problem> {
+    let task = asker.task.id;
+    if let Some(held) = agent.hold.serve(task, &key, agent.clock.boottime()) {
+        return Ok(held);
+    }
+    let Some(_waiting) = agent.waiting.take(uid) else {
+        return Err(agent.problem(Code::RateLimited, "too many requests of this user wait for the broker; nothing was issued"));
+    };
+    let mut outcome = match agent.hold.enter(task, &key, agent.clock.boottime()) {
+        Found::Held(held) => return Ok(held),
+        Found::Ended => return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued")),
+        Found::Full => {
+            let detail = "the task holds as many different credentials as it may; nothing was issued";
+            return Err(agent.problem(Code::Busy, detail));
+        }
+        Found::Flying(outcome) => outcome,
+        Found::Lead(lead, outcome) => {
+            let (agent, asker) = (Arc::clone(agent), Arc::clone(asker));
+            // In a task of its own: whoever asked first may leave, the others still wait.
+            agent.clone().tasks.spawn("deliver.issue", async move { issue_and_land(&agent, &asker, key, lead).await });
+            outcome
+        }
+    };
+    let landed = tokio::time::timeout(limits::FLIGHT_WAIT, outcome.wait_for(Option::is_some)).await;
+    match landed {
+        Ok(Ok(outcome)) => match &*outcome {
+            Some(Ok(held)) => Ok(Arc::clone(held)),
+            Some(Err(problem)) => Err(problem.clone()),
+            None => Err(agent.problem(Code::Internal, "the request ended without an outcome; nothing was handed out")),
+        },
+        Ok(Err(_closed)) => Err(agent.problem(Code::Internal, "the request broke inside the agent; nothing was handed out")),
+        Err(_elapsed) => Err(agent.problem(Code::Unreachable, "no answer in time; nothing was handed out")),
+    }
+}
+
+async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, lead: Lead) {
+    let task = asker.task.id;
+    let request = key.request.map_or_else(|| agent.new_id(RequestId::from_parts), Ok);
+    let issued = match request {
+        Ok(request) => issue(agent, asker, &key, request, None).await,
+        Err(problem) => Err(problem),
+    };
+    let held = match issued {
+        Ok(held) => held,
+        Err(problem) => return lead.fail(problem),
+    };
+    // A restart must find the task before anyone has something of it.
+    if let Err(error) = asker.identity.journalled().await {
+        tracing::error!(%task, %error, "the task could not be journalled; it is ended, and its credentials revoked");
+        revoke::end_task(agent, task, EndCause::Released);
+        let detail = "the agent's journal could not be written; nothing was handed out, and what was issued is being revoked";
+        return lead.fail(agent.problem(Code::StoreUnavailable, detail));
+    }
+    let landed = lead.land(Arc::clone(&held), || {
+        agent.problem(Code::TaskEnded, "the task ended before its credential came; nothing was handed out")
+    });
+    if landed {
+        agent.renewer.keep(task, key, &held);
+    }
+}
+
+/// One request to the broker; with the executable's digest when the policy asks for it.
+async fn issue(agent: &Agent, asker: &Arc<Asker>, key: &Key, request: RequestId, renews: Option<&Held>) -> Result<Arc<Held>, Problem> {
+    let identity = Arc::clone(asker);
+    let evidence = agent.tasks.blocking("attest.evidence", move || identity.identity.evidence()).await;
+    let evidence = evidence.map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
+    let mut message = v1::IssueRequest {
+        instance_id: Vec::new(),
+        request_id: request.to_bytes().to_vec(),
+        task: Some(asker.task.to_wire()),
+        evidence: Some(evidence),
+        entitlement: key.entitlement.to_string(),
+        item: key.item.to_string(),
+        reason: key.reason.to_string(),
+        ttl_seconds: key.ttl_seconds,
+        renews: renews.and_then(|held| held.credentials.first()).map(|first| first.id.to_bytes().to_vec()).unwrap_or_default(),
+        subject: key.subject.to_string(),
+    };
+    let sent = agent.now();
+    agent.told(asker.task.id);
+    let answer = match agent.uplink.issue(message.clone()).await {
+        Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
+            message.evidence = Some(hashed(agent, asker).await?);
+            agent.uplink.issue(message).await
+        }
+        answer => answer,
+    };
+    let answer = answer.map_err(CallError::into_problem)?;
+    crash_point!("issue.answered");
+    agent.known(asker.task.id);
+    let held = Held::new(answer, Arc::clone(asker), sent, agent.now());
+    let held = held.map_err(|error| agent.problem(Code::Internal, format!("{error}; nothing was handed out")))?;
+    Ok(Arc::new(held))
+}
+
+async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Problem> {
+    let identity = Arc::clone(asker);
+    let hashed = agent.tasks.blocking("attest.hash", move || identity.identity.hashed_evidence()).await;
+    match hashed {
+        Ok(Ok(evidence)) => Ok(evidence),
+        Ok(Err(why)) => Err(agent.problem(Code::AttestationFailed, format!("{why}. Nothing was issued"))),
+        Err(error) => Err(agent.problem(Code::Internal, error.to_string())),
+    }
+}
+
+/// Renewal: the same request, for the same identity, which must still be there.
+pub struct Renewals(pub Arc<Agent>);
+
+impl Reissue for Renewals {
+    fn reissue(&self, _task: TaskId, key: Key, held: Arc<Held>) -> Pin<Box<dyn Future<Output = Result<Arc<Held>, Problem>> + Send>> {
+        let agent = Arc::clone(&self.0);
+        Box::pin(async move {
+            // Without a process to attest there is no renewal; the next one that asks gets its own.
+            if let Err(why) = held.asker.identity.still() {
+                return Err(agent.problem(Code::CallerGone, why));
+            }
+            let request = agent.new_id(RequestId::from_parts)?;
+            let renews = Some(&*held).filter(|held| held.credentials.len() == 1);
+            issue(&agent, &held.asker, &key, request, renews).await
+        })
+    }
+}

@@ -1,1 +1,285 @@
-//! (being written)
+//! Credentials in memory, and nowhere else.
+//!
+//! A hit answers from here without the broker, a lock across an await or a new copy of the
+//! secret. What is here is bound to its task: [`Hold::wipe`] removes all of a task at once
+//! and leaves a tombstone, so that an answer still on its way in finds no place. It must
+//! never hand out a credential past its hard end, and never write one anywhere.
+
+pub mod entry;
+pub mod flight;
+pub mod renew;
+pub mod schedule;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as MapEntry;
+use ephor_proto::id::{CredentialId, RequestId, TaskId};
+use ephor_proto::time::Boottime;
+use tokio::sync::watch;
+
+use crate::attest::Fingerprint;
+use crate::limits;
+
+pub use entry::{Held, Lifetime};
+pub use flight::{Lead, Outcome};
+
+/// What makes two requests of one task equal: the whole attested identity and everything asked for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Who asked.
+    pub fingerprint: Fingerprint,
+    /// For what.
+    pub entitlement: Box<str>,
+    /// Audience for `identity`; else empty.
+    pub item: Box<str>,
+    /// Why, this time.
+    pub reason: Box<str>,
+    /// Wanted seconds, if any were named.
+    pub ttl_seconds: Option<u64>,
+    /// Workload named by the request; else empty.
+    pub subject: Box<str>,
+    /// Set only when the caller brought its own idempotency key.
+    pub request: Option<RequestId>,
+}
+
+/// What a look-up found.
+pub enum Found {
+    /// A credential that is still good.
+    Held(Arc<Held>),
+    /// The same request is on its way; wait for it.
+    Flying(watch::Receiver<Option<Outcome>>),
+    /// Nobody asked yet: the holder of this asks, for all.
+    Lead(Lead, watch::Receiver<Option<Outcome>>),
+    /// The task has ended.
+    Ended,
+    /// The task holds as many as it may.
+    Full,
+}
+
+enum State {
+    Flying { flight: u64, outcome: watch::Receiver<Option<Outcome>> },
+    Held(Arc<Held>),
+}
+
+struct Slot {
+    key: Key,
+    state: State,
+}
+
+enum TaskHold {
+    Open(Vec<Slot>),
+    Ended,
+}
+
+/// The store. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Hold {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    tasks: DashMap<TaskId, TaskHold, ahash::RandomState>,
+    /// Guards the order in which tombstones are forgotten.
+    tombstones: Mutex<VecDeque<TaskId>>,
+    flights: AtomicU64,
+    held: AtomicUsize,
+    served: AtomicU64,
+}
+
+impl Hold {
+    /// The credential for `key`, if it is here and good at `now`. The hot path: one shard
+    /// read lock, released before this returns.
+    #[must_use]
+    pub fn serve(&self, task: TaskId, key: &Key, now: Boottime) -> Option<Arc<Held>> {
+        let found = self.inner.tasks.view(&task, |_, hold| match hold {
+            TaskHold::Open(slots) => good(slots, key, now),
+            TaskHold::Ended => None,
+        })??;
+        self.inner.served.fetch_add(1, Ordering::Relaxed);
+        Some(found)
+    }
+
+    /// Looks up `key` and, when nothing is there, takes the lead for it in the same step.
+    #[must_use]
+    pub fn enter(&self, task: TaskId, key: &Key, now: Boottime) -> Found {
+        let mut guard = self.inner.tasks.entry(task).or_insert_with(|| TaskHold::Open(Vec::new()));
+        let TaskHold::Open(slots) = guard.value_mut() else {
+            return Found::Ended;
+        };
+        match slots.iter().find(|slot| slot.key == *key).map(|slot| &slot.state) {
+            Some(State::Flying { outcome, .. }) => return Found::Flying(outcome.clone()),
+            Some(State::Held(held)) if held.is_good(now) => {
+                self.inner.served.fetch_add(1, Ordering::Relaxed);
+                return Found::Held(Arc::clone(held));
+            }
+            Some(State::Held(_)) | None => {}
+        }
+        let before = slots.len();
+        slots.retain(|slot| match &slot.state {
+            State::Flying { .. } => true,
+            State::Held(held) => held.is_good(now),
+        });
+        self.inner.held.fetch_sub(before - slots.len(), Ordering::Relaxed);
+        if slots.len() >= limits::CREDENTIALS_PER_TASK || self.inner.held.load(Ordering::Relaxed) >= limits::CREDENTIALS {
+            return Found::Full;
+        }
+        let flight = self.inner.flights.fetch_add(1, Ordering::Relaxed);
+        let (sender, outcome) = watch::channel(None);
+        slots.push(Slot { key: key.clone(), state: State::Flying { flight, outcome: outcome.clone() } });
+        self.inner.held.fetch_add(1, Ordering::Relaxed);
+        drop(guard);
+        Found::Lead(Lead::new(self.clone(), task, flight, sender), outcome)
+    }
+
+    /// Puts a renewed credential in place of `old`. False when the task ended or `old` was
+    /// wiped meanwhile: the new copy is then dropped, which wipes it.
+    #[must_use]
+    pub fn replace(&self, task: TaskId, old: &Arc<Held>, new: Arc<Held>) -> bool {
+        self.with_slots(task, |slots| {
+            let slot = slots.iter_mut().find(|slot| matches!(&slot.state, State::Held(held) if Arc::ptr_eq(held, old)));
+            match slot {
+                Some(slot) => {
+                    slot.state = State::Held(new);
+                    true
+                }
+                None => false,
+            }
+        })
+        .unwrap_or(false)
+    }
+
+    /// Removes one held copy, as when its life is over.
+    pub fn remove(&self, task: TaskId, old: &Arc<Held>) {
+        self.retain(task, |held| !Arc::ptr_eq(held, old));
+    }
+
+    /// Removes every copy of one credential; the number of copies wiped.
+    pub fn wipe_credential(&self, task: TaskId, id: CredentialId) -> u32 {
+        self.retain(task, |held| !held.has(id))
+    }
+
+    /// Removes all that is held for a task, for good. Each copy is overwritten when its
+    /// last reader (an answer being written) lets go of it. Returns the number of copies.
+    pub fn wipe(&self, task: TaskId) -> u32 {
+        let before = match self.inner.tasks.entry(task) {
+            MapEntry::Occupied(mut occupied) => occupied.insert(TaskHold::Ended),
+            MapEntry::Vacant(vacant) => {
+                vacant.insert(TaskHold::Ended);
+                TaskHold::Open(Vec::new())
+            }
+        };
+        let TaskHold::Open(slots) = before else { return 0 };
+        self.inner.held.fetch_sub(slots.len(), Ordering::Relaxed);
+        let copies = slots.iter().map(|slot| match &slot.state {
+            State::Flying { .. } => 0,
+            State::Held(held) => held.copies(),
+        });
+        let copies = copies.sum();
+        self.bury(task);
+        copies
+    }
+
+    /// What is held for a task now.
+    #[must_use]
+    pub fn list(&self, task: TaskId, now: Boottime) -> Vec<(Key, Arc<Held>)> {
+        let listed = self.inner.tasks.view(&task, |_, hold| match hold {
+            TaskHold::Open(slots) => slots.iter().filter_map(|slot| held_in(slot, now)).collect(),
+            TaskHold::Ended => Vec::new(),
+        });
+        listed.unwrap_or_default()
+    }
+
+    /// Answers served from memory since the start.
+    #[must_use]
+    pub fn served(&self) -> u64 {
+        self.inner.served.load(Ordering::Relaxed)
+    }
+
+    /// Lands a flight: its slot now holds the credential. False when the task ended.
+    fn land(&self, task: TaskId, flight: u64, held: &Arc<Held>) -> bool {
+        self.with_slots(task, |slots| match slots.iter_mut().find(|slot| slot.is_flight(flight)) {
+            Some(slot) => {
+                slot.state = State::Held(Arc::clone(held));
+                true
+            }
+            None => false,
+        })
+        .unwrap_or(false)
+    }
+
+    fn cancel(&self, task: TaskId, flight: u64) {
+        let removed = self.with_slots(task, |slots| {
+            let before = slots.len();
+            slots.retain(|slot| !slot.is_flight(flight));
+            before - slots.len()
+        });
+        self.inner.held.fetch_sub(removed.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn retain(&self, task: TaskId, keep: impl Fn(&Arc<Held>) -> bool) -> u32 {
+        let removed = self.with_slots(task, |slots| {
+            let mut copies = 0;
+            let before = slots.len();
+            slots.retain(|slot| match &slot.state {
+                State::Held(held) if !keep(held) => {
+                    copies += held.copies();
+                    false
+                }
+                State::Held(_) | State::Flying { .. } => true,
+            });
+            (before - slots.len(), copies)
+        });
+        let (slots, copies) = removed.unwrap_or((0, 0));
+        self.inner.held.fetch_sub(slots, Ordering::Relaxed);
+        copies
+    }
+
+    fn with_slots<T>(&self, task: TaskId, act: impl FnOnce(&mut Vec<Slot>) -> T) -> Option<T> {
+        let mut guard = self.inner.tasks.get_mut(&task)?;
+        match guard.value_mut() {
+            TaskHold::Open(slots) => Some(act(slots)),
+            TaskHold::Ended => None,
+        }
+    }
+
+    /// Keeps the number of tombstones bounded. A task id is never opened again, so an old
+    /// tombstone only guards answers that were already on their way.
+    fn bury(&self, task: TaskId) {
+        let forgotten = {
+            let mut order = self.inner.tombstones.lock().unwrap_or_else(PoisonError::into_inner);
+            order.push_back(task);
+            if order.len() > limits::TOMBSTONES { order.pop_front() } else { None }
+        };
+        if let Some(old) = forgotten {
+            self.inner.tasks.remove(&old);
+        }
+    }
+}
+
+impl Slot {
+    fn is_flight(&self, number: u64) -> bool {
+        matches!(&self.state, State::Flying { flight, .. } if *flight == number)
+    }
+}
+
+fn good(slots: &[Slot], key: &Key, now: Boottime) -> Option<Arc<Held>> {
+    let slot = slots.iter().find(|slot| slot.key == *key)?;
+    match &slot.state {
+        State::Held(held) if held.is_good(now) => Some(Arc::clone(held)),
+        State::Held(_) | State::Flying { .. } => None,
+    }
+}
+
+fn held_in(slot: &Slot, now: Boottime) -> Option<(Key, Arc<Held>)> {
+    match &slot.state {
+        State::Held(held) if held.is_good(now) => Some((slot.key.clone(), Arc::clone(held))),
+        State::Held(_) | State::Flying { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

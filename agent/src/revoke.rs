@@ -1,1 +1,110 @@
-//! (being written)
+//! Stage 8 on the host: what is held for an ended task is wiped at once, before anything
+//! else is done about the end.
+//!
+//! It needs no broker and no disk to wipe. Telling the broker and the journal come after.
+
+use std::sync::Arc;
+
+use ephor_proto::grpc::v1;
+use ephor_proto::id::{CredentialId, TaskId};
+use ephor_proto::state::task::EndCause;
+use ephor_proto::time::Boottime;
+use tokio::sync::mpsc;
+
+use crate::app::Agent;
+use crate::complete::Ended;
+use crate::crash_point;
+use crate::uplink::session::Downlink;
+use crate::uplink::spool::End;
+
+/// Takes ends as they come, until the table that sends them is gone.
+pub async fn run(agent: Arc<Agent>, mut ends: mpsc::Receiver<Ended>) {
+    let stop = agent.tasks.stop().clone();
+    loop {
+        let ended = tokio::select! {
+            () = stop.cancelled() => return,
+            ended = ends.recv() => ended,
+        };
+        match ended {
+            Some(ended) => end(&agent, ended),
+            None => return,
+        }
+    }
+}
+
+/// Ends a task here and now. False when it was not open.
+pub fn end_task(agent: &Agent, task: TaskId, cause: EndCause) -> bool {
+    // Wiped first, whatever the table says: this path needs nothing else to have worked.
+    let wiped = agent.hold.wipe(task);
+    match agent.table.end(task, cause) {
+        Some(ended) => {
+            finish(agent, ended, wiped);
+            true
+        }
+        None => false,
+    }
+}
+
+/// An end that the table reported: wipe, then say so.
+pub fn end(agent: &Agent, ended: Ended) {
+    let wiped = agent.hold.wipe(ended.task);
+    finish(agent, ended, wiped);
+}
+
+fn finish(agent: &Agent, ended: Ended, wiped: u32) {
+    let Ended { task, cause } = ended;
+    tracing::info!(%task, cause = cause.as_str(), wiped, "task ended; what was held for it is wiped");
+    let contact = agent.contact(task);
+    agent.receipts.begin(task, contact.uid, cause.as_str(), wiped);
+    if contact.told {
+        agent.spool.add(End { task, cause: on_the_wire(cause) });
+    } else {
+        // The broker never heard of it: there is nothing to revoke and no receipt.
+        agent.receipts.told(task, None);
+        agent.forget(task);
+    }
+}
+
+/// The wire knows two causes; the broker knows the others itself.
+fn on_the_wire(cause: EndCause) -> &'static str {
+    match cause {
+        EndCause::Released => "released",
+        EndCause::Exited | EndCause::Deadline | EndCause::Lost | EndCause::Revoked => "exited",
+    }
+}
+
+/// What the broker says unasked reaches memory first.
+pub struct Pushes(pub Arc<Agent>);
+
+impl Downlink for Pushes {
+    fn snapshot(&self) -> (u64, Vec<TaskId>) {
+        let snapshot = self.0.table.snapshot();
+        (snapshot.seq, snapshot.tasks)
+    }
+
+    fn task_revoked(&self, task: TaskId, cause: &str) {
+        tracing::info!(%task, cause, "the broker ended a task");
+        end_task(&self.0, task, cause.parse().unwrap_or(EndCause::Revoked));
+    }
+
+    fn credential_revoked(&self, task: TaskId, credential: CredentialId) {
+        let wiped = self.0.hold.wipe_credential(task, credential);
+        tracing::info!(%task, %credential, wiped, "the broker revoked a credential");
+    }
+
+    fn tasks_closed(&self, tasks: &[TaskId], sent: Boottime) {
+        for task in tasks {
+            // A task whose first credential came after the heartbeat left was not known to the
+            // broker then, but is now.
+            if self.0.known_before(*task, sent) {
+                self.task_revoked(*task, EndCause::Lost.as_str());
+            }
+        }
+    }
+
+    fn end_acknowledged(&self, task: TaskId, receipt: Option<v1::CompleteResponse>) {
+        crash_point!("complete.sent");
+        self.0.receipts.told(task, receipt);
+        self.0.forget(task);
+    }
+}

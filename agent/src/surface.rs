@@ -3,3 +3,4 @@
 pub mod api;
 pub mod listener;
 pub mod peer;
+pub mod quota;

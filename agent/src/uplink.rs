@@ -1,1 +1,208 @@
-//! (being written)
+//! The agent's client of the broker: one long-lived connection, multiplexed.
+//!
+//! Every connection begins with `Hello`. While the broker is away every call is refused at
+//! once as `unreachable`, with the seconds until the next attempt; task ends wait in the
+//! [`spool`] and are delivered on return. It must never log a message's content.
+
+pub mod backoff;
+pub mod checkpoint;
+pub mod connect;
+pub mod identity;
+pub mod join;
+pub mod refusal;
+pub mod session;
+pub mod spool;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ephor_proto::grpc::v1;
+use ephor_proto::id::{CorrelationId, InstanceId, TaskId};
+use ephor_proto::problem::{Code, Problem};
+use ephor_proto::time::Clock;
+use tokio::sync::watch;
+
+use crate::limits;
+use connect::Client;
+pub use refusal::CallError;
+
+/// A source of correlation ids.
+pub type NewCorrelation = Arc<dyn Fn() -> CorrelationId + Send + Sync>;
+
+/// A connection on which `Hello` was answered.
+pub struct Session {
+    client: Client,
+    /// What the broker said.
+    pub info: v1::HelloResponse,
+}
+
+/// The state of the connection.
+#[derive(Clone)]
+pub enum Link {
+    /// The first attempt since the start is running.
+    Connecting,
+    /// Up.
+    Up(Arc<Session>),
+    /// Down; the next attempt comes in about so many seconds.
+    Away {
+        /// What went wrong, safe for a caller.
+        why: Arc<str>,
+        /// Seconds until the next attempt, at least 1.
+        retry_after: u32,
+    },
+}
+
+/// The handle everyone calls through. Cheap to clone.
+#[derive(Clone)]
+pub struct Uplink {
+    link: watch::Sender<Link>,
+    instance: InstanceId,
+    correlation: NewCorrelation,
+    clock: Arc<dyn Clock + Send + Sync>,
+}
+
+impl Uplink {
+    /// A handle that is not connected yet; [`session::run`] connects it.
+    #[must_use]
+    pub fn new(instance: InstanceId, correlation: NewCorrelation, clock: Arc<dyn Clock + Send + Sync>) -> Self {
+        Self { link: watch::Sender::new(Link::Connecting), instance, correlation, clock }
+    }
+
+    /// This start of the agent.
+    #[must_use]
+    pub fn instance(&self) -> InstanceId {
+        self.instance
+    }
+
+    /// The state of the connection now.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.link.borrow().clone()
+    }
+
+    /// Waits until the connection is up.
+    pub async fn connected(&self) {
+        let mut watch = self.link.subscribe();
+        // The sender lives in `self`, so this only ends by the condition.
+        let _ = watch.wait_for(|link| matches!(link, Link::Up(_))).await;
+    }
+
+    /// Request, attest, decide, approve, issue at the broker. The request id makes it
+    /// repeatable: when the connection breaks under it and returns in time, it is sent again.
+    ///
+    /// # Errors
+    /// The broker's refusal, or `unreachable`.
+    pub async fn issue(&self, mut request: v1::IssueRequest) -> Result<v1::IssueResponse, CallError> {
+        request.instance_id = self.instance.to_bytes().to_vec();
+        self.repeatable(|mut client| {
+            let request = request.clone();
+            async move { client.issue(timed(request)).await }
+        })
+        .await
+    }
+
+    /// Which subjects a caller is.
+    ///
+    /// # Errors
+    /// The broker's refusal, or `unreachable`.
+    pub async fn whoami(&self, evidence: v1::Evidence) -> Result<v1::WhoamiResponse, CallError> {
+        let request = v1::WhoamiRequest { instance_id: self.instance.to_bytes().to_vec(), evidence: Some(evidence) };
+        self.repeatable(|mut client| {
+            let request = request.clone();
+            async move { client.whoami(timed(request)).await }
+        })
+        .await
+    }
+
+    /// Tells that a task ended; answers with its receipt. Repeatable.
+    async fn complete(&self, session: &Session, task: TaskId, cause: &str) -> Result<v1::CompleteResponse, CallError> {
+        let request = v1::CompleteRequest {
+            instance_id: self.instance.to_bytes().to_vec(),
+            task_id: task.to_bytes().to_vec(),
+            cause: cause.to_owned(),
+        };
+        let mut client = session.client.clone();
+        self.call(client.complete(timed(request))).await
+    }
+
+    /// Runs one call within the deadline; when the connection breaks under it, once more on
+    /// the next one.
+    async fn repeatable<T, F>(&self, send: impl Fn(Client) -> F) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let whole = async {
+            let session = self.session().await?;
+            match self.call(send(session.client.clone())).await {
+                Err(CallError::Broken(_)) => {}
+                answer @ (Ok(_) | Err(CallError::Refused(_))) => return answer,
+            }
+            let next = self.session_after(&session).await?;
+            self.call(send(next.client.clone())).await
+        };
+        match tokio::time::timeout(limits::REQUEST_DEADLINE, whole).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Err(CallError::Broken(self.unreachable("the broker did not answer in time", 1))),
+        }
+    }
+
+    async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, CallError> {
+        match tokio::time::timeout(limits::REQUEST_DEADLINE, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(refusal::from_status(&status, &self.correlation)),
+            Err(_elapsed) => Err(CallError::Broken(self.unreachable("the broker did not answer in time", 1))),
+        }
+    }
+
+    /// The session, waited for only while the very first attempt runs.
+    async fn session(&self) -> Result<Arc<Session>, CallError> {
+        let mut watch = self.link.subscribe();
+        let link = watch.wait_for(|link| !matches!(link, Link::Connecting)).await;
+        let link = link.map_or(Link::Connecting, |link| link.clone());
+        self.up(link)
+    }
+
+    async fn session_after(&self, broken: &Arc<Session>) -> Result<Arc<Session>, CallError> {
+        let mut watch = self.link.subscribe();
+        let next = watch.wait_for(|link| matches!(link, Link::Up(session) if !Arc::ptr_eq(session, broken))).await;
+        let next = next.map_or(Link::Connecting, |link| link.clone());
+        self.up(next)
+    }
+
+    fn up(&self, link: Link) -> Result<Arc<Session>, CallError> {
+        match link {
+            Link::Up(session) => Ok(session),
+            Link::Away { why, retry_after } => Err(CallError::Broken(self.unreachable(&why, retry_after))),
+            Link::Connecting => Err(CallError::Broken(self.unreachable("the agent is stopping", 1))),
+        }
+    }
+
+    fn unreachable(&self, why: &str, retry_after: u32) -> Problem {
+        let detail = format!("{why}. Nothing was issued; what is held goes on until it expires");
+        Problem::new(Code::Unreachable, (self.correlation)(), detail).with_retry_after(retry_after)
+    }
+}
+
+/// A request that tells the broker our deadline too.
+fn timed<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(limits::REQUEST_DEADLINE);
+    request
+}
+
+/// A wait in whole seconds, rounded up, at least 1.
+fn seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_told_in_whole_seconds() {
+        for (millis, told) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (30_000, 30)] {
+            assert_eq!(seconds(Duration::from_millis(millis)), told, "{millis}");
+        }
+    }
+}

@@ -1,1 +1,189 @@
-//! (being written)
+//! What all stages share, how it comes up and how it goes down.
+
+mod init;
+mod seen;
+mod start;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use ephor_crypto::jwt::TokenKind;
+use ephor_proto::event::AuditEvent;
+use ephor_proto::id::TaskId;
+use ephor_proto::problem::Code;
+use ephor_proto::spiffe::TrustDomain;
+use ephor_proto::time::UnixMillis;
+
+use crate::clock::{ClockGuard, SharedClock};
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::keys::Keys;
+use crate::ledger::Ledger;
+use crate::policy::Snapshot;
+use crate::request::{Refusal, Refusals, Throttle};
+use crate::revoke::{Pending, StatusLists, Timers, Uses};
+use crate::tasks::Tasks;
+
+pub use init::{InitOptions, init};
+pub use start::{StartError, run};
+
+/// One broker. Passed to every stage as `Arc<Broker>`.
+pub struct Broker {
+    /// Wall and boot time.
+    pub clock: SharedClock,
+    /// Whether wall time can be believed.
+    pub clock_guard: ClockGuard,
+    /// The store and its audit log.
+    pub ledger: Ledger,
+    /// The policy in force.
+    pub policy: ArcSwap<Snapshot>,
+    /// Our own keys.
+    pub keys: Arc<Keys>,
+    /// The agents.
+    pub fleet: Arc<Fleet>,
+    /// Who we are.
+    pub installation: Installation,
+    /// Background work.
+    pub tasks: Tasks,
+    /// Status lists as published.
+    pub lists: StatusLists,
+    /// Refusals being summed up.
+    pub refusals: Refusals<AuditEvent>,
+    /// Rate and open work per host.
+    pub throttle: Throttle,
+    /// When credentials expire.
+    pub timers: Timers,
+    /// When tasks end at the latest.
+    pub deadlines: Timers<TaskId>,
+    /// Ends that are not proven yet.
+    pub pending: Pending,
+    /// Uses seen by introspection.
+    pub uses: Uses,
+    /// Why nothing is issued until someone looks; set once, for the life of the process.
+    stopped: OnceLock<String>,
+}
+
+/// Who this broker is to others.
+#[derive(Debug, Clone)]
+pub struct Installation {
+    /// Installation id.
+    pub id: String,
+    /// Epoch of the store.
+    pub epoch: u32,
+    /// Trust domain.
+    pub trust_domain: TrustDomain,
+    /// `iss` of tokens.
+    pub issuer: String,
+    /// Base URL of the plain listener.
+    pub lists_url: String,
+    /// Origin line of checkpoints.
+    pub origin: String,
+}
+
+impl Installation {
+    /// As stored, and as reached by `config` on the addresses that were bound.
+    fn new(
+        stored: &crate::ledger::Installation,
+        trust_domain: TrustDomain,
+        config: &Config,
+        (https, http): (SocketAddr, SocketAddr),
+    ) -> Self {
+        let host = |listen: SocketAddr| public_host(config, listen);
+        Self {
+            id: stored.id.clone(),
+            epoch: stored.epoch,
+            trust_domain,
+            issuer: config
+                .issuer
+                .clone()
+                .unwrap_or_else(|| format!("https://{}", host(https))),
+            lists_url: config
+                .lists_url
+                .clone()
+                .unwrap_or_else(|| format!("http://{}", host(http))),
+            origin: stored.origin.clone(),
+        }
+    }
+}
+
+/// How others reach a listener: the first configured name, else its address; a listener on all
+/// addresses is at least reachable from this machine.
+fn public_host(config: &Config, listen: SocketAddr) -> String {
+    let port = listen.port();
+    match config.server_names.first() {
+        Some(name) if name.contains(':') => format!("[{name}]:{port}"),
+        Some(name) => format!("{name}:{port}"),
+        None if listen.ip().is_unspecified() => format!("localhost:{port}"),
+        None => listen.to_string(),
+    }
+}
+
+/// What a [`Broker`] is made of.
+pub(crate) struct Parts {
+    pub(crate) clock: SharedClock,
+    pub(crate) ledger: Ledger,
+    pub(crate) policy: Snapshot,
+    pub(crate) keys: Keys,
+    pub(crate) fleet: Fleet,
+    pub(crate) installation: Installation,
+}
+
+impl Broker {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            clock,
+            ledger,
+            policy,
+            keys,
+            fleet,
+            installation,
+        } = parts;
+        let signer = Arc::clone(keys.token_signer(TokenKind::StatusList));
+        Self {
+            clock_guard: ClockGuard::new(Arc::clone(&clock), ledger.clock_high_water()),
+            lists: StatusLists::new(&installation.lists_url, &installation.issuer, signer),
+            policy: ArcSwap::from_pointee(policy),
+            keys: Arc::new(keys),
+            fleet: Arc::new(fleet),
+            tasks: Tasks::new(),
+            refusals: Refusals::default(),
+            throttle: Throttle::default(),
+            timers: Timers::default(),
+            deadlines: Timers::default(),
+            pending: Pending::default(),
+            uses: Uses::default(),
+            stopped: OnceLock::new(),
+            clock,
+            ledger,
+            installation,
+        }
+    }
+
+    /// Wall time, if new things may be issued now. Refusing, revoking and listing never ask.
+    ///
+    /// # Errors
+    /// `log_rewound`, `clock_step`, `store_full` or `store_unavailable`, with what to do.
+    pub fn may_issue(&self) -> Result<UnixMillis, Refusal> {
+        if let Some(reason) = self.stopped.get() {
+            return Err(Refusal::new(Code::LogRewound, reason.clone()));
+        }
+        if let Some(reason) = self.ledger.health().stopped {
+            return Err(crate::issue::refused_by_store(&reason));
+        }
+        self.clock_guard
+            .check()
+            .map_err(|fault| Refusal::new(Code::ClockStep, fault.to_string()))
+    }
+
+    /// Stops issuing until the process is started again, for a reason that someone must look into.
+    pub(crate) fn stop_issuing(&self, reason: String) {
+        tracing::error!(reason, "issuing stopped");
+        let _ = self.stopped.set(reason);
+    }
+}
+
+#[cfg(test)]
+mod live;
+#[cfg(test)]
+pub(crate) mod tests;

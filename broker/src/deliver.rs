@@ -1,1 +1,106 @@
-//! (being written)
+//! Stage 6: the only place that opens what was sealed, and only with its permit.
+//!
+//! The answer goes to the attested caller's agent over the connection it asked on. Nothing is kept.
+
+use ephor_crypto::Secret;
+use ephor_proto::grpc::v1;
+use ephor_proto::id::{DecisionId, RequestId};
+use ephor_proto::time::UnixMillis;
+
+use crate::decide::Decided;
+use crate::issue::{Permit, SealedToken, defect};
+use crate::ledger::{CredentialRow, RequestRow};
+use crate::request::Refusal;
+
+/// What the answer says beside the credentials.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The request answered.
+    pub request: RequestId,
+    decision: DecisionId,
+    subject: String,
+    owner: String,
+    rule: String,
+}
+
+/// What each stage cost, in microseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// Matching the evidence.
+    pub attest: u64,
+    /// The decision.
+    pub decide: u64,
+    /// Recording and signing.
+    pub issue: u64,
+}
+
+impl Delivery {
+    pub(crate) fn of(decided: &Decided) -> Self {
+        let allowed = decided.allowed();
+        Self {
+            request: decided.attested().requested().id(),
+            decision: decided.id(),
+            subject: allowed.subject.to_string(),
+            owner: allowed.owner.clone(),
+            rule: allowed.rule.clone(),
+        }
+    }
+
+    /// From the record of an earlier answer.
+    pub(crate) fn stored(request: &RequestRow, credentials: &[CredentialRow]) -> Option<Self> {
+        let first = credentials.first()?;
+        Some(Self {
+            request: request.id,
+            decision: request.decision?,
+            subject: first.subject.to_string(),
+            owner: first.owner.clone(),
+            rule: first.rule.clone(),
+        })
+    }
+}
+
+/// Opens the sealed tokens with their permit and encodes the answer.
+pub(crate) fn deliver(
+    permit: &Permit,
+    sealed: Vec<SealedToken>,
+    delivery: &Delivery,
+    timings: Timings,
+) -> Result<v1::IssueResponse, Refusal> {
+    let mut credentials = Vec::with_capacity(sealed.len());
+    for token in sealed {
+        let id = token.id();
+        let opened = token.open(permit).map_err(defect)?;
+        let row = permit.credentials().iter().find(|row| row.id == id);
+        let row = row.ok_or_else(|| defect("a permit that covers a credential it does not hold"))?;
+        credentials.push(encode(row, &opened)?);
+    }
+    Ok(v1::IssueResponse {
+        request_id: delivery.request.to_bytes().to_vec(),
+        decision_id: delivery.decision.to_bytes().to_vec(),
+        subject: delivery.subject.clone(),
+        owner: delivery.owner.clone(),
+        rule: delivery.rule.clone(),
+        credentials,
+        attest_microseconds: timings.attest,
+        decide_microseconds: timings.decide,
+        issue_microseconds: timings.issue,
+    })
+}
+
+fn encode(row: &CredentialRow, token: &Secret) -> Result<v1::Credential, Refusal> {
+    Ok(v1::Credential {
+        id: row.id.to_bytes().to_vec(),
+        kind: row.kind.as_str().to_owned(),
+        issued_at: row.issued_at.as_millis(),
+        expires_at: row.expires_at.as_millis(),
+        refresh_at: refresh_at(row.issued_at, row.expires_at).as_millis(),
+        capped_by: row.capped_by.clone(),
+        token: token.expose_str().map_err(defect)?.to_owned(),
+        audience: row.item.clone(),
+    })
+}
+
+/// Two thirds of a life: early enough for two more tries before the end.
+fn refresh_at(issued_at: UnixMillis, expires_at: UnixMillis) -> UnixMillis {
+    issued_at.saturating_add_millis(expires_at.millis_since(issued_at) / 3 * 2)
+}

@@ -1,7 +1,147 @@
 //! Every bound of the broker, by name. Reaching one is a typed refusal or a closed
 //! connection, and is counted; nothing here grows without a limit.
+//!
+//! What both ends of a wire must agree on stands in [`ephor_proto::limits`].
 
 use std::time::Duration;
+
+/// Connections served at once on the HTTPS listener; more are closed at accept.
+pub const HTTPS_CONNECTIONS: usize = 4096;
+/// Connections served at once on the plain listener.
+pub const HTTP_CONNECTIONS: usize = 1024;
+/// Connections served at once on the admin socket.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// From accept to the end of the TLS handshake and the first whole request header.
+/// hyper-util's protocol sniff has no timeout of its own.
+pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// For the header of each later HTTP/1 request, idle time included.
+pub const HEADER_READ: Duration = Duration::from_secs(30);
+/// For one request, until its answer's header leaves.
+pub const REQUEST: Duration = Duration::from_secs(30);
+/// Concurrent HTTP/2 streams of one connection.
+pub const HTTP2_STREAMS: u32 = 1024;
+/// Streams reset by the peer and not yet forgotten (CVE-2023-44487, rapid reset).
+pub const HTTP2_PENDING_RESETS: usize = 64;
+/// Streams we had to reset because of the peer's errors, before the connection ends.
+pub const HTTP2_LOCAL_RESETS: usize = 256;
+/// Between two HTTP/2 pings on an idle connection.
+pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(10);
+/// A ping not answered for this long ends the connection.
+pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Age at which a connection that is not an agent's is asked to end; the client connects
+/// again. Bounds whoever keeps a place by reading slowly.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
+/// The same for agents, which follow a renewed certificate with a new connection anyway.
+pub const AGENT_CONNECTION_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Pause after `accept` failed (out of descriptors), so that it does not spin.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections waiting in the kernel to be accepted.
+pub const BACKLOG: i32 = 1024;
+
+/// For open connections to finish at shutdown.
+pub const DRAIN: Duration = Duration::from_secs(3);
+/// For background tasks to finish at shutdown, after the connections.
+pub const SHUTDOWN_TASKS: Duration = Duration::from_secs(5);
+
+/// Hosts known to one broker.
+pub const HOSTS: usize = 100_000;
+/// Messages waiting for one agent's watch stream; a stream that falls further behind is
+/// closed, and the agent learns the rest from its next heartbeat.
+pub const PUSHES_PER_HOST: usize = 256;
+/// How often silence is judged.
+pub const SILENCE_TICK: Duration = Duration::from_secs(1);
+/// A gap between two silence ticks longer than this means that the broker itself stood
+/// still (suspend, stopped process), so that nobody could be heard.
+pub const STALL_MILLIS: u64 = 4_000;
+/// Tasks of a banned host are swept for this long after the ban: requests in flight when
+/// it fell may still commit.
+pub const BAN_SWEEP_MILLIS: u64 = 60_000;
+/// Attempts at an update of a host's row that loses to another writer.
+pub const CONFLICT_RETRIES: usize = 8;
+
+/// Life of an agent's certificate, in seconds.
+pub const AGENT_CERTIFICATE_SECONDS: u64 = 24 * 3600;
+/// Life of the broker's own server certificate, in seconds.
+pub const SERVER_CERTIFICATE_SECONDS: u64 = 24 * 3600;
+/// Life of the first CA, in seconds.
+pub const CA_SECONDS: u64 = 365 * 24 * 3600;
+/// Certificates start this long before now, for clocks that differ, in seconds.
+pub const CERTIFICATE_BACKDATE_SECONDS: u64 = 60;
+
+/// Life of a join token when its invite names none, in seconds.
+pub const JOIN_TOKEN_SECONDS: u64 = 15 * 60;
+/// Longest life of a join token, in seconds.
+pub const JOIN_TOKEN_MAX_SECONDS: u64 = 7 * 24 * 3600;
+/// Life of the token that `init` makes, in seconds.
+pub const FIRST_JOIN_TOKEN_SECONDS: u64 = 3600;
+/// Longest join token text, in bytes; the true length is 127.
+pub const JOIN_TOKEN_TEXT: usize = 256;
+/// Longest certificate signing request, in bytes.
+pub const CSR: usize = 4096;
+/// Longest boot id text, in bytes.
+pub const BOOT_ID: usize = 64;
+
+/// Largest configuration file, in bytes.
+pub const CONFIG_FILE: u64 = 64 * 1024;
+/// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).
+pub const SOCKET_PATH: usize = 107;
+
+/// Requests of one host admitted in a second, on average.
+pub const REQUESTS_PER_HOST_PER_SECOND: u64 = 5_000;
+/// Requests of one host admitted at once after a pause.
+pub const REQUEST_BURST_PER_HOST: u64 = 10_000;
+/// Requests of one host in work at once.
+pub const OPEN_WORK_PER_HOST: u32 = 2_048;
+/// Hosts whose rate is remembered before idle ones are forgotten.
+pub const THROTTLED_HOSTS: usize = 100_000;
+/// Kinds of refusals summed up at once; further ones share a window per host and code.
+pub const REFUSAL_WINDOWS: usize = 10_000;
+/// Equal refusals within this time are one event with a count, in milliseconds.
+pub const REFUSAL_WINDOW_MILLIS: u64 = 60_000;
+/// How often ended windows of refusals are written.
+pub const REFUSAL_TICK: Duration = Duration::from_secs(5);
+/// Tries at a change that keeps losing to other writers.
+pub const CONFLICT_TRIES: usize = 8;
+
+/// Most status lists of 2^17 bits.
+pub const STATUS_LISTS_MAX: u32 = 1_024;
+/// Guesses at a free index before a list counts as full; it is at most half full.
+pub const STATUS_INDEX_TRIES: usize = 64;
+/// Life of a signed status list, in seconds.
+pub const STATUS_LIST_LIFE_SECONDS: u64 = 60;
+/// How long a verifier may go on with its copy of a status list, in seconds.
+pub const STATUS_LIST_TTL_SECONDS: u64 = 5;
+/// An unchanged list is signed again when its token is this old, in milliseconds.
+pub const STATUS_LIST_RESIGN_MILLIS: u64 = 30_000;
+/// Credentials whose uses are counted in memory.
+pub const USES_KEPT: usize = 200_000;
+
+/// Ends waiting to be driven on; what does not fit is found again in the store.
+pub const PENDING_ENDS: usize = 50_000;
+/// How often waiting ends are looked at.
+pub const SWEEP_TICK: Duration = Duration::from_millis(250);
+/// The sweep leaves an end alone for this long while its caller is at it.
+pub const SWEEP_GRACE: Duration = Duration::from_secs(2);
+/// Half the first pause after a failed try.
+pub const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause between two tries.
+pub const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Ends driven side by side.
+pub const ENDS_AT_ONCE: usize = 128;
+/// How often expiries are looked at.
+pub const EXPIRY_TICK: Duration = Duration::from_secs(1);
+/// Expiries recorded side by side.
+pub const EXPIRIES_AT_ONCE: usize = 256;
+/// Pause before an expiry that could not be recorded is tried again, in milliseconds.
+pub const EXPIRE_AGAIN_MILLIS: u64 = 2_000;
+/// How often old listings are pruned.
+pub const PRUNE_TICK: Duration = Duration::from_secs(60);
+/// Largest form of introspection and revocation, in bytes.
+pub const FORM_BODY: usize = 32 * 1024;
+/// Largest body of an admin call, in bytes.
+pub const ADMIN_BODY: usize = 64 * 1024;
+/// Rows in one answer of the admin socket, unless fewer were asked for.
+pub const ADMIN_ROWS: usize = 10_000;
 
 /// Batches that may wait in the ledger's ordinary lane.
 pub const LEDGER_NORMAL_PLACES: usize = 4096;

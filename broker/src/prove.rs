@@ -1,1 +1,201 @@
-//! (being written)
+//! Stage 9: check that it is so, write it down, and hand out the receipt.
+//!
+//! Evidence names its reach and never says more: what is only published is *listed*, with the time
+//! until which a verifier that never asks would still take it.
+
+mod introspect;
+mod record;
+
+pub use introspect::Active;
+
+use ephor_proto::event::{AuditEvent, Evidence, Totals, Used};
+use ephor_proto::event::Outcome;
+use ephor_proto::id::TaskId;
+use ephor_proto::limits::MAX_EVIDENCE_PER_LEAF;
+use ephor_proto::log::Receipt;
+use ephor_proto::stage::Stage;
+use ephor_proto::state::credential::{CredentialState, Proof};
+use ephor_proto::time::UnixMillis;
+
+use crate::app::Broker;
+use crate::issue::credential_part;
+use crate::ledger::{CredentialRow, NewEvent, ReadError, TaskRow, log};
+use crate::revoke::{NotEnded, slot};
+
+/// Facts of one check, as found.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    at: UnixMillis,
+    list: String,
+    list_version: u64,
+}
+
+/// A task's end: its sums, and its receipt where the log can prove it now.
+#[derive(Debug, Clone)]
+pub struct Proven {
+    /// The task.
+    pub task: TaskId,
+    /// Over all of its credentials.
+    pub totals: Totals,
+    /// `None` while its leaf lies in the reserve (the store is full) and is not in the tree yet.
+    pub receipt: Option<serde_json::Value>,
+}
+
+impl Checked {
+    /// In words, for listings.
+    pub fn text(&self, row: &CredentialRow) -> String {
+        format!(
+            "introspection refuses; {} index {} is set in version {} of {}; a verifier that never asks: until {}",
+            self.list, row.status_index, self.list_version, self.at, row.expires_at
+        )
+    }
+}
+
+impl Broker {
+    /// Checks a revoked token where it is enforced: our own introspection must refuse it, and the
+    /// list that verifiers fetch must have its bit.
+    pub(crate) async fn check(&self, row: &CredentialRow) -> Result<Checked, NotEnded> {
+        let now = self.clock.wall();
+        if self.is_active(row.id, now)? {
+            return Err(NotEnded::NotProven("introspection still accepts it"));
+        }
+        let built = self.lists.current(row.status_list, now).await?;
+        if !built.is_revoked(slot(row).index) {
+            return Err(NotEnded::NotProven("the status list does not show it yet"));
+        }
+        Ok(Checked { at: now, list: self.lists.uri(row.status_list), list_version: built.version })
+    }
+
+    /// What introspection says of a credential by its record alone; committed state only.
+    pub(crate) fn is_active(&self, id: ephor_proto::id::CredentialId, now: UnixMillis) -> Result<bool, ReadError> {
+        let row = self.ledger.reader().credential(id)?;
+        Ok(row.is_some_and(|row| row.state.is_usable() && now < row.expires_at))
+    }
+
+    /// `revoke.listed`: one credential is refused by introspection and on its list.
+    pub(crate) fn listed_event(&self, row: &CredentialRow, checked: &Checked) -> Result<NewEvent, NotEnded> {
+        let mut event = self.about(Stage::Revoke, "listed", row)?;
+        event.cause = row.cause.map(|cause| cause.as_str().to_owned());
+        event.used = Some(self.used(row));
+        event.evidence = vec![evidence_of(row, self.lists.uri(row.status_list), checked.at)];
+        event.facts.insert("status_list_version".to_owned(), checked.list_version.to_string());
+        Ok(event.into())
+    }
+
+    /// `prove.receipt`: the end of a task and of everything it held.
+    pub(crate) fn receipt_event(&self, task: &TaskRow, all: &[CredentialRow]) -> Result<AuditEvent, NotEnded> {
+        self.sums_event("receipt", task, all)
+    }
+
+    /// `prove.closed`: the last listed credential of a closed task has expired everywhere.
+    pub(crate) fn closing_event(&self, task: &TaskRow, all: &[CredentialRow]) -> Result<AuditEvent, NotEnded> {
+        self.sums_event("closed", task, all)
+    }
+
+    fn sums_event(&self, verb: &str, task: &TaskRow, all: &[CredentialRow]) -> Result<AuditEvent, NotEnded> {
+        let mut event = self.task_event(Stage::Prove, verb, task, None)?;
+        event.cause = task.state.cause().map(|cause| cause.as_str().to_owned());
+        event.totals = Some(totals(all));
+        event.evidence = self.evidence(all, event.time);
+        event.facts.insert("receipt".to_owned(), task.id.receipt().to_string());
+        event.facts.insert("opened_at".to_owned(), task.opened_at.to_string());
+        if let Some(ended_at) = task.ended_at {
+            event.facts.insert("ended_at".to_owned(), ended_at.to_string());
+        }
+        Ok(event)
+    }
+
+    /// The newest and the listed first, as many as a leaf may hold; the totals count all.
+    fn evidence(&self, all: &[CredentialRow], at: UnixMillis) -> Vec<Evidence> {
+        let mut rows: Vec<&CredentialRow> = all.iter().collect();
+        let is_listed = |row: &CredentialRow| row.state == CredentialState::Contained;
+        rows.sort_by_key(|row| std::cmp::Reverse((is_listed(row), row.expires_at)));
+        rows.into_iter()
+            .take(MAX_EVIDENCE_PER_LEAF)
+            .map(|row| evidence_of(row, self.lists.uri(row.status_list), at))
+            .collect()
+    }
+
+    /// What introspection saw of its use; nobody else can tell.
+    pub(crate) fn used(&self, row: &CredentialRow) -> Used {
+        match self.uses.of(row.id) {
+            Some(seen) => Used {
+                place: seen.by,
+                first: Some(seen.first),
+                last: Some(seen.last),
+                count: Some(u32::try_from(seen.count).unwrap_or(u32::MAX)),
+                source: "introspection".to_owned(),
+            },
+            None => Used {
+                place: "unknown".to_owned(),
+                first: None,
+                last: None,
+                count: None,
+                source: "introspection".to_owned(),
+            },
+        }
+    }
+
+    /// An event about one credential.
+    pub(crate) fn about(&self, stage: Stage, verb: &str, row: &CredentialRow) -> Result<AuditEvent, crate::request::Refusal> {
+        let mut event = self.event(stage, verb, Outcome::Ok)?;
+        event.subject = Some(row.subject.as_str().into());
+        event.agent = Some(self.agent_id(&row.host));
+        event.task = Some(row.task);
+        event.request = Some(row.request);
+        event.decision = Some(row.decision);
+        event.entitlement = Some(row.entitlement.clone());
+        event.owner = Some(row.owner.as_str().into());
+        event.purpose = Some(row.purpose.clone());
+        event.credential = Some(credential_part(row));
+        Ok(event)
+    }
+
+    /// The sums and the receipt of a closed task, proven against the log as it is now.
+    pub(crate) fn proven(&self, task: &TaskRow) -> Result<Proven, ReadError> {
+        let totals = totals(&self.ledger.reader().credentials_of(task.id)?);
+        let receipt = self.receipt(task.id)?.and_then(|receipt| serde_json::to_value(receipt).ok());
+        Ok(Proven { task: task.id, totals, receipt })
+    }
+
+    /// The log's name and key.
+    pub(crate) fn log_signer(&self) -> log::Signer<'_> {
+        log::Signer { origin: &self.installation.origin, key: self.keys.log_key() }
+    }
+
+    /// The receipt of a task, if it has one and the log can prove it now.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn receipt(&self, task: TaskId) -> Result<Option<Receipt>, ReadError> {
+        log::receipt(&self.ledger.reader(), &self.log_signer(), task)
+    }
+}
+
+/// Sums over a task's credentials.
+pub(crate) fn totals(all: &[CredentialRow]) -> Totals {
+    let count = |state| {
+        let n = all.iter().filter(|row| row.state == state).count();
+        u32::try_from(n).unwrap_or(u32::MAX)
+    };
+    let listed = all.iter().filter(|row| row.state == CredentialState::Contained);
+    Totals {
+        credentials: u32::try_from(all.len()).unwrap_or(u32::MAX),
+        dead: count(CredentialState::Dead),
+        listed: count(CredentialState::Contained),
+        listed_until: listed.map(|row| row.expires_at).max(),
+    }
+}
+
+fn evidence_of(row: &CredentialRow, list: String, at: UnixMillis) -> Evidence {
+    let is_dead = row.state == CredentialState::Dead;
+    Evidence {
+        credential: row.id,
+        kind: row.kind,
+        state: row.state,
+        proof: is_dead.then_some(Proof::Expired),
+        place: format!("introspection, {list}#{}", row.status_index),
+        at,
+        until: (!is_dead).then_some(row.expires_at),
+    }
+}

@@ -42,7 +42,7 @@ pub enum Verb {
     #[command(subcommand)]
     Audit(Audit),
     /// Who this process is to the agent
-    Whoami,
+    Whoami(Whoami),
     /// Removes a task's files when the run that made them is gone (internal).
     #[command(name = "__clean", hide = true)]
     Clean {
@@ -125,6 +125,23 @@ pub struct Token {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = TokenOutput::Token)]
     pub output: TokenOutput,
+}
+
+/// `ephor whoami`
+#[derive(Debug, Args)]
+pub struct Whoami {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = WhoamiOutput::Text)]
+    pub output: WhoamiOutput,
+}
+
+/// Forms of `ephor whoami`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WhoamiOutput {
+    /// For people
+    Text,
+    /// Everything the agent answered
+    Json,
 }
 
 /// Forms of `ephor token`.

@@ -37,25 +37,34 @@ pub struct Peer {
 impl Peer {
     /// The agent at `EPHOR_SOCKET`, else where packages put it.
     pub fn agent() -> Self {
-        let path = std::env::var_os("EPHOR_SOCKET").map_or_else(|| "/run/ephor/agent.sock".into(), PathBuf::from);
+        let path = std::env::var_os("EPHOR_SOCKET")
+            .map_or_else(|| "/run/ephor/agent.sock".into(), PathBuf::from);
         Self::agent_at(path)
     }
 
     /// The agent at this path.
     pub fn agent_at(path: PathBuf) -> Self {
-        Self { path, what: "the agent", hint: "Is it running?  On a laptop: ephor dev" }
+        Self {
+            path,
+            what: "the agent",
+            hint: "Is it running?  On a laptop: ephor dev",
+        }
     }
 
     /// The broker's admin socket at `EPHOR_ADMIN_SOCKET`, else where packages put it.
     pub fn broker() -> Self {
-        let path =
-            std::env::var_os("EPHOR_ADMIN_SOCKET").map_or_else(|| "/run/ephor/broker-admin.sock".into(), PathBuf::from);
+        let path = std::env::var_os("EPHOR_ADMIN_SOCKET")
+            .map_or_else(|| "/run/ephor/broker-admin.sock".into(), PathBuf::from);
         Self::broker_at(path)
     }
 
     /// The broker's admin socket at this path.
     pub fn broker_at(path: PathBuf) -> Self {
-        Self { path, what: "the broker's admin socket", hint: "It answers root and the broker's own user." }
+        Self {
+            path,
+            what: "the broker's admin socket",
+            hint: "It answers root and the broker's own user.",
+        }
     }
 
     /// Where it listens.
@@ -74,7 +83,11 @@ impl Peer {
     }
 
     /// `POST target` with a JSON body, JSON back.
-    pub async fn post<T: DeserializeOwned>(&self, target: &str, body: &impl Serialize) -> Result<T, Failure> {
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
         self.json(&self.send(Method::POST, target, encode(body)?, None).await?)
     }
 
@@ -85,15 +98,30 @@ impl Peer {
         body: &impl Serialize,
         fd: OwnedFd,
     ) -> Result<T, Failure> {
-        self.json(&self.send(Method::POST, target, encode(body)?, Some(fd)).await?)
+        self.json(
+            &self
+                .send(Method::POST, target, encode(body)?, Some(fd))
+                .await?,
+        )
     }
 
     fn json<T: DeserializeOwned>(&self, body: &Bytes) -> Result<T, Failure> {
-        serde_json::from_slice(body)
-            .map_err(|why| Failure::unreachable(format!("{} at {} answered something else: {why}", self.what, self.path.display())))
+        serde_json::from_slice(body).map_err(|why| {
+            Failure::unreachable(format!(
+                "{} at {} answered something else: {why}",
+                self.what,
+                self.path.display()
+            ))
+        })
     }
 
-    async fn send(&self, method: Method, target: &str, body: Bytes, fd: Option<OwnedFd>) -> Result<Bytes, Failure> {
+    async fn send(
+        &self,
+        method: Method,
+        target: &str,
+        body: Bytes,
+        fd: Option<OwnedFd>,
+    ) -> Result<Bytes, Failure> {
         match tokio::time::timeout(CALL_MAX, self.exchange(method, target, body, fd)).await {
             Ok(answer) => answer,
             Err(_) => Err(Failure::unreachable(format!(
@@ -105,11 +133,20 @@ impl Peer {
         }
     }
 
-    async fn exchange(&self, method: Method, target: &str, body: Bytes, fd: Option<OwnedFd>) -> Result<Bytes, Failure> {
-        let stream = UnixStream::connect(&self.path).await.map_err(|why| self.away(&why))?;
+    async fn exchange(
+        &self,
+        method: Method,
+        target: &str,
+        body: Bytes,
+        fd: Option<OwnedFd>,
+    ) -> Result<Bytes, Failure> {
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|why| self.away(&why))?;
         let stream = TokioIo::new(fd_stream::FdStream::new(stream, fd));
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(stream).await.map_err(|why| self.away(&why))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
+            .await
+            .map_err(|why| self.away(&why))?;
         let request = Request::builder()
             .method(method)
             .uri(target)
@@ -119,7 +156,10 @@ impl Peer {
             .body(Full::new(body))
             .map_err(|why| Failure::usage(format!("{target} is no request target: {why}")))?;
         let call = async {
-            let answer = sender.send_request(request).await.map_err(|why| self.away(&why))?;
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|why| self.away(&why))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
             let body = body.map_err(|why| self.away(&why))?.to_bytes();
@@ -128,7 +168,11 @@ impl Peer {
             }
             match serde_json::from_slice::<Problem>(&body) {
                 Ok(problem) => Err(Failure::refused(&problem)),
-                Err(_) => Err(Failure::unreachable(format!("{} at {} answered {status}", self.what, self.path.display()))),
+                Err(_) => Err(Failure::unreachable(format!(
+                    "{} at {} answered {status}",
+                    self.what,
+                    self.path.display()
+                ))),
             }
         };
         tokio::pin!(call);
@@ -140,10 +184,42 @@ impl Peer {
     }
 
     fn away(&self, why: &dyn std::fmt::Display) -> Failure {
-        Failure::unreachable(format!("{} at {}: {why}.\n{}", self.what, self.path.display(), self.hint))
+        Failure::unreachable(format!(
+            "{} at {}: {why}.\n{}",
+            self.what,
+            self.path.display(),
+            self.hint
+        ))
     }
 }
 
+/// What a person typed as one segment of a path (RFC 3986 §2.1): it cannot become another path.
+pub fn segment(typed: &str) -> String {
+    let mut out = String::with_capacity(typed.len());
+    for byte in typed.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => out.push(char::from(byte)),
+            // A dot, too: `..` must stay one segment.
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
 fn encode(body: &impl Serialize) -> Result<Bytes, Failure> {
-    serde_json::to_vec(body).map(Bytes::from).map_err(|why| Failure::usage(format!("cannot be sent: {why}")))
+    serde_json::to_vec(body)
+        .map(Bytes::from)
+        .map_err(|why| Failure::usage(format!("cannot be sent: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn what_was_typed_stays_one_segment() {
+        assert_eq!(segment("t-7kq2"), "t-7kq2");
+        assert_eq!(segment("../v1/status?x#y z"), "%2E%2E%2Fv1%2Fstatus%3Fx%23y%20z");
+        assert_eq!(segment("\u{e4}\r\n"), "%C3%A4%0D%0A");
+    }
 }

@@ -30,6 +30,12 @@ pub struct Failure {
     pub code: u8,
     /// One or more lines, without the leading `ephor: `.
     pub message: String,
+    /// What became of what was asked for, when that is to be said.
+    issued: Option<String>,
+    /// Whom or what to ask about.
+    ask: Option<String>,
+    /// The stable code of a refusal.
+    problem: Option<Code>,
 }
 
 /// What every verb gives.
@@ -38,7 +44,13 @@ pub type Outcome = Result<ExitCode, Failure>;
 impl Failure {
     /// A failure with this exit code.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+            issued: None,
+            problem: None,
+            ask: None,
+        }
     }
 
     /// The command line or its input is wrong.
@@ -63,16 +75,43 @@ impl Failure {
 
     /// What agent or broker refused.
     pub fn refused(problem: &Problem) -> Self {
-        let mut message = problem.to_string();
         let word = problem.code.first_word();
-        if !matches!(word, FirstWord::Invalid) {
-            message.push_str("\nNothing was issued.");
+        let issued =
+            (!matches!(word, FirstWord::Invalid)).then(|| "Nothing was issued.".to_owned());
+        let ask = match problem.decision {
+            Some(decision) => format!("Decision {}.", decision.short()),
+            None => format!("Ask about {}.", problem.correlation_id.short()),
+        };
+        Self {
+            code: code_of(problem.code, word),
+            message: problem.to_string(),
+            issued,
+            ask: Some(ask),
+            problem: Some(problem.code),
         }
-        match problem.decision {
-            Some(decision) => message.push_str(&format!("  Decision {}.", decision.short())),
-            None => message.push_str(&format!("  Ask about {}.", problem.correlation_id.short())),
-        }
-        Self::new(code_of(problem.code, word), message)
+    }
+
+    /// Whether it is a refusal with this code.
+    pub fn is(&self, code: Code) -> bool {
+        self.problem == Some(code)
+    }
+
+    /// The same failure after something had been issued: says what became of that.
+    #[must_use]
+    pub fn although_issued(mut self, fate: String) -> Self {
+        self.issued = Some(fate);
+        self
+    }
+
+    /// The same failure, in which context it arose before its message.
+    #[must_use]
+    pub fn about(mut self, what: impl fmt::Display) -> Self {
+        self.message = match self.message.split_once(": ") {
+            // The first word of a refusal stays the state.
+            Some((word, rest)) => format!("{word}: {what}: {rest}"),
+            None => format!("{what}: {}", self.message),
+        };
+        self
     }
 }
 
@@ -89,10 +128,21 @@ fn code_of(code: Code, word: FirstWord) -> u8 {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match (&self.issued, &self.ask) {
+            (Some(issued), Some(ask)) => write!(f, "\n{issued}  {ask}"),
+            (Some(last), None) | (None, Some(last)) => write!(f, "\n{last}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
 /// Says why, in the form `ephor: first line` with further lines indented below it.
 pub fn report(failure: &Failure) -> ExitCode {
     let mut out = String::new();
-    for (number, line) in failure.message.lines().enumerate() {
+    for (number, line) in failure.to_string().lines().enumerate() {
         out.push_str(if number == 0 { "ephor: " } else { "       " });
         out.push_str(line);
         out.push('\n');

@@ -1,1 +1,76 @@
-//! (being written)
+//! One module a verb, dispatched on a runtime of one thread: these are commands, not servers.
+
+mod run;
+mod token;
+mod whoami;
+mod dev;
+mod demo;
+mod task;
+mod credential;
+mod host;
+mod policy;
+mod audit;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::args::{Cli, Verb};
+use crate::exit::{self, Failure, Outcome};
+
+/// Parses the command line, does it, and says what went wrong.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(why) => return usage(&why),
+    };
+    let outcome = match cli.verb {
+        // Outlives its parent and must hold nothing: no runtime.
+        Verb::Clean { dir } => return run::cleaner_main(&dir),
+        verb => on_runtime(verb),
+    };
+    outcome.unwrap_or_else(|failure| exit::report(&failure))
+}
+
+fn usage(why: &clap::Error) -> ExitCode {
+    let text = why.render().to_string();
+    match why.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let shown = crate::show::to_stdout(&text);
+            shown.map_or_else(|failure| exit::report(&failure), |()| ExitCode::SUCCESS)
+        }
+        _ => {
+            crate::show::to_stderr(&text);
+            ExitCode::from(exit::USAGE)
+        }
+    }
+}
+
+fn on_runtime(verb: Verb) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|why| Failure::local("cannot start", why))?;
+    let outcome = runtime.block_on(dispatch(verb));
+    // Nothing may hold the exit up: what still runs there is abandoned by design.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Demo(args) => demo::demo(args).await,
+        Verb::Dev(args) => dev::dev(args).await,
+        Verb::Run(args) => run::run(args).await,
+        Verb::Token(args) => token::token(args).await,
+        Verb::Task(args) => task::task(args).await,
+        Verb::Credential(args) => credential::credential(args).await,
+        Verb::Host(args) => host::host(args).await,
+        Verb::Policy(args) => policy::policy(args).await,
+        Verb::Audit(args) => audit::audit(args).await,
+        Verb::Whoami(args) => whoami::whoami(args).await,
+        Verb::DemoApp { port, audience } => demo::app_main(port, &audience).await,
+        Verb::Clean { dir } => Ok(run::cleaner_main(&dir)),
+    }
+}

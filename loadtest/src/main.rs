@@ -1,2 +1,42 @@
-//! stub
-fn main() {}
+//! Measures Ephor on this machine. Every figure stands beside a *bare* one from the same run:
+//! the same socket and HTTP stack answering a constant, or a constant and one signature. The
+//! ratio survives a noisy machine; the absolute figures do not.
+
+mod args; //      the command line
+mod bare; //      the server to compare with
+mod client; //    HTTP/1.1 over a Unix socket or TLS, one keep-alive connection
+mod clock; //     the only place that reads a clock
+mod fixture; //   broker and agent under test
+mod host; //      CPU, memory and run queue, from /proc
+mod measure; //   closed loop, open loop, histograms
+mod scenario; //  what is measured
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    ephor_crypto::tls::install();
+    match run(args::Cli::parse()) {
+        Ok(held) => ExitCode::from(u8::from(!held)),
+        Err(why) => {
+            host::say(&format!("loadtest: {why:#}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: args::Cli) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match cli.what {
+        args::What::BareServer { socket, sign } => {
+            runtime.block_on(bare::serve(&socket, sign)).map(|()| true)
+        }
+        args::What::Holder { socket } => runtime
+            .block_on(scenario::exit::hold(&socket))
+            .map(|()| true),
+        args::What::Run(run) => runtime.block_on(scenario::run_all(run)),
+    }
+}

@@ -1,1 +1,319 @@
-//! (being written)
+//! The native API on the Unix socket: parse, call a stage, encode, nothing else.
+//!
+//! A hyper service without a router in front: eight paths, and this is a per-API-call path of
+//! the applications. No browser and no proxy may speak here, whatever else the request says.
+
+pub mod answer;
+pub mod caller;
+pub mod headers;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ephor_proto::http::agent as wire;
+use ephor_proto::id::TaskId;
+use ephor_proto::limits::{MAX_BODY_BYTES, MAX_HEADER_BYTES};
+use ephor_proto::problem::{Code, Problem};
+use ephor_proto::state::task::EndCause;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::Agent;
+use crate::deliver;
+use crate::hold::Held;
+use crate::limits;
+use crate::request::{BadRequest, Requested, query};
+use crate::revoke;
+use crate::surface::listener::{Activity, Serve};
+use crate::surface::peer::PeerStream;
+use crate::uplink::{CallError, Link};
+use answer::Answer;
+use caller::Caller;
+
+/// The API of an agent.
+pub struct Api(pub Arc<Agent>);
+
+impl Serve for Api {
+    async fn serve(self: Arc<Self>, stream: UnixStream, activity: Arc<Activity>, drain: CancellationToken) {
+        let stream = match PeerStream::new(stream, self.0.mode) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::info!(%error, "a connection was refused: its peer cannot be held");
+                return;
+            }
+        };
+        let caller = Arc::new(Caller::new(Arc::clone(&self.0), stream.speaker().clone()));
+        let service = service_fn(move |request| {
+            let (caller, activity) = (Arc::clone(&caller), Arc::clone(&activity));
+            async move {
+                activity.begin();
+                let response = respond(&caller, request).await;
+                activity.end();
+                Ok::<_, Infallible>(response)
+            }
+        });
+        // hyper's own timeout would arm a timer for every request; the listener's watchdog has one
+        // for the connection.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEADER_BYTES)
+            .max_headers(limits::HEADER_LINES)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = drain.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection was closed");
+        }
+    }
+
+    fn too_many(&self) -> Vec<u8> {
+        let problem = self.0.problem(Code::RateLimited, "this user has too many connections to the agent; close some");
+        answer::raw(&problem)
+    }
+}
+
+/// Answers one request.
+async fn respond(caller: &Caller, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    match handle(caller, &head, body).await {
+        Ok(answer) => answer.into_response(),
+        Err(problem) => answer::refusal(&problem),
+    }
+}
+
+/// What a path means; each takes one method.
+enum Route {
+    Credentials,
+    Tasks,
+    CompleteOther(TaskId),
+    Token,
+    Whoami,
+    Task,
+    CompleteOwn,
+    Ready,
+}
+
+async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer, Problem> {
+    let agent = caller.agent();
+    let refuse = |bad: BadRequest| agent.problem(bad.code, bad.detail);
+    headers::check(head).map_err(refuse)?;
+    let route = route(head).map_err(refuse)?;
+    let query = head.uri.query();
+    match route {
+        Route::Token => {
+            no_body(head).map_err(refuse)?;
+            let requested = Requested::from_query(query).map_err(refuse)?;
+            let held = credential(caller, &requested).await?;
+            let flat = held.flat().map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
+            let flat = flat.ok_or_else(|| agent.problem(Code::Conflict, "it gives several credentials: POST /v1/credentials"))?;
+            Ok(Answer::Json(flat))
+        }
+        Route::Credentials => {
+            query::only(query, []).map_err(refuse)?;
+            let body = read(agent, body).await?;
+            let requested = Requested::from_body(&body).map_err(refuse)?;
+            let held = credential(caller, &requested).await?;
+            Ok(Answer::Json(held.full().map_err(|error| agent.problem(Code::Internal, error.to_string()))?))
+        }
+        Route::Tasks => {
+            query::only(query, []).map_err(refuse)?;
+            open_task(caller, &read(agent, body).await?)
+        }
+        Route::CompleteOther(task) => {
+            query::only(query, []).map_err(refuse)?;
+            empty(&read(agent, body).await?).map_err(refuse)?;
+            complete(caller, task).await
+        }
+        Route::CompleteOwn => {
+            let bind = bind(query).map_err(refuse)?;
+            empty(&read(agent, body).await?).map_err(refuse)?;
+            let (_, task) = caller.find(bind)?;
+            complete(caller, task.ok_or_else(|| agent.problem(Code::NotFound, "the caller has no open task"))?.id()).await
+        }
+        Route::Whoami => {
+            no_body(head).map_err(refuse)?;
+            whoami(caller, bind(query).map_err(refuse)?).await
+        }
+        Route::Task => {
+            no_body(head).map_err(refuse)?;
+            task(caller, bind(query).map_err(refuse)?)
+        }
+        Route::Ready => {
+            no_body(head).map_err(refuse)?;
+            ready(caller, bind(query).map_err(refuse)?)
+        }
+    }
+}
+
+fn route(head: &Parts) -> Result<Route, BadRequest> {
+    let (path, get, post) = (head.uri.path(), Method::GET, Method::POST);
+    let (method, route) = match path {
+        "/v1/token" => (get, Route::Token),
+        "/v1/credentials" => (post, Route::Credentials),
+        "/v1/whoami" => (get, Route::Whoami),
+        "/v1/task" => (get, Route::Task),
+        "/v1/ready" => (get, Route::Ready),
+        "/v1/task/complete" => (post, Route::CompleteOwn),
+        "/v1/tasks" => (post, Route::Tasks),
+        other => {
+            let id = other.strip_prefix("/v1/tasks/").and_then(|rest| rest.strip_suffix("/complete"));
+            let not_found = || BadRequest { code: Code::NotFound, detail: "there is no such path on the agent's socket".to_owned() };
+            let id = id.ok_or_else(not_found)?.parse().map_err(|error: ephor_proto::id::BadId| BadRequest::invalid(error.to_string()))?;
+            (post, Route::CompleteOther(id))
+        }
+    };
+    if head.method == method {
+        return Ok(route);
+    }
+    let detail = format!("{path} takes {method} only");
+    Err(BadRequest { code: Code::MethodNotAllowed, detail })
+}
+
+/// From memory or the broker, for the caller as it is right before the answer is written.
+async fn credential(caller: &Caller, requested: &Requested) -> Result<Arc<Held>, Problem> {
+    let agent = caller.agent();
+    // Twice, because the task that the connection remembers may have ended meanwhile.
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let asker = caller.asker(requested.bind)?;
+        let fetched = deliver::fetch(agent, &asker, deliver::key_of(&asker, requested), caller.uid()).await;
+        match fetched {
+            Err(problem) if problem.code == Code::TaskEnded && tries == 1 => caller.forget(),
+            Err(problem) => return Err(problem),
+            Ok(held) => {
+                caller.check_before_write(&asker)?;
+                return Ok(held);
+            }
+        }
+    }
+}
+
+fn open_task(caller: &Caller, body: &[u8]) -> Result<Answer, Problem> {
+    let agent = caller.agent();
+    let body = if body.is_empty() { b"{}" } else { body };
+    let _: wire::TaskOpen = serde_json::from_slice(body)
+        .map_err(|error| agent.problem(Code::InvalidRequest, format!("the body opens no task: {error}")))?;
+    let task = caller.open_run()?;
+    Ok(Answer::json(&wire::TaskOpened { task }))
+}
+
+/// Ends a task of the caller's uid; repeated, it gives the same receipt.
+async fn complete(caller: &Caller, task: TaskId) -> Result<Answer, Problem> {
+    let agent = caller.agent();
+    caller.attested()?;
+    let open = agent.table.open_task(task).map(|open| open.uid());
+    let owner = open.or_else(|| agent.receipts.owner(task));
+    if owner != Some(caller.uid()) {
+        return Err(agent.problem(Code::NotFound, format!("no task {task} of this user is known here")));
+    }
+    if open.is_some() {
+        revoke::end_task(agent, task, EndCause::Released);
+    }
+    let completed = agent.receipts.completed(task, limits::RECEIPT_WAIT).await;
+    let completed = completed.ok_or_else(|| agent.problem(Code::NotFound, "that task ended too long ago to be known here"))?;
+    Ok(Answer::json(&completed))
+}
+
+async fn whoami(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
+    let agent = caller.agent();
+    let (task_rule, task) = caller.find(bind)?;
+    let (evidence, to_broker) = caller.evidence(bind, false).await?;
+    let answer = match agent.uplink.whoami(to_broker).await {
+        Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
+            agent.uplink.whoami(caller.evidence(bind, true).await?.1).await
+        }
+        answer => answer,
+    };
+    let answer = answer.map_err(CallError::into_problem)?;
+    Ok(Answer::json(&wire::Whoami {
+        subjects: answer.subjects,
+        host: agent.host.as_str().to_owned(),
+        trust_domain: agent.trust_domain.clone(),
+        evidence,
+        task_rule: task_rule.to_owned(),
+        task: task.map(|task| task.id()),
+    }))
+}
+
+fn task(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
+    let agent = caller.agent();
+    let (rule, task) = caller.find(bind)?;
+    let task = task.ok_or_else(|| agent.problem(Code::NotFound, "the caller has no open task; asking for a credential opens one"))?;
+    let mut credentials = Vec::new();
+    for (key, held) in agent.hold.list(task.id(), agent.clock.boottime()) {
+        for credential in &held.credentials {
+            credentials.push(wire::Held {
+                kind: credential.kind.clone(),
+                id: credential.id,
+                entitlement: key.entitlement.to_string(),
+                expires_at: credential.expires_at,
+            });
+        }
+    }
+    let state = if task.is_open() { "open" } else { "completing" };
+    let cause = agent.receipts.cause(task.id()).map(str::to_owned);
+    Ok(Answer::json(&wire::Task { task: task.id(), rule: rule.to_owned(), state: state.to_owned(), cause, credentials }))
+}
+
+fn ready(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
+    let agent = caller.agent();
+    let (_, task) = caller.find(bind)?;
+    let held = task.is_some_and(|task| !agent.hold.list(task.id(), agent.clock.boottime()).is_empty());
+    let missing = match (held, agent.uplink.link()) {
+        (true, _) => None,
+        (false, Link::Up(_)) => Some("no credential was fetched for the caller's task yet".to_owned()),
+        (false, Link::Connecting) => Some("the agent is connecting to the broker".to_owned()),
+        (false, Link::Away { why, .. }) => Some(why.to_string()),
+    };
+    Ok(Answer::json(&wire::Ready { ready: held, missing }))
+}
+
+fn bind(raw: Option<&str>) -> Result<Option<wire::Bind>, BadRequest> {
+    let [bind] = query::only(raw, ["bind"])?;
+    bind.map(|text| text.parse().map_err(BadRequest::invalid)).transpose()
+}
+
+/// A GET has no body: one would only be a way to smuggle a second request.
+fn no_body(head: &Parts) -> Result<(), BadRequest> {
+    let length = head.headers.get(http::header::CONTENT_LENGTH);
+    if length.is_some_and(|length| length != "0") || head.headers.contains_key(http::header::TRANSFER_ENCODING) {
+        return Err(BadRequest::invalid("GET takes no body here"));
+    }
+    Ok(())
+}
+
+fn empty(body: &[u8]) -> Result<(), BadRequest> {
+    match body {
+        b"" | b"{}" => Ok(()),
+        _ => Err(BadRequest::invalid("this path takes no body, or {}")),
+    }
+}
+
+/// The whole body, within size and time.
+async fn read(agent: &Agent, body: Incoming) -> Result<Bytes, Problem> {
+    let collected = tokio::time::timeout(limits::BODY_READ, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+    match collected {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(agent.problem(Code::TooLarge, format!("the body is larger than {MAX_BODY_BYTES} bytes")))
+        }
+        Ok(Err(_)) => Err(agent.problem(Code::InvalidRequest, "the body broke off")),
+        Err(_elapsed) => Err(agent.problem(Code::InvalidRequest, "the body did not come in time")),
+    }
+}

@@ -1,1 +1,287 @@
-//! (being written)
+//! A connection of the Unix socket that knows who speaks on it, message by message.
+//!
+//! `SO_PEERCRED` says who connected. A connected descriptor can be handed to somebody else, so
+//! every message carries its sender's credentials (`SO_PASSCRED`, set by the kernel) and must
+//! come from the process that connected. What a willing proxy passes on cannot be noticed: that
+//! is a stated limit. A connection that was once refused stays so, in both directions.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, UCred, recvmsg,
+};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::attest::{AttestError, Mode, Peer};
+
+/// Why a connection was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SpeakerError {
+    /// Another process than the one that connected wrote to it.
+    #[error(
+        "speaker_changed: process {connected} connected but process {speaking} spoke; open a connection of your own"
+    )]
+    Changed {
+        /// Who connected.
+        connected: u32,
+        /// Who spoke; 0 when it is not visible from here.
+        speaking: u32,
+    },
+    /// A message came without credentials.
+    #[error("speaker_changed: a message came without its sender's credentials")]
+    Unknown,
+    /// More than one descriptor was sent.
+    #[error(
+        "too_many_descriptors: a connection may send one descriptor, a pidfd for POST /v1/tasks"
+    )]
+    TooManyDescriptors,
+}
+
+impl SpeakerError {
+    /// The word for logs and audit.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Changed { .. } | Self::Unknown => "speaker_changed",
+            Self::TooManyDescriptors => "too_many_descriptors",
+        }
+    }
+}
+
+/// Makes every connection of a listener carry credentials from its first byte on. Call it
+/// right after binding; what connects before would be refused.
+///
+/// # Errors
+/// When the socket option cannot be set.
+pub fn prepare_listener(listener: &UnixListener) -> io::Result<()> {
+    Ok(set_socket_passcred(listener.as_fd(), true)?)
+}
+
+/// An accepted connection. Reading gives only what the connected process wrote itself.
+#[derive(Debug)]
+pub struct PeerStream {
+    stream: UnixStream,
+    speaker: Speaker,
+}
+
+/// What request handlers know of the connection they serve. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Speaker(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    peer: Peer,
+    refused: OnceLock<SpeakerError>,
+    /// Guards the one descriptor that was sent and not yet taken.
+    descriptor: Mutex<Option<OwnedFd>>,
+}
+
+impl Speaker {
+    /// Who connected, and the only one who spoke.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.0.peer
+    }
+
+    /// Why the connection was refused, if it was. Look before a secret is written.
+    #[must_use]
+    pub fn refused(&self) -> Option<SpeakerError> {
+        self.0.refused.get().copied()
+    }
+
+    /// Takes the descriptor that was sent beside the request.
+    #[must_use]
+    pub fn take_descriptor(&self) -> Option<OwnedFd> {
+        self.0
+            .descriptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.refused().map_or(Ok(()), |error| Err(denied(error)))
+    }
+
+    fn refuse(&self, error: SpeakerError) -> io::Error {
+        let error = *self.0.refused.get_or_init(|| error);
+        tracing::warn!(
+            pid = self.peer().pid(),
+            uid = self.peer().uid(),
+            code = error.code(),
+            "connection refused"
+        );
+        denied(error)
+    }
+
+    /// Checks the sender and keeps a descriptor of one message.
+    fn accept(
+        &self,
+        message: &mut RecvAncillaryBuffer<'_>,
+        truncated: bool,
+    ) -> Result<(), SpeakerError> {
+        let (mut sender, mut sent) = (None, Vec::new());
+        for part in message.drain() {
+            match part {
+                RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials),
+                RecvAncillaryMessage::ScmRights(descriptors) => sent.extend(descriptors),
+                // Foreign enum, open-ended: nothing else was asked for.
+                _ => {}
+            }
+        }
+        self.check_sender(sender)?;
+        if truncated || sent.len() > 1 {
+            return Err(SpeakerError::TooManyDescriptors);
+        }
+        let Some(descriptor) = sent.pop() else {
+            return Ok(());
+        };
+        let mut slot = self
+            .0
+            .descriptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if slot.is_some() {
+            return Err(SpeakerError::TooManyDescriptors);
+        }
+        *slot = Some(descriptor);
+        Ok(())
+    }
+
+    fn check_sender(&self, sender: Option<UCred>) -> Result<(), SpeakerError> {
+        let (peer, sender) = (self.peer(), sender.ok_or(SpeakerError::Unknown)?);
+        // A sender in a PID namespace that is not visible from here reads as pid 0.
+        let speaking = u32::try_from(sender.pid.as_raw_nonzero().get()).unwrap_or(0);
+        let same = speaking == peer.pid()
+            && sender.uid.as_raw() == peer.uid()
+            && sender.gid.as_raw() == peer.gid();
+        if same {
+            Ok(())
+        } else {
+            Err(SpeakerError::Changed {
+                connected: peer.pid(),
+                speaking,
+            })
+        }
+    }
+}
+
+impl PeerStream {
+    /// Takes an accepted connection and holds its peer.
+    ///
+    /// # Errors
+    /// When the peer has ended or cannot be held.
+    pub fn new(stream: UnixStream, mode: Mode) -> Result<Self, AttestError> {
+        // Linux hands the option down from the listener; this is for a listener that was not prepared.
+        set_socket_passcred(stream.as_fd(), true).map_err(|error| AttestError::Proc {
+            what: "SO_PASSCRED",
+            pid: 0,
+            source: error.into(),
+        })?;
+        let peer = Peer::from_stream(&stream, mode)?;
+        let shared = Shared {
+            peer,
+            refused: OnceLock::new(),
+            descriptor: Mutex::new(None),
+        };
+        Ok(Self {
+            stream,
+            speaker: Speaker(Arc::new(shared)),
+        })
+    }
+
+    /// For request handlers.
+    #[must_use]
+    pub fn speaker(&self) -> &Speaker {
+        &self.speaker
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let message = recvmsg(
+            self.socket(),
+            &mut [IoSliceMut::new(buffer)],
+            &mut control,
+            flags,
+        )?;
+        // The end of the stream has no sender.
+        if message.bytes > 0 {
+            let truncated = message.flags.contains(ReturnFlags::CTRUNC);
+            self.speaker
+                .accept(&mut control, truncated)
+                .map_err(|error| self.speaker.refuse(error))?;
+        }
+        Ok(message.bytes)
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.speaker.check()?;
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            ready!(this.stream.poll_read_ready(context))?;
+            let room = buffer.initialize_unfilled();
+            match this
+                .stream
+                .try_io(Interest::READABLE, || this.receive(room))
+            {
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.speaker.check()?;
+        Pin::new(&mut this.stream).poll_write(context, data)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+fn denied(error: SpeakerError) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, error)
+}

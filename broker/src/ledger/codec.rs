@@ -199,6 +199,11 @@ impl<'row> Columns<'row> {
             .map_err(|_| self.bad(at, format!("{} bytes, not 32", blob.len())))
     }
 
+    /// The same, or absent.
+    pub(super) fn opt_hash(&self, at: usize) -> Result<Option<[u8; 32]>, BadColumn> {
+        self.optional(at, |columns| columns.hash(at))
+    }
+
     /// A number that is not negative and fits.
     pub(super) fn number<N: TryFrom<i64>>(&self, at: usize) -> Result<N, BadColumn> {
         let value = self

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 /// Counts down to a fault; 0 is off.
 #[derive(Debug)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     lose: AtomicI64,
     doubt: AtomicI64,
     max_pages: AtomicI64,
@@ -52,17 +52,17 @@ impl Faults {
 #[cfg(test)]
 impl Faults {
     /// The next commit is rolled back and called unknown.
-    pub(super) fn lose_next(&self) {
+    pub(crate) fn lose_next(&self) {
         self.lose.store(1, Ordering::SeqCst);
     }
 
     /// The next commit stands and is called unknown.
-    pub(super) fn doubt_next(&self) {
+    pub(crate) fn doubt_next(&self) {
         self.doubt.store(1, Ordering::SeqCst);
     }
 
     /// The store may have no more pages than this; SQLite clamps it to those it has.
-    pub(super) fn set_max_pages(&self, pages: i64) {
+    pub(crate) fn set_max_pages(&self, pages: i64) {
         self.max_pages.store(pages, Ordering::SeqCst);
     }
 }

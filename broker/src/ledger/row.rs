@@ -285,10 +285,14 @@ pub struct HostRow {
     pub instance: Option<InstanceId>,
     /// SHA-256 of its public key.
     pub spki_sha256: [u8; 32],
+    /// The key before, good until the new one is used: the answer to a renewal may get lost.
+    pub previous_spki_sha256: Option<[u8; 32]>,
     /// When its certificate expires.
     pub certificate_expires_at: UnixMillis,
     /// Renewals of the certificate, so that a clone is noticed.
     pub generation: u64,
+    /// When it was banned; join tokens made before are void for it.
+    pub banned_at: Option<UnixMillis>,
 }
 
 /// A one-time token that lets a host join.

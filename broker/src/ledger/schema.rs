@@ -139,7 +139,9 @@ CREATE TABLE host (
     instance BLOB,
     spki_sha256 BLOB NOT NULL,
     certificate_expires_at INTEGER NOT NULL,
-    generation INTEGER NOT NULL
+    generation INTEGER NOT NULL,
+    previous_spki_sha256 BLOB,
+    banned_at INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE join_token (
     id BLOB PRIMARY KEY,

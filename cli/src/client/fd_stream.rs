@@ -29,19 +29,32 @@ impl FdStream {
             if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
                 return Err(io::Error::other("no room for one descriptor"));
             }
-            Ok(sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
+            Ok(sendmsg(
+                &self.stream,
+                &[IoSlice::new(bytes)],
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            )?)
         })
     }
 }
 
 impl AsyncRead for FdStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for FdStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if self.fd.is_none() {
             return Pin::new(&mut self.stream).poll_write(cx, bytes);
         }
@@ -49,7 +62,10 @@ impl AsyncWrite for FdStream {
             if let Err(why) = ready!(self.stream.poll_write_ready(cx)) {
                 return Poll::Ready(Err(why));
             }
-            let sent = self.fd.as_ref().map_or(Ok(0), |fd| self.send_with_fd(fd, bytes));
+            let sent = self
+                .fd
+                .as_ref()
+                .map_or(Ok(0), |fd| self.send_with_fd(fd, bytes));
             match sent {
                 Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
                 done => {

@@ -93,6 +93,10 @@ codes! {
     UnknownEntitlement = "unknown_entitlement", 403, Denied, "No such entitlement for this subject";
     /// No rule of policy matches the caller.
     UnknownWorkload = "unknown_workload", 403, Denied, "No workload matches the caller";
+    /// Several workloads match the caller, and the request names none of them.
+    AmbiguousSubject = "ambiguous_subject", 403, Denied, "Several workloads match the caller";
+    /// A rule needs evidence that was not sent, such as the hash of the executable.
+    EvidenceNeeded = "evidence_needed", 403, Denied, "More evidence is needed";
     /// The identity does not give this audience.
     AudienceNotAllowed = "audience_not_allowed", 403, Denied, "The audience is not allowed";
     /// Waiting for approvals.
@@ -133,6 +137,8 @@ codes! {
     NoTimeLeft = "no_time_left", 403, Denied, "A ceiling leaves no time";
     /// A body, header or field is too large.
     TooLarge = "too_large", 413, Invalid, "Too large";
+    /// A body in an encoding that is not taken.
+    UnsupportedMediaType = "unsupported_media_type", 415, Invalid, "The body's encoding is not supported";
     /// Too many requests of this caller.
     RateLimited = "rate_limited", 429, Unreachable, "Too many requests";
     /// A queue or table is full.

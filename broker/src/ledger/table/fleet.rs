@@ -22,6 +22,8 @@ static HOST: LazyLock<Sql> = LazyLock::new(|| {
             "spki_sha256",
             "certificate_expires_at",
             "generation",
+            "previous_spki_sha256",
+            "banned_at",
         ],
     )
 });
@@ -45,6 +47,8 @@ impl Stored for HostRow {
             self.spki_sha256,
             millis(self.certificate_expires_at),
             int(self.generation),
+            self.previous_spki_sha256,
+            opt_millis(self.banned_at),
         ])
     }
 
@@ -60,6 +64,8 @@ impl Stored for HostRow {
             spki_sha256: columns.hash(7)?,
             certificate_expires_at: columns.time(8)?,
             generation: columns.number(9)?,
+            previous_spki_sha256: columns.opt_hash(10)?,
+            banned_at: columns.opt_time(11)?,
         })
     }
 

@@ -51,6 +51,8 @@ fn every_row_comes_back_as_it_was_written() {
         spki_sha256: [9; 32],
         certificate_expires_at: now(),
         generation: 4,
+        previous_spki_sha256: Some([6; 32]),
+        banned_at: Some(UnixMillis::from_millis(7)),
     };
     let token = JoinTokenRow {
         id: JoinTokenId::from_parts(NOW, [2; 10]),

@@ -1,0 +1,249 @@
+//! One held answer: its lifetimes, and the bytes that go out.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use ephor_crypto::Secret;
+use ephor_proto::grpc::v1;
+use ephor_proto::http::agent as wire;
+use ephor_proto::id::{BadId, CredentialId, DecisionId, RequestId, TaskId};
+use ephor_proto::time::{Boottime, UnixMillis};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::request::Asker;
+
+/// Both clocks, read together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Wall time.
+    pub wall: UnixMillis,
+    /// Boot time.
+    pub boot: Boottime,
+}
+
+/// The bounds of a credential on this host's boot clock, which counts through a suspend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// When it was asked for.
+    pub asked: Boottime,
+    /// From when on a newer one should be served.
+    pub refresh: Boottime,
+    /// Never served at or after this.
+    pub end: Boottime,
+}
+
+/// Clocks of host and broker that differ by no more than this are taken to agree.
+const CLOCKS_AGREE_MILLIS: u64 = 2_000;
+
+impl Lifetime {
+    /// From the broker's times and this host's clocks when the request left and now.
+    ///
+    /// The life counts from when the request left, so a slow answer never lengthens it. Where
+    /// the wall clocks agree the wall-clock end also holds; where they do not, one second less,
+    /// because the broker's times are whole seconds.
+    #[must_use]
+    pub fn of(issued_at: UnixMillis, refresh_at: UnixMillis, expires_at: UnixMillis, sent: Now, now: Now) -> Self {
+        let from_sent = |at: UnixMillis| Boottime::from_millis(sent.boot.as_millis().saturating_add(at.millis_since(issued_at)));
+        let agree = issued_at.as_millis().saturating_add(CLOCKS_AGREE_MILLIS) >= sent.wall.as_millis()
+            && issued_at.as_millis() <= now.wall.as_millis().saturating_add(CLOCKS_AGREE_MILLIS);
+        let by_life = from_sent(expires_at);
+        let end = if agree {
+            let left = expires_at.millis_since(now.wall);
+            by_life.min(Boottime::from_millis(now.boot.as_millis().saturating_add(left)))
+        } else {
+            Boottime::from_millis(by_life.as_millis().saturating_sub(1_000))
+        };
+        Self { asked: sent.boot, refresh: from_sent(refresh_at).min(end), end }
+    }
+}
+
+/// One credential of an answer.
+pub struct HeldCredential {
+    /// Its id.
+    pub id: CredentialId,
+    /// Its kind.
+    pub kind: String,
+    /// True expiry by the broker's clock.
+    pub expires_at: UnixMillis,
+    /// When a caller should fetch again, by the broker's clock.
+    pub refresh_at: UnixMillis,
+    /// What bounded it.
+    pub capped_by: String,
+    /// Whom a token is for.
+    pub audience: String,
+    /// The secret itself.
+    pub token: Secret,
+}
+
+/// An answer of the broker, kept for its task.
+pub struct Held {
+    /// The request that got it.
+    pub request: RequestId,
+    /// The decision that allowed it.
+    pub decision: DecisionId,
+    /// Who the caller is.
+    pub subject: String,
+    /// Its credentials; never empty.
+    pub credentials: Vec<HeldCredential>,
+    /// The shortest of their lifetimes.
+    pub lifetime: Lifetime,
+    /// Whose identity it was issued to; renewed only while that one is still there.
+    pub asker: Arc<Asker>,
+    task: TaskId,
+    full: OnceLock<Bytes>,
+    flat: OnceLock<Bytes>,
+}
+
+/// Why an answer of the broker cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum BadAnswer {
+    /// An id is not one.
+    #[error("the broker's answer holds a bad id: {0}")]
+    Id(#[from] BadId),
+    /// No credential at all.
+    #[error("the broker's answer holds no credential")]
+    Empty,
+}
+
+impl Held {
+    /// Takes over an answer; the token's bytes move, they are not copied.
+    ///
+    /// # Errors
+    /// When the answer has no credential or a bad id.
+    pub fn new(answer: v1::IssueResponse, asker: Arc<Asker>, sent: Now, now: Now) -> Result<Self, BadAnswer> {
+        let request = RequestId::from_slice(&answer.request_id)?;
+        let decision = DecisionId::from_slice(&answer.decision_id)?;
+        let mut lifetime: Option<Lifetime> = None;
+        let mut credentials = Vec::with_capacity(answer.credentials.len());
+        for given in answer.credentials {
+            let [issued_at, refresh_at, expires_at] = [given.issued_at, given.refresh_at, given.expires_at].map(UnixMillis::from_millis);
+            let one = Lifetime::of(issued_at, refresh_at, expires_at, sent, now);
+            lifetime = Some(match lifetime {
+                Some(both) => Lifetime { asked: both.asked, refresh: both.refresh.min(one.refresh), end: both.end.min(one.end) },
+                None => one,
+            });
+            credentials.push(HeldCredential {
+                id: CredentialId::from_slice(&given.id)?,
+                kind: given.kind,
+                expires_at,
+                refresh_at,
+                capped_by: given.capped_by,
+                audience: given.audience,
+                token: Secret::from_string(given.token),
+            });
+        }
+        let lifetime = lifetime.ok_or(BadAnswer::Empty)?;
+        let (full, flat) = (OnceLock::new(), OnceLock::new());
+        let task = asker.task.id;
+        Ok(Self { request, decision, subject: answer.subject, credentials, lifetime, asker, task, full, flat })
+    }
+
+    /// Whether it may still be served.
+    #[must_use]
+    pub fn is_good(&self, now: Boottime) -> bool {
+        now < self.lifetime.end
+    }
+
+    /// Whether `id` is among its credentials.
+    #[must_use]
+    pub fn has(&self, id: CredentialId) -> bool {
+        self.credentials.iter().any(|credential| credential.id == id)
+    }
+
+    /// How many credentials go when this goes.
+    #[must_use]
+    pub fn copies(&self) -> u32 {
+        u32::try_from(self.credentials.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The body of `POST /v1/credentials`. Made once; every answer shares these bytes, and
+    /// they are overwritten when the last of them is gone.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn full(&self) -> Result<Bytes, serde_json::Error> {
+        once(&self.full, || {
+            let mut body = wire::Credentials {
+                task: self.task,
+                task_rule: self.asker.task.rule.to_owned(),
+                request: self.request,
+                decision: self.decision,
+                subject: self.subject.clone(),
+                credentials: self.credentials.iter().map(HeldCredential::to_wire).collect(),
+            };
+            let bytes = write_secret(&body, self.size());
+            body.credentials.iter_mut().for_each(wipe);
+            bytes
+        })
+    }
+
+    /// The body of `GET /v1/token`, when this is exactly one credential.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn flat(&self) -> Result<Option<Bytes>, serde_json::Error> {
+        let [credential] = self.credentials.as_slice() else { return Ok(None) };
+        let bytes = once(&self.flat, || {
+            let mut body = wire::Token {
+                task: self.task,
+                task_rule: self.asker.task.rule.to_owned(),
+                request: self.request,
+                decision: self.decision,
+                subject: self.subject.clone(),
+                credential: credential.to_wire(),
+            };
+            let bytes = write_secret(&body, self.size());
+            wipe(&mut body.credential);
+            bytes
+        });
+        bytes.map(Some)
+    }
+
+    /// Room for the body, so that writing it never moves secrets to a larger buffer and
+    /// leaves a copy behind. JSON may escape one byte as six.
+    fn size(&self) -> usize {
+        let one = |c: &HeldCredential| 512 + 6 * (c.token.len() + c.audience.len() + c.kind.len() + c.capped_by.len());
+        1024 + 6 * self.subject.len() + self.credentials.iter().map(one).sum::<usize>()
+    }
+}
+
+impl HeldCredential {
+    fn to_wire(&self) -> wire::Credential {
+        wire::Credential {
+            kind: self.kind.clone(),
+            id: self.id,
+            expires_at: self.expires_at,
+            refresh_at: self.refresh_at,
+            capped_by: self.capped_by.clone(),
+            audience: Some(self.audience.clone()).filter(|audience| !audience.is_empty()),
+            token: self.token.expose_str().ok().map(str::to_owned),
+        }
+    }
+}
+
+fn wipe(credential: &mut wire::Credential) {
+    if let Some(token) = credential.token.as_mut() {
+        token.zeroize();
+    }
+}
+
+fn once(cell: &OnceLock<Bytes>, make: impl FnOnce() -> Result<Bytes, serde_json::Error>) -> Result<Bytes, serde_json::Error> {
+    if let Some(bytes) = cell.get() {
+        return Ok(bytes.clone());
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made).clone())
+}
+
+/// JSON in a buffer that is overwritten when the last reader drops it.
+fn write_secret<T: serde::Serialize>(body: &T, room: usize) -> Result<Bytes, serde_json::Error> {
+    struct Wiped(Zeroizing<Vec<u8>>);
+    impl AsRef<[u8]> for Wiped {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let mut buffer = Zeroizing::new(Vec::with_capacity(room));
+    serde_json::to_writer(&mut *buffer, body)?;
+    Ok(Bytes::from_owner(Wiped(buffer)))
+}

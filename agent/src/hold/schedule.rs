@@ -1,0 +1,240 @@
+//! When each held credential is renewed. Pure: states in, next wake-up out, time handed in.
+//!
+//! A credential is renewed shortly before the moment its callers were told to fetch again
+//! (two thirds of its life), earlier by a random part so that many of them do not come at once.
+//! Failures back off per credential; nothing is tried past its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ephor_proto::time::Boottime;
+
+use super::Lifetime;
+use crate::uplink::backoff::Backoff;
+
+/// Names a credential here.
+pub type Ticket = u64;
+
+/// What to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Ask for a newer one, and report with [`Schedule::renewed`] or [`Schedule::failed`].
+    Renew(Ticket),
+    /// Its life is over: forget it.
+    Drop(Ticket),
+}
+
+#[derive(Debug)]
+struct Item {
+    end: Boottime,
+    wake: Boottime,
+    renewing: bool,
+    given_up: bool,
+    backoff: Backoff,
+}
+
+/// First wait after a failed renewal.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// Longest wait between two tries.
+const RETRY_CAP: Duration = Duration::from_secs(30);
+/// The share of the time to the refresh that jitter may take off, in percent.
+const SPREAD_PERCENT: u64 = 10;
+/// The share that is always taken off, in percent: the newer one must be there in time.
+const LEAD_PERCENT: u64 = 4;
+
+/// All credentials that are kept fresh.
+#[derive(Debug, Default)]
+pub struct Schedule {
+    items: BTreeMap<Ticket, Item>,
+    wakes: BTreeSet<(Boottime, Ticket)>,
+}
+
+impl Schedule {
+    /// Begins to keep a credential fresh. `jitter` is any random number.
+    pub fn add(&mut self, ticket: Ticket, life: Lifetime, jitter: u16) {
+        self.remove(ticket);
+        let wake = renew_at(life, jitter);
+        let backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        self.items.insert(ticket, Item { end: life.end, wake, renewing: false, given_up: false, backoff });
+        self.wakes.insert((wake, ticket));
+    }
+
+    /// Stops: the task ended, or the credential was wiped.
+    pub fn remove(&mut self, ticket: Ticket) {
+        if let Some(item) = self.items.remove(&ticket) {
+            self.wakes.remove(&(item.wake, ticket));
+        }
+    }
+
+    /// When something is due next.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Boottime> {
+        self.wakes.first().map(|(at, _)| *at)
+    }
+
+    /// What is due at `now`, at most `most` of it.
+    pub fn due(&mut self, now: Boottime, most: usize) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while actions.len() < most {
+            let Some((at, ticket)) = self.wakes.first().copied().filter(|(at, _)| *at <= now) else { break };
+            self.wakes.remove(&(at, ticket));
+            let Some(item) = self.items.get_mut(&ticket) else { continue };
+            if now >= item.end {
+                self.items.remove(&ticket);
+                actions.push(Action::Drop(ticket));
+                continue;
+            }
+            // Until the outcome is reported, the only thing left to wait for is the end.
+            item.wake = item.end;
+            self.wakes.insert((item.end, ticket));
+            if !item.renewing && !item.given_up {
+                item.renewing = true;
+                actions.push(Action::Renew(ticket));
+            }
+        }
+        actions
+    }
+
+    /// A newer one is here.
+    pub fn renewed(&mut self, ticket: Ticket, life: Lifetime, jitter: u16) {
+        if self.items.contains_key(&ticket) {
+            self.add(ticket, life, jitter);
+        }
+    }
+
+    /// It failed. `retry_after` is the broker's wish; `None` for `again` means that
+    /// asking again changes nothing: what is held is then served until its end.
+    pub fn failed(&mut self, ticket: Ticket, now: Boottime, again: Option<Duration>, jitter: u16) {
+        let Some(item) = self.items.get_mut(&ticket) else { return };
+        item.renewing = false;
+        self.wakes.remove(&(item.wake, ticket));
+        match again {
+            Some(wish) => {
+                let wait = item.backoff.next(jitter).max(wish);
+                item.wake = now.saturating_add(wait).min(item.end);
+            }
+            None => {
+                item.given_up = true;
+                item.wake = item.end;
+            }
+        }
+        self.wakes.insert((item.wake, ticket));
+    }
+
+    /// How many are kept fresh.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+}
+
+/// A little before the refresh, by 4 to 14 percent of the time from asking to it.
+fn renew_at(life: Lifetime, jitter: u16) -> Boottime {
+    let span = life.refresh.millis_since(life.asked);
+    let spread = span * SPREAD_PERCENT / 100 * u64::from(jitter) / u64::from(u16::MAX);
+    let early = span * LEAD_PERCENT / 100 + spread;
+    Boottime::from_millis(life.refresh.as_millis().saturating_sub(early))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Action::{Drop, Renew};
+
+    fn at(millis: u64) -> Boottime {
+        Boottime::from_millis(millis)
+    }
+
+    /// Asked at `from`, refreshed after 200 s, over after 300 s.
+    fn life(from: u64) -> Lifetime {
+        Lifetime { asked: at(from), refresh: at(from + 200_000), end: at(from + 300_000) }
+    }
+
+    #[test]
+    fn renewal_comes_before_the_refresh_and_is_spread() {
+        assert_eq!(renew_at(life(0), 0), at(192_000));
+        assert_eq!(renew_at(life(0), u16::MAX), at(172_000));
+        let short = Lifetime { asked: at(0), refresh: at(2_000), end: at(3_000) };
+        assert!(renew_at(short, u16::MAX) > at(1_500) && renew_at(short, 0) < at(2_000));
+        let instant = Lifetime { asked: at(5), refresh: at(5), end: at(5) };
+        assert_eq!(renew_at(instant, u16::MAX), at(5));
+    }
+
+    #[test]
+    fn a_life_of_renewals() {
+        let mut schedule = Schedule::default();
+        assert_eq!(schedule.next_wake(), None);
+        schedule.add(1, life(0), 0);
+        assert_eq!(schedule.next_wake(), Some(at(192_000)));
+        assert_eq!(schedule.due(at(191_999), 9), []);
+        assert_eq!(schedule.due(at(192_000), 9), [Renew(1)]);
+        assert_eq!(schedule.next_wake(), Some(at(300_000)), "on its way: only the end is left");
+        assert_eq!(schedule.due(at(250_000), 9), []);
+        schedule.renewed(1, life(192_100), 0);
+        assert_eq!(schedule.due(at(300_000), 9), []);
+        assert_eq!(schedule.due(at(384_100), 9), [Renew(1)]);
+        assert_eq!(schedule.due(at(492_100), 9), [Drop(1)], "never answered: over at its end");
+        assert!(schedule.is_empty() && schedule.next_wake().is_none());
+        schedule.renewed(1, life(500_000), 0);
+        assert!(schedule.is_empty(), "a late answer brings nothing back");
+    }
+
+    #[test]
+    fn failures_back_off_and_never_pass_the_end() {
+        let mut schedule = Schedule::default();
+        schedule.add(1, life(0), 0);
+        let mut now = at(192_000);
+        let mut waits = Vec::new();
+        loop {
+            match schedule.due(now, 9).as_slice() {
+                [Renew(1)] => schedule.failed(1, now, Some(Duration::ZERO), u16::MAX),
+                [Drop(1)] => break,
+                other => panic!("{other:?} at {now:?}"),
+            }
+            let next = schedule.next_wake().unwrap();
+            waits.push(next.millis_since(now));
+            now = next;
+        }
+        assert_eq!(now, at(300_000));
+        assert_eq!(waits[..8], [250, 500, 1000, 2000, 4000, 8000, 16000, 30000]);
+    }
+
+    #[test]
+    fn the_brokers_wish_is_kept_and_a_refusal_is_final() {
+        let mut schedule = Schedule::default();
+        schedule.add(1, life(0), 0);
+        schedule.add(2, life(0), 0);
+        assert_eq!(schedule.due(at(192_000), 9), [Renew(1), Renew(2)]);
+        schedule.failed(1, at(192_000), Some(Duration::from_secs(20)), 0);
+        schedule.failed(2, at(192_000), None, 0);
+        assert_eq!(schedule.next_wake(), Some(at(212_000)));
+        assert_eq!(schedule.due(at(212_000), 9), [Renew(1)]);
+        schedule.remove(1);
+        assert_eq!(schedule.next_wake(), Some(at(300_000)));
+        assert_eq!(schedule.due(at(300_000), 9), [Drop(2)]);
+    }
+
+    #[test]
+    fn many_at_once_are_taken_in_portions() {
+        let mut schedule = Schedule::default();
+        for ticket in 0..10 {
+            schedule.add(ticket, life(0), 0);
+        }
+        assert_eq!(schedule.due(at(200_000), 4).len(), 4);
+        assert_eq!(schedule.due(at(200_000), 100).len(), 6);
+        assert_eq!(schedule.len(), 10);
+    }
+
+    #[test]
+    fn after_a_long_sleep_what_is_over_is_dropped_not_renewed() {
+        let mut schedule = Schedule::default();
+        schedule.add(1, life(0), 0);
+        assert_eq!(schedule.due(at(10_000_000), 9), [Drop(1)]);
+    }
+}

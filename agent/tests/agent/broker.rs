@@ -1,0 +1,258 @@
+//! A broker that does what a test tells it, behind an in-memory stream.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ephor_agent::uplink::connect::{Connect, ConnectError, Connecting, Wire};
+use ephor_crypto::x509::{Ca, verify_csr};
+use ephor_proto::grpc::v1::enrolment_server::Enrolment;
+use ephor_proto::grpc::v1::uplink_server::{Uplink, UplinkServer};
+use ephor_proto::grpc::{PROBLEM_METADATA, VERSION, v1};
+use ephor_proto::id::{CorrelationId, CredentialId, DecisionId};
+use ephor_proto::problem::{Code, Problem};
+use ephor_proto::time::Clock;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Request, Response, Status};
+
+/// What was asked so far, and how to answer.
+pub struct State {
+    pub hellos: Vec<v1::HelloRequest>,
+    pub heartbeats: Vec<v1::HeartbeatRequest>,
+    pub issues: Vec<v1::IssueRequest>,
+    pub completes: Vec<v1::CompleteRequest>,
+    pub refuse_issue: Option<Code>,
+    pub want_hash: bool,
+    pub ttl_millis: u64,
+    pub closed: Vec<Vec<u8>>,
+    pub checkpoint: String,
+    pub log_key: String,
+    pub version: v1::Version,
+    pub renewed: Vec<Vec<u8>>,
+    pub joins: Vec<v1::JoinRequest>,
+    pub certificate_seconds: i64,
+    pushes: Vec<mpsc::Sender<Result<v1::Push, Status>>>,
+}
+
+/// Shared by the test and the connections.
+#[derive(Clone)]
+pub struct Broker {
+    state: Arc<Mutex<State>>,
+    /// Each issue takes one permit.
+    pub gate: Arc<Semaphore>,
+    up: Arc<AtomicBool>,
+    serial: Arc<AtomicU64>,
+    generation: watch::Sender<CancellationToken>,
+    /// Only where there is TLS.
+    pub ca: Option<Arc<Ca>>,
+}
+
+impl Broker {
+    pub fn new() -> Self {
+        let state = State {
+            hellos: Vec::new(),
+            heartbeats: Vec::new(),
+            issues: Vec::new(),
+            completes: Vec::new(),
+            refuse_issue: None,
+            want_hash: false,
+            ttl_millis: 300_000,
+            closed: Vec::new(),
+            checkpoint: String::new(),
+            log_key: String::new(),
+            version: VERSION,
+            renewed: Vec::new(),
+            joins: Vec::new(),
+            certificate_seconds: 86_400,
+            pushes: Vec::new(),
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            gate: Arc::new(Semaphore::new(1000)),
+            up: Arc::new(AtomicBool::new(true)),
+            serial: Arc::default(),
+            generation: watch::Sender::new(CancellationToken::new()),
+            ca: None,
+        }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Cuts every connection and takes no new one.
+    pub fn go_away(&self) {
+        self.up.store(false, Ordering::SeqCst);
+        self.generation.send_replace(CancellationToken::new()).cancel();
+        self.state().pushes.clear();
+    }
+
+    pub fn come_back(&self) {
+        self.up.store(true, Ordering::SeqCst);
+    }
+
+    pub async fn push(&self, what: v1::push::What) {
+        let pushes = self.state().pushes.clone();
+        for push in pushes {
+            let _ = push.send(Ok(v1::Push { what: Some(what.clone()) })).await;
+        }
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.state().pushes.iter().any(|push| !push.is_closed())
+    }
+
+    fn refusal(&self, code: Code) -> Status {
+        let correlation = CorrelationId::from_parts(1, [9; 10]);
+        let problem = Problem::new(code, correlation, "the broker says no").with_decision(DecisionId::from_parts(1, [3; 10]));
+        let mut metadata = MetadataMap::new();
+        metadata.insert_bin(PROBLEM_METADATA, MetadataValue::from_bytes(&serde_json::to_vec(&problem).unwrap()));
+        Status::with_metadata(tonic::Code::PermissionDenied, "refused", metadata)
+    }
+
+    fn credential(&self, request: &v1::IssueRequest, ttl_millis: u64) -> v1::Credential {
+        let number = self.serial.fetch_add(1, Ordering::SeqCst);
+        let now = ephor_agent::clock::SystemClock.wall().as_millis();
+        let fresh = CredentialId::from_parts(now, number.to_be_bytes().repeat(2)[..10].try_into().unwrap());
+        let id = if request.renews.is_empty() { fresh.to_bytes().to_vec() } else { request.renews.clone() };
+        v1::Credential {
+            id,
+            kind: "jwt".into(),
+            issued_at: now,
+            expires_at: now + ttl_millis,
+            refresh_at: now + ttl_millis * 2 / 3,
+            capped_by: "ttl.default".into(),
+            token: format!("token-{number}"),
+            audience: request.item.clone(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Uplink for Broker {
+    async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
+        let mut state = self.state();
+        state.hellos.push(request.into_inner());
+        Ok(Response::new(v1::HelloResponse {
+            version: Some(state.version),
+            trust_domain: "td.test".into(),
+            installation: "one".into(),
+            issuer: "https://broker".into(),
+            heartbeat_milliseconds: 50,
+            log_key: state.log_key.clone(),
+            renew_identity_at: 0,
+        }))
+    }
+
+    async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        let mut state = self.state();
+        state.heartbeats.push(request.into_inner());
+        let answer = v1::HeartbeatResponse {
+            closed_tasks: state.closed.clone(),
+            policy_version: "p".into(),
+            checkpoint: state.checkpoint.clone(),
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn whoami(&self, _request: Request<v1::WhoamiRequest>) -> Result<Response<v1::WhoamiResponse>, Status> {
+        Ok(Response::new(v1::WhoamiResponse { subjects: vec!["spiffe://td.test/tests".into()], policy_version: "p".into() }))
+    }
+
+    async fn issue(&self, request: Request<v1::IssueRequest>) -> Result<Response<v1::IssueResponse>, Status> {
+        let request = request.into_inner();
+        let ttl_millis = {
+            let mut state = self.state();
+            state.issues.push(request.clone());
+            let hash = request.evidence.as_ref().map_or(0, |evidence| evidence.exe_sha256.len());
+            if state.want_hash && hash != 32 {
+                return Err(self.refusal(Code::EvidenceNeeded));
+            }
+            if let Some(code) = state.refuse_issue {
+                return Err(self.refusal(code));
+            }
+            state.ttl_millis
+        };
+        self.gate.acquire().await.unwrap().forget();
+        Ok(Response::new(v1::IssueResponse {
+            request_id: request.request_id.clone(),
+            decision_id: DecisionId::from_parts(1, [3; 10]).to_bytes().to_vec(),
+            subject: "spiffe://td.test/tests".into(),
+            owner: "team:tests".into(),
+            rule: "tests.toml:1".into(),
+            credentials: vec![self.credential(&request, ttl_millis)],
+            ..Default::default()
+        }))
+    }
+
+    async fn complete(&self, request: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+        self.state().completes.push(request.into_inner());
+        let receipt = r#"{"leaf":"proven"}"#.into();
+        Ok(Response::new(v1::CompleteResponse { receipt, dead: 0, listed: 1, listed_until: 5, revoke_microseconds: 1 }))
+    }
+
+    type WatchStream = ReceiverStream<Result<v1::Push, Status>>;
+
+    async fn watch(&self, _request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, receiver) = mpsc::channel(16);
+        self.state().pushes.push(sender);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn renew_identity(&self, request: Request<v1::RenewIdentityRequest>) -> Result<Response<v1::RenewIdentityResponse>, Status> {
+        let ca = self.ca.as_ref().ok_or_else(|| Status::unimplemented("not here"))?;
+        let public_key = request.into_inner().public_key_der;
+        self.state().renewed.push(public_key.clone());
+        Ok(Response::new(v1::RenewIdentityResponse {
+            certificate_der: crate::join::agent_certificate(ca, &public_key, 86_400),
+            ca_certificates_der: vec![ca.certificate().der().to_vec()],
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for Broker {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let request = request.into_inner();
+        let ca = self.ca.as_ref().ok_or_else(|| Status::unimplemented("not here"))?;
+        self.state().joins.push(request.clone());
+        if request.host == "refused" {
+            return Err(self.refusal(Code::JoinRefused));
+        }
+        let public = verify_csr(&request.csr_der).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let seconds = self.state().certificate_seconds;
+        Ok(Response::new(v1::JoinResponse {
+            certificate_der: crate::join::agent_certificate(ca, &public.spki(), seconds),
+            ca_certificates_der: vec![ca.certificate().der().to_vec()],
+            trust_domain: "td.test".into(),
+            installation: "one".into(),
+        }))
+    }
+}
+
+impl Connect for Broker {
+    fn connect(&self) -> Connecting<'_> {
+        Box::pin(async {
+            if !self.up.load(Ordering::SeqCst) {
+                return Err(ConnectError::Timeout { address: "memory".into(), seconds: 0 });
+            }
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let service = TowerToHyperService::new(UplinkServer::new(self.clone()));
+            let cut = self.generation.borrow().clone();
+            #[allow(clippy::disallowed_methods, reason = "the other side, not the agent")]
+            tokio::spawn(async move {
+                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let connection = connection.serve_connection(TokioIo::new(theirs), service);
+                tokio::select! {
+                    _ = connection => {}
+                    () = cut.cancelled() => {}
+                }
+            });
+            Ok(Box::new(ours) as Box<dyn Wire>)
+        })
+    }
+}

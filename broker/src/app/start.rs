@@ -1,0 +1,387 @@
+//! The one start-up order, and the one shutdown.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ephor_crypto::tls::CertificateSlot;
+use ephor_proto::event::Outcome;
+use ephor_proto::stage::Stage;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Broker, Installation, Parts};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::fleet::{self, Fleet};
+use crate::keys::master::{self, MasterKeyError};
+use crate::keys::{Keys, KeysError, server};
+use crate::ledger::{Batch, KeyRow, Lane, Ledger, OpenError, Options, ReadError};
+use crate::policy::{LoadErrors, Snapshot};
+use crate::surface;
+use crate::surface::listener::{BindError, Server, bind_unix};
+use crate::surface::tls::Tls;
+use crate::{limits, tasks::Tasks};
+
+/// Why the broker does not run. Each is for the operator to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The master key.
+    #[error("invalid: {0}")]
+    MasterKey(#[from] MasterKeyError),
+    /// The store.
+    #[error("invalid: {0}")]
+    Open(#[from] OpenError),
+    /// Reading the store.
+    #[error("invalid: the store cannot be read: {0}")]
+    Read(#[from] ReadError),
+    /// The keys.
+    #[error("invalid: {0}")]
+    Keys(#[from] KeysError),
+    /// The policy.
+    #[error("{0}")]
+    Policy(#[from] LoadErrors),
+    /// The policy is for another trust domain than the store.
+    #[error(
+        "invalid: the policy in {} is for trust domain `{policy}`, this store for `{store}`; \
+         a store never changes its trust domain",
+        directory.display()
+    )]
+    TrustDomain {
+        /// Where the policy is.
+        directory: PathBuf,
+        /// The policy's.
+        policy: String,
+        /// The store's.
+        store: String,
+    },
+    /// TLS.
+    #[error("invalid: {0}")]
+    Tls(#[from] ephor_crypto::tls::TlsError),
+    /// The server certificate.
+    #[error("invalid: no server certificate could be made: {0}")]
+    Certificate(#[from] ephor_crypto::x509::X509Error),
+    /// A listener.
+    #[error("unreachable: cannot listen on {address}: {source}; is another process there?")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The admin socket.
+    #[error("unreachable: {0}")]
+    Admin(#[from] BindError),
+    /// The operating system.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Something without which nothing works has ended by itself.
+    #[error("internal error: `{0}` ended by itself; the reason is in the log")]
+    Broken(&'static str),
+    /// Init only: what is there already, or could not be stored.
+    #[error("invalid: {0}")]
+    Init(String),
+}
+
+impl StartError {
+    /// The exit code of the process (`sysexits.h`).
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen { .. } | Self::Admin(_) => 69,
+            Self::Broken(_) | Self::System { .. } => 70,
+            Self::MasterKey(_)
+            | Self::Open(_)
+            | Self::Read(_)
+            | Self::Keys(_)
+            | Self::Policy(_)
+            | Self::TrustDomain { .. }
+            | Self::Tls(_)
+            | Self::Certificate(_)
+            | Self::Init(_) => 78,
+        }
+    }
+
+    pub(super) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+}
+
+/// Runs the broker until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`StartError`]; nothing is served then.
+pub fn run(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::system("start the runtime"))?;
+    runtime.block_on(serve(config, ready_file))
+}
+
+async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(StartError::system("listen for SIGTERM"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(StartError::system("listen for SIGINT"))?;
+
+    ephor_crypto::tls::install();
+    let (broker, sockets) = open(config).await?;
+    broker.restore()?;
+    record_start(&broker).await;
+    let connections = Tasks::new();
+    let addresses = listen(&broker, config, sockets, &connections)?;
+    start_background(&broker);
+    broker.fleet.listening();
+    if let Some(path) = ready_file {
+        write_ready(path, &broker, config, addresses)
+            .map_err(StartError::system("write the ready file"))?;
+    }
+    tracing::info!(https = %addresses.0, http = %addresses.1, issuer = broker.installation.issuer, "serving");
+
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        name = broker.tasks.broken() => Err(StartError::Broken(name)),
+        name = connections.broken() => Err(StartError::Broken(name)),
+    };
+    shut_down(broker, connections, config, ready_file).await;
+    ended
+}
+
+/// Everything that can be wrong with files, keys, policy and addresses is found here, before
+/// anything is served.
+pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
+    let clock = SystemClock::shared();
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let sealer = master::read(&master::path(config, credentials.as_deref()))?;
+    let policy = Snapshot::load(&config.policy_dir)?;
+    let options = Options {
+        take_over: config.take_over,
+        reserve_path: config.reserve(),
+        clock: Arc::clone(&clock),
+    };
+    let ledger = Ledger::open(&config.database(), options)?;
+    let stored = ledger.installation().clone();
+    let trust_domain = policy.trust_domain().clone();
+    if stored.trust_domain != trust_domain.as_str() {
+        return Err(StartError::TrustDomain {
+            directory: config.policy_dir.clone(),
+            policy: trust_domain.to_string(),
+            store: stored.trust_domain,
+        });
+    }
+    let keys = Keys::unseal(
+        &sealer,
+        &stored_keys(&ledger)?,
+        &trust_domain,
+        &stored.origin,
+    )?;
+    let fleet = Fleet::restore(ledger.reader().hosts()?, Arc::clone(&clock));
+    let sockets = Sockets::bind(config).await?;
+    let installation = Installation::new(&stored, trust_domain, config, sockets.addresses()?);
+    let parts = Parts {
+        clock,
+        ledger,
+        policy,
+        keys,
+        fleet,
+        installation,
+    };
+    Ok((Arc::new(Broker::new(parts)), sockets))
+}
+
+/// Every version of every key, sealed.
+pub(super) fn stored_keys(ledger: &Ledger) -> Result<Vec<KeyRow>, ReadError> {
+    let reader = ledger.reader();
+    let mut rows = Vec::new();
+    for name in Keys::NAMES {
+        rows.append(&mut reader.keys(name)?);
+    }
+    Ok(rows)
+}
+
+/// Bound before anything is served: ports are known, and conflicts found, first.
+pub(super) struct Sockets {
+    https: TcpListener,
+    http: TcpListener,
+    admin: UnixListener,
+}
+
+impl Sockets {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let tcp = async |address: SocketAddr| {
+            TcpListener::bind(address)
+                .await
+                .map_err(|source| StartError::Listen { address, source })
+        };
+        Ok(Self {
+            https: tcp(config.https_listen).await?,
+            http: tcp(config.http_listen).await?,
+            admin: bind_unix(&config.admin_socket)?,
+        })
+    }
+
+    fn addresses(&self) -> Result<(SocketAddr, SocketAddr), StartError> {
+        let of = |listener: &TcpListener| {
+            listener
+                .local_addr()
+                .map_err(StartError::system("read the address of a listener"))
+        };
+        Ok((of(&self.https)?, of(&self.http)?))
+    }
+}
+
+/// Starts the listeners. Gives the addresses of HTTPS and HTTP.
+pub(super) fn listen(
+    broker: &Arc<Broker>,
+    config: &Config,
+    sockets: Sockets,
+    connections: &Tasks,
+) -> Result<(SocketAddr, SocketAddr), StartError> {
+    let addresses = sockets.addresses()?;
+    let trust_domain = &broker.installation.trust_domain;
+    let slot = Arc::new(CertificateSlot::empty());
+    let names = server::Names::new(trust_domain, &config.server_names, addresses.0.ip());
+    let end = server::renew(&slot, broker.keys.ca(), &names, broker.clock.wall())?;
+    broker.tasks.spawn_vital(
+        "server-certificate",
+        server::keep_renewed(
+            Arc::clone(&slot),
+            Arc::clone(&broker.keys),
+            names,
+            Arc::clone(&broker.clock),
+            end,
+            broker.tasks.stop_token(),
+        ),
+    );
+    let tls = Tls::new(slot, broker.keys.trust(), trust_domain.clone())?;
+    let server = |name, router, places| {
+        Server::new(
+            name,
+            router,
+            places,
+            connections.clone(),
+            connections.stop_token(),
+        )
+    };
+    let https = server(
+        "https",
+        surface::https_router(broker),
+        limits::HTTPS_CONNECTIONS,
+    );
+    let http = server(
+        "http",
+        surface::http_router(broker),
+        limits::HTTP_CONNECTIONS,
+    );
+    let admin = server(
+        "admin",
+        surface::admin_router(broker),
+        limits::ADMIN_CONNECTIONS,
+    );
+    let cuts = Arc::clone(&broker.fleet);
+    connections.spawn_vital("https", https.serve_https(sockets.https, tls, cuts));
+    connections.spawn_vital("http", http.serve_http(sockets.http));
+    connections.spawn_vital("admin", admin.serve_unix(sockets.admin));
+    Ok(addresses)
+}
+
+pub(super) fn start_background(broker: &Arc<Broker>) {
+    broker
+        .tasks
+        .spawn_vital("fleet-watch", fleet::keep_watch(Arc::clone(broker)));
+    broker.start_timers();
+}
+
+/// `operate.started`: from here on this version and this policy are in force. A start is not
+/// refused because the disk is full: revocations must go on.
+async fn record_start(broker: &Broker) {
+    let Ok(mut event) = broker.event(Stage::Operate, "started", Outcome::Ok) else {
+        return;
+    };
+    event.policy_version = Some(broker.policy.load().version().to_owned());
+    event
+        .facts
+        .insert("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    event
+        .facts
+        .insert("crypto".to_owned(), ephor_crypto::tls::name().to_owned());
+    let batch = Batch {
+        name: "operate.started",
+        lane: Lane::Normal,
+        require: Vec::new(),
+        rows: Vec::new(),
+        events: vec![event.into()],
+    };
+    let outcome = match broker.ledger.submit(batch) {
+        Ok(ticket) => ticket.await.map(drop).map_err(|error| error.to_string()),
+        Err(full) => Err(full.to_string()),
+    };
+    if let Err(error) = outcome {
+        tracing::error!(error, "the start could not be recorded");
+    }
+}
+
+/// Tells whoever started us where we are. Whole or not at all.
+fn write_ready(
+    path: &Path,
+    broker: &Broker,
+    config: &Config,
+    (https, http): (SocketAddr, SocketAddr),
+) -> std::io::Result<()> {
+    let ready = serde_json::json!({
+        "pid": std::process::id(),
+        "https": https.to_string(),
+        "http": http.to_string(),
+        "issuer": broker.installation.issuer,
+        "lists_url": broker.installation.lists_url,
+        "admin_socket": config.admin_socket,
+        "ca_file": config.ca_file(),
+        "trust_domain": broker.installation.trust_domain,
+        "installation": broker.installation.id,
+        "log_key": broker.keys.log_vkey(),
+    });
+    let partial = path.with_extension("partial");
+    let mut file = std::fs::File::create(&partial)?;
+    writeln!(file, "{ready}")?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)
+}
+
+/// In this order: nobody new, open requests finish, sums are written, background work ends, the
+/// store is given back.
+async fn shut_down(
+    broker: Arc<Broker>,
+    connections: Tasks,
+    config: &Config,
+    ready_file: Option<&Path>,
+) {
+    tracing::info!("stopping");
+    if let Some(path) = ready_file {
+        let _ = std::fs::remove_file(path);
+    }
+    if !connections
+        .shutdown(limits::DRAIN + std::time::Duration::from_secs(1))
+        .await
+    {
+        tracing::warn!(left = connections.len(), "connections were cut at shutdown");
+    }
+    let _ = std::fs::remove_file(&config.admin_socket);
+    broker.write_refusals(true).await;
+    if !broker.tasks.shutdown(limits::SHUTDOWN_TASKS).await {
+        tracing::warn!(
+            left = broker.tasks.len(),
+            "background work was cut at shutdown"
+        );
+    }
+    broker.ledger.clone().shutdown();
+    tracing::info!("stopped");
+}

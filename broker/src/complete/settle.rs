@@ -1,0 +1,75 @@
+//! The second commit of an end: what was checked is written down, and the task is closed with
+//! its one receipt.
+
+use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
+use ephor_proto::state::task::{self, TaskEvent};
+use ephor_proto::time::UnixMillis;
+
+use super::{After, Step};
+use crate::app::Broker;
+use crate::crash::crash_point;
+use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
+use crate::prove::Checked;
+use crate::revoke::{NotEnded, machine, slot};
+
+impl Broker {
+    /// Lists and checks what is still revoking of a completing task, then submits its close.
+    pub(super) async fn settle(&self, mut row: TaskRow) -> Result<Step, NotEnded> {
+        let now = self.clock.wall();
+        let mut all = self.ledger.reader().credentials_of(row.id)?;
+        let mut settling = Vec::new();
+        let mut events = Vec::new();
+        for credential in &mut all {
+            if credential.state == CredentialState::Revoking {
+                let checked = self.contain(credential, now).await?;
+                events.push(self.listed_event(credential, &checked)?);
+                settling.push(credential.clone());
+            }
+        }
+        let contained = all.iter().any(|row| row.state == CredentialState::Contained);
+        let (state, _) = task::step(row.state, TaskEvent::Settled { contained }, now)?;
+        row.state = state;
+        row.closed_at = Some(now);
+        row.version += 1;
+        let receipt = u32::try_from(events.len()).unwrap_or(u32::MAX);
+        events.push(NewEvent::from(self.receipt_event(&row, &all)?));
+        let mut rows: Vec<Row> = settling.iter().cloned().map(Row::from).collect();
+        rows.push(Row::Receipt { task: row.id, event: receipt });
+        rows.push(Row::Task(row));
+        let batch =
+            Batch { name: "prove.receipt", lane: Lane::Revoke, require: Vec::new(), rows, events };
+        crash_point!("prove.before_receipt");
+        let ticket = self.ledger.submit(batch)?;
+        Ok(Step::Submitted(ticket, After::Forget { credentials: settling }))
+    }
+
+    /// Checks one revoking credential, and moves its row to contained (or dead, when its time is
+    /// over already) if nobody takes it any more.
+    pub(crate) async fn contain(&self, row: &mut CredentialRow, now: UnixMillis) -> Result<Checked, NotEnded> {
+        crash_point!("revoke.before_listing");
+        // Again after a restart; setting a set bit changes nothing.
+        self.lists.revoke(slot(row));
+        let checked = self.check(row).await?;
+        crash_point!("revoke.after_listing");
+        let (listed, _) = credential::step(machine(row), CredentialEvent::Listed, now)?;
+        let tick = CredentialEvent::Tick { outcome_due: UnixMillis::MAX };
+        // A clock that is not believed does not say that a time is over.
+        let next = match self.clock_guard.check() {
+            Ok(now) => credential::step(listed, tick, now)?.0,
+            Err(_) => listed,
+        };
+        row.version += 1;
+        row.state = next.state;
+        row.overdue = None;
+        row.evidence = Some(checked.text(row));
+        Ok(checked)
+    }
+
+    /// After the second commit.
+    pub(super) fn settled(&self, credentials: &[CredentialRow]) {
+        crash_point!("prove.after_receipt");
+        for row in credentials {
+            self.uses.forget(row.id);
+        }
+    }
+}

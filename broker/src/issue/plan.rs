@@ -1,0 +1,246 @@
+//! From an approved request to the one batch that records it.
+
+use ephor_crypto::jwt::TokenKind;
+use ephor_proto::id::{CorrelationId, GrantId, TaskId};
+use ephor_proto::kind::Kind;
+use ephor_proto::problem::Code;
+use ephor_proto::state::credential::CredentialState;
+use ephor_proto::state::grant::GrantState;
+use ephor_proto::state::request::RequestState;
+use ephor_proto::state::task::TaskState;
+use ephor_proto::time::UnixMillis;
+use serde_json::{Map, Value};
+
+use super::{Intent, Plan};
+use crate::app::Broker;
+use crate::approve::Approved;
+use crate::decide::Decided;
+use crate::deliver::Delivery;
+use crate::kind::jwt;
+use crate::ledger::{
+    Batch, CredentialRow, DecisionRow, GrantRow, Lane, RequestRow, Require, Row, TaskRow,
+};
+use crate::policy::Give;
+use crate::request::Refusal;
+use crate::revoke::Slot;
+
+impl Broker {
+    /// Everything that one issue stores, in one batch.
+    pub(super) fn plan(
+        &self,
+        approved: Approved,
+        task: Option<&TaskRow>,
+        correlation: CorrelationId,
+    ) -> Result<Plan, Refusal> {
+        let decided = approved.decided();
+        let grant: GrantId = self.new_id()?;
+        let mut slots = Vec::new();
+        let credentials = self.credential_rows(decided, grant, &mut slots).inspect_err(|_| {
+            slots.iter().for_each(|slot| self.lists.release(*slot));
+        })?;
+        let mut rows = Vec::new();
+        let mut events = Vec::new();
+        let mut require = vec![Require::HostAdmitted(decided.attested().host().to_owned())];
+        match task {
+            Some(task) => require.push(Require::TaskOpen(task.id)),
+            None => {
+                let row = new_task(decided);
+                events.push(self.task_opened(&row, decided, correlation)?.into());
+                rows.push(Row::Task(row));
+            }
+        }
+        rows.push(Row::Request(request_row(decided, grant, &credentials)));
+        rows.push(Row::Decision(allowed_row(decided)));
+        rows.push(Row::Grant(grant_row(decided, grant)));
+        events.push(self.decide_allowed(&approved, grant, correlation)?);
+        for row in &credentials {
+            events.push(self.issued("recorded", row, decided, correlation)?.into());
+            rows.push(row.clone().into());
+        }
+        let delivery = Delivery::of(decided);
+        let opens = rows.iter().find_map(deadline_of);
+        let batch = Batch { name: "issue.intent", lane: Lane::Normal, require, rows, events };
+        Ok(Plan { intent: Intent::new(credentials), batch, slots, opens, delivery })
+    }
+
+    fn credential_rows(
+        &self,
+        decided: &Decided,
+        grant: GrantId,
+        slots: &mut Vec<Slot>,
+    ) -> Result<Vec<CredentialRow>, Refusal> {
+        let mut rows = Vec::new();
+        for give in &decided.allowed().gives {
+            match give {
+                Give::Jwt { audience, claims, .. } => {
+                    let slot = self.lists.reserve().map_err(|e| Refusal::new(Code::Busy, e.to_string()))?;
+                    slots.push(slot);
+                    rows.push(self.jwt_row(decided, grant, slot, audience, claims)?);
+                }
+                // A right to ask, checked where the question is asked; there is nothing to hold.
+                Give::Introspect { .. } => {}
+            }
+        }
+        if rows.is_empty() {
+            let detail = format!(
+                "`{}` gives only the right to introspect, which needs no credential of its own: ask with a \
+                 token of `identity` for the issuer's audience",
+                decided.attested().requested().entitlement()
+            );
+            return Err(Refusal::new(Code::InvalidRequest, detail));
+        }
+        Ok(rows)
+    }
+
+    fn jwt_row(
+        &self,
+        decided: &Decided,
+        grant: GrantId,
+        slot: Slot,
+        audience: &str,
+        claims: &Map<String, Value>,
+    ) -> Result<CredentialRow, Refusal> {
+        let requested = decided.attested().requested();
+        let allowed = decided.allowed();
+        let mut row = CredentialRow {
+            id: self.new_id()?,
+            version: 1,
+            kind: Kind::Jwt,
+            task: requested.task().id,
+            host: decided.attested().host().to_owned(),
+            subject: allowed.subject.clone(),
+            entitlement: requested.entitlement().to_owned(),
+            item: audience.to_owned(),
+            owner: allowed.owner.clone(),
+            purpose: allowed.purpose.clone(),
+            request: requested.id(),
+            decision: decided.id(),
+            rule: allowed.rule.clone(),
+            grant,
+            state: CredentialState::Live,
+            issued_at: decided.allowed().issued_at,
+            expires_at: allowed.expires_at,
+            capped_by: allowed.capped_by.to_string(),
+            status_list: slot.list,
+            status_index: slot.index,
+            content: String::new(),
+            cause: None,
+            revoked_at: None,
+            evidence: None,
+            overdue: None,
+        };
+        row.content = self.jwt_content(&row, claims);
+        Ok(row)
+    }
+
+    /// The exact claims of a row, from its fields and policy's claims.
+    pub(super) fn jwt_content(&self, row: &CredentialRow, claims: &Map<String, Value>) -> String {
+        let kind: TokenKind = jwt::token_kind(&row.entitlement);
+        jwt::Body {
+            issuer: &self.installation.issuer,
+            subject: row.subject.as_str(),
+            audience: &row.item,
+            id: row.id,
+            issued_at: row.issued_at,
+            expires_at: row.expires_at,
+            status_uri: self.lists.uri(row.status_list),
+            status_index: row.status_index,
+            kind,
+            claims,
+        }
+        .to_json()
+    }
+}
+
+pub(super) fn allowed_row(decided: &Decided) -> DecisionRow {
+    let requested = decided.attested().requested();
+    let allowed = decided.allowed();
+    DecisionRow {
+        id: decided.id(),
+        request: requested.id(),
+        task: Some(requested.task().id),
+        allowed: true,
+        code: String::new(),
+        subject: allowed.subject.to_string(),
+        entitlement: requested.entitlement().to_owned(),
+        item: requested.item().to_owned(),
+        rule: allowed.rule.clone(),
+        policy_version: decided.allowed().policy_version.to_string(),
+        ttl_seconds: allowed.ttl.as_seconds(),
+        capped_by: allowed.capped_by.to_string(),
+        decided_at: decided.allowed().issued_at,
+    }
+}
+
+/// A new task that must end by itself at some time, and when.
+fn deadline_of(row: &Row) -> Option<(TaskId, UnixMillis)> {
+    match row {
+        Row::Task(task) => Some((task.id, task.deadline?)),
+        Row::Request(_)
+        | Row::Decision(_)
+        | Row::Grant(_)
+        | Row::Credential(_)
+        | Row::Host(_)
+        | Row::JoinToken(_)
+        | Row::Key(_)
+        | Row::Receipt { .. }
+        | Row::Meta(..)
+        | Row::Unlist(_)
+        | Row::ErasePersonal(_) => None,
+    }
+}
+
+fn new_task(decided: &Decided) -> TaskRow {
+    let attested = decided.attested();
+    let task = attested.requested().task();
+    TaskRow {
+        id: task.id,
+        version: 1,
+        host: attested.host().to_owned(),
+        subject: decided.allowed().subject.clone(),
+        rule: task.rule.to_owned(),
+        pid: task.pid,
+        start_time: task.start_time,
+        boot_id: attested.boot_id().to_owned(),
+        instance: attested.instance(),
+        opened_seq: task.opened_seq,
+        state: TaskState::Open,
+        opened_at: decided.allowed().issued_at,
+        ended_at: None,
+        closed_at: None,
+        // Frozen here: a newer policy may shorten it at a renewal, never lengthen it.
+        deadline: decided.allowed().grant_until,
+    }
+}
+
+pub(super) fn request_row(decided: &Decided, grant: GrantId, credentials: &[CredentialRow]) -> RequestRow {
+    let requested = decided.attested().requested();
+    RequestRow {
+        id: requested.id(),
+        version: 1,
+        digest: requested.digest(),
+        task: requested.task().id,
+        state: RequestState::Consumed,
+        decision: Some(decided.id()),
+        grant: Some(grant),
+        credentials: credentials.iter().map(|row| row.id).collect(),
+        requested_at: decided.allowed().issued_at,
+    }
+}
+
+fn grant_row(decided: &Decided, id: GrantId) -> GrantRow {
+    let requested = decided.attested().requested();
+    let until = decided.allowed().grant_until.unwrap_or(UnixMillis::MAX);
+    GrantRow {
+        id,
+        version: 1,
+        task: requested.task().id,
+        decision: decided.id(),
+        entitlement: requested.entitlement().to_owned(),
+        item: requested.item().to_owned(),
+        state: GrantState::Open { until },
+        opened_at: decided.allowed().issued_at,
+        until,
+        closed_at: None,
+    }
+}

@@ -1,0 +1,174 @@
+//! Renewal: the same credential, the same place in the lists, a later expiry.
+//!
+//! Decided anew under the policy in force and never beyond the grant; the new expiry is committed
+//! before the new token is opened. What has ended is never made live again: the row's version is a
+//! precondition, and every end changes it.
+
+use ephor_proto::id::{CorrelationId, CredentialId};
+use ephor_proto::problem::Code;
+use ephor_proto::spiffe::SpiffeId;
+use ephor_proto::state::credential::{self, CredentialEvent};
+use ephor_proto::state::grant::{self, GrantEvent};
+use ephor_proto::state::Effect;
+use ephor_proto::time::UnixMillis;
+use serde_json::{Map, Value};
+
+use super::{Intent, Plan, Tried, defect, plan, store_unavailable};
+use crate::app::Broker;
+use crate::approve::Approved;
+use crate::attest::Attested;
+use crate::clock::Stopwatch;
+use crate::crash::crash_point;
+use crate::decide::{Circumstances, Decided, Renewing, Window};
+use crate::deliver::{self, Delivery, Timings};
+use crate::kind::jwt;
+use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, Require, Row, TaskRow};
+use crate::policy::{Give, Snapshot};
+use crate::request::Refusal;
+use crate::revoke::machine;
+
+impl Broker {
+    pub(super) async fn renew(
+        &self,
+        policy: &Snapshot,
+        attested: Attested,
+        id: CredentialId,
+        now: UnixMillis,
+        attest_micros: u64,
+        correlation: CorrelationId,
+    ) -> Result<Tried, Refusal> {
+        let (row, grant, task) = self.renewable(&attested, id, now)?;
+        let deciding = Stopwatch::start();
+        let given = Circumstances {
+            now,
+            task_opened_at: task.opened_at,
+            task_deadline: task.deadline,
+            ca_end: self.keys.ca_end(),
+            renewing: Some(Renewing { subject: &row.subject, window: window(&grant) }),
+        };
+        let decided = self.decide(policy, attested, given, correlation).await?;
+        let mut timings = Timings { attest: attest_micros, decide: deciding.micros(), issue: 0 };
+        let issuing = Stopwatch::start();
+        let plan = self.plan_renewal(Approved::by_rule(decided), row, &grant, now, correlation)?;
+        crash_point!("renew.before_commit");
+        let Some((permit, sealed, delivery)) = self.record(plan).await? else {
+            return Ok(Tried::Again);
+        };
+        crash_point!("renew.after_commit");
+        timings.issue = issuing.micros();
+        deliver::deliver(&permit, sealed, &delivery, timings).map(Tried::Done)
+    }
+
+    /// The credential, its grant and its task, if all of them still take a renewal.
+    fn renewable(
+        &self,
+        attested: &Attested,
+        id: CredentialId,
+        now: UnixMillis,
+    ) -> Result<(CredentialRow, GrantRow, TaskRow), Refusal> {
+        let requested = attested.requested();
+        let absent = || Refusal::new(Code::NotFound, format!("there is no credential {id} in this task"));
+        let reader = self.ledger.reader();
+        let row = reader.credential(id).map_err(store_unavailable)?.ok_or_else(absent)?;
+        // Another tenant's credential and one that never was look the same from outside.
+        if row.host != attested.host() || row.task != requested.task().id {
+            return Err(absent());
+        }
+        let asked = (row.entitlement.as_str(), holder_matches(attested, &row.subject));
+        if asked != (requested.entitlement(), true) {
+            return Err(absent());
+        }
+        if !row.state.is_usable() || now >= row.expires_at {
+            let what = row.cause.map_or("expired", |cause| cause.as_str());
+            let detail = format!(
+                "credential {} is {} ({what}) and stays so; ask for a new one",
+                id.short(),
+                row.state.as_str()
+            );
+            return Err(Refusal::new(Code::CredentialEnded, detail));
+        }
+        let task = self.task_of(attested)?.ok_or_else(absent)?;
+        let grant = reader.grant(row.grant).map_err(store_unavailable)?.ok_or_else(absent)?;
+        let (_, effects) = grant::step(grant.state, GrantEvent::Draw, now).map_err(defect)?;
+        if !effects.contains(Effect::Admit) {
+            let detail = format!("the grant behind credential {} is over; ask for a new one", id.short());
+            return Err(Refusal::new(Code::CredentialEnded, detail));
+        }
+        Ok((row, grant, task))
+    }
+
+    fn plan_renewal(
+        &self,
+        approved: Approved,
+        row: CredentialRow,
+        grant: &GrantRow,
+        now: UnixMillis,
+        correlation: CorrelationId,
+    ) -> Result<Plan, Refusal> {
+        let decided = approved.decided();
+        let renewed = self.renewed_row(decided, row, now)?;
+        let require = vec![
+            Require::HostAdmitted(renewed.host.clone()),
+            Require::TaskOpen(renewed.task),
+            Require::GrantOpen(grant.id),
+        ];
+        let events = vec![
+            self.decision_event(decided, correlation)?.into(),
+            self.issued("renewed", &renewed, decided, correlation)?.into(),
+        ];
+        let rows = vec![
+            Row::Request(plan::request_row(decided, grant.id, std::slice::from_ref(&renewed))),
+            Row::Decision(plan::allowed_row(decided)),
+            renewed.clone().into(),
+        ];
+        let delivery = Delivery::of(decided);
+        let batch = Batch { name: "issue.renewal", lane: Lane::Normal, require, rows, events };
+        Ok(Plan { intent: Intent::new(vec![renewed]), batch, slots: Vec::new(), opens: None, delivery })
+    }
+
+    fn renewed_row(
+        &self,
+        decided: &Decided,
+        mut row: CredentialRow,
+        now: UnixMillis,
+    ) -> Result<CredentialRow, Refusal> {
+        let allowed = decided.allowed();
+        let claims = still_given(&allowed.gives, &row)?;
+        let event = CredentialEvent::Renewed { expires_at: allowed.expires_at };
+        let (next, _) = credential::step(machine(&row), event, now).map_err(defect)?;
+        row.version += 1;
+        row.state = next.state;
+        // Unchanged when the caps leave nothing to gain; the token is then signed anew as it was.
+        row.expires_at = next.expires_at;
+        row.issued_at = allowed.issued_at;
+        row.capped_by = allowed.capped_by.to_string();
+        row.decision = decided.id();
+        row.rule = allowed.rule.clone();
+        row.content = self.jwt_content(&row, &claims);
+        Ok(row)
+    }
+}
+
+/// A grant without an end of its own is stored with the latest time there is.
+fn window(grant: &GrantRow) -> Window {
+    Window { until: (grant.until < UnixMillis::MAX).then_some(grant.until) }
+}
+
+fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
+    attested.candidates().contains(subject)
+}
+
+/// The claims of the renewed token: those it was issued with, if policy still gives exactly them. A
+/// renewal neither adds nor swaps a claim; who wants what a newer policy gives asks anew.
+fn still_given(gives: &[Give], row: &CredentialRow) -> Result<Map<String, Value>, Refusal> {
+    let had = jwt::extra_claims(&row.content);
+    let is_same = |give: &Give| match give {
+        Give::Jwt { audience, claims, .. } => *audience == row.item && *claims == had,
+        Give::Introspect { .. } => false,
+    };
+    if gives.iter().any(is_same) {
+        return Ok(had);
+    }
+    let detail = format!("policy no longer gives what credential {} says; ask for a new one", row.id.short());
+    Err(Refusal::new(Code::CredentialEnded, detail))
+}

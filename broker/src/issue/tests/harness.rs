@@ -1,0 +1,267 @@
+//! A broker on a temporary store with a clock that tests move, two hosts and a policy.
+
+use std::sync::Arc;
+
+use ephor_crypto::Secret;
+use ephor_crypto::seal::SealingKey;
+use ephor_proto::event::AuditEvent;
+use ephor_proto::grpc::v1;
+use ephor_proto::id::{CredentialId, InstanceId, RequestId, TaskId};
+use ephor_proto::log::{Receipt, VerifierKey, verify_receipt};
+use ephor_proto::problem::Problem;
+use ephor_proto::spiffe::TrustDomain;
+use ephor_proto::state::agent::AgentState;
+use ephor_proto::time::{Clock, UnixMillis};
+
+use crate::app::{Broker, Installation, Parts};
+use crate::clock::FakeClock;
+use crate::fleet::{Fleet, Peer};
+use crate::keys::Keys;
+use crate::ledger::{Batch, CredentialRow, HostRow, Lane, Ledger, Options, Row};
+use crate::policy::Snapshot;
+use crate::surface::tls::AgentCertificate;
+
+pub(crate) const POLICY: &str = r#"
+trust_domain = "prod.example"
+[ttl]
+default = "5m"
+max = "1h"
+[workload."orders/web"]
+owner = "team:orders"
+purpose = "Serves the order page"
+runs = [{ uid = 1000 }]
+[workload."billing/api"]
+owner = "team:billing"
+purpose = "Charges orders"
+runs = [{ uid = 2000 }]
+[entitlement.billing-api]
+owner = "team:billing"
+purpose = "Charge orders"
+who = ["orders/web"]
+gives = [{ jwt = { audience = "billing", claims = { plan = "gold" } } }]
+[entitlement.billing-check]
+owner = "team:billing"
+purpose = "Check tokens for billing"
+who = ["billing/api"]
+gives = [{ introspect = { audience = "billing" } }]
+"#;
+
+/// The same, with tasks that end after half an hour.
+pub(crate) fn with_deadline() -> String {
+    POLICY.replace("max = \"1h\"", "max = \"1h\"\nservice = \"30m\"")
+}
+
+pub(crate) const ISSUER: &str = "https://broker.test";
+const HOSTS: [&str; 2] = ["web-1", "web-2"];
+
+pub(crate) struct Bench {
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) clock: Arc<FakeClock>,
+    dir: tempfile::TempDir,
+    next: std::cell::Cell<u64>,
+}
+
+fn instance() -> InstanceId {
+    InstanceId::from_parts(1, [9; 10])
+}
+
+fn domain() -> TrustDomain {
+    TrustDomain::new("prod.example").unwrap()
+}
+
+fn sealer() -> SealingKey {
+    SealingKey::new(&Secret::new(vec![7; 32])).unwrap()
+}
+
+impl Bench {
+    pub(crate) async fn new() -> Self {
+        ephor_crypto::tls::install();
+        let dir = tempfile::tempdir().unwrap();
+        let clock = FakeClock::new();
+        Ledger::create(&dir.path().join("ephor.db"), "inst-1", "broker.test/log", "prod.example").unwrap();
+        let ledger = open(&dir, &clock);
+        let mut rows: Vec<Row> = Keys::generate(&sealer(), &domain(), "inst-1", clock.wall())
+            .unwrap()
+            .into_iter()
+            .map(Row::Key)
+            .collect();
+        rows.extend(HOSTS.map(|name| Row::Host(host(name, clock.wall()))));
+        let batch = Batch { name: "test.init", lane: Lane::Normal, require: vec![], rows, events: vec![] };
+        ledger.submit(batch).unwrap().await.unwrap();
+        let broker = broker_on(ledger, &clock);
+        broker.restore().unwrap();
+        Self { broker, clock, dir, next: std::cell::Cell::new(100) }
+    }
+
+    pub(crate) fn put_policy(&self, text: &str) {
+        let snapshot = Snapshot::from_texts(&[("ephor.toml", text)]).unwrap();
+        self.broker.policy.store(Arc::new(snapshot));
+    }
+
+    /// The same store, as after a crash and a restart.
+    pub(crate) async fn reopened(self) -> Self {
+        let Self { broker, clock, dir, next } = self;
+        broker.ledger.clone().shutdown();
+        drop(broker);
+        let broker = broker_on(open(&dir, &clock), &clock);
+        broker.restore().unwrap();
+        Self { broker, clock, dir, next }
+    }
+
+    pub(crate) fn peer(&self, host: &str) -> Peer {
+        let shown = AgentCertificate::for_tests(host, [1; 32], UnixMillis::MAX);
+        let member = self.broker.fleet.member(&shown).unwrap();
+        self.broker.fleet.peer(member, &instance().to_bytes()).unwrap()
+    }
+
+    fn number(&self) -> u64 {
+        self.next.set(self.next.get() + 1);
+        self.next.get()
+    }
+
+    pub(crate) fn new_task(&self) -> TaskId {
+        TaskId::from_parts(self.number(), ephor_crypto::random::bytes().unwrap())
+    }
+
+    pub(crate) fn request(&self, task: TaskId, entitlement: &str) -> v1::IssueRequest {
+        v1::IssueRequest {
+            instance_id: instance().to_bytes().to_vec(),
+            request_id: RequestId::from_parts(self.number(), ephor_crypto::random::bytes().unwrap())
+                .to_bytes()
+                .to_vec(),
+            task: Some(v1::Task {
+                id: task.to_bytes().to_vec(),
+                rule: "run".into(),
+                pid: 42,
+                start_time: 43,
+                opened_seq: 1,
+            }),
+            evidence: Some(v1::Evidence { uid: 1000, pid: 42, start_time: 43, ..Default::default() }),
+            entitlement: entitlement.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    /// Issued on the first host.
+    pub(crate) async fn issue(&self, r: v1::IssueRequest) -> Result<v1::IssueResponse, Problem> {
+        self.broker.issue(&self.peer("web-1"), r).await
+    }
+
+    /// One `billing-api` token of a new task.
+    pub(crate) async fn token(&self) -> (TaskId, CredentialId, String) {
+        let task = self.new_task();
+        let answer = self.issue(self.request(task, "billing-api")).await.unwrap();
+        let (id, token) = only(&answer);
+        (task, id, token)
+    }
+
+    /// The token of the service that may ask about `billing` tokens.
+    pub(crate) async fn service_token(&self) -> String {
+        let mut r = self.request(self.new_task(), "identity");
+        r.item = ISSUER.to_owned();
+        r.evidence.as_mut().unwrap().uid = 2000;
+        only(&self.issue(r).await.unwrap()).1
+    }
+
+    pub(crate) async fn complete(&self, task: TaskId, cause: &str) -> Result<v1::CompleteResponse, Problem> {
+        let r = v1::CompleteRequest {
+            instance_id: instance().to_bytes().to_vec(),
+            task_id: task.to_bytes().to_vec(),
+            cause: cause.to_owned(),
+        };
+        self.broker.complete(&self.peer("web-1"), r).await
+    }
+
+    pub(crate) fn row(&self, id: CredentialId) -> CredentialRow {
+        self.broker.ledger.reader().credential(id).unwrap().unwrap()
+    }
+
+    pub(crate) fn events(&self) -> Vec<AuditEvent> {
+        let stored = self.broker.ledger.reader().events(0, 10_000).unwrap();
+        stored.into_iter().map(|stored| stored.event().unwrap()).collect()
+    }
+
+    pub(crate) fn events_of(&self, event_type: &str) -> Vec<AuditEvent> {
+        self.events().into_iter().filter(|event| event.event_type == event_type).collect()
+    }
+
+    /// Whether a token is active, asked by itself.
+    pub(crate) fn is_active(&self, token: &str) -> bool {
+        self.broker.introspect(Some(token), token).unwrap().is_some()
+    }
+
+    /// Whether the list that is served now has the credential's bit.
+    pub(crate) async fn is_listed(&self, id: CredentialId) -> bool {
+        let row = self.row(id);
+        let built = self.broker.lists.current(row.status_list, self.clock.wall()).await.unwrap();
+        built.is_revoked(row.status_index)
+    }
+
+    /// Checks a receipt as a stranger does and gives its event.
+    pub(crate) fn verified(&self, receipt: &str) -> AuditEvent {
+        let receipt: Receipt = serde_json::from_str(receipt).unwrap();
+        let key: VerifierKey = self.broker.keys.log_vkey().parse().unwrap();
+        let check = |public: &[u8; 32], message: &[u8], signature: &[u8]| {
+            ephor_crypto::ed25519::verify(public, message, signature)
+        };
+        verify_receipt(&receipt, &key, check).unwrap().event
+    }
+
+    /// Lets time pass while agents go on speaking.
+    pub(crate) fn pass_seconds(&self, seconds: u64) {
+        self.clock.advance_millis(seconds * 1000);
+    }
+}
+
+pub(crate) fn only(answer: &v1::IssueResponse) -> (CredentialId, String) {
+    assert_eq!(answer.credentials.len(), 1);
+    let credential = &answer.credentials[0];
+    (CredentialId::from_slice(&credential.id).unwrap(), credential.token.clone())
+}
+
+fn open(dir: &tempfile::TempDir, clock: &Arc<FakeClock>) -> Ledger {
+    let options =
+        Options { take_over: false, reserve_path: dir.path().join("reserve"), clock: Arc::clone(clock) as _ };
+    Ledger::open(&dir.path().join("ephor.db"), options).unwrap()
+}
+
+fn host(name: &str, now: UnixMillis) -> HostRow {
+    HostRow {
+        name: name.to_owned(),
+        version: 1,
+        state: AgentState::Active,
+        joined_at: now,
+        last_heard: Some(now),
+        boot_id: "boot-1".to_owned(),
+        instance: Some(instance()),
+        spki_sha256: [1; 32],
+        previous_spki_sha256: None,
+        certificate_expires_at: UnixMillis::MAX,
+        generation: 1,
+        banned_at: None,
+    }
+}
+
+fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
+    let mut keys = Vec::new();
+    for name in Keys::NAMES {
+        keys.append(&mut ledger.reader().keys(name).unwrap());
+    }
+    let hosts = ledger.reader().hosts().unwrap();
+    let installation = Installation {
+        id: "inst-1".to_owned(),
+        epoch: 1,
+        trust_domain: domain(),
+        issuer: ISSUER.to_owned(),
+        lists_url: "http://lists.test".to_owned(),
+        origin: "broker.test/log".to_owned(),
+    };
+    Arc::new(Broker::new(Parts {
+        clock: Arc::clone(clock) as _,
+        policy: Snapshot::from_texts(&[("ephor.toml", POLICY)]).unwrap(),
+        keys: Keys::unseal(&sealer(), &keys, &domain(), "broker.test/log").unwrap(),
+        fleet: Fleet::restore(hosts, Arc::clone(clock) as _),
+        ledger,
+        installation,
+    }))
+}

@@ -1,0 +1,209 @@
+//! The master key: 32 bytes from a systemd credential or a file that only we can read.
+//!
+//! It is never made up when it is missing: a new one would open nothing.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ephor_crypto::Secret;
+use ephor_crypto::random::RandomError;
+use ephor_crypto::seal::{KEY_LEN, SealError, SealingKey};
+
+use crate::config::Config;
+
+/// Name of the systemd credential (`LoadCredentialEncrypted=ephor-master-key:…`).
+pub const CREDENTIAL: &str = "ephor-master-key";
+
+/// Why there is no usable master key.
+#[derive(Debug, thiserror::Error)]
+pub enum MasterKeyError {
+    /// The file cannot be read or made.
+    #[error("cannot use the master key {}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others could have read it.
+    #[error(
+        "the master key {} can be read by others (mode {mode:04o}); chmod 600 it, \
+         and if this machine has other users, consider it known",
+        path.display()
+    )]
+    Mode {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It belongs to someone else.
+    #[error("the master key {} belongs to uid {owner}, neither root nor this user; chown it", path.display())]
+    Owner {
+        /// Which file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Not a regular file of 32 bytes.
+    #[error("the master key {} is not a file of exactly 32 bytes", .0.display())]
+    Form(PathBuf),
+    /// No randomness for a new one.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The key was refused by the cipher.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+/// Where the master key of this configuration is. `credentials` is `$CREDENTIALS_DIRECTORY`.
+#[must_use]
+pub fn path(config: &Config, credentials: Option<&Path>) -> PathBuf {
+    if let Some(file) = &config.master_key_file {
+        return file.clone();
+    }
+    credentials
+        .map(|directory| directory.join(CREDENTIAL))
+        .filter(|file| file.exists())
+        .unwrap_or_else(|| config.state_dir.join("master.key"))
+}
+
+/// Reads the master key.
+///
+/// # Errors
+/// [`MasterKeyError`] says what is wrong with which file.
+pub fn read(path: &Path) -> Result<SealingKey, MasterKeyError> {
+    let failed = |source| MasterKeyError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)
+        .map_err(failed)?;
+    check(path, &file.metadata().map_err(failed)?)?;
+    // Room for one byte too many, allocated at once: growing would leave a copy behind.
+    let mut bytes = zeroize::Zeroizing::new(vec![0; KEY_LEN + 1]);
+    let mut len = 0;
+    while let Some(rest) = bytes.get_mut(len..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest).map_err(failed)? {
+            0 => break,
+            read => len += read,
+        }
+    }
+    if len != KEY_LEN {
+        return Err(MasterKeyError::Form(path.to_owned()));
+    }
+    bytes.truncate(KEY_LEN);
+    Ok(SealingKey::new(&Secret::new(std::mem::take(&mut *bytes)))?)
+}
+
+fn check(path: &Path, metadata: &std::fs::Metadata) -> Result<(), MasterKeyError> {
+    if !metadata.is_file() {
+        return Err(MasterKeyError::Form(path.to_owned()));
+    }
+    let mode = metadata.mode() & 0o7777;
+    // systemd hands credentials out as 0400 or, in a user's mount of their own, 0440.
+    let systemd = path.file_name().is_some_and(|name| name == CREDENTIAL) && mode == 0o440;
+    if mode & 0o077 != 0 && !systemd {
+        return Err(MasterKeyError::Mode {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let owner = metadata.uid();
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        return Err(MasterKeyError::Owner {
+            path: path.to_owned(),
+            owner,
+        });
+    }
+    Ok(())
+}
+
+/// Makes a new master key in `path` (0600, on disk before it is used) if there is none.
+/// True when it was made.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn create(path: &Path) -> Result<bool, MasterKeyError> {
+    let failed = |source| MasterKeyError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let key = ephor_crypto::random::secret(KEY_LEN)?;
+    let mut file = match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+    {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(failed(error)),
+    };
+    file.write_all(key.expose())
+        .and_then(|()| file.sync_all())
+        .map_err(failed)?;
+    if let Some(directory) = path.parent() {
+        // Without this the file's name may be lost while the database sealed by it is not.
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed)?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn made_once_private_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.key");
+        assert!(create(&path).unwrap());
+        assert!(!create(&path).unwrap());
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(
+            (metadata.len(), metadata.permissions().mode() & 0o777),
+            (32, 0o600)
+        );
+        let sealed = read(&path).unwrap().seal("r", 1, b"x").unwrap();
+        assert!(read(&path).unwrap().open("r", 1, &sealed).is_ok());
+    }
+
+    #[test]
+    fn files_that_are_no_private_key_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.key");
+        assert!(matches!(read(&path), Err(MasterKeyError::Io { .. })));
+        create(&path).unwrap();
+        for mode in [0o640, 0o604, 0o622] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert!(
+                matches!(read(&path), Err(MasterKeyError::Mode { mode: found, .. }) if found == mode)
+            );
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        for len in [0, 31, 33, 64] {
+            std::fs::write(&path, vec![7; len]).unwrap();
+            assert!(matches!(read(&path), Err(MasterKeyError::Form(_))), "{len}");
+        }
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(read(&link), Err(MasterKeyError::Io { .. })));
+        assert!(matches!(read(dir.path()), Err(MasterKeyError::Form(_))));
+    }
+}

@@ -1,0 +1,172 @@
+//! The broker's server certificate: one day, from our own CA, renewed in the process.
+//!
+//! Its key lives in memory only and is new each time: there is nothing to store or steal.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ephor_crypto::p256::SigningKey;
+use ephor_crypto::tls::{CertificateSlot, certified_key};
+use ephor_crypto::x509::{Ca, ServerNames, X509Error};
+use ephor_proto::spiffe::TrustDomain;
+use ephor_proto::time::UnixMillis;
+
+use crate::clock::SharedClock;
+use crate::limits;
+
+/// The names in the server certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    spiffe_id: String,
+    dns: Vec<String>,
+    ips: Vec<IpAddr>,
+}
+
+impl Names {
+    /// The configured names, those of this machine's loopback, and the listener's address.
+    #[must_use]
+    pub fn new(trust_domain: &TrustDomain, configured: &[String], listen: IpAddr) -> Self {
+        let mut dns = vec!["localhost".to_owned()];
+        let mut ips = vec![
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ];
+        for name in configured {
+            match name.parse::<IpAddr>() {
+                Ok(ip) => ips.push(ip),
+                Err(_) => dns.push(name.clone()),
+            }
+        }
+        if !listen.is_unspecified() {
+            ips.push(listen);
+        }
+        dns.sort();
+        dns.dedup();
+        ips.sort();
+        ips.dedup();
+        Self {
+            spiffe_id: format!("spiffe://{trust_domain}/broker"),
+            dns,
+            ips,
+        }
+    }
+}
+
+/// Puts a fresh certificate with a fresh key into `slot`. Gives its end.
+///
+/// # Errors
+/// When a name cannot stand in a certificate or there is no randomness.
+pub fn renew(
+    slot: &CertificateSlot,
+    ca: &Ca,
+    names: &Names,
+    now: UnixMillis,
+) -> Result<UnixMillis, X509Error> {
+    let key = Arc::new(SigningKey::generate()?);
+    let (not_before, wanted) = super::validity(now, limits::SERVER_CERTIFICATE_SECONDS);
+    let not_after = wanted.min(ca.certificate().not_after());
+    let dns: Vec<&str> = names.dns.iter().map(String::as_str).collect();
+    let san = ServerNames {
+        spiffe_id: &names.spiffe_id,
+        dns: &dns,
+        ips: &names.ips,
+    };
+    let leaf = ca.issue_server(
+        &san,
+        &key.public_key().spki(),
+        super::serial()?,
+        not_before,
+        not_after,
+    )?;
+    // The CA goes along: a joining agent knows only its hash.
+    slot.replace(certified_key(&[&leaf, ca.certificate().der()], key));
+    Ok(UnixMillis::from_unix_seconds(
+        u64::try_from(not_after).unwrap_or(0),
+    ))
+}
+
+/// How long to wait before the next renewal: two thirds of what is left, looked at again
+/// at least every hour because a suspend stops this wait but not the certificate.
+#[must_use]
+pub fn next_renewal(now: UnixMillis, end: UnixMillis) -> Duration {
+    Duration::from_millis(end.millis_since(now) / 3 * 2)
+}
+
+/// Renews for ever. A failure is logged and tried again while the old certificate lasts.
+pub async fn keep_renewed(
+    slot: Arc<CertificateSlot>,
+    keys: Arc<super::Keys>,
+    names: Names,
+    clock: SharedClock,
+    mut end: UnixMillis,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    let look = Duration::from_secs(60);
+    let mut due = clock
+        .boottime()
+        .saturating_add(next_renewal(clock.wall(), end));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(look) => {}
+        }
+        if clock.boottime() < due {
+            continue;
+        }
+        match renew(&slot, keys.ca(), &names, clock.wall()) {
+            Ok(renewed) => {
+                end = renewed;
+                due = clock
+                    .boottime()
+                    .saturating_add(next_renewal(clock.wall(), end));
+                tracing::info!(until = %end, "server certificate renewed");
+            }
+            Err(error) => {
+                tracing::error!(%error, until = %end, "server certificate not renewed; trying again")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_configured_loopback_and_listener() {
+        let domain = TrustDomain::new("test.example").unwrap();
+        let configured = [
+            "ephor.test".to_owned(),
+            "10.0.0.7".to_owned(),
+            "localhost".to_owned(),
+        ];
+        let names = Names::new(&domain, &configured, "192.0.2.1".parse().unwrap());
+        assert_eq!(names.spiffe_id, "spiffe://test.example/broker");
+        assert_eq!(names.dns, ["ephor.test", "localhost"]);
+        let ips: Vec<String> = names.ips.iter().map(ToString::to_string).collect();
+        assert_eq!(ips, ["10.0.0.7", "127.0.0.1", "192.0.2.1", "::1"]);
+        let any = Names::new(&domain, &[], "0.0.0.0".parse().unwrap());
+        assert!(!any.ips.iter().any(IpAddr::is_unspecified));
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_another_one_and_ends_with_the_ca() {
+        let domain = TrustDomain::new("test.example").unwrap();
+        let names = Names::new(&domain, &[], "127.0.0.1".parse().unwrap());
+        let ca = Ca::create("t", "test.example", 1_800_000_000, 1_800_007_200).unwrap();
+        let slot = CertificateSlot::empty();
+        let now = UnixMillis::from_unix_seconds(1_800_000_100);
+        let end = renew(&slot, &ca, &names, now).unwrap();
+        let first = slot.current().unwrap();
+        assert_eq!(end.as_unix_seconds(), 1_800_007_200);
+        assert_eq!(first.cert.len(), 2, "the CA goes along");
+        renew(&slot, &ca, &names, now).unwrap();
+        assert_ne!(first.cert.first(), slot.current().unwrap().cert.first());
+        assert_eq!(
+            next_renewal(now, now.saturating_add_millis(86_400_000)),
+            Duration::from_secs(57_600)
+        );
+    }
+}

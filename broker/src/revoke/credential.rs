@@ -1,0 +1,108 @@
+//! The end of one credential while its task goes on: by a person, by its holder, or because its
+//! record was in doubt.
+
+use ephor_proto::grpc::v1;
+use ephor_proto::id::CredentialId;
+use ephor_proto::problem::Code;
+use ephor_proto::stage::Stage;
+use ephor_proto::state::credential::CredentialState;
+use ephor_proto::state::task::EndCause;
+
+use super::{NotEnded, Work, slot, written};
+use crate::app::Broker;
+use crate::complete::revoke_row;
+use crate::issue::store_unavailable;
+use crate::ledger::{Batch, CredentialRow, Lane};
+use crate::limits;
+use crate::request::Refusal;
+
+/// A credential that is refused and listed, or dead.
+#[derive(Debug, Clone)]
+pub struct RevokedCredential {
+    /// Its row as it is now.
+    pub row: CredentialRow,
+}
+
+impl Broker {
+    /// Revokes one credential; one that has ended already stays as it is.
+    ///
+    /// # Errors
+    /// `not_found`, or that its end is not proven yet; it is driven on all the same.
+    pub async fn revoke(&self, id: CredentialId, reason: &str) -> Result<RevokedCredential, Refusal> {
+        if self.ledger.reader().credential(id).map_err(store_unavailable)?.is_none() {
+            return Err(Refusal::new(Code::NotFound, format!("there is no credential {id}")));
+        }
+        let work = Work::Credential(id);
+        self.pending.add_after(work.clone(), self.clock.boottime(), limits::SWEEP_GRACE);
+        match self.drive_credential(id, reason).await {
+            Ok(row) => {
+                self.pending.done(&work);
+                Ok(RevokedCredential { row })
+            }
+            Err(error) => {
+                tracing::warn!(credential = %id, %error, "a revocation is not proven yet");
+                self.pending.failed(&work, self.clock.boottime());
+                let detail = format!(
+                    "credential {} is not proven to be refused and listed yet ({error}); it is tried until it is",
+                    id.short()
+                );
+                Err(Refusal::new(Code::Overdue, detail))
+            }
+        }
+    }
+
+    /// Steps until the credential is contained or dead.
+    pub(super) async fn drive_credential(&self, id: CredentialId, reason: &str) -> Result<CredentialRow, NotEnded> {
+        for _ in 0..limits::CONFLICT_TRIES {
+            let row = self.ledger.reader().credential(id)?;
+            let row = row.ok_or_else(|| NotEnded::Defect(format!("there is no credential {id}")))?;
+            match row.state {
+                CredentialState::Intended | CredentialState::Live | CredentialState::Replacing => {
+                    self.begin_revoking(row, reason).await?;
+                }
+                CredentialState::Revoking => self.settle_revoking(row).await?,
+                CredentialState::Contained | CredentialState::Dead => return Ok(row),
+            }
+        }
+        Err(NotEnded::Contended)
+    }
+
+    async fn begin_revoking(&self, row: CredentialRow, reason: &str) -> Result<(), NotEnded> {
+        let row = revoke_row(row, EndCause::Revoked, self.clock.wall())?;
+        let mut event = self.about(Stage::Revoke, "started", &row)?;
+        event.cause = Some(EndCause::Revoked.as_str().to_owned());
+        let event = self.with_reason(event, reason)?;
+        let batch = Batch {
+            name: "revoke.begin",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![row.clone().into()],
+            events: vec![event],
+        };
+        if written(self.ledger.submit(batch)?.await)?.is_some() {
+            self.lists.revoke(slot(&row));
+            let revoked = v1::CredentialRevoked {
+                task_id: row.task.to_bytes().to_vec(),
+                credential_id: row.id.to_bytes().to_vec(),
+            };
+            self.fleet.push(&row.host, v1::Push { what: Some(v1::push::What::CredentialRevoked(revoked)) });
+        }
+        Ok(())
+    }
+
+    async fn settle_revoking(&self, mut row: CredentialRow) -> Result<(), NotEnded> {
+        let checked = self.contain(&mut row, self.clock.wall()).await?;
+        let event = self.listed_event(&row, &checked)?;
+        let batch = Batch {
+            name: "revoke.listed",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![row.clone().into()],
+            events: vec![event],
+        };
+        if written(self.ledger.submit(batch)?.await)?.is_some() {
+            self.uses.forget(row.id);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! The end by time: a credential whose expiry, and the leeway of verifiers, has passed is dead.
+
+use std::collections::BTreeMap;
+
+use ephor_proto::id::{CredentialId, TaskId};
+use ephor_proto::stage::Stage;
+use ephor_proto::state::Effect;
+use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
+use ephor_proto::state::task::{self, EndCause, TaskEvent, TaskState};
+use ephor_proto::time::UnixMillis;
+
+use super::{NotEnded, machine, slot, written};
+use crate::app::Broker;
+use crate::issue::dead_at;
+use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row};
+use crate::limits;
+
+impl Broker {
+    /// One tick of the expiry timers. A wall clock that is not believed stops it: what such a
+    /// clock calls expired may come back to life when the clock is put right.
+    pub async fn expire_due(&self) {
+        let Ok(now) = self.clock_guard.check() else { return };
+        loop {
+            // Ended ones are among them: to end a task twice changes nothing.
+            let ended = self.deadlines.due(now, limits::ENDS_AT_ONCE);
+            if ended.is_empty() {
+                break;
+            }
+            self.complete_tasks(ended, EndCause::Deadline).await;
+        }
+        loop {
+            let mut due = self.timers.due(now, limits::EXPIRIES_AT_ONCE);
+            if due.is_empty() {
+                return;
+            }
+            // Twice in one batch, a row would conflict with itself.
+            due.sort_unstable();
+            due.dedup();
+            let mut by_task: BTreeMap<TaskId, Vec<CredentialRow>> = BTreeMap::new();
+            for id in due {
+                match self.still_to_expire(id, now) {
+                    Ok(Some(row)) => by_task.entry(row.task).or_default().push(row),
+                    Ok(None) => {}
+                    Err(error) => self.expire_later(&[id], now, &error),
+                }
+            }
+            self.expire_together(by_task, now).await;
+        }
+    }
+
+    /// The row, if its time is over; a renewed one gets a new timer.
+    fn still_to_expire(&self, id: CredentialId, now: UnixMillis) -> Result<Option<CredentialRow>, NotEnded> {
+        let Some(row) = self.ledger.reader().credential(id)? else { return Ok(None) };
+        match row.state {
+            CredentialState::Dead => Ok(None),
+            // Its end is being proven, which makes it dead or asks again here.
+            CredentialState::Revoking | CredentialState::Intended => {
+                self.timers.set(id, now.saturating_add_millis(limits::EXPIRE_AGAIN_MILLIS));
+                Ok(None)
+            }
+            CredentialState::Live | CredentialState::Replacing | CredentialState::Contained => {
+                if now < dead_at(row.expires_at) {
+                    self.timers.set(id, dead_at(row.expires_at));
+                    return Ok(None);
+                }
+                Ok(Some(row))
+            }
+        }
+    }
+
+    /// One batch for each task, since the last of a task also writes its closing leaf; submitted
+    /// side by side so that they share commits.
+    async fn expire_together(&self, by_task: BTreeMap<TaskId, Vec<CredentialRow>>, now: UnixMillis) {
+        let mut submitted = Vec::new();
+        for (task, rows) in by_task {
+            let ids: Vec<CredentialId> = rows.iter().map(|row| row.id).collect();
+            match self.submit_expiry(task, rows, now) {
+                Ok((ticket, rows)) => submitted.push((ticket, rows)),
+                Err(error) => self.expire_later(&ids, now, &error),
+            }
+        }
+        for (ticket, rows) in submitted {
+            let ids: Vec<CredentialId> = rows.iter().map(|row| row.id).collect();
+            match written(ticket.await) {
+                Ok(Some(_)) => rows.iter().for_each(|row| {
+                    // Also for one that was never revoked: a clock that goes back must not revive it.
+                    self.lists.revoke(slot(row));
+                    self.uses.forget(row.id);
+                }),
+                Ok(None) => self.expire_later(&ids, now, &NotEnded::Contended),
+                Err(error) => self.expire_later(&ids, now, &error),
+            }
+        }
+    }
+
+    fn submit_expiry(
+        &self,
+        task: TaskId,
+        rows: Vec<CredentialRow>,
+        now: UnixMillis,
+    ) -> Result<(crate::ledger::Ticket, Vec<CredentialRow>), NotEnded> {
+        let mut dead = Vec::with_capacity(rows.len());
+        let mut events: Vec<NewEvent> = Vec::new();
+        for mut row in rows {
+            let was_live = row.state.is_usable();
+            let tick = CredentialEvent::Tick { outcome_due: UnixMillis::MAX };
+            row.state = credential::step(machine(&row), tick, now)?.0.state;
+            row.version += 1;
+            row.evidence = Some(format!("expired at {}, verifiers' leeway included at {now}", row.expires_at));
+            if was_live {
+                let mut event = self.about(Stage::Prove, "expired", &row)?;
+                event.used = Some(self.used(&row));
+                events.push(event.into());
+            }
+            dead.push(row);
+        }
+        let mut all_rows: Vec<Row> = dead.iter().cloned().map(Row::from).collect();
+        if let Some((closing, event)) = self.closing(task, &dead, now)? {
+            all_rows.push(closing);
+            events.push(event);
+        }
+        let batch =
+            Batch { name: "prove.expired", lane: Lane::Normal, require: Vec::new(), rows: all_rows, events };
+        Ok((self.ledger.submit(batch)?, dead))
+    }
+
+    /// The closing leaf, when `dead` holds the last contained ones of a closed task.
+    fn closing(
+        &self,
+        task: TaskId,
+        dead: &[CredentialRow],
+        now: UnixMillis,
+    ) -> Result<Option<(Row, NewEvent)>, NotEnded> {
+        let reader = self.ledger.reader();
+        let Some(mut row) = reader.task(task)? else { return Ok(None) };
+        let TaskState::Closed { contained: true, .. } = row.state else { return Ok(None) };
+        let mut all = reader.credentials_of(task)?;
+        for credential in &mut all {
+            if let Some(now_dead) = dead.iter().find(|dead| dead.id == credential.id) {
+                credential.clone_from(now_dead);
+            }
+        }
+        let contained = all.iter().any(|row| row.state == CredentialState::Contained);
+        let (state, effects) = task::step(row.state, TaskEvent::Settled { contained }, now)?;
+        if !effects.contains(Effect::WriteClosingLeaf) {
+            return Ok(None);
+        }
+        row.state = state;
+        row.version += 1;
+        let event = self.closing_event(&row, &all)?;
+        Ok(Some((Row::Task(row), event.into())))
+    }
+
+    fn expire_later(&self, ids: &[CredentialId], now: UnixMillis, error: &NotEnded) {
+        tracing::warn!(credentials = ids.len(), %error, "expired credentials could not be recorded as dead yet");
+        for id in ids {
+            self.timers.set(*id, now.saturating_add_millis(limits::EXPIRE_AGAIN_MILLIS));
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! At start: what is in memory is rebuilt from the store, and ends that hang are driven on.
+
+use std::collections::HashSet;
+
+use ephor_proto::state::credential::CredentialState;
+use ephor_proto::state::task::TaskState;
+
+use super::{Slot, Work};
+use crate::app::Broker;
+use crate::issue::dead_at;
+use crate::ledger::{CredentialFilter, ReadError};
+
+impl Broker {
+    /// Rebuilds lists and timers and finds unfinished ends. Call before anything is served.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn restore(&self) -> Result<(), ReadError> {
+        let reader = self.ledger.reader();
+        reader.listings(|listing| {
+            self.lists.restore(Slot { list: listing.list, index: listing.index }, listing.revoked);
+        })?;
+        reader.expiries(|expiry| self.timers.set(expiry.id, dead_at(expiry.at)))?;
+        drop(reader);
+        for task in self.ledger.reader().unclosed_tasks()? {
+            if let Some(deadline) = task.deadline {
+                self.deadlines.set(task.id, deadline);
+            }
+        }
+        self.find_unfinished()?;
+        tracing::info!(credentials = self.timers.len(), "status lists and timers rebuilt");
+        Ok(())
+    }
+
+    /// Puts every unfinished end of the store among those to drive.
+    pub(super) fn find_unfinished(&self) -> Result<(), ReadError> {
+        let now = self.clock.boottime();
+        let reader = self.ledger.reader();
+        let mut completing = HashSet::new();
+        for task in reader.unclosed_tasks()? {
+            if let TaskState::Completing(cause) = task.state {
+                completing.insert(task.id);
+                self.pending.add(Work::Task(task.id, cause), now);
+            }
+        }
+        let revoking = CredentialFilter { state: Some(CredentialState::Revoking), ..Default::default() };
+        for row in reader.credentials(&revoking)? {
+            // Those of a completing task end with it.
+            if !completing.contains(&row.task) {
+                self.pending.add(Work::Credential(row.id), now);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! The loops: expiry every second, unfinished ends as their backoff says, refusals and pruning now and
+//! then. Each tick is safe to run twice.
+
+use std::sync::Arc;
+
+use ephor_proto::event::Outcome;
+use ephor_proto::id::TaskId;
+use ephor_proto::stage::Stage;
+use ephor_proto::state::credential::CredentialState;
+
+use super::{Failed, NotEnded, Work, written};
+use crate::app::Broker;
+use crate::complete::{By, End};
+use crate::ledger::{Batch, CredentialRow, Lane};
+use crate::limits;
+
+const REASON: &str = "an earlier revocation was not finished";
+
+impl Broker {
+    /// Starts the loops in the broker's task group.
+    pub fn start_timers(self: &Arc<Self>) {
+        let broker = Arc::clone(self);
+        self.tasks.spawn_vital("revoke.sweep", async move {
+            while broker.tick(limits::SWEEP_TICK).await {
+                broker.sweep().await;
+            }
+        });
+        let broker = Arc::clone(self);
+        self.tasks.spawn_vital("prove.expire", async move {
+            while broker.tick(limits::EXPIRY_TICK).await {
+                broker.expire_due().await;
+            }
+        });
+        let broker = Arc::clone(self);
+        self.tasks.spawn_vital("request.refusals", async move {
+            while broker.tick(limits::REFUSAL_TICK).await {
+                broker.write_refusals(false).await;
+            }
+            broker.write_refusals(true).await;
+        });
+        let broker = Arc::clone(self);
+        self.tasks.spawn_vital("revoke.prune", async move {
+            while broker.tick(limits::PRUNE_TICK).await {
+                broker.prune_listings().await;
+            }
+        });
+    }
+
+    /// Waits for the next tick; false when the broker stops.
+    async fn tick(&self, wait: std::time::Duration) -> bool {
+        let stop = self.tasks.stop_token();
+        tokio::select! {
+            () = stop.cancelled() => false,
+            () = tokio::time::sleep(wait) => true,
+        }
+    }
+
+    /// Drives what is due, once. Tasks share commits; one that hangs does not hold up the others.
+    pub async fn sweep(&self) {
+        if self.pending.needs_scan()
+            && let Err(error) = self.find_unfinished()
+        {
+            tracing::warn!(%error, "unfinished ends could not be read from the store");
+        }
+        let mut ends = Vec::new();
+        for work in self.pending.due(self.clock.boottime(), limits::ENDS_AT_ONCE) {
+            match work {
+                Work::Task(task, cause) => ends.push(End { task, cause, by: By::Broker }),
+                Work::Credential(id) => {
+                    let outcome = self.drive_credential(id, REASON).await.map(drop);
+                    self.tried(Work::Credential(id), outcome).await;
+                }
+                Work::Doubtful(request) => {
+                    let outcome = self.resolve_doubt(request).await;
+                    self.tried(Work::Doubtful(request), outcome).await;
+                }
+            }
+        }
+        self.drive_together(ends).await;
+    }
+
+    async fn tried(&self, work: Work, outcome: Result<(), NotEnded>) {
+        let error = match outcome {
+            Ok(()) => return self.pending.done(&work),
+            Err(error) => error,
+        };
+        tracing::warn!(?work, %error, "an end is not proven yet");
+        let failed = self.pending.failed(&work, self.clock.boottime());
+        let Work::Credential(id) = work else { return };
+        let row = self.ledger.reader().credential(id);
+        if let (true, Ok(Some(row))) = (failed.is_overdue, row) {
+            self.flag(vec![row], &failed, &error).await;
+        }
+    }
+
+    /// Flags what of a task is still revoking as overdue.
+    pub(crate) async fn flag_overdue(&self, task: TaskId, failed: &Failed, error: &NotEnded) {
+        let rows = self.ledger.reader().credentials_of(task);
+        match rows {
+            Ok(rows) => self.flag(rows, failed, error).await,
+            Err(error) => tracing::warn!(%task, %error, "an overdue revocation could not be flagged"),
+        }
+    }
+
+    async fn flag(&self, rows: Vec<CredentialRow>, failed: &Failed, error: &NotEnded) {
+        let is_unflagged = |row: &CredentialRow| row.state == CredentialState::Revoking && row.overdue.is_none();
+        for mut row in rows.into_iter().filter(is_unflagged) {
+            row.version += 1;
+            row.overdue = Some(format!("{error}; tried {} times, tried on", failed.attempts));
+            if let Err(error) = self.write_flag(&row).await {
+                tracing::warn!(credential = %row.id, %error, "an overdue revocation could not be flagged");
+            }
+        }
+    }
+
+    async fn write_flag(&self, row: &CredentialRow) -> Result<(), NotEnded> {
+        let mut event = self.about(Stage::Revoke, "overdue", row)?;
+        event.outcome = Outcome::Failed;
+        event.cause = row.cause.map(|cause| cause.as_str().to_owned());
+        event.facts.insert("overdue".to_owned(), row.overdue.clone().unwrap_or_default());
+        let batch = Batch {
+            name: "revoke.overdue",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![row.clone().into()],
+            events: vec![event.into()],
+        };
+        written(self.ledger.submit(batch)?.await).map(drop)
+    }
+}

@@ -1,0 +1,153 @@
+//! `ephor demo`: the main job on this host, with real parts: a program gets a token, uses it,
+//! is killed without a goodbye, and a thief's copy of the token is refused.
+//!
+//! Every figure is measured and every line is checked before it is printed; a step that does
+//! not hold ends the tour with exit code 1. Nothing is left behind.
+
+mod app;
+mod scene;
+mod service;
+mod status_list;
+mod tour;
+mod web;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+pub use app::app_main;
+
+use super::dev::{Installation, interrupted};
+use crate::args;
+use crate::client::Peer;
+use crate::exit::{Failure, Outcome};
+use crate::show::to_stdout;
+use crate::signals::Signals;
+use crate::words::shell_quoted;
+use tour::Seen;
+
+/// Runs the tour.
+pub async fn demo(args: args::Demo) -> Outcome {
+    let signals = Signals::take()?;
+    ephor_crypto::tls::install();
+    if let Some(dir) = &args.keep {
+        check_keep(dir)?;
+    }
+    let scene = scene::Scene::make()?;
+    to_stdout(&format!(
+        "Real parts, nothing mocked: broker, agent and a service that checks tokens,\n\
+         all in {}, gone at the end. A thief copies every secret.\n\n",
+        scene.dir().display()
+    ));
+    let (layout, cast) = scene.into_parts()?;
+    let installation = tokio::select! {
+        started = Installation::start(layout, signals.mask_before()) => started?,
+        caught = signals.next_ending() => return Err(interrupted(caught)),
+    };
+    let outcome = tokio::select! {
+        outcome = whole(&installation, &cast, &signals, args.keep.as_deref()) => outcome,
+        caught = signals.next_ending() => Err(interrupted(caught)),
+        died = installation.died() => Err(died),
+    };
+    installation.stop().await;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn whole(
+    installation: &Installation,
+    cast: &scene::Cast,
+    signals: &Signals,
+    keep: Option<&Path>,
+) -> Result<(), Failure> {
+    let service = service::Service::open(installation).await?;
+    let seen = tokio::select! {
+        seen = tour::tour(installation, cast, &service, signals.mask_before()) => seen?,
+        never = service.serve() => match never {},
+    };
+    if let Some(dir) = keep {
+        let admin = Peer::broker_at(installation.layout().admin_socket());
+        super::audit::export(&admin, dir).await?;
+    }
+    to_stdout(&closing_lines(&seen, keep));
+    Ok(())
+}
+
+fn check_keep(dir: &Path) -> Result<(), Failure> {
+    let empty = match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(why) => why.kind() == std::io::ErrorKind::NotFound,
+    };
+    if empty {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "--keep {}: must be a directory that is empty or does not exist yet.",
+        dir.display()
+    )))
+}
+
+/// What to try next, in the form that works as this was started.
+fn closing_lines(seen: &Seen, keep: Option<&Path>) -> String {
+    let (outer, inner) = how_to_call();
+    let check = match keep {
+        Some(dir) => {
+            let dir = shell_quoted(&dir.display().to_string());
+            let key = shell_quoted(&seen.log_key);
+            format!("python3 {dir}/verify.py {dir} {} --key {key}", seen.task)
+        }
+        None => format!("{outer} demo --keep DIR"),
+    };
+    format!(
+        "\nCheck it without us:   {check}\nNow your own command:  {outer} dev -- {inner} token --audience billing\n"
+    )
+}
+
+/// How to call this program in a shell, and by a command that it starts.
+fn how_to_call() -> (String, String) {
+    let exe = std::env::current_exe().unwrap_or_default();
+    let here = std::env::current_dir().unwrap_or_default();
+    how_to_call_from(&exe, &here)
+}
+
+fn how_to_call_from(exe: &Path, here: &Path) -> (String, String) {
+    let profile = exe.parent().filter(|dir| {
+        dir.parent()
+            .is_some_and(|target| target.ends_with("target"))
+    });
+    let Some(profile) = profile
+        .and_then(Path::file_name)
+        .and_then(|name| name.to_str())
+    else {
+        return ("ephor".to_owned(), "ephor".to_owned());
+    };
+    let shown = exe.strip_prefix(here).unwrap_or(exe);
+    let outer = if profile == "release" {
+        "cargo run --release --"
+    } else {
+        "cargo run --"
+    };
+    (outer.to_owned(), shell_quoted(&shown.display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_to_be_run_can_be() {
+        let call = |exe: &str| how_to_call_from(Path::new(exe), Path::new("/src/ephor"));
+        let release = (
+            "cargo run --release --".to_owned(),
+            "target/release/ephor".to_owned(),
+        );
+        assert_eq!(call("/src/ephor/target/release/ephor"), release);
+        assert_eq!(call("/src/ephor/target/debug/ephor").0, "cargo run --");
+        assert_eq!(
+            call("/else/target/debug/ephor").1,
+            "/else/target/debug/ephor"
+        );
+        assert_eq!(
+            call("/usr/bin/ephor"),
+            ("ephor".to_owned(), "ephor".to_owned())
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! `ephor __demo-app`: the program of the tour. It asks for a token, makes one call with it,
+//! hands a copy to whoever reads its output (the thief), and lives on until it is killed.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ephor_proto::http::agent::{CredentialRequest, Credentials};
+use nix::sys::signal::SigSet;
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe::Receiver;
+use zeroize::Zeroizing;
+
+use super::scene::{ENTITLEMENT, PROGRAM};
+use super::web;
+use crate::client::Peer;
+use crate::clock::Stopwatch;
+use crate::exit::{Failure, Outcome};
+use crate::process::{Child, Command, Environment, Stdio};
+use crate::show::to_stdout;
+
+/// Longest wait for its one line.
+const SAID_MAX: Duration = Duration::from_secs(10);
+
+/// What the program says, in one line. Holds a secret: no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Said {
+    /// From its request to the token in its memory.
+    pub asked_to_delivered_micros: u64,
+    /// The whole answer of the agent.
+    pub answer: Credentials,
+    /// How the service answered its call.
+    pub status: u16,
+}
+
+/// `ephor __demo-app PORT AUDIENCE`
+pub async fn app_main(port: u16, audience: &str) -> Outcome {
+    let agent = Peer::agent();
+    let request = CredentialRequest {
+        entitlement: ENTITLEMENT.to_owned(),
+        ..CredentialRequest::default()
+    };
+    let asked = Stopwatch::start();
+    let answer: Credentials = agent.post("/v1/credentials", &request).await?;
+    let asked_to_delivered_micros = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let wanted = answer
+        .credentials
+        .iter()
+        .find(|one| one.audience.as_deref() == Some(audience));
+    let token = wanted.and_then(|one| one.token.as_deref());
+    let token = token
+        .ok_or_else(|| Failure::usage(format!("{ENTITLEMENT} gave no token for {audience}.")))?;
+    let status = charge(port, token).await?;
+    let said = Said {
+        asked_to_delivered_micros,
+        answer,
+        status,
+    };
+    let line = serde_json::to_string(&said).map_err(|why| Failure::local("cannot say it", why))?;
+    to_stdout(&Zeroizing::new(line + "\n"));
+    // Ends with the tour at the latest, whatever happens to that.
+    let _ = std::io::stdin().read(&mut [0]);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One call of the service; gives the status.
+///
+/// # Errors
+/// When the service cannot be reached.
+pub async fn charge(port: u16, token: &str) -> Result<u16, Failure> {
+    let bearer = format!("Bearer {token}");
+    let get = web::Get {
+        url: format!("http://127.0.0.1:{port}/charge"),
+        bearer: Some(bearer),
+    };
+    web::call(None, &get).await.map(|answer| answer.status)
+}
+
+/// The program, running; killed when dropped.
+pub struct App {
+    process: Child,
+    output: BufReader<Receiver>,
+    _stdin: OwnedFd,
+}
+
+impl App {
+    /// Starts `program` against the agent at `socket`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(
+        program: &Path,
+        socket: &Path,
+        port: u16,
+        audience: &str,
+        mask: SigSet,
+    ) -> Result<Self, Failure> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Failure::local(format!("cannot start {}", program.display()), why)
+        };
+        let (stdin, held) = pipe_with(PipeFlags::CLOEXEC).map_err(|why| failed(&why))?;
+        let (output, stdout) = pipe_with(PipeFlags::CLOEXEC).map_err(|why| failed(&why))?;
+        let mut environment = Environment::inherited();
+        environment.set(
+            "EPHOR_SOCKET",
+            std::os::unix::ffi::OsStrExt::as_bytes(socket.as_os_str()),
+        );
+        let argv: [OsString; 4] = [
+            PROGRAM.into(),
+            "__demo-app".into(),
+            port.to_string().into(),
+            audience.into(),
+        ];
+        let own_stderr = std::io::stderr();
+        let command = Command {
+            program: OsStr::new(program),
+            argv: &argv,
+            environment: &environment,
+            mask,
+            stdio: Some(Stdio {
+                stdin: stdin.as_fd(),
+                stdout: stdout.as_fd(),
+                stderr: own_stderr.as_fd(),
+            }),
+            own_group: true,
+        };
+        let process = command.spawn().map_err(|why| failed(&why.desc()))?;
+        rustix::io::ioctl_fionbio(&output, true).map_err(|why| failed(&why))?;
+        let output = Receiver::from_owned_fd(output).map_err(|why| failed(&why))?;
+        Ok(Self {
+            process,
+            output: BufReader::new(output),
+            _stdin: held,
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.process.pid().as_raw_nonzero().get()
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// When it ends or stays silent instead.
+    pub async fn said(&mut self) -> Result<Said, Failure> {
+        let mut line = Zeroizing::new(String::new());
+        let read = tokio::time::timeout(SAID_MAX, self.output.read_line(&mut line)).await;
+        match read {
+            Ok(Ok(1..)) => serde_json::from_str(&line)
+                .map_err(|why| Failure::local("the program said nonsense", why)),
+            Ok(Ok(0)) => Err(Failure::local(PROGRAM, "it ended without a word")),
+            Ok(Err(why)) => Err(Failure::local(PROGRAM, why)),
+            Err(_) => Err(Failure::local(
+                PROGRAM,
+                format!("it said nothing for {} s", SAID_MAX.as_secs()),
+            )),
+        }
+    }
+
+    /// `kill -9`
+    pub fn kill(&self) {
+        self.process.signal(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.process.kill_and_reap();
+    }
+}

@@ -1,0 +1,394 @@
+//! The tour itself, in the order of the nine stages. A line is printed when its step held.
+
+use std::time::Duration;
+
+use ephor_crypto::Secret;
+use ephor_proto::event::AuditEvent;
+use ephor_proto::http::admin::Record;
+use ephor_proto::http::agent::{Credential, Credentials};
+use ephor_proto::id::TaskId;
+use ephor_proto::log::{Receipt, VerifierKey, verify_receipt};
+use ephor_proto::time::UnixMillis;
+use nix::sys::signal::SigSet;
+
+use super::app::{self, App};
+use super::scene::{AUDIENCE, Cast, PROGRAM};
+use super::service::Service;
+use super::status_list::{Place, Verifier};
+use crate::client::Peer;
+use crate::clock::{self, Stopwatch};
+use crate::exit::{CHECK_FAILED, Failure};
+use crate::show::to_stdout;
+use crate::verb::dev::Installation;
+use crate::words::{span, time_of_day, took};
+
+/// Longest wait for a refusal: promise P2's "always".
+const REFUSED_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for the receipt after that.
+const RECEIPT_MAX: Duration = Duration::from_secs(5);
+/// Between two tries.
+const TRY_EVERY: Duration = Duration::from_millis(1);
+/// Last column of a measured time.
+const WIDTH: usize = 76;
+
+/// What the closing lines need.
+pub struct Seen {
+    /// The task of the program.
+    pub task: TaskId,
+    /// Verifier key of the log.
+    pub log_key: String,
+}
+
+/// Everything the steps share.
+struct Tour<'a> {
+    admin: Peer,
+    service: &'a Service,
+    verifier: Verifier,
+    log_key: VerifierKey,
+}
+
+/// A copy of the token, in the wrong hands.
+struct Thief {
+    token: Secret,
+    place: Place,
+}
+
+/// Walks through it.
+///
+/// # Errors
+/// The first step that did not hold.
+pub async fn tour(
+    installation: &Installation,
+    cast: &Cast,
+    service: &Service,
+    mask: SigSet,
+) -> Result<Seen, Failure> {
+    let log_key = installation.broker().log_key.clone();
+    let tour = Tour {
+        admin: Peer::broker_at(installation.layout().admin_socket()),
+        service,
+        verifier: Verifier::new(&installation.broker().issuer, &service.keys().await?)?,
+        log_key: log_key
+            .parse()
+            .map_err(|why| Failure::local("the log's key", why))?,
+    };
+    let mut app = App::start(
+        &cast.program,
+        &installation.layout().socket(),
+        service.port(),
+        AUDIENCE,
+        mask,
+    )?;
+    stage(
+        "request",
+        &format!("{PROGRAM} (pid {}) asks for a token", app.pid()),
+        None,
+    );
+    let said = app.said().await?;
+    let task = said.answer.task;
+    let credential = tour.issued(&said.answer).await?;
+    let thief = tour.deliver(said).await?;
+
+    aside(
+        &format!("$ kill -9 {}", app.pid()),
+        "no goodbye from the program",
+    );
+    let killed_at = clock::wall();
+    let killed = Stopwatch::start();
+    app.kill();
+    tour.refused(&thief).await?;
+    let refused = killed.elapsed();
+    tour.ended(task, &credential, killed_at, refused).await?;
+    drop(app);
+    Ok(Seen { task, log_key })
+}
+
+/// The issued credential without its secret.
+struct Issued {
+    expires_at: UnixMillis,
+}
+
+impl Tour<'_> {
+    /// Attest, decide, approve, issue: from the audit log, where each was recorded first.
+    async fn issued(&self, answer: &Credentials) -> Result<Issued, Failure> {
+        let records = self.records(answer.task).await?;
+        let attested = find(&records, "attest.task_opened")?.1;
+        stage("attest", &attested_line(&attested)?, None);
+        let decided = find(&records, "decide.allowed")?.1;
+        stage(
+            "decide",
+            &format!(
+                "allowed by {}, owner {}",
+                fact(&decided, "rule")?,
+                owner(&decided)
+            ),
+            None,
+        );
+        held(
+            decided.approval.is_some(),
+            "the decision has no approval on record",
+        )?;
+        stage("approve", "by rule; no person needed for this", None);
+        let (leaf, issued) = find(&records, "issue.recorded")?;
+        let credential = token_of(answer)?;
+        let part = issued.credential.as_ref();
+        held(
+            part.is_some_and(|part| part.id == credential.id),
+            "another credential was recorded than delivered",
+        )?;
+        stage(
+            "issue",
+            &format!("recorded first (leaf {leaf}), then made"),
+            None,
+        );
+        let life = part.map_or_else(String::new, |part| span(part.issued_at, part.expires_at));
+        let until = time_of_day(credential.expires_at);
+        let id = credential.id.short();
+        line(&format!(
+            "  token  jti {id:16}until {until} ({life}: {})",
+            credential.capped_by
+        ));
+        Ok(Issued {
+            expires_at: credential.expires_at,
+        })
+    }
+
+    /// The program used it; the thief has a copy, and it works.
+    async fn deliver(&self, said: app::Said) -> Result<Thief, Failure> {
+        held(
+            said.status == 200,
+            &format!("the program's call was answered {}", said.status),
+        )?;
+        let mut answer = said.answer;
+        let token = answer
+            .credentials
+            .iter_mut()
+            .find_map(|one| one.token.take())
+            .unwrap_or_default();
+        let place = self.verifier.place(&token, AUDIENCE)?;
+        held(
+            !self.verifier.is_listed(&place).await?,
+            "the token was listed from the start",
+        )?;
+        let copy = app::charge(self.service.port(), &token).await?;
+        held(
+            copy == 200,
+            &format!("the thief's copy was answered {copy} while the program lived"),
+        )?;
+        let time = Duration::from_micros(said.asked_to_delivered_micros);
+        stage(
+            "deliver",
+            "used: 1 call answered 200; the thief's copy works as well",
+            Some(took(time)),
+        );
+        Ok(Thief {
+            token: Secret::from_string(token),
+            place,
+        })
+    }
+
+    /// Until the service refuses the copy and a fresh list shows it.
+    async fn refused(&self, thief: &Thief) -> Result<(), Failure> {
+        let token = thief
+            .token
+            .expose_str()
+            .map_err(|why| Failure::local("the token", why))?;
+        let at_service = async {
+            while app::charge(self.service.port(), token).await? != 401 {
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+            Ok::<(), Failure>(())
+        };
+        let on_list = async {
+            while !self.verifier.is_listed(&thief.place).await? {
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+            Ok::<(), Failure>(())
+        };
+        let both = async { tokio::try_join!(at_service, on_list).map(|((), ())| ()) };
+        match tokio::time::timeout(REFUSED_MAX, both).await {
+            Ok(done) => done,
+            Err(_) => Err(not_held(&format!(
+                "the thief's copy still works {} s after kill -9",
+                REFUSED_MAX.as_secs()
+            ))),
+        }?;
+        held(
+            !self.service.is_active(token).await?,
+            "introspection calls the copy active",
+        )
+    }
+
+    /// Complete, revoke, prove: what the log says of them, and the receipt.
+    async fn ended(
+        &self,
+        task: TaskId,
+        issued: &Issued,
+        at: UnixMillis,
+        refused: Duration,
+    ) -> Result<(), Failure> {
+        let receipt = self.receipt(task).await?;
+        let verified = verify_receipt(&receipt, &self.log_key, |key, message, signature| {
+            ephor_crypto::ed25519::verify(key, message, signature)
+        });
+        let verified =
+            verified.map_err(|why| not_held(&format!("the receipt does not verify: {why}")))?;
+        held(
+            verified.event.task == Some(task),
+            "the receipt is of another task",
+        )?;
+        let records = self.records(task).await?;
+        let (_, complete) = records
+            .iter()
+            .find(|(_, event)| event.event_type.starts_with("complete."))
+            .cloned()
+            .ok_or_else(|| not_held("the log has no end of the task"))?;
+        let (_, listed) = find(&records, "revoke.listed")?;
+        held(
+            complete.cause.as_deref() == Some("exited"),
+            &format!("the task ended as {:?}", complete.cause),
+        )?;
+        let noticed = Duration::from_millis(complete.time.millis_since(at));
+        stage(
+            "complete",
+            "the kernel reported the exit",
+            Some(took(noticed)),
+        );
+        let revoked = Duration::from_millis(listed.time.millis_since(complete.time));
+        stage(
+            "revoke",
+            "token listed, and refused by introspection",
+            Some(took(revoked)),
+        );
+        let rest = refused.saturating_sub(noticed + revoked);
+        stage("prove", "the thief tries his copy", Some(took(rest)));
+        let totals = verified.event.totals.unwrap_or_default();
+        held(
+            (totals.dead, totals.listed) == (0, 1),
+            &format!("the receipt counts {totals:?}"),
+        )?;
+        line("  token  introspection says active=false               listed");
+        line("  token  its bit is set in a freshly fetched list      listed");
+        let id = task.receipt().short();
+        line(&format!(
+            "1 listed {} after kill -9.  Receipt {id}.",
+            took(refused)
+        ));
+        line(&format!(
+            "Receipt verified: leaf {} of {}, signed by the log.",
+            receipt.index,
+            verified.checkpoint.size()
+        ));
+        let until = time_of_day(issued.expires_at);
+        line(&format!(
+            "Limit: a verifier that never asks us takes the token to {until}."
+        ));
+        Ok(())
+    }
+
+    async fn receipt(&self, task: TaskId) -> Result<Receipt, Failure> {
+        let target = format!("/v1/tasks/{task}/receipt");
+        let there = async {
+            loop {
+                if let Ok(receipt) = self.admin.read::<Receipt>(&target).await {
+                    return receipt;
+                }
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+        };
+        let receipt = tokio::time::timeout(RECEIPT_MAX, there).await;
+        receipt.map_err(|_| not_held(&format!("no receipt after {} s", RECEIPT_MAX.as_secs())))
+    }
+
+    async fn records(&self, task: TaskId) -> Result<Vec<(u64, AuditEvent)>, Failure> {
+        let records: Vec<Record> = self.admin.read(&format!("/v1/audit/{task}")).await?;
+        let event = |record: Record| {
+            let event = serde_json::from_value(record.event);
+            event
+                .map(|event| (record.index, event))
+                .map_err(|why| Failure::local("the audit log", why))
+        };
+        records.into_iter().map(event).collect()
+    }
+}
+
+fn attested_line(event: &AuditEvent) -> Result<String, Failure> {
+    let uid = fact(event, "uid")?;
+    let sha256 = fact(event, "exe_sha256")?;
+    let sha256 = sha256.get(..8).unwrap_or(&sha256);
+    Ok(format!(
+        "uid {uid}, exe sha256:{sha256}, held by {}",
+        fact(event, "held_by")?
+    ))
+}
+
+fn owner(event: &AuditEvent) -> String {
+    let owner = event
+        .owner
+        .as_ref()
+        .and_then(|owner| serde_json::to_value(owner).ok());
+    owner
+        .and_then(|owner| owner.as_str().map(str::to_owned))
+        .unwrap_or_else(|| "on record".to_owned())
+}
+
+fn token_of(answer: &Credentials) -> Result<&Credential, Failure> {
+    answer
+        .credentials
+        .first()
+        .ok_or_else(|| not_held("nothing was delivered"))
+}
+
+fn find(records: &[(u64, AuditEvent)], event_type: &str) -> Result<(u64, AuditEvent), Failure> {
+    let found = records
+        .iter()
+        .find(|(_, event)| event.event_type == event_type);
+    found
+        .cloned()
+        .ok_or_else(|| not_held(&format!("the log has no {event_type} of this task")))
+}
+
+fn fact(event: &AuditEvent, name: &str) -> Result<String, Failure> {
+    let known = event.facts.get(name).cloned();
+    known.ok_or_else(|| not_held(&format!("{} does not say {name}", event.event_type)))
+}
+
+fn held(holds: bool, otherwise: &str) -> Result<(), Failure> {
+    if holds {
+        Ok(())
+    } else {
+        Err(not_held(otherwise))
+    }
+}
+
+fn not_held(what: &str) -> Failure {
+    Failure::new(
+        CHECK_FAILED,
+        format!("invalid: this step did not hold: {what}."),
+    )
+}
+
+fn stage(name: &str, text: &str, time: Option<String>) {
+    let start = format!("  {name:8}  {text}");
+    to_stdout(&match time {
+        Some(time) => format!(
+            "{start}{time:>rest$}\n",
+            rest = WIDTH
+                .saturating_sub(start.chars().count())
+                .max(time.len() + 2)
+        ),
+        None => format!("{start}\n"),
+    });
+}
+
+fn line(text: &str) {
+    to_stdout(&format!("            {text}\n"));
+}
+
+fn aside(command: &str, remark: &str) {
+    let start = format!("  {command}");
+    let rest = WIDTH
+        .saturating_sub(start.chars().count())
+        .max(remark.len() + 2);
+    to_stdout(&format!("\n{start}{remark:>rest$}\n\n"));
+}

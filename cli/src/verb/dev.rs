@@ -1,0 +1,130 @@
+//! `ephor dev`: broker and agent on this host, as processes of their own, with everything in
+//! one directory. For a laptop, a test or a tour; any number at once, as an ordinary user.
+
+mod daemon;
+mod installation;
+mod layout;
+
+use std::ffi::{OsStr, OsString};
+use std::process::ExitCode;
+
+pub use installation::Installation;
+pub use layout::{Layout, PolicyFrom};
+
+use crate::args;
+use crate::exit::{Failure, Outcome};
+use crate::process::{Child, Command, Environment, SELF};
+use crate::show::{to_stderr, to_stdout};
+use crate::signals::{Caught, Signals};
+use crate::words::shell_quoted;
+
+/// Starts both, then waits for the end: of the command, or by a signal.
+pub async fn dev(args: args::Dev) -> Outcome {
+    let signals = Signals::take()?;
+    let policy = match args.policy {
+        Some(dir) => PolicyFrom::Directory(dir),
+        None => PolicyFrom::File("dev.toml", built_in_policy()),
+    };
+    let layout = Layout::make(args.dir.as_deref(), "ephor-dev.")?.with_policy(policy)?;
+    let starting = Installation::start(layout, signals.mask_before());
+    let installation = tokio::select! {
+        started = starting => started?,
+        caught = signals.next_ending() => return Err(interrupted(caught)),
+    };
+    let outcome = if args.command.is_empty() {
+        serve(&installation, &signals).await
+    } else {
+        one_command(&installation, &signals, &args.command).await
+    };
+    installation.stop().await;
+    outcome
+}
+
+/// The policy of one user on a laptop.
+pub fn built_in_policy() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    ephor_broker::policy::dev_policy(uid, &user_name(uid))
+}
+
+/// Login name of a uid, or the empty text where it has none.
+pub fn user_name(uid: u32) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid));
+    user.ok()
+        .flatten()
+        .map(|user| user.name)
+        .unwrap_or_default()
+}
+
+/// What a signal before the end of the start says.
+pub fn interrupted(caught: std::io::Result<Caught>) -> Failure {
+    match caught {
+        Ok(caught) => {
+            let code = 128_u8.saturating_add(u8::try_from(caught.signal as i32).unwrap_or(0));
+            Failure::new(code, format!("interrupted: {}: stopped.", caught.signal))
+        }
+        Err(why) => Failure::local("cannot read signals", why),
+    }
+}
+
+async fn serve(installation: &Installation, signals: &Signals) -> Outcome {
+    let env = installation.layout().env_file();
+    to_stderr(&format!(
+        "ephor: for a shell:  . {}\n",
+        shell_quoted(&env.display().to_string())
+    ));
+    to_stdout("ready\n")?;
+    tokio::select! {
+        caught = signals.next_ending() => caught
+            .map(|_| ExitCode::SUCCESS)
+            .map_err(|why| Failure::local("cannot read signals", why)),
+        died = installation.died() => Err(died),
+    }
+}
+
+async fn one_command(
+    installation: &Installation,
+    signals: &Signals,
+    command: &[OsString],
+) -> Outcome {
+    let mut environment = Environment::inherited();
+    for (name, value) in installation.variables() {
+        environment.set(name, value.as_bytes());
+    }
+    // A process of its own: it is the reaper of its command's children, we are not.
+    let mut argv: Vec<OsString> = vec!["ephor".into(), "run".into(), "--".into()];
+    argv.extend_from_slice(command);
+    let run = Command {
+        program: OsStr::new(SELF),
+        argv: &argv,
+        environment: &environment,
+        mask: signals.mask_before(),
+        stdio: None,
+        own_group: false,
+    };
+    let run = run
+        .spawn()
+        .map_err(|why| Failure::local("cannot start `ephor run`", why.desc()))?;
+    tokio::select! {
+        code = until_end(&run, signals) => code.map(ExitCode::from),
+        died = installation.died() => {
+            run.signal(nix::sys::signal::Signal::SIGTERM);
+            let _ = run.wait().await;
+            Err(died)
+        }
+    }
+}
+
+async fn until_end(run: &Child, signals: &Signals) -> Result<u8, Failure> {
+    let failed = |why| Failure::local("cannot wait for `ephor run`", why);
+    loop {
+        tokio::select! {
+            exit = run.wait() => return exit.map(|exit| exit.shell_code()).map_err(failed),
+            caught = signals.next() => {
+                let caught = caught.map_err(failed)?;
+                if !caught.to_group && caught.signal != nix::sys::signal::Signal::SIGCHLD {
+                    run.signal(caught.signal);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Where everything of one installation lies, below one directory that is ours alone.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use crate::exit::Failure;
+
+/// `sun_path` without its final zero (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Where the policy comes from.
+pub enum PolicyFrom {
+    /// A directory of the user's.
+    Directory(PathBuf),
+    /// One file of this name and text, in a directory of ours.
+    File(&'static str, String),
+}
+
+/// The directory, locked for this process.
+pub struct Layout {
+    dir: PathBuf,
+    policy: PathBuf,
+    /// Held open: another `ephor dev` in the same directory is refused.
+    _lock: OwnedFd,
+    /// Removes the directory at the end when it was made by us without a name.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl Layout {
+    /// In `dir`, which is made if it is missing, or else in a temporary directory whose name
+    /// begins with `prefix`.
+    ///
+    /// # Errors
+    /// When the directory cannot be ours alone, or its name is too long for a socket.
+    pub fn make(dir: Option<&Path>, prefix: &str) -> Result<Self, Failure> {
+        let (dir, temporary) = match dir {
+            Some(dir) => {
+                let dir =
+                    std::path::absolute(dir).map_err(|why| Failure::local(dir.display(), why))?;
+                (dir, None)
+            }
+            None => {
+                let made = tempfile::Builder::new().prefix(prefix).tempdir();
+                let made =
+                    made.map_err(|why| Failure::local("cannot make a temporary directory", why))?;
+                (made.path().to_owned(), Some(made))
+            }
+        };
+        check_name(&dir)?;
+        private(&dir)?;
+        let lock = lock(&dir)?;
+        let policy = dir.join("policy");
+        Ok(Self {
+            dir,
+            policy,
+            _lock: lock,
+            _temporary: temporary,
+        })
+    }
+
+    /// Takes the policy from there.
+    ///
+    /// # Errors
+    /// When the directory does not exist, or the file cannot be written.
+    pub fn with_policy(mut self, from: PolicyFrom) -> Result<Self, Failure> {
+        match from {
+            PolicyFrom::Directory(given) => {
+                let absolute = std::fs::canonicalize(&given);
+                self.policy = absolute.map_err(|why| {
+                    Failure::config(format!("--policy {}: {why}", given.display()))
+                })?;
+            }
+            PolicyFrom::File(name, text) => {
+                let failed =
+                    |why| Failure::local(format!("cannot write {}", self.policy.display()), why);
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&self.policy)
+                    .map_err(failed)?;
+                write_private(&self.policy.join(name), &text).map_err(failed)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Directory of policy files.
+    pub fn policy(&self) -> &Path {
+        &self.policy
+    }
+
+    /// Shell-sourceable variables; there only while both serve.
+    pub fn env_file(&self) -> PathBuf {
+        self.dir.join("env")
+    }
+
+    /// The broker's store.
+    pub fn broker_state(&self) -> PathBuf {
+        self.dir.join("broker")
+    }
+
+    /// The CA's certificate.
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.join("broker/ca.pem")
+    }
+
+    /// The agent's identity and journal.
+    pub fn agent_state(&self) -> PathBuf {
+        self.dir.join("agent")
+    }
+
+    /// Says that the agent has joined.
+    pub fn joined(&self) -> PathBuf {
+        self.dir.join("agent.joined")
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.dir)
+    }
+
+    /// The broker's admin socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        admin_socket(&self.dir)
+    }
+
+    /// Settings, log or ready file of a daemon: `broker.toml`, `agent.log`.
+    pub fn file(&self, what: &str, extension: &str) -> PathBuf {
+        self.dir.join(format!("{what}.{extension}"))
+    }
+
+    /// Writes a file of ours (0600), whole or not at all.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path, text: &str) -> Result<(), Failure> {
+        write_private(path, text)
+            .map_err(|why| Failure::local(format!("cannot write {}", path.display()), why))
+    }
+}
+
+fn socket(dir: &Path) -> PathBuf {
+    dir.join("agent.sock")
+}
+
+fn admin_socket(dir: &Path) -> PathBuf {
+    dir.join("broker-admin.sock")
+}
+
+fn check_name(dir: &Path) -> Result<(), Failure> {
+    if dir
+        .to_str()
+        .is_none_or(|text| text.contains(char::is_control))
+    {
+        return Err(Failure::usage(format!(
+            "{}: the directory's name must be plain UTF-8.",
+            dir.display()
+        )));
+    }
+    for socket in [socket(dir), admin_socket(dir)] {
+        let length = socket.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            return Err(Failure::usage(format!(
+                "{} has {length} bytes, a socket's path at most {SOCKET_PATH_MAX}.\n\
+                 Choose a shorter --dir; nothing was made.",
+                socket.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directory, or checks that nobody else can reach into the one that is there.
+fn private(dir: &Path) -> Result<(), Failure> {
+    let failed = |why: &dyn std::fmt::Display| Failure::local(dir.display(), why);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|why| failed(&why))?;
+    let known = std::fs::metadata(dir).map_err(|why| failed(&why))?;
+    if known.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Failure::usage(format!(
+            "{} is not yours; choose another --dir.",
+            dir.display()
+        )));
+    }
+    if known.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let empty = std::fs::read_dir(dir)
+        .map_err(|why| failed(&why))?
+        .next()
+        .is_none();
+    if !empty {
+        let dir = dir.display();
+        return Err(Failure::usage(format!(
+            "others may reach into {dir}; first: chmod 700 {dir}"
+        )));
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .map_err(|why| failed(&why))
+}
+
+fn lock(dir: &Path) -> Result<OwnedFd, Failure> {
+    let path = dir.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path);
+    let file = OwnedFd::from(file.map_err(|why| Failure::local(path.display(), why))?);
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::usage(format!(
+            "{} is in use by another `ephor dev`.",
+            dir.display()
+        ))),
+        Err(why) => Err(Failure::local(path.display(), why)),
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path).map_err(|why| why.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn make(dir: &Path) -> Result<Layout, Failure> {
+        Layout::make(Some(dir), "x")?.with_policy(PolicyFrom::File("dev.toml", "# policy\n".into()))
+    }
+
+    fn refusal(dir: &Path) -> String {
+        match make(dir) {
+            Ok(_) => panic!("{} was taken", dir.display()),
+            Err(failure) => failure.message,
+        }
+    }
+
+    #[test]
+    fn made_privately_and_for_one_at_a_time() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("a/b");
+        let layout = make(&dir).unwrap();
+        assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(dir.join("policy/dev.toml"))
+                .unwrap()
+                .mode()
+                & 0o777,
+            0o600
+        );
+        assert!(refusal(&dir).contains("in use"));
+        drop(layout);
+        assert!(make(&dir).is_ok(), "and again afterwards");
+        assert!(dir.exists());
+    }
+
+    #[test]
+    fn a_temporary_one_goes() {
+        let layout = Layout::make(None, "ephor-test.").unwrap();
+        let dir = layout.dir().to_owned();
+        assert!(dir.is_dir());
+        drop(layout);
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_name_too_long_for_a_socket_makes_nothing() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("d".repeat(100));
+        assert!(refusal(&dir).contains("at most 107"));
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn others_may_not_reach_in() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("open");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        drop(make(&dir).unwrap());
+        assert_eq!(
+            std::fs::metadata(&dir).unwrap().mode() & 0o777,
+            0o700,
+            "an empty one is closed"
+        );
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(refusal(&dir).contains("chmod 700"));
+    }
+}

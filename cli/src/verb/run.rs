@@ -1,0 +1,363 @@
+//! `ephor run`: a command as a task. What it asks for is fetched before it starts, kept
+//! fresh while it runs, and revoked when it ends, with the receipt.
+//!
+//! Never between the command and its terminal: standard input, output and the terminal's
+//! own signals are the command's.
+
+mod fetch;
+mod files;
+mod cleaner;
+mod keep;
+mod tree;
+mod ending;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+use ephor_proto::cred::As;
+use ephor_proto::http::agent::{TaskOpen, TaskOpened, Whoami};
+use ephor_proto::id::TaskId;
+use nix::errno::Errno;
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+use crate::args;
+use crate::client::Peer;
+use crate::clock;
+use crate::cred::{Wanted, Wants};
+use crate::exit::{Failure, Outcome};
+use crate::process::{Child, Command, Environment};
+use crate::show::to_stderr;
+use crate::signals::Signals;
+use crate::words::{plural, span, time_of_day};
+
+pub use cleaner::cleaner_main;
+use ending::{Ended, Report};
+use fetch::Fetched;
+use files::TaskDir;
+use keep::{Keeper, Kept};
+
+/// Opens a task, runs the command in it, and ends it.
+pub async fn run(args: args::Run) -> Outcome {
+    let mut report = Report::default();
+    let outcome = in_task(&args, &mut report).await;
+    if let Some(path) = &args.report {
+        report.write(path, &outcome)?;
+    }
+    outcome.map(ExitCode::from)
+}
+
+async fn in_task(args: &args::Run, report: &mut Report) -> Result<u8, Failure> {
+    let wants = Wants::collect(&args.env, args.env_file.as_deref())?;
+    let signals = Signals::take()?;
+    let agent = Peer::agent();
+    let task = unless_ended(&signals, open(&agent)).await?;
+    report.task = Some(task);
+    let prepared = unless_ended(&signals, prepare(&agent, task, &wants, args)).await;
+    let (mut prepared, child) = match prepared.and_then(|prepared| start(prepared, &signals, args))
+    {
+        Ok(started) => started,
+        Err(failure) => return Err(ending::give_up(&agent, task, failure, report).await),
+    };
+    let cleaner = prepared.files.as_ref().map(|files| files.cleaner.pid());
+    let dir = prepared.files.as_ref().map(|files| &files.dir);
+    let mut keeper = Keeper::new(&agent, task, dir, std::mem::take(&mut prepared.kept));
+    let exit = tree::supervise(&child, cleaner, &signals, &mut keeper, args.wait_tree).await?;
+    let ended = keeper.into_ended();
+    let stopwatch = clock::Stopwatch::start();
+    if let Some(files) = prepared.files {
+        files.remove().await;
+    }
+    let ended = Ended {
+        exit,
+        before: ended,
+        issued: prepared.issued,
+        stopwatch,
+    };
+    Ok(ending::complete(&agent, task, &ended, report).await)
+}
+
+/// What the command is started with.
+struct Prepared {
+    environment: Environment,
+    files: Option<Files>,
+    /// Open until the command has its copies.
+    memory: Vec<OwnedFd>,
+    kept: Vec<Kept>,
+    issued: usize,
+}
+
+/// Files of the task, and the process that removes them if we cannot.
+struct Files {
+    dir: TaskDir,
+    cleaner: cleaner::Cleaner,
+}
+
+impl Files {
+    fn make(task: TaskId) -> Result<Self, Failure> {
+        let place = files::place(task)?;
+        let cleaner = cleaner::Cleaner::start(&place)?;
+        Ok(Self {
+            dir: TaskDir::create(place)?,
+            cleaner,
+        })
+    }
+
+    async fn remove(self) {
+        drop(self.dir);
+        self.cleaner.finish().await;
+    }
+}
+
+/// The work, or an error as soon as somebody asks us to end.
+async fn unless_ended<T>(
+    signals: &Signals,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        done = work => done,
+        caught = signals.next_ending() => {
+            let caught = caught.map_err(|why| Failure::local("cannot read signals", why))?;
+            let code = 128_u8.saturating_add(u8::try_from(caught.signal as i32).unwrap_or(0));
+            Err(Failure::new(code, format!("interrupted: {}: the command was not started.", caught.signal)))
+        }
+    }
+}
+
+async fn open(agent: &Peer) -> Result<TaskId, Failure> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())
+        .map_err(|why| Failure::local("cannot open a descriptor of this process", why))?;
+    let opened: TaskOpened = agent
+        .post_with_fd("/v1/tasks", &TaskOpen::default(), own)
+        .await?;
+    Ok(opened.task)
+}
+
+async fn prepare(
+    agent: &Peer,
+    task: TaskId,
+    wants: &Wants,
+    args: &args::Run,
+) -> Result<Prepared, Failure> {
+    let mut environment = Environment::inherited();
+    let socket = std::path::absolute(agent.path()).unwrap_or_else(|_| agent.path().to_owned());
+    environment.set(
+        "EPHOR_SOCKET",
+        std::os::unix::ffi::OsStrExt::as_bytes(socket.as_os_str()),
+    );
+    environment.set("EPHOR_TASK", task.to_string().as_bytes());
+    let mut fetched = Vec::new();
+    for wanted in &wants.list {
+        let one = fetch::fetch(agent, wanted, args.reason.as_deref()).await;
+        fetched.push(one.map_err(|failure| failure.about(&wanted.name))?);
+    }
+    let mut prepared = Prepared {
+        environment,
+        files: None,
+        memory: Vec::new(),
+        kept: Vec::new(),
+        issued: fetched.len(),
+    };
+    let needs_files = wants
+        .list
+        .iter()
+        .any(|wanted| wanted.cred.delivery() == As::File);
+    if needs_files {
+        prepared.files = Some(Files::make(task)?);
+    }
+    let mut lines = header(agent, task, wants).await;
+    let columns = Columns::of(&wants.list);
+    for (wanted, one) in wants.list.iter().zip(fetched) {
+        let how = deliver(&mut prepared, wanted, one, args.reason.as_deref())?;
+        lines.push_str(&columns.line(wanted, &how));
+    }
+    lines.push_str(&stale_warning(&wants.list));
+    to_stderr(&lines);
+    Ok(prepared)
+}
+
+/// Puts one credential where the command will look for it; says so in words.
+fn deliver(
+    prepared: &mut Prepared,
+    wanted: &Wanted,
+    one: Fetched,
+    reason: Option<&str>,
+) -> Result<String, Failure> {
+    let now = clock::wall();
+    let life = one
+        .life
+        .map_or_else(|| span(now, one.expires_at), |life| life.to_string());
+    match wanted.cred.delivery() {
+        As::Env => {
+            prepared.environment.set(&wanted.name, one.token.expose());
+            Ok(format!(
+                "{life} {}, until {}",
+                one.word(),
+                time_of_day(one.expires_at)
+            ))
+        }
+        As::Fd => {
+            let fd = in_memory(&wanted.name, one.token.expose()).map_err(|why| {
+                Failure::local(format!("{}: cannot make a descriptor", wanted.name), why)
+            })?;
+            let path = format!("/dev/fd/{}", fd.as_raw_fd());
+            prepared.environment.set(&wanted.name, path.as_bytes());
+            prepared.memory.push(fd);
+            Ok(format!(
+                "{life} {} in {path}, until {}",
+                one.word(),
+                time_of_day(one.expires_at)
+            ))
+        }
+        As::File => {
+            let Some(files) = &prepared.files else {
+                return Err(Failure::local(&wanted.name, "no directory for its file"));
+            };
+            let path = files.dir.write(&wanted.name, one.token.expose())?;
+            let every = span(now, one.refresh_at);
+            prepared.environment.set(
+                &wanted.name,
+                std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()),
+            );
+            let word = one.word();
+            prepared
+                .kept
+                .push(Kept::new(wanted.clone(), reason.map(str::to_owned), &one));
+            Ok(format!("{life} {word}, file rewritten every {every}"))
+        }
+    }
+}
+
+/// A sealed memory file with these bytes, which a child inherits under the same number.
+fn in_memory(name: &str, bytes: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::ALLOW_SEALING)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&fd, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0))?;
+    rustix::fs::fcntl_add_seals(
+        &fd,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(fd)
+}
+
+async fn header(agent: &Peer, task: TaskId, wants: &Wants) -> String {
+    // Only wording: a command runs as well when nobody can say who it is.
+    let who = match agent.read::<Whoami>("/v1/whoami").await {
+        Ok(known) => format!("{} on {}, ", subjects(&known), known.host),
+        Err(_) => String::new(),
+    };
+    let names = plural(wants.list.len(), "name");
+    let from = match &wants.file {
+        Some(file) => format!("{}, {names}", file.display()),
+        None => names,
+    };
+    format!("ephor: {who}task {} ({from})\n", task.short())
+}
+
+fn subjects(known: &Whoami) -> String {
+    let prefix = format!("spiffe://{}/", known.trust_domain);
+    let short = |id: &String| id.strip_prefix(&prefix).unwrap_or(id).to_owned();
+    match known.subjects.as_slice() {
+        [] => format!("{}, who matches no workload,", known.evidence.user),
+        several => several.iter().map(short).collect::<Vec<_>>().join(" or "),
+    }
+}
+
+/// Widths that align the lines about names.
+struct Columns {
+    name: usize,
+    what: usize,
+}
+
+impl Columns {
+    fn of(list: &[Wanted]) -> Self {
+        let widest = |text: fn(&Wanted) -> String| {
+            list.iter()
+                .map(|w| text(w).chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        Self {
+            name: widest(|w| w.name.clone()),
+            what: widest(Wanted::what),
+        }
+    }
+
+    fn line(&self, wanted: &Wanted, how: &str) -> String {
+        format!(
+            "ephor: {:name$}  {:what$}  {how}\n",
+            wanted.name,
+            wanted.what(),
+            name = self.name,
+            what = self.what
+        )
+    }
+}
+
+fn stale_warning(list: &[Wanted]) -> String {
+    let stale = |wanted: &&Wanted| wanted.cred.delivery() != As::File;
+    let names: Vec<&str> = list
+        .iter()
+        .filter(stale)
+        .map(|wanted| wanted.name.as_str())
+        .collect();
+    match names.as_slice() {
+        [] => String::new(),
+        names => format!(
+            "ephor: {} goes stale: it is renewed, but a running program keeps what it was started with.\n       \
+             A program that runs longer takes ?as=file, or asks at EPHOR_SOCKET.\n",
+            names.join(", ")
+        ),
+    }
+}
+
+fn start(
+    mut prepared: Prepared,
+    signals: &Signals,
+    args: &args::Run,
+) -> Result<(Prepared, Child), Failure> {
+    // Orphans of the command come to us, so that --wait-tree can wait for them.
+    rustix::process::set_child_subreaper(Some(getpid()))
+        .map_err(|why| Failure::local("cannot become the reaper of the command's children", why))?;
+    let child = spawn(&args.command, &prepared.environment, signals)?;
+    prepared.memory.clear();
+    prepared.environment = Environment::empty();
+    Ok((prepared, child))
+}
+
+fn spawn(
+    argv: &[OsString],
+    environment: &Environment,
+    signals: &Signals,
+) -> Result<Child, Failure> {
+    let Some(program) = argv.first() else {
+        return Err(Failure::usage("no command to run"));
+    };
+    let command = Command {
+        program,
+        argv,
+        environment,
+        mask: signals.mask_before(),
+        stdio: None,
+        own_group: false,
+    };
+    command.spawn().map_err(|why| {
+        // As shells have it: found but not to be executed, or not found.
+        let code = if why == Errno::ENOENT { 127 } else { 126 };
+        Failure::new(
+            code,
+            format!(
+                "invalid: cannot run {}: {}",
+                Path::new(program).display(),
+                why.desc()
+            ),
+        )
+    })
+}

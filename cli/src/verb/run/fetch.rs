@@ -1,0 +1,194 @@
+//! Asking the agent for one reference, as `ephor run` itself.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ephor_crypto::Secret;
+use ephor_proto::http::agent::{Credential, CredentialRequest, Credentials, Parameters};
+use ephor_proto::time::UnixMillis;
+use ephor_proto::ttl::Ttl;
+
+use crate::client::Peer;
+use crate::cred::Wanted;
+use crate::exit::Failure;
+
+/// One credential, taken out of the answer.
+pub struct Fetched {
+    /// Its kind on the wire.
+    pub kind: String,
+    /// The secret.
+    pub token: Secret,
+    /// Its whole life, where it can be told.
+    pub life: Option<Ttl>,
+    /// True expiry.
+    pub expires_at: UnixMillis,
+    /// When a newer one is there.
+    pub refresh_at: UnixMillis,
+}
+
+impl Fetched {
+    /// What people call its kind.
+    pub fn word(&self) -> &str {
+        word(&self.kind)
+    }
+}
+
+/// What people call a kind.
+pub fn word(kind: &str) -> &str {
+    if kind == "jwt" { "token" } else { kind }
+}
+
+/// Fetches what `wanted` refers to.
+///
+/// # Errors
+/// The refusal, or that the reference does not name exactly one thing.
+pub async fn fetch(
+    agent: &Peer,
+    wanted: &Wanted,
+    reason: Option<&str>,
+) -> Result<Fetched, Failure> {
+    let request = request(wanted, reason);
+    let answer: Credentials = agent.post("/v1/credentials", &request).await?;
+    pick(wanted, answer.credentials)
+}
+
+fn request(wanted: &Wanted, reason: Option<&str>) -> CredentialRequest {
+    let cred = &wanted.cred;
+    let audience = cred
+        .item()
+        .filter(|_| cred.is_identity())
+        .map(str::to_owned);
+    CredentialRequest {
+        entitlement: cred.entitlement().to_owned(),
+        reason: reason.map(str::to_owned),
+        parameters: audience.map(|audience| Parameters {
+            audience: Some(audience),
+        }),
+        ..CredentialRequest::default()
+    }
+}
+
+fn pick(wanted: &Wanted, all: Vec<Credential>) -> Result<Fetched, Failure> {
+    let item = wanted.cred.item();
+    let names: Vec<String> = all.iter().filter_map(|one| one.audience.clone()).collect();
+    let fits = |one: &Credential| item.is_none_or(|item| one.audience.as_deref() == Some(item));
+    let mut fitting = all.into_iter().filter(fits);
+    let entitlement = wanted.cred.entitlement();
+    match (fitting.next(), fitting.next(), item) {
+        (Some(one), None, _) => taken(wanted, one),
+        (None, _, None) => Err(Failure::usage(format!(
+            "{entitlement} gives nothing that a command could be handed."
+        ))),
+        (None, _, Some(item)) => Err(Failure::usage(format!(
+            "{entitlement} does not give `{item}`; it gives {}.",
+            names.join(", ")
+        ))),
+        (Some(_), Some(_), _) => Err(Failure::usage(format!(
+            "{entitlement} gives {}; say which: cred://{entitlement}/{}",
+            names.join(" and "),
+            names.first().map_or("ITEM", String::as_str)
+        ))),
+    }
+}
+
+fn taken(wanted: &Wanted, one: Credential) -> Result<Fetched, Failure> {
+    let Some(token) = one.token else {
+        return Err(Failure::usage(format!(
+            "{} is a {}, which a command cannot be handed.",
+            wanted.what(),
+            one.kind
+        )));
+    };
+    let life = life(&token);
+    let token = Secret::from_string(token);
+    Ok(Fetched {
+        life,
+        kind: one.kind,
+        token,
+        expires_at: one.expires_at,
+        refresh_at: one.refresh_at,
+    })
+}
+
+/// From a token's own claims; only for wording, so nothing is verified.
+fn life(token: &str) -> Option<Ttl> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    let seconds = |name: &str| claims.get(name).and_then(serde_json::Value::as_u64);
+    seconds("exp")?
+        .checked_sub(seconds("iat")?)
+        .map(Ttl::from_seconds)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use ephor_proto::id::CredentialId;
+
+    fn wanted(cred: &str) -> Wanted {
+        Wanted {
+            name: "A".into(),
+            cred: cred.parse().unwrap(),
+        }
+    }
+
+    fn token(audience: &str) -> Credential {
+        Credential {
+            kind: "jwt".into(),
+            id: CredentialId::from_parts(1, [1; 10]),
+            expires_at: UnixMillis::from_millis(2),
+            refresh_at: UnixMillis::from_millis(1),
+            capped_by: "ttl.default".into(),
+            audience: Some(audience.into()),
+            token: Some(format!("token for {audience}")),
+        }
+    }
+
+    fn refusal(cred: &str, all: Vec<Credential>) -> String {
+        match pick(&wanted(cred), all) {
+            Ok(_) => panic!("{cred} was taken"),
+            Err(failure) => failure.message,
+        }
+    }
+
+    #[test]
+    fn the_item_chooses() {
+        let all = || vec![token("a"), token("b")];
+        let one = pick(&wanted("cred://x/b"), all()).unwrap();
+        assert!(one.token.eq_ct(b"token for b"));
+        assert_eq!(one.word(), "token");
+        assert!(refusal("cred://x", all()).contains("gives a and b; say which: cred://x/a"));
+        assert!(refusal("cred://x/c", all()).contains("does not give `c`; it gives a, b"));
+        assert!(refusal("cred://x", vec![]).contains("gives nothing"));
+        assert!(pick(&wanted("cred://x"), vec![token("a")]).is_ok());
+    }
+
+    #[test]
+    fn a_token_tells_its_life() {
+        let claims = URL_SAFE_NO_PAD.encode(r#"{"iat":1000,"exp":1300}"#);
+        assert_eq!(life(&format!("h.{claims}.s")), Some(Ttl::from_seconds(300)));
+        assert_eq!(life("opaque"), None);
+        assert_eq!(
+            life(&format!(
+                "h.{}.s",
+                URL_SAFE_NO_PAD.encode(r#"{"iat":9,"exp":1}"#)
+            )),
+            None
+        );
+    }
+
+    #[test]
+    fn only_an_identity_is_asked_by_audience() {
+        let asked = request(&wanted("cred://identity/billing"), Some("why"));
+        assert_eq!(
+            asked.parameters.unwrap().audience.as_deref(),
+            Some("billing")
+        );
+        assert_eq!(asked.reason.as_deref(), Some("why"));
+        assert!(
+            request(&wanted("cred://x/billing"), None)
+                .parameters
+                .is_none()
+        );
+    }
+}

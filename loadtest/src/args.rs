@@ -1,0 +1,62 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Measures Ephor beside bare servers on the same machine.
+#[derive(Debug, Parser)]
+#[command(name = "ephor-loadtest", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// Verbs.
+#[derive(Debug, Subcommand)]
+pub enum What {
+    /// Start broker and agent with `ephor dev`, measure, print JSON; exit 1 if a target is missed
+    Run(Run),
+    /// The bare server (internal).
+    #[command(name = "__bare", hide = true)]
+    BareServer {
+        /// Where to listen.
+        socket: PathBuf,
+        /// Sign once a request.
+        #[arg(long)]
+        sign: bool,
+    },
+    /// A process that fetches a token, prints it and waits to be killed (internal).
+    #[command(name = "__hold", hide = true)]
+    Holder {
+        /// The agent's socket.
+        socket: PathBuf,
+    },
+}
+
+/// `ephor-loadtest run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The `ephor` binary under test
+    #[arg(long, default_value = "target/release/ephor")]
+    pub ephor: PathBuf,
+    /// Scenarios; absent: all
+    #[arg(value_parser = ["cached", "cold", "exit", "memory"])]
+    pub scenarios: Vec<String>,
+    /// Alternating runs of each scenario and its bare twin
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Length of one closed- or open-loop run
+    #[arg(long, default_value_t = 5)]
+    pub seconds: u64,
+    /// Tasks of the scenario `exit`
+    #[arg(long, default_value_t = 500)]
+    pub tasks: usize,
+    /// Tasks a second of the scenario `exit`
+    #[arg(long, default_value_t = 20)]
+    pub task_rate: u64,
+    /// Live credentials at the broker in the scenario `memory`
+    #[arg(long, default_value_t = 100_000)]
+    pub live: usize,
+}

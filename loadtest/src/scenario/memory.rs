@@ -1,0 +1,54 @@
+//! Resident memory: the agent with 100 live credentials, the broker with many.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::cold::cold_call;
+use super::{Finding, Target};
+use crate::args::Run;
+use crate::client::Connection;
+use crate::fixture::Fixture;
+use crate::host;
+use crate::measure::{Calls, closed_loop};
+
+const AT_THE_AGENT: usize = 100;
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// See the module.
+pub async fn run(run: &Run) -> anyhow::Result<Finding> {
+    let fixture = Fixture::start(&run.ephor).await?;
+    let socket = fixture.socket()?;
+    let mut connection = Connection::unix(&socket).await?;
+    for number in 0..AT_THE_AGENT {
+        connection
+            .call(&cold_call(&format!("memory {number}")))
+            .await?;
+    }
+    let agent = host::resident(fixture.agent) as f64 / MIB;
+    let small = host::resident(fixture.broker) as f64 / MIB;
+    let mut live = AT_THE_AGENT;
+    while live < run.live {
+        let start = live;
+        let calls: Calls = Rc::new(move |number| cold_call(&format!("memory {start} {number}")));
+        let length = Duration::from_secs(2);
+        let rate = closed_loop(&socket, 64, length, calls).await?;
+        live += (rate * length.as_secs_f64()) as usize;
+        host::say(&format!("{live} live"));
+    }
+    let broker = host::resident(fixture.broker) as f64 / MIB;
+    let agent_large = host::resident(fixture.agent) as f64 / MIB;
+    fixture.stop().await?;
+    Ok(Finding {
+        scenario: "memory",
+        targets: vec![
+            Target::at_most("agent with 100 live credentials, MiB", 15.0, agent),
+            Target::at_most("broker with 100 000 live credentials, MiB", 60.0, broker),
+        ],
+        detail: json!({
+            "live": live, "agent_mib_at_100": agent, "broker_mib_at_100": small,
+            "broker_mib": broker, "agent_mib": agent_large, "run_queue": host::run_queue(),
+        }),
+    })
+}

@@ -1,0 +1,247 @@
+//! Judges P1 to P5 from the exported log, the database file and the client's own history.
+//!
+//! It never asks a daemon what is true, except introspection and the status of its own tokens:
+//! those are what a service would go by. It reads leaves as plain JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use ephor_proto::log::{bundle_path, split_bundle};
+use serde_json::Value;
+
+use crate::installation::{Installation, TOKEN_SECONDS};
+use crate::wait;
+use crate::workload::Held;
+
+/// How long an end may take to be enforced once both daemons are back (P2: always ≤ 5 s; the
+/// rest is for the agent's own way back).
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// What the client knows.
+#[derive(Debug, Default)]
+pub struct History {
+    /// Tokens of processes that were killed.
+    pub ended: Vec<Held>,
+    /// Newest tokens of processes that still run.
+    pub running: Vec<Held>,
+}
+
+/// Checks everything; the first thing that does not hold is the error.
+///
+/// # Errors
+/// Says which promise is broken, and by what.
+pub fn judge(installation: &Installation, history: &History) -> anyhow::Result<()> {
+    ended_are_refused(installation, history)?;
+    running_still_work(installation, history)?;
+    let dir = installation.path("export");
+    let _ = std::fs::remove_dir_all(&dir);
+    let done = installation
+        .ephor()
+        .args(["audit", "export", "--to"])
+        .arg(&dir)
+        .output()?;
+    ensure!(
+        done.status.success(),
+        "audit export: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let leaves = leaves(&dir)?;
+    recorded_before_live(&leaves, history)?;
+    one_receipt_a_task(&leaves)?;
+    one_credential_a_request(&leaves)?;
+    store_agrees(&installation.database(), history)?;
+    strangers_agree(installation, &dir)
+}
+
+/// P2: what a killed process held is refused.
+fn ended_are_refused(installation: &Installation, history: &History) -> anyhow::Result<()> {
+    for held in &history.ended {
+        wait::until(
+            &format!("P2: {} of an ended task is refused", held.jti),
+            SETTLE,
+            || {
+                let answer = installation.introspect(&held.token).ok()?;
+                (answer.status == 200 && answer.body.get("active") == Some(&Value::Bool(false)))
+                    .then_some(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// P10: what a running process holds still works.
+fn running_still_work(installation: &Installation, history: &History) -> anyhow::Result<()> {
+    for held in &history.running {
+        let answer = installation.introspect(&held.token)?;
+        ensure!(
+            answer.body.get("active") == Some(&Value::Bool(true)),
+            "P10: {} of a running task is refused: {} {}",
+            held.jti,
+            answer.status,
+            answer.body
+        );
+    }
+    Ok(())
+}
+
+/// P1 and P4: every token a client has was recorded, and lives no longer than policy says.
+fn recorded_before_live(leaves: &[Value], history: &History) -> anyhow::Result<()> {
+    let recorded: BTreeSet<&str> = leaves
+        .iter()
+        .filter(|leaf| text(leaf, "type") == "issue.recorded" && text(leaf, "outcome") == "ok")
+        .filter_map(|leaf| leaf.pointer("/credential/id").and_then(Value::as_str))
+        .collect();
+    for held in history.ended.iter().chain(&history.running) {
+        ensure!(
+            recorded.contains(held.jti.as_str()),
+            "P1: {} was delivered but never recorded",
+            held.jti
+        );
+        ensure!(
+            held.life <= TOKEN_SECONDS,
+            "P4: {} lives {} s, policy says {TOKEN_SECONDS}",
+            held.jti,
+            held.life
+        );
+    }
+    Ok(())
+}
+
+fn one_receipt_a_task(leaves: &[Value]) -> anyhow::Result<()> {
+    let mut receipts = BTreeMap::<&str, u32>::new();
+    for leaf in leaves
+        .iter()
+        .filter(|leaf| text(leaf, "type") == "prove.receipt")
+    {
+        *receipts.entry(text(leaf, "task")).or_default() += 1;
+    }
+    let twice: Vec<_> = receipts.iter().filter(|(_, count)| **count > 1).collect();
+    ensure!(
+        twice.is_empty(),
+        "P2: tasks with more than one receipt: {twice:?}"
+    );
+    Ok(())
+}
+
+/// P3: a request never made two credentials.
+fn one_credential_a_request(leaves: &[Value]) -> anyhow::Result<()> {
+    let mut made = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for leaf in leaves
+        .iter()
+        .filter(|leaf| text(leaf, "type") == "issue.recorded")
+    {
+        let credential = leaf
+            .pointer("/credential/id")
+            .and_then(Value::as_str)
+            .context("a credential")?;
+        made.entry(text(leaf, "request"))
+            .or_default()
+            .insert(credential);
+    }
+    for (request, credentials) in made {
+        ensure!(
+            credentials.len() == 1,
+            "P3: request {request} made {credentials:?}"
+        );
+    }
+    Ok(())
+}
+
+/// P5: what was delivered is in the store, and nothing of a closed task is live there.
+fn store_agrees(database: &Path, history: &History) -> anyhow::Result<()> {
+    let store = rusqlite::Connection::open_with_flags(
+        database,
+        rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
+    )?;
+    let mut states = BTreeMap::<String, String>::new();
+    let mut rows = store.prepare("SELECT lower(hex(id)), state FROM credential")?;
+    for row in rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
+        let (id, state) = row?;
+        states.insert(id, state);
+    }
+    for held in history.ended.iter().chain(&history.running) {
+        let state = states.get(&held.jti.replace('-', ""));
+        ensure!(
+            state.is_some(),
+            "P5: {} was delivered but is not in the store",
+            held.jti
+        );
+    }
+    for held in &history.ended {
+        let state = states.get(&held.jti.replace('-', "")).map(String::as_str);
+        ensure!(
+            matches!(state, Some("contained" | "dead")),
+            "P2: {} of an ended task is {state:?}",
+            held.jti
+        );
+    }
+    let orphans: i64 = store.query_row(
+        "SELECT count(*) FROM credential c JOIN task t ON t.id = c.task WHERE t.state = 'closed' AND c.state IN ('live', 'revoking')",
+        [],
+        |row| row.get(0),
+    )?;
+    ensure!(orphans == 0, "P2: {orphans} credentials outlive their task");
+    Ok(())
+}
+
+/// P6: `verify.py`, which shares no code with us, accepts the log and every receipt.
+fn strangers_agree(installation: &Installation, dir: &Path) -> anyhow::Result<()> {
+    let key = installation.ephor().args(["audit", "key"]).output()?;
+    ensure!(
+        key.status.success(),
+        "audit key: {}",
+        String::from_utf8_lossy(&key.stderr)
+    );
+    let key = String::from_utf8(key.stdout)?;
+    for entry in std::fs::read_dir(dir.join("receipts"))? {
+        let path = entry?.path();
+        let task = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .context("a receipt's name")?;
+        let done = std::process::Command::new(python())
+            .arg(dir.join("verify.py"))
+            .arg(dir)
+            .arg(task)
+            .args(["--key", key.trim()])
+            .output()?;
+        ensure!(
+            done.status.success(),
+            "P6: {task}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// The Python that has the packages of `examples/requirements.txt`; `scripts/test` names it.
+#[must_use]
+pub fn python() -> String {
+    std::env::var("EPHOR_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned())
+}
+
+/// All leaves of an export, as JSON.
+///
+/// # Errors
+/// When the export is not as documented.
+pub fn leaves(dir: &Path) -> anyhow::Result<Vec<Value>> {
+    let checkpoint = std::fs::read_to_string(dir.join("log/checkpoint"))?;
+    let size: u64 = checkpoint.lines().nth(1).context("a size")?.parse()?;
+    let mut leaves = Vec::new();
+    for number in 0..size.div_ceil(256) {
+        let width = u16::try_from((size - number * 256).min(256))?;
+        let bundle = std::fs::read(dir.join("log").join(bundle_path(number, width)))?;
+        for leaf in
+            split_bundle(&bundle).map_err(|why| anyhow::anyhow!("bundle {number}: {why}"))?
+        {
+            leaves.push(serde_json::from_slice(leaf)?);
+        }
+    }
+    Ok(leaves)
+}
+
+fn text<'a>(leaf: &'a Value, name: &str) -> &'a str {
+    leaf.get(name).and_then(Value::as_str).unwrap_or_default()
+}

@@ -1,0 +1,120 @@
+//! One process under test: started with a log file, killed or stopped by its own pid.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait;
+
+/// How long a daemon may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// See the module. Killed when dropped.
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `command`; its output is appended to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let out = File::options().create(true).append(true).open(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("starting {}", command.get_program().display()))?;
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
+    }
+
+    /// Waits until `ready` gives a value, or the process is gone.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn wait_ready<T>(&mut self, mut ready: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+        let child = &mut self.child;
+        let value = wait::until("a daemon is ready", PATIENCE, || match child.try_wait() {
+            Ok(None) => ready().map(Some),
+            Ok(Some(_)) | Err(_) => Some(ready()),
+        });
+        value.ok().flatten().with_context(|| self.tail())
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it did.
+    #[must_use]
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// `kill -9`, and waits for it to be gone.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.pid())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("pid")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    ///
+    /// # Errors
+    /// When it does not end in time, or not with 0.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
+        let child = &mut self.child;
+        let status = wait::until("a daemon stops", PATIENCE, || {
+            child.try_wait().ok().flatten()
+        })?;
+        anyhow::ensure!(status.success(), "{status}; {}", self.tail());
+        Ok(())
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().rev().take(25).collect();
+        format!(
+            "{}:\n{}",
+            self.log.display(),
+            lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+        )
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

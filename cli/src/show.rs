@@ -14,6 +14,7 @@ mod time;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 
+use ephor_broker::limits::ADMIN_ROWS;
 use serde::Serialize;
 
 use crate::args::Output;
@@ -28,12 +29,17 @@ pub use time::{brief, moment};
 /// Columns that a terminal is taken to have.
 pub const WIDTH: usize = 80;
 
-/// Writes a text to standard output. A reader that went away (`| head`) is nobody's error.
+/// Writes what was asked for to standard output. A reader that went away (`| head`) is nobody's error.
 ///
 /// # Errors
 /// When it cannot be written, such as to a file on a full disk.
-pub fn to_stdout(text: &str) -> Result<(), Failure> {
+pub fn print(text: &str) -> Result<(), Failure> {
     write_out(visible(text).as_bytes())
+}
+
+/// Writes to standard output what is only told along the way; nobody has to take it.
+pub fn to_stdout(text: &str) {
+    let _ = print(text);
 }
 
 /// Writes a text to standard error, if anybody takes it.
@@ -130,11 +136,14 @@ pub fn listing<T: Serialize>(
     whole: &[Column<T>],
     none: &str,
 ) -> Result<(), Failure> {
+    if items.len() >= ADMIN_ROWS {
+        to_stderr(&format!("ephor: only the first {ADMIN_ROWS} are shown.\n"));
+    }
     match output {
         Output::Json => json(items),
         Output::Csv => write_out(csv::csv(items, whole).as_bytes()),
-        Output::Table if items.is_empty() => to_stdout(&format!("{none}\n")),
-        Output::Table => to_stdout(&table(items, short, to_terminal().then_some(WIDTH))),
+        Output::Table if items.is_empty() => print(&format!("{none}\n")),
+        Output::Table => print(&table(items, short, to_terminal().then_some(WIDTH))),
     }
 }
 
@@ -160,7 +169,7 @@ pub fn group<T: Serialize, P>(
     match output {
         Output::Json => json(all),
         Output::Csv => write_out(csv::csv(parts, whole).as_bytes()),
-        Output::Table => to_stdout(text),
+        Output::Table => print(text),
     }
 }
 

@@ -20,6 +20,8 @@ use crate::words::plural;
 use crate::show::{self, moment};
 use crate::verify::{self, Dir, Log, Proven, Source};
 
+pub use crate::verify::export;
+
 /// Most tasks and decisions that are asked for around one id.
 const AROUND_MAX: usize = 20;
 
@@ -29,21 +31,33 @@ pub async fn audit(verb: args::Audit) -> Outcome {
     match verb {
         args::Audit::Show { id, listing } => show_about(&broker, &id, listing.output).await?,
         args::Audit::Ls { limit, after, listing } => {
-            let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
-            let records: Vec<Record> = broker.read(&format!("/v1/audit?limit={limit}{after}")).await?;
+            let records = latest(&broker, limit, after).await?;
             show::listing(listing.output, &records, &events::short(), &events::whole(), "No events.")?;
         }
         args::Audit::Export { to } => {
-            let summary = verify::export(&broker, &to).await?;
-            show::to_stdout(&exported(&summary, &to))?;
+            let summary = export(&broker, &to).await?;
+            show::print(&exported(&summary, &to))?;
         }
-        args::Audit::Verify { dir, task, key } => show::to_stdout(&verified(&Dir(dir), task.as_deref(), &key)?)?,
+        args::Audit::Verify { dir, task, key } => show::print(&verified(&Dir(dir), task.as_deref(), &key)?)?,
         args::Audit::Key => {
             let status: Status = broker.read("/v1/status").await?;
-            show::to_stdout(&format!("{}\n", status.log_key))?;
+            show::print(&format!("{}\n", status.log_key))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// So many events after a leaf; without one, the newest.
+async fn latest(broker: &Peer, limit: u32, after: Option<u64>) -> Result<Vec<Record>, Failure> {
+    let after = match after {
+        Some(after) => Some(after),
+        None => {
+            let status: Status = broker.read("/v1/status").await?;
+            status.log_size.saturating_sub(u64::from(limit)).checked_sub(1)
+        }
+    };
+    let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+    broker.read(&format!("/v1/audit?limit={limit}{after}")).await
 }
 
 async fn show_about(broker: &Peer, id: &str, output: args::Output) -> Result<(), Failure> {
@@ -133,8 +147,4 @@ fn holds(proven: &Proven) -> String {
 
 fn refused(why: verify::Refused) -> Failure {
     Failure::new(CHECK_FAILED, format!("invalid: {why}.\nThe export was changed, or the key is another log's."))
-}
-
-pub async fn export(_: &crate::client::Peer, _: &std::path::Path) -> Result<(), Failure> {
-    Err(Failure::usage("not there yet"))
 }

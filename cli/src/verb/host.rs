@@ -43,7 +43,7 @@ async fn invite(broker: &Peer, host: String, ttl: &str, token_file: Option<&Path
         Some(place) => place.keep(&token)?,
         None => {
             let line = Zeroizing::new(format!("{}\n", token.as_str()));
-            show::to_stdout(&line)?;
+            show::print(&line)?;
         }
     }
     show::to_stderr(&invited(&ask.host, expires_at, token_file));
@@ -92,7 +92,7 @@ impl<'a> TokenFile<'a> {
 async fn ban(broker: &Peer, name: &str, reason: String) -> Outcome {
     let host: Host = broker.post(&format!("/v1/hosts/{}/ban", segment(name)), &Reason { reason }).await?;
     let (text, code) = banned(&host);
-    show::to_stdout(&text)?;
+    show::print(&text)?;
     Ok(code)
 }
 

@@ -51,7 +51,7 @@ pub(super) async fn say_ended(broker: &Peer, ended: &Ended, only: Option<&Creden
         listed_until: ended.listed_until,
         receipt: ended.receipt.as_ref().map(|_| receipt_of(ended.task, &task.short)),
     };
-    show::to_stdout(&format!("{}\n", show::ended(&end, clock::wall())))?;
+    show::print(&format!("{}\n", show::ended(&end, clock::wall())))?;
     let open = show::unsettled(&concerned);
     if open == 0 {
         return Ok(ExitCode::SUCCESS);

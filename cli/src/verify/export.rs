@@ -19,6 +19,8 @@ use crate::exit::{CHECK_FAILED, Failure};
 
 /// The verifier in another language that goes with every export.
 const SCRIPT: &str = include_str!("../../../examples/verify.py");
+/// Receipts listed in one call.
+const PAGE: usize = 1000;
 /// Bytes of a hash in a tile.
 const HASH: usize = 32;
 
@@ -92,14 +94,22 @@ fn staging(dir: &Path) -> Result<tempfile::TempDir, Failure> {
 }
 
 async fn write_receipts(origin: &impl Origin, writer: &Writer) -> Result<Vec<TaskId>, Failure> {
-    let tasks: Vec<TaskId> = parsed(&origin.bytes("/v1/receipts").await?, "list of receipts")?;
     writer.directory("receipts")?;
-    for task in &tasks {
-        let bytes = origin.bytes(&format!("/v1/tasks/{task}/receipt")).await?;
-        let _: Receipt = parsed(&bytes, "receipt")?;
-        writer.write(&format!("receipts/{task}.json"), &bytes)?;
+    let mut all: Vec<TaskId> = Vec::new();
+    loop {
+        let after = all.last().map(|task| format!("&after={task}")).unwrap_or_default();
+        let page = origin.bytes(&format!("/v1/receipts?limit={PAGE}{after}")).await?;
+        let page: Vec<TaskId> = parsed(&page, "list of receipts")?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        for task in &page {
+            let bytes = origin.bytes(&format!("/v1/tasks/{task}/receipt")).await?;
+            let _: Receipt = parsed(&bytes, "receipt")?;
+            writer.write(&format!("receipts/{task}.json"), &bytes)?;
+        }
+        all.extend(page);
     }
-    Ok(tasks)
 }
 
 async fn write_log(origin: &impl Origin, writer: &Writer, key: &VerifierKey) -> Result<u64, Failure> {

@@ -166,8 +166,11 @@ impl<'a> Events<'a> {
 
     fn used(&self, now: UnixMillis) -> Option<String> {
         let used = self.used?.event.get("used")?;
+        if used.get("where").and_then(Value::as_str) == Some("unknown") {
+            return Some("not known; no service introspected it".to_owned());
+        }
         let at = |field: &str| used.get(field)?.as_str()?.parse().ok().map(|at| moment(at, now));
-        let mut parts = vec![used.get("where")?.as_str()?.to_owned()];
+        let mut parts = vec![path_of(used.get("where")?.as_str()?).to_owned()];
         match (at("first"), at("last")) {
             (Some(first), Some(last)) => parts.push(format!("{first} to {last}")),
             (Some(once), None) | (None, Some(once)) => parts.push(once),

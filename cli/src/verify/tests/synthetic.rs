@@ -141,10 +141,7 @@ impl Origin for Synthetic {
         let task = target.strip_prefix("/v1/tasks/").and_then(|rest| rest.strip_suffix("/receipt"));
         let found = match (target, task) {
             ("/v1/status", _) => Some(self.status().into_bytes()),
-            ("/v1/receipts", _) => {
-                let tasks: Vec<TaskId> = self.receipts.iter().map(|(task, _)| *task).collect();
-                Some(serde_json::to_vec(&tasks).unwrap())
-            }
+            (list, _) if list.starts_with("/v1/receipts?") => Some(self.page(list)),
             ("/checkpoint", _) => Some(self.head(self.published).to_string().into_bytes()),
             (_, Some(task)) => Some(serde_json::to_vec(&self.receipt_of(task.parse().unwrap())).unwrap()),
             (path, None) => self.tile(path),
@@ -154,6 +151,14 @@ impl Origin for Synthetic {
 }
 
 impl Synthetic {
+    /// Three a page, whatever was asked for.
+    fn page(&self, list: &str) -> Vec<u8> {
+        let after: Option<TaskId> = list.split_once("&after=").map(|(_, after)| after.parse().unwrap());
+        let tasks = self.receipts.iter().map(|(task, _)| *task);
+        let page: Vec<TaskId> = tasks.filter(|task| after.is_none_or(|after| *task > after)).take(3).collect();
+        serde_json::to_vec(&page).unwrap()
+    }
+
     fn status(&self) -> String {
         serde_json::json!({
             "version": "0", "trust_domain": "example.org", "installation": "inst", "epoch": 1,

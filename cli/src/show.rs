@@ -55,9 +55,10 @@ pub fn to_terminal() -> bool {
 fn write_out(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(UNREACHABLE, format!("unreachable: standard output: {why}")))
-        }
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => Err(Failure::new(
+            UNREACHABLE,
+            format!("unreachable: standard output: {why}"),
+        )),
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -102,7 +103,8 @@ pub fn value(text: &str) -> Cow<'_, str> {
 /// # Errors
 /// When it cannot be written.
 pub fn json<T: Serialize + ?Sized>(what: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(what).map_err(|why| Failure::local("cannot be written as JSON", why))?;
+    let text = serde_json::to_string_pretty(what)
+        .map_err(|why| Failure::local("cannot be written as JSON", why))?;
     write_out(format!("{}\n", json_visible(&text)).as_bytes())
 }
 
@@ -116,7 +118,11 @@ fn json_visible(text: &str) -> Cow<'_, str> {
     for c in text.chars() {
         if bad(c) {
             let mut units = [0; 2];
-            out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+            out.extend(
+                c.encode_utf16(&mut units)
+                    .iter()
+                    .map(|unit| format!("\\u{unit:04x}")),
+            );
         } else {
             out.push(c);
         }
@@ -151,7 +157,12 @@ pub fn listing<T: Serialize>(
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn single<T: Serialize>(output: Output, item: &T, whole: &[Column<T>], text: &str) -> Result<(), Failure> {
+pub fn single<T: Serialize>(
+    output: Output,
+    item: &T,
+    whole: &[Column<T>],
+    text: &str,
+) -> Result<(), Failure> {
     group(output, item, std::slice::from_ref(item), whole, text)
 }
 
@@ -184,7 +195,10 @@ mod tests {
         let shown = visible(evil);
         assert!(!shown.contains(is_unsafe), "{shown:?}");
         assert_eq!(visible("a\u{1b}[2J"), "a\\u{1b}[2J");
-        assert_eq!(visible("two\nlines\tand umlauts: äöü, 日本"), "two\nlines\tand umlauts: äöü, 日本");
+        assert_eq!(
+            visible("two\nlines\tand umlauts: äöü, 日本"),
+            "two\nlines\tand umlauts: äöü, 日本"
+        );
         assert_eq!(value("two\nlines"), "two\\nlines");
     }
 
@@ -194,6 +208,9 @@ mod tests {
         let text = serde_json::to_string_pretty(&evil).unwrap();
         let shown = json_visible(&text);
         assert!(!shown.contains(|c| is_unsafe(c) && c != '\n'));
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), evil);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&shown).unwrap(),
+            evil
+        );
     }
 }

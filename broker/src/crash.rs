@@ -81,12 +81,16 @@ mod armed {
         if !super::is_point(name) {
             tracing::error!(name, "EPHOR_CRASH names no crash point of the broker");
         }
-        Armed { name: name.to_owned(), passes_left: AtomicU64::new(nth) }
+        Armed {
+            name: name.to_owned(),
+            passes_left: AtomicU64::new(nth),
+        }
     }
 
     /// Counts a pass of the point and dies at the one asked for.
     pub fn hit(name: &'static str) {
-        let armed = ARMED.get_or_init(|| std::env::var("EPHOR_CRASH").ok().map(|text| parse(&text)));
+        let armed =
+            ARMED.get_or_init(|| std::env::var("EPHOR_CRASH").ok().map(|text| parse(&text)));
         let Some(armed) = armed else { return };
         if armed.name == name && armed.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
             die();
@@ -95,7 +99,8 @@ mod armed {
 
     /// SIGKILL: no destructor, no flush, no unwinding.
     fn die() {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::process::abort();
     }
 }
@@ -108,7 +113,9 @@ mod tests {
     fn names_are_known_and_unique() {
         crate::crash_point!("issue.after_commit");
         assert!(is_point("issue.after_commit"));
-        assert!(!is_point("issue.after_commi") && !is_point("issue.after_commitx") && !is_point(""));
+        assert!(
+            !is_point("issue.after_commi") && !is_point("issue.after_commitx") && !is_point("")
+        );
         let unique: std::collections::BTreeSet<_> = POINTS.iter().collect();
         assert_eq!(unique.len(), POINTS.len());
     }

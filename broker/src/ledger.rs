@@ -250,7 +250,7 @@ impl Ledger {
     }
 
     #[cfg(test)]
-    fn faults(&self) -> &faults::Faults {
+    pub(crate) fn faults(&self) -> &faults::Faults {
         &self.inner.shared.faults
     }
 }

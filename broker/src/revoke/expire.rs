@@ -6,7 +6,7 @@ use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::stage::Stage;
 use ephor_proto::state::Effect;
 use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
-use ephor_proto::state::task::{self, TaskEvent, TaskState};
+use ephor_proto::state::task::{self, EndCause, TaskEvent, TaskState};
 use ephor_proto::time::UnixMillis;
 
 use super::{NotEnded, machine, slot, written};
@@ -20,6 +20,14 @@ impl Broker {
     /// clock calls expired may come back to life when the clock is put right.
     pub async fn expire_due(&self) {
         let Ok(now) = self.clock_guard.check() else { return };
+        loop {
+            // Ended ones are among them: to end a task twice changes nothing.
+            let ended = self.deadlines.due(now, limits::ENDS_AT_ONCE);
+            if ended.is_empty() {
+                break;
+            }
+            self.complete_tasks(ended, EndCause::Deadline).await;
+        }
         loop {
             let mut due = self.timers.due(now, limits::EXPIRIES_AT_ONCE);
             if due.is_empty() {

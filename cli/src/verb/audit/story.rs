@@ -88,11 +88,9 @@ impl<'a> Events<'a> {
             decided: same("/decision").find(|record| text(record, "/type") == "decide.allowed"),
             opened: same("/task").find(|record| text(record, "/type") == "attest.task_opened"),
             completed: same("/task").find(|record| text(record, "/type").starts_with("complete.")),
-            used: own().filter(|record| uses(record, id)).next_back(),
+            used: own().rfind(|record| uses(record, id)),
             began: own().find(|record| text(record, "/type").starts_with("revoke.")),
-            revoked: own()
-                .filter(|record| text(record, "/type").starts_with("revoke."))
-                .next_back(),
+            revoked: own().rfind(|record| text(record, "/type").starts_with("revoke.")),
             receipt: same("/task").find(|record| text(record, "/type") == "prove.receipt"),
             last: own().next_back(),
         }

@@ -33,3 +33,6 @@ mod dev;
 
 #[path = "cli/demo.rs"]
 mod demo;
+
+#[path = "cli/govern.rs"]
+mod govern;

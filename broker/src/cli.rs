@@ -53,6 +53,9 @@ enum Command {
     },
     /// Check settings and policy, and stop.
     CheckConfig,
+    /// Lists the crash points of a test build.
+    #[cfg(feature = "failpoints")]
+    CrashPoints,
 }
 
 /// Runs the command line; `args` without the program's name.
@@ -75,6 +78,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
+    #[cfg(feature = "failpoints")]
+    crate::crash::armed::check().map_err(|text| (text, USAGE))?;
     let config = Config::load(arguments.config.as_deref(), arguments.settings)
         .map_err(|error| (error.to_string(), CONFIG))?;
     start_log(config.log_format);
@@ -95,6 +100,8 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
             }
             app::run(&config, ready_file.as_deref()).map_err(failed)
         }
+        #[cfg(feature = "failpoints")]
+        Command::CrashPoints => print_line(crate::crash::POINTS.join("\n").as_bytes()),
         Command::CheckConfig => {
             let policy = Snapshot::load(&config.policy_dir).map_err(|error| (error.to_string(), CONFIG))?;
             print_line(
@@ -172,7 +179,7 @@ mod tests {
         let run = parse(&["run", "--ready-file", "/r", "--take-over", "--state-dir", "/s"]).unwrap();
         assert_eq!(run.settings.take_over, Some(true));
         assert_eq!(run.settings.state_dir, Some("/s".into()));
-        assert!(matches!(run.command, Command::Run { ready_file: Some(_) }));
+        assert!(matches!(run.command, Command::Run { ready_file: Some(_), .. }));
         assert!(parse(&["--config", "/f", "check-config"]).is_ok());
         assert!(parse(&["init", "--no-token"]).is_ok());
         assert!(parse(&["init", "--no-token", "--token-file", "/t"]).is_err());

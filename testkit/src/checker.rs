@@ -5,19 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use ephor_proto::log::{bundle_path, split_bundle};
 use serde_json::Value;
 
-use crate::installation::{Installation, TOKEN_SECONDS};
+use crate::installation::{Installation, SETTLE, TOKEN_SECONDS};
 use crate::wait;
-use crate::workload::Held;
-
-/// How long an end may take to be enforced once both daemons are back (P2: always ≤ 5 s; the
-/// rest is for the agent's own way back).
-const SETTLE: Duration = Duration::from_secs(15);
+use crate::workload::{Held, Workload};
 
 /// What the client knows.
 #[derive(Debug, Default)]
@@ -26,6 +21,21 @@ pub struct History {
     pub ended: Vec<Held>,
     /// Newest tokens of processes that still run.
     pub running: Vec<Held>,
+    /// Processes that were killed, whether or not they were given anything.
+    pub gone: Vec<u32>,
+}
+
+impl History {
+    /// Kills a process and writes down what it had.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn end(&mut self, workload: &mut Workload) -> anyhow::Result<()> {
+        workload.kill()?;
+        self.gone.push(workload.pid());
+        self.ended.extend_from_slice(workload.held());
+        Ok(())
+    }
 }
 
 /// Checks everything; the first thing that does not hold is the error.
@@ -33,8 +43,9 @@ pub struct History {
 /// # Errors
 /// Says which promise is broken, and by what.
 pub fn judge(installation: &Installation, history: &History) -> anyhow::Result<()> {
-    ended_are_refused(installation, history)?;
     running_still_work(installation, history)?;
+    ended_are_refused(installation, history)?;
+    nothing_is_left_open(installation, history)?;
     let dir = installation.path("export");
     let _ = std::fs::remove_dir_all(&dir);
     let done = installation
@@ -69,6 +80,21 @@ fn ended_are_refused(installation: &Installation, history: &History) -> anyhow::
         )?;
     }
     Ok(())
+}
+
+/// P2: no task of a killed process stays open, not even one that was refused everything.
+fn nothing_is_left_open(installation: &Installation, history: &History) -> anyhow::Result<()> {
+    let mut left = Vec::new();
+    let closed = wait::until("P2: every task of a killed process is closed", SETTLE, || {
+        let tasks = installation.admin("/v1/tasks").ok()?;
+        let of_gone = |task: &&Value| {
+            let pid = task.get("pid").and_then(Value::as_u64);
+            history.gone.iter().any(|gone| pid == Some(u64::from(*gone))) && text(task, "state") != "closed"
+        };
+        left = tasks.as_array()?.iter().filter(of_gone).map(ToString::to_string).collect();
+        left.is_empty().then_some(())
+    });
+    closed.with_context(|| left.join("\n"))
 }
 
 /// P10: what a running process holds still works.

@@ -74,11 +74,14 @@ impl Broker {
         for (ticket, rows) in submitted {
             let ids: Vec<CredentialId> = rows.iter().map(|row| row.id).collect();
             match written(ticket.await) {
-                Ok(Some(_)) => rows.iter().for_each(|row| {
-                    // Also for one that was never revoked: a clock that goes back must not revive it.
-                    self.lists.revoke(slot(row));
-                    self.uses.forget(row.id);
-                }),
+                Ok(Some(_)) => {
+                    crate::crash_point!("prove.after_expiry");
+                    for row in &rows {
+                        // Also for one that was never revoked: a clock that goes back must not revive it.
+                        self.lists.revoke(slot(row));
+                        self.uses.forget(row.id);
+                    }
+                }
                 Ok(None) => self.expire_later(&ids, now, &NotEnded::Contended),
                 Err(error) => self.expire_later(&ids, now, &error),
             }
@@ -113,6 +116,7 @@ impl Broker {
         }
         let batch =
             Batch { name: "prove.expired", lane: Lane::Normal, require: Vec::new(), rows: all_rows, events };
+        crate::crash_point!("prove.before_expiry");
         Ok((self.ledger.submit(batch)?, dead))
     }
 

@@ -196,4 +196,13 @@ fn seconds(wait: Duration) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_told_in_whole_seconds() {
+        for (millis, told) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (30_000, 30)] {
+            assert_eq!(seconds(Duration::from_millis(millis)), told, "{millis}");
+        }
+    }
+}

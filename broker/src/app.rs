@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use ephor_crypto::jwt::TokenKind;
 use ephor_proto::event::AuditEvent;
+use ephor_proto::id::TaskId;
 use ephor_proto::problem::Code;
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
@@ -53,6 +54,8 @@ pub struct Broker {
     pub throttle: Throttle,
     /// When credentials expire.
     pub timers: Timers,
+    /// When tasks end at the latest.
+    pub deadlines: Timers<TaskId>,
     /// Ends that are not proven yet.
     pub pending: Pending,
     /// Uses seen by introspection.
@@ -91,8 +94,14 @@ impl Installation {
             id: stored.id.clone(),
             epoch: stored.epoch,
             trust_domain,
-            issuer: config.issuer.clone().unwrap_or_else(|| format!("https://{}", host(https))),
-            lists_url: config.lists_url.clone().unwrap_or_else(|| format!("http://{}", host(http))),
+            issuer: config
+                .issuer
+                .clone()
+                .unwrap_or_else(|| format!("https://{}", host(https))),
+            lists_url: config
+                .lists_url
+                .clone()
+                .unwrap_or_else(|| format!("http://{}", host(http))),
             origin: stored.origin.clone(),
         }
     }
@@ -122,7 +131,14 @@ pub(crate) struct Parts {
 
 impl Broker {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { clock, ledger, policy, keys, fleet, installation } = parts;
+        let Parts {
+            clock,
+            ledger,
+            policy,
+            keys,
+            fleet,
+            installation,
+        } = parts;
         let signer = Arc::clone(keys.token_signer(TokenKind::StatusList));
         Self {
             clock_guard: ClockGuard::new(Arc::clone(&clock), ledger.clock_high_water()),
@@ -134,6 +150,7 @@ impl Broker {
             refusals: Refusals::default(),
             throttle: Throttle::default(),
             timers: Timers::default(),
+            deadlines: Timers::default(),
             pending: Pending::default(),
             uses: Uses::default(),
             stopped: OnceLock::new(),
@@ -154,7 +171,9 @@ impl Broker {
         if let Some(reason) = self.ledger.health().stopped {
             return Err(crate::issue::refused_by_store(&reason));
         }
-        self.clock_guard.check().map_err(|fault| Refusal::new(Code::ClockStep, fault.to_string()))
+        self.clock_guard
+            .check()
+            .map_err(|fault| Refusal::new(Code::ClockStep, fault.to_string()))
     }
 
     /// Stops issuing until the process is started again, for a reason that someone must look into.
@@ -164,5 +183,7 @@ impl Broker {
     }
 }
 
+#[cfg(test)]
+mod live;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -9,7 +9,9 @@ use crate::decide::Decided;
 /// Proof that what was decided was also approved. Made by [`Approved::by_rule`] only.
 ///
 /// ```compile_fail
-/// let forged = ephor_broker::approve::Approved { decided: todo!(), how: todo!() };
+/// fn pry(a: ephor_broker::approve::Approved) {
+///     let ephor_broker::approve::Approved { decided: _, .. } = a;
+/// }
 /// ```
 #[derive(Debug)]
 pub struct Approved {

@@ -60,14 +60,19 @@ enum Command {
 
 /// Runs the command line; `args` without the program's name.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(std::iter::once("ephor-broker".into()).chain(args)) {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            // To stdout for --help and --version, to stderr otherwise. A closed pipe is no reason to fail.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-        }
-    };
+    let arguments =
+        match Arguments::try_parse_from(std::iter::once("ephor-broker".into()).chain(args)) {
+            Ok(arguments) => arguments,
+            Err(error) => {
+                // To stdout for --help and --version, to stderr otherwise. A closed pipe is no reason to fail.
+                let _ = error.print();
+                return if error.use_stderr() {
+                    ExitCode::from(USAGE)
+                } else {
+                    ExitCode::SUCCESS
+                };
+            }
+        };
     match execute(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err((message, code)) => {
@@ -85,27 +90,48 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
     start_log(config.log_format);
     let failed = |error: StartError| (error.to_string(), error.exit_code());
     match arguments.command {
-        Command::Init { token_for, token_file, no_token } => {
+        Command::Init {
+            token_for,
+            token_file,
+            no_token,
+        } => {
             harden();
-            let options = InitOptions { token_for: (!no_token).then_some(token_for), token_file };
+            let options = InitOptions {
+                token_for: (!no_token).then_some(token_for),
+                token_file,
+            };
             match app::init(&config, &options).map_err(failed)? {
                 Some(token) => print_line(token.expose()),
                 None => Ok(()),
             }
         }
-        Command::Run { ready_file, stop_on_stdin_eof } => {
+        Command::Run {
+            ready_file,
+            stop_on_stdin_eof,
+        } => {
             harden();
             if stop_on_stdin_eof {
-                stop_when_stdin_ends().map_err(|error| (format!("invalid: cannot watch standard input: {error}"), CONFIG))?;
+                stop_when_stdin_ends().map_err(|error| {
+                    (
+                        format!("invalid: cannot watch standard input: {error}"),
+                        CONFIG,
+                    )
+                })?;
             }
             app::run(&config, ready_file.as_deref()).map_err(failed)
         }
         #[cfg(feature = "failpoints")]
         Command::CrashPoints => print_line(crate::crash::POINTS.join("\n").as_bytes()),
         Command::CheckConfig => {
-            let policy = Snapshot::load(&config.policy_dir).map_err(|error| (error.to_string(), CONFIG))?;
+            let policy =
+                Snapshot::load(&config.policy_dir).map_err(|error| (error.to_string(), CONFIG))?;
             print_line(
-                format!("ok: settings are good; policy {} of {}", policy.version(), policy.trust_domain()).as_bytes(),
+                format!(
+                    "ok: settings are good; policy {} of {}",
+                    policy.version(),
+                    policy.trust_domain()
+                )
+                .as_bytes(),
             )
         }
     }
@@ -116,9 +142,13 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
 fn stop_when_stdin_ends() -> std::io::Result<()> {
     let watch = || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
     };
-    std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).map(drop)
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(watch)
+        .map(drop)
 }
 
 /// No core dump and no debugger may see a key. Failure is said and not fatal: some containers
@@ -128,16 +158,34 @@ fn harden() {
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         tracing::warn!(%error, "the process stays dumpable");
     }
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::warn!(%error, "core dumps stay possible");
     }
 }
 
+/// Libraries that see bytes off the wire, secrets among them. What they say below `info` is not
+/// ours to vouch for, so no setting turns it on.
+const QUIET: [&str; 6] = [
+    "h2=info",
+    "hyper=info",
+    "hyper_util=info",
+    "rustls=info",
+    "tonic=info",
+    "tower=info",
+];
+
 /// Logs go to stderr; what is logged is `EPHOR_LOG`'s to say.
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("EPHOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let quiet = QUIET.iter().filter_map(|directive| directive.parse().ok());
+    let filter = quiet.fold(filter, EnvFilter::add_directive);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // Already set in a process that runs several of us, such as a test: that one stays.
     let _ = match format {
         LogFormat::Human => {
@@ -176,10 +224,24 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
-        let run = parse(&["run", "--ready-file", "/r", "--take-over", "--state-dir", "/s"]).unwrap();
+        let run = parse(&[
+            "run",
+            "--ready-file",
+            "/r",
+            "--take-over",
+            "--state-dir",
+            "/s",
+        ])
+        .unwrap();
         assert_eq!(run.settings.take_over, Some(true));
         assert_eq!(run.settings.state_dir, Some("/s".into()));
-        assert!(matches!(run.command, Command::Run { ready_file: Some(_), .. }));
+        assert!(matches!(
+            run.command,
+            Command::Run {
+                ready_file: Some(_),
+                stop_on_stdin_eof: false
+            }
+        ));
         assert!(parse(&["--config", "/f", "check-config"]).is_ok());
         assert!(parse(&["init", "--no-token"]).is_ok());
         assert!(parse(&["init", "--no-token", "--token-file", "/t"]).is_err());
@@ -191,6 +253,9 @@ mod tests {
     fn wrong_usage_is_64() {
         let code = |words: &[&str]| format!("{:?}", main(words.iter().map(OsString::from)));
         assert_eq!(code(&["walk"]), format!("{:?}", ExitCode::from(64)));
-        assert_eq!(code(&["--config", "/nonexistent", "check-config"]), format!("{:?}", ExitCode::from(78)));
+        assert_eq!(
+            code(&["--config", "/nonexistent", "check-config"]),
+            format!("{:?}", ExitCode::from(78))
+        );
     }
 }

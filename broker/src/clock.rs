@@ -53,7 +53,9 @@ impl Stopwatch {
     /// From now.
     #[must_use]
     pub fn start() -> Self {
-        Self(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic))
+        Self(rustix::time::clock_gettime(
+            rustix::time::ClockId::Monotonic,
+        ))
     }
 
     /// Microseconds since the start.
@@ -61,7 +63,9 @@ impl Stopwatch {
     pub fn micros(self) -> u64 {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let seconds = now.tv_sec.saturating_sub(self.0.tv_sec);
-        let nanos = seconds.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec - self.0.tv_nsec);
+        let nanos = seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(now.tv_nsec - self.0.tv_nsec);
         u64::try_from(nanos / 1000).unwrap_or(0)
     }
 }
@@ -97,7 +101,11 @@ impl ClockGuard {
     #[must_use]
     pub fn new(clock: SharedClock, high_water: UnixMillis) -> Self {
         let offset = offset(clock.as_ref());
-        Self { clock, offset, high_water: AtomicU64::new(high_water.as_millis()) }
+        Self {
+            clock,
+            offset,
+            high_water: AtomicU64::new(high_water.as_millis()),
+        }
     }
 
     /// Wall time now, if it can be believed.
@@ -107,7 +115,9 @@ impl ClockGuard {
     pub fn check(&self) -> Result<UnixMillis, ClockFault> {
         let step = offset(self.clock.as_ref()) - self.offset;
         if step.unsigned_abs() > u128::from(CLOCK_STEP_MILLIS) {
-            return Err(ClockFault::Stepped(i64::try_from(step / 1000).unwrap_or(i64::MAX)));
+            return Err(ClockFault::Stepped(
+                i64::try_from(step / 1000).unwrap_or(i64::MAX),
+            ));
         }
         let now = self.clock.wall();
         let seen = self.high_water.fetch_max(now.as_millis(), Ordering::AcqRel);
@@ -140,7 +150,10 @@ pub(crate) struct FakeClock {
 impl FakeClock {
     /// At 2027-01-15, an hour after boot.
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { wall: AtomicU64::new(1_800_000_000_000), boot: AtomicU64::new(3_600_000) })
+        Arc::new(Self {
+            wall: AtomicU64::new(1_800_000_000_000),
+            boot: AtomicU64::new(3_600_000),
+        })
     }
 
     /// Lets time pass on both clocks.

@@ -64,7 +64,7 @@ enum Step {
 /// What follows a commit once it is durable.
 enum After {
     /// Refuse and list these; tell the host, unless it was the one who told us.
-    List { credentials: Vec<CredentialRow>, tell: Option<TaskRow> },
+    List { credentials: Vec<CredentialRow>, tell: Option<Box<TaskRow>> },
     /// They are contained or dead; their uses were written.
     Forget { credentials: Vec<CredentialRow> },
 }
@@ -205,7 +205,7 @@ impl Broker {
             return Ok(());
         }
         match after {
-            After::List { credentials, tell } => self.began(&credentials, tell.as_ref()),
+            After::List { credentials, tell } => self.began(&credentials, tell.as_deref()),
             After::Forget { credentials } => self.settled(&credentials),
         }
         Ok(())

@@ -58,7 +58,12 @@ pub struct Settings {
     #[arg(long, global = true, env = "EPHOR_BROKER_LISTS_URL")]
     pub lists_url: Option<String>,
     /// DNS names and IP addresses in the server certificate, besides those of the listener.
-    #[arg(long, global = true, env = "EPHOR_BROKER_SERVER_NAMES", value_delimiter = ',')]
+    #[arg(
+        long,
+        global = true,
+        env = "EPHOR_BROKER_SERVER_NAMES",
+        value_delimiter = ','
+    )]
     pub server_names: Option<Vec<String>>,
     /// File with the 32-byte master key, mode 0600.
     #[arg(long, global = true, env = "EPHOR_BROKER_MASTER_KEY_FILE")]
@@ -157,8 +162,16 @@ impl Config {
         let config = Self {
             state_dir: path(over.state_dir, base.state_dir, DEFAULT_STATE_DIR),
             policy_dir: path(over.policy_dir, base.policy_dir, DEFAULT_POLICY_DIR),
-            https_listen: address("https_listen", over.https_listen.or(base.https_listen), DEFAULT_HTTPS)?,
-            http_listen: address("http_listen", over.http_listen.or(base.http_listen), DEFAULT_HTTP)?,
+            https_listen: address(
+                "https_listen",
+                over.https_listen.or(base.https_listen),
+                DEFAULT_HTTPS,
+            )?,
+            http_listen: address(
+                "http_listen",
+                over.http_listen.or(base.http_listen),
+                DEFAULT_HTTP,
+            )?,
             admin_socket: path(over.admin_socket, base.admin_socket, DEFAULT_ADMIN_SOCKET),
             issuer: over.issuer.or(base.issuer),
             lists_url: over.lists_url.or(base.lists_url),
@@ -185,7 +198,10 @@ impl Config {
             return Err(ConfigError::Value {
                 key: "admin_socket",
                 value: self.admin_socket.display().to_string(),
-                problem: format!("longer than {} bytes, which the kernel cuts off", limits::SOCKET_PATH),
+                problem: format!(
+                    "longer than {} bytes, which the kernel cuts off",
+                    limits::SOCKET_PATH
+                ),
             });
         }
         Ok(())
@@ -211,7 +227,10 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<Settings, ConfigError> {
-    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let failed = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut text = String::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(limits::CONFIG_FILE + 1).read_to_string(&mut text))
@@ -225,7 +244,11 @@ fn read(path: &Path) -> Result<Settings, ConfigError> {
     })
 }
 
-fn address(key: &'static str, given: Option<SocketAddr>, default: &str) -> Result<SocketAddr, ConfigError> {
+fn address(
+    key: &'static str,
+    given: Option<SocketAddr>,
+    default: &str,
+) -> Result<SocketAddr, ConfigError> {
     given.map_or_else(
         || {
             default.parse().map_err(|_| ConfigError::Value {
@@ -241,28 +264,49 @@ fn address(key: &'static str, given: Option<SocketAddr>, default: &str) -> Resul
 /// An absolute URL without query, fragment, credentials or a slash at its end: it is
 /// compared and extended as text (RFC 8414 §2, OIDC discovery §3).
 fn base_url(key: &'static str, url: &str, schemes: &[&str]) -> Result<(), ConfigError> {
-    let wrong = |problem: String| ConfigError::Value { key, value: url.to_owned(), problem };
+    let wrong = |problem: String| ConfigError::Value {
+        key,
+        value: url.to_owned(),
+        problem,
+    };
     let parsed: http::Uri = url.parse().map_err(|_| wrong("not a URL".to_owned()))?;
-    if !parsed.scheme_str().is_some_and(|scheme| schemes.contains(&scheme)) {
-        return Err(wrong(format!("must begin with {}://", schemes.join(":// or "))));
+    if !parsed
+        .scheme_str()
+        .is_some_and(|scheme| schemes.contains(&scheme))
+    {
+        return Err(wrong(format!(
+            "must begin with {}://",
+            schemes.join(":// or ")
+        )));
     }
-    let host_alone = parsed.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+    let host_alone = parsed
+        .authority()
+        .is_some_and(|authority| !authority.as_str().contains('@'));
     if !host_alone || url.contains(['?', '#']) || url.ends_with('/') {
-        return Err(wrong("must be scheme://host[:port][/path], without a slash at the end".to_owned()));
+        return Err(wrong(
+            "must be scheme://host[:port][/path], without a slash at the end".to_owned(),
+        ));
     }
     Ok(())
 }
 
 fn server_name(name: &str) -> Result<(), ConfigError> {
-    rustls::pki_types::ServerName::try_from(name).map(drop).map_err(|_| ConfigError::Value {
-        key: "server_names",
-        value: name.to_owned(),
-        problem: "neither a DNS name nor an IP address".to_owned(),
-    })
+    rustls::pki_types::ServerName::try_from(name)
+        .map(drop)
+        .map_err(|_| ConfigError::Value {
+            key: "server_names",
+            value: name.to_owned(),
+            problem: "neither a DNS name nor an IP address".to_owned(),
+        })
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -286,8 +330,13 @@ mod tests {
 
     #[test]
     fn later_sources_win() {
-        let base: Settings = toml::from_str("state_dir = '/a'\npolicy_dir = '/b'\ntake_over = true").unwrap();
-        let over = Settings { state_dir: Some("/c".into()), take_over: Some(false), ..Settings::default() };
+        let base: Settings =
+            toml::from_str("state_dir = '/a'\npolicy_dir = '/b'\ntake_over = true").unwrap();
+        let over = Settings {
+            state_dir: Some("/c".into()),
+            take_over: Some(false),
+            ..Settings::default()
+        };
         let config = Config::resolve(base, over).unwrap();
         assert_eq!(config.state_dir, Path::new("/c"));
         assert_eq!(config.policy_dir, Path::new("/b"));
@@ -306,7 +355,10 @@ mod tests {
             ("server_names = ['a b']", "DNS"),
         ] {
             let error = resolve(text).unwrap_err().to_string();
-            assert!(error.starts_with("invalid: ") && error.contains(wanted), "{text}: {error}");
+            assert!(
+                error.starts_with("invalid: ") && error.contains(wanted),
+                "{text}: {error}"
+            );
         }
         let long = format!("admin_socket = '/{}'", "x".repeat(107));
         assert!(resolve(&long).unwrap_err().to_string().contains("107"));
@@ -316,10 +368,20 @@ mod tests {
     fn unknown_and_ill_typed_keys_name_the_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("broker.toml");
-        for text in ["\nstate_dirr = '/a'", "\nhttps_listen = 'everywhere'", "\ntake_over = 1", "="] {
+        for text in [
+            "\nstate_dirr = '/a'",
+            "\nhttps_listen = 'everywhere'",
+            "\ntake_over = 1",
+            "=",
+        ] {
             std::fs::write(&file, text).unwrap();
-            let error = Config::load(Some(&file), Settings::default()).unwrap_err().to_string();
-            assert!(error.contains("broker.toml") && error.contains("line "), "{text}: {error}");
+            let error = Config::load(Some(&file), Settings::default())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("broker.toml") && error.contains("line "),
+                "{text}: {error}"
+            );
         }
         std::fs::write(&file, "#".repeat(70_000)).unwrap();
         assert!(matches!(

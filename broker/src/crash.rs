@@ -64,7 +64,9 @@ const fn equal(mut one: &[u8], mut two: &[u8]) -> bool {
     loop {
         match (one.split_first(), two.split_first()) {
             (None, None) => return true,
-            (Some((a, rest_one)), Some((b, rest_two))) if *a == *b => (one, two) = (rest_one, rest_two),
+            (Some((a, rest_one)), Some((b, rest_two))) if *a == *b => {
+                (one, two) = (rest_one, rest_two)
+            }
             (Some(_), Some(_)) | (None, Some(_)) | (Some(_), None) => return false,
         }
     }
@@ -90,9 +92,16 @@ pub mod armed {
         let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
         let nth: Option<u64> = nth.parse().ok().filter(|nth| *nth > 0);
         match (super::known(name), nth) {
-            (true, Some(nth)) => Ok(Plan { name: name.to_owned(), passes_left: AtomicU64::new(nth) }),
-            (true, None) => Err(format!("{VARIABLE}={text}: after the colon comes a count from 1")),
-            (false, _) => Err(format!("{VARIABLE}={text}: no such crash point; see `crash-points`")),
+            (true, Some(nth)) => Ok(Plan {
+                name: name.to_owned(),
+                passes_left: AtomicU64::new(nth),
+            }),
+            (true, None) => Err(format!(
+                "{VARIABLE}={text}: after the colon comes a count from 1"
+            )),
+            (false, _) => Err(format!(
+                "{VARIABLE}={text}: no such crash point; see `crash-points`"
+            )),
         }
     }
 
@@ -107,9 +116,14 @@ pub mod armed {
     /// Passes a point; kills this process when it is the planned pass.
     pub fn hit(name: &str) {
         let plan = PLAN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?).ok());
-        let Some(plan) = plan.as_ref().filter(|plan| plan.name == name) else { return };
+        let Some(plan) = plan.as_ref().filter(|plan| plan.name == name) else {
+            return;
+        };
         if plan.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::KILL,
+            );
             std::process::abort();
         }
     }
@@ -125,7 +139,12 @@ mod tests {
         let unique: std::collections::BTreeSet<_> = POINTS.iter().collect();
         assert_eq!(unique.len(), POINTS.len());
         assert!(POINTS.iter().all(|point| known(point)));
-        for other in ["", "complete.after_commit.x", "complete.after_commi", "complete.after_commitx"] {
+        for other in [
+            "",
+            "complete.after_commit.x",
+            "complete.after_commi",
+            "complete.after_commitx",
+        ] {
             assert!(!known(other), "{other}");
         }
     }
@@ -146,7 +165,11 @@ mod tests {
         let run = |plan: &str| {
             let mut child = std::process::Command::new(std::env::current_exe().unwrap());
             child
-                .args(["crash::tests::the_planned_pass_kills_and_no_other", "--exact", "--nocapture"])
+                .args([
+                    "crash::tests::the_planned_pass_kills_and_no_other",
+                    "--exact",
+                    "--nocapture",
+                ])
                 .env(CHILD, "1")
                 .env("EPHOR_CRASH", plan)
                 .output()
@@ -154,10 +177,20 @@ mod tests {
         };
         let killed = run("complete.after_commit:2");
         assert_eq!(killed.status.signal(), Some(9));
-        assert_eq!(String::from_utf8_lossy(&killed.stdout).matches("pass\n").count(), 2);
+        assert_eq!(
+            String::from_utf8_lossy(&killed.stdout)
+                .matches("pass\n")
+                .count(),
+            2
+        );
         assert_eq!(run("complete.before_commit").status.signal(), Some(9));
         assert!(run("complete.after_commit:4").status.success());
-        for wrong in ["nowhere", "complete.after_commit:0", "complete.after_commit:x", ""] {
+        for wrong in [
+            "nowhere",
+            "complete.after_commit:0",
+            "complete.after_commit:x",
+            "",
+        ] {
             assert!(!run(wrong).status.success(), "{wrong}");
         }
     }

@@ -36,8 +36,8 @@ use crate::request::Refusal;
 use crate::surface::listener::Cuts;
 use crate::surface::tls::AgentCertificate;
 
-pub(crate) use invite::invitation;
 pub use invite::Invited;
+pub(crate) use invite::invitation;
 pub use rollcall::{RollCall, Standing, missing, of_earlier_boots};
 pub use silence::Readiness;
 pub(crate) use silence::keep_watch;
@@ -147,7 +147,10 @@ impl Host {
             swept_since: (row.state == AgentState::Banned).then_some(now),
             row,
         };
-        Self { name, live: Mutex::new(live) }
+        Self {
+            name,
+            live: Mutex::new(live),
+        }
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -210,15 +213,27 @@ impl Fleet {
     }
 
     fn find(&self, name: &str) -> Option<Arc<Host>> {
-        self.hosts.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.hosts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
     }
 
     fn all(&self) -> Vec<Arc<Host>> {
-        self.hosts.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.hosts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     fn len(&self) -> usize {
-        self.hosts.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.hosts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// The agent behind a certificate, by the host's row as it is now.
@@ -230,20 +245,27 @@ impl Fleet {
         let name = certificate.host();
         let refused = |detail: String| Err(Refusal::new(Code::Unauthenticated, detail));
         let Some(host) = self.find(name.as_str()) else {
-            return refused(format!("no host `{name}` has joined here; join it with a new join token"));
+            return refused(format!(
+                "no host `{name}` has joined here; join it with a new join token"
+            ));
         };
         if self.clock.wall() > certificate.not_after() {
-            return refused(format!("the certificate of host `{name}` has expired; join it with a new join token"));
+            return refused(format!(
+                "the certificate of host `{name}` has expired; join it with a new join token"
+            ));
         }
         let spki_sha256 = certificate.spki_sha256();
         let live = host.live();
         if live.state == AgentState::Banned {
-            let detail = format!("host `{name}` is banned; it can only come back with a new join token");
+            let detail =
+                format!("host `{name}` is banned; it can only come back with a new join token");
             return Err(Refusal::new(Code::AgentBanned, detail));
         }
         let present = live.row.spki_sha256 == spki_sha256;
         if !present && live.row.previous_spki_sha256 != Some(spki_sha256) {
-            return refused(format!("the certificate of host `{name}` was replaced; use the newest one"));
+            return refused(format!(
+                "the certificate of host `{name}` was replaced; use the newest one"
+            ));
         }
         drop(live);
         Ok(Member { host, spki_sha256 })
@@ -259,26 +281,38 @@ impl Fleet {
         let boot_id = {
             let mut live = member.host.live();
             if live.row.instance != Some(instance) {
-                let detail = format!("another start of the agent on `{}` is current; say Hello first", member.host());
+                let detail = format!(
+                    "another start of the agent on `{}` is current; say Hello first",
+                    member.host()
+                );
                 return Err(Refusal::new(Code::StaleInstance, detail));
             }
-            // Any call shows that it lives; only a heartbeat ends silence, because only that
-            // says which tasks are left.
+            // Any call shows that it lives; but silence ends with Hello or a heartbeat only,
+            // which say what is left there.
             if live.state != AgentState::Silent {
                 live.last_heard = self.clock.boottime();
                 live.last_heard_at = Some(self.clock.wall());
             }
             live.row.boot_id.clone()
         };
-        Ok(Peer { host: member.host, instance, boot_id })
+        Ok(Peer {
+            host: member.host,
+            instance,
+            boot_id,
+        })
     }
 
     /// Whether nothing may be issued to this host now: not heard for 15 s, or never.
     #[must_use]
     pub fn is_silent(&self, host: &str) -> bool {
-        let Some(host) = self.find(host) else { return true };
+        let Some(host) = self.find(host) else {
+            return true;
+        };
         let now = self.clock.boottime();
-        !host.live().step(AgentEvent::Draw, now).contains(Effect::Admit)
+        !host
+            .live()
+            .step(AgentEvent::Draw, now)
+            .contains(Effect::Admit)
     }
 
     /// Tells an agent something, if it listens. One that does not keep up loses its stream and
@@ -305,6 +339,15 @@ impl Fleet {
         receiver
     }
 
+    /// Ends every stream of [`Self::watch`]: it has no end of its own, so a stop would wait for
+    /// each until it is cut.
+    pub fn hang_up(&self) {
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        for host in hosts.values() {
+            host.live().watch = None;
+        }
+    }
+
     /// Puts a committed row in place, unless a newer one is there already.
     fn store(&self, name: &HostName, row: HostRow) -> Arc<Host> {
         let now = self.clock.boottime();
@@ -320,7 +363,9 @@ impl Fleet {
     }
 
     fn readiness(&self) -> MutexGuard<'_, Readiness> {
-        self.readiness.lock().unwrap_or_else(PoisonError::into_inner)
+        self.readiness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on agents can reach us.
@@ -333,13 +378,18 @@ impl Fleet {
 impl Cuts for Fleet {
     fn cut_token(&self, agent: &AgentCertificate) -> CancellationToken {
         // A host that is not known has nothing to cut: its requests are refused one by one.
-        self.find(agent.host().as_str()).map_or_else(CancellationToken::new, |host| host.live().cut.clone())
+        self.find(agent.host().as_str())
+            .map_or_else(CancellationToken::new, |host| host.live().cut.clone())
     }
 }
 
 fn parse_instance(bytes: &[u8]) -> Result<InstanceId, Refusal> {
-    InstanceId::from_slice(bytes)
-        .map_err(|error| Refusal::new(Code::InvalidRequest, format!("`instance_id` is malformed: {error}")))
+    InstanceId::from_slice(bytes).map_err(|error| {
+        Refusal::new(
+            Code::InvalidRequest,
+            format!("`instance_id` is malformed: {error}"),
+        )
+    })
 }
 
 #[cfg(test)]

@@ -98,10 +98,20 @@ impl Keys {
         let log = LogKey::generate()?;
         let row = |name: &'static str, private: &[u8], public: Vec<u8>| {
             let sealed = sealer.seal(&record(name), 1, private)?;
-            Ok::<_, KeysError>(KeyRow { name: name.to_owned(), version: 1, sealed, public, created_at: now })
+            Ok::<_, KeysError>(KeyRow {
+                name: name.to_owned(),
+                version: 1,
+                sealed,
+                public,
+                created_at: now,
+            })
         };
         Ok(vec![
-            row(CA, ca.key().to_pkcs8().expose(), ca.certificate().der().to_vec())?,
+            row(
+                CA,
+                ca.key().to_pkcs8().expose(),
+                ca.certificate().der().to_vec(),
+            )?,
             row(TOKEN, token.to_pkcs8().expose(), token.public_key().spki())?,
             row(LOG, log.to_pkcs8().expose(), log.public().to_vec())?,
         ])
@@ -129,7 +139,8 @@ impl Keys {
         let token = Arc::new(SigningKey::from_pkcs8(&open(sealer, rows, TOKEN)?.1)?);
         let log = LogKey::from_pkcs8(&open(sealer, rows, LOG)?.1)?;
         let kid = token.public_key().thumbprint();
-        let signer = |kind: TokenKind| JwsSigner::new(Arc::clone(&token), kind.typ(), &kid).map(Arc::new);
+        let signer =
+            |kind: TokenKind| JwsSigner::new(Arc::clone(&token), kind.typ(), &kid).map(Arc::new);
         let mut verify = VerifyKeys::new();
         verify.insert(&kid, token.public_key());
         Ok(Self {
@@ -217,8 +228,13 @@ impl Keys {
     ) -> Result<(Vec<u8>, UnixMillis), X509Error> {
         let (not_before, wanted) = validity(now, limits::AGENT_CERTIFICATE_SECONDS);
         let not_after = wanted.min(self.ca.certificate().not_after());
-        let der = self.ca.issue_agent(spiffe_id, spki_der, serial()?, not_before, not_after)?;
-        Ok((der, UnixMillis::from_unix_seconds(u64::try_from(not_after).unwrap_or(0))))
+        let der = self
+            .ca
+            .issue_agent(spiffe_id, spki_der, serial()?, not_before, not_after)?;
+        Ok((
+            der,
+            UnixMillis::from_unix_seconds(u64::try_from(not_after).unwrap_or(0)),
+        ))
     }
 }
 
@@ -262,7 +278,12 @@ fn validity(now: UnixMillis, seconds: u64) -> (i64, i64) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 pub(crate) mod tests {
     use ephor_crypto::Secret;
     use ephor_crypto::x509::Leaf;
@@ -298,8 +319,16 @@ pub(crate) mod tests {
         for row in &rows {
             let opened = sealer(1).open(&record(&row.name), 1, &row.sealed).unwrap();
             let private = opened.expose();
-            assert!(!row.sealed.windows(private.len()).any(|window| window == private));
-            assert!(!row.public.windows(private.len()).any(|window| window == private));
+            assert!(
+                !row.sealed
+                    .windows(private.len())
+                    .any(|window| window == private)
+            );
+            assert!(
+                !row.public
+                    .windows(private.len())
+                    .any(|window| window == private)
+            );
         }
     }
 
@@ -307,7 +336,10 @@ pub(crate) mod tests {
     fn another_master_key_or_a_moved_row_is_refused() {
         let mut rows = Keys::generate(&sealer(1), &domain(), "abcd", now()).unwrap();
         let refused = |sealer: &SealingKey, rows: &[KeyRow]| {
-            Keys::unseal(sealer, rows, &domain(), "o").err().unwrap().to_string()
+            Keys::unseal(sealer, rows, &domain(), "o")
+                .err()
+                .unwrap()
+                .to_string()
         };
         assert!(refused(&sealer(2), &rows).contains("bring back the master key"));
         assert!(refused(&sealer(1), &[]).contains("init"));
@@ -334,6 +366,9 @@ pub(crate) mod tests {
         let late = now().saturating_add_millis((limits::CA_SECONDS - 60) * 1000);
         let (der, end) = keys.issue_agent(id, &spki, late).unwrap();
         assert_eq!(end, keys.ca_end());
-        assert_eq!(Leaf::parse(&der).unwrap().not_after, keys.ca().certificate().not_after());
+        assert_eq!(
+            Leaf::parse(&der).unwrap().not_after,
+            keys.ca().certificate().not_after()
+        );
     }
 }

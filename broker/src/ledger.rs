@@ -250,7 +250,7 @@ impl Ledger {
     }
 
     #[cfg(test)]
-    fn faults(&self) -> &faults::Faults {
+    pub(crate) fn faults(&self) -> &faults::Faults {
         &self.inner.shared.faults
     }
 }
@@ -273,12 +273,14 @@ impl Inner {
     fn stop(&self) {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(threads) = threads else { return };
+        // Readers first: whoever closes last copies the write-ahead log back and removes it, and
+        // a reader could not. What is stopped is then one file.
+        self.pool.close();
         self.shared.queue.close();
         // A panic of theirs has ended the process already.
         let _ = threads.writer.join();
         self.shared.wal.close();
         let _ = threads.wal.join();
-        self.pool.close();
     }
 }
 

@@ -80,13 +80,7 @@ pub const JOIN_TOKEN_TEXT: usize = 256;
 pub const CSR: usize = 4096;
 /// Longest boot id text, in bytes.
 pub const BOOT_ID: usize = 64;
-/// Refused joins written to the audit log in one window; the rest are only counted.
-pub const REFUSED_JOINS_PER_WINDOW: u64 = 10;
-/// Length of that window, in milliseconds.
-pub const REFUSED_JOINS_WINDOW_MILLIS: u64 = 60_000;
 
-/// Between two stores of the clock's high-water mark.
-pub const HIGH_WATER_INTERVAL: Duration = Duration::from_secs(60);
 /// Largest configuration file, in bytes.
 pub const CONFIG_FILE: u64 = 64 * 1024;
 /// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).
@@ -148,7 +142,6 @@ pub const FORM_BODY: usize = 32 * 1024;
 pub const ADMIN_BODY: usize = 64 * 1024;
 /// Rows in one answer of the admin socket, unless fewer were asked for.
 pub const ADMIN_ROWS: usize = 10_000;
-
 
 /// Batches that may wait in the ledger's ordinary lane.
 pub const LEDGER_NORMAL_PLACES: usize = 4096;

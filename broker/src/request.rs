@@ -40,7 +40,10 @@ pub struct RequestedTask {
 /// module makes one.
 ///
 /// ```compile_fail
-/// let forged = ephor_broker::request::Requested { id: todo!() };
+/// // Its fields are private: nobody outside can write one down, or change one.
+/// fn pry(r: ephor_broker::request::Requested) {
+///     let ephor_broker::request::Requested { id: _, .. } = r;
+/// }
 /// ```
 #[derive(Debug)]
 pub struct Requested {

@@ -91,8 +91,30 @@ fn fallback(broker: &Arc<Broker>) -> axum::routing::MethodRouter {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use axum::body::{Body, to_bytes};
+    use tower::ServiceExt;
+
     use super::*;
+    use crate::app::tests::TestBroker;
+
+    #[tokio::test]
+    async fn another_user_on_the_admin_socket_gets_a_problem_and_nothing_else() {
+        let test = TestBroker::new().await;
+        let router = admin_router(&test.broker);
+        let stranger = rustix::process::geteuid().as_raw().wrapping_add(1);
+        for (uid, path, expected) in [(stranger, "/v1/hosts", 403), (stranger, "/nothing", 403), (0, "/v1/hosts", 200)] {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = path.parse().unwrap();
+            request.extensions_mut().insert(Connection::Admin { uid, pid: None });
+            let answer = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), expected, "{uid} {path}");
+            let body = to_bytes(answer.into_body(), 1 << 16).await.unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["code"] == "forbidden", expected == 403, "{body}");
+        }
+    }
 
     #[test]
     fn only_root_and_ourselves_administer() {

@@ -99,7 +99,9 @@ impl Tasks {
     pub async fn shutdown(&self, deadline: Duration) -> bool {
         self.inner.stop.cancel();
         self.inner.tracker.close();
-        tokio::time::timeout(deadline, self.inner.tracker.wait()).await.is_ok()
+        tokio::time::timeout(deadline, self.inner.tracker.wait())
+            .await
+            .is_ok()
     }
 
     /// Tasks running now.
@@ -127,7 +129,11 @@ fn caught<T>(
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
             Err(panic) => {
-                tracing::error!(task = name, message = panic_message(panic.as_ref()), "task panicked");
+                tracing::error!(
+                    task = name,
+                    message = panic_message(panic.as_ref()),
+                    "task panicked"
+                );
                 Poll::Ready(Err(Panicked(name)))
             }
         }
@@ -143,7 +149,12 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 

@@ -34,6 +34,8 @@ pub struct Failure {
     issued: Option<String>,
     /// Whom or what to ask about.
     ask: Option<String>,
+    /// The stable code of a refusal.
+    problem: Option<Code>,
 }
 
 /// What every verb gives.
@@ -46,6 +48,7 @@ impl Failure {
             code,
             message: message.into(),
             issued: None,
+            problem: None,
             ask: None,
         }
     }
@@ -84,7 +87,13 @@ impl Failure {
             message: problem.to_string(),
             issued,
             ask: Some(ask),
+            problem: Some(problem.code),
         }
+    }
+
+    /// Whether it is a refusal with this code.
+    pub fn is(&self, code: Code) -> bool {
+        self.problem == Some(code)
     }
 
     /// The same failure after something had been issued: says what became of that.

@@ -9,6 +9,7 @@ mod process; // starting processes with a chosen signal mask, and waiting for th
 mod signals; // signals as a stream that says who sent them
 mod show; //    tables, JSON, CSV; times and ids as people read them
 mod words; //   small wording shared by the verbs
+mod verify; //  audit exports: writing and checking them
 mod verb; //    one module a verb
 
 use std::process::ExitCode;
@@ -18,7 +19,9 @@ fn main() -> ExitCode {
     // `dev` and `demo` run broker and agent as processes of their own, from this binary.
     match argv.nth(1).as_deref().and_then(|verb| verb.to_str()) {
         Some("__broker") => ephor_broker::cli::main(argv),
-        Some("__agent") => ephor_agent::cli::main(std::iter::once("ephor-agent".into()).chain(argv)),
+        Some("__agent") => {
+            ephor_agent::cli::main(std::iter::once("ephor-agent".into()).chain(argv))
+        }
         Some(_) | None => verb::main(),
     }
 }

@@ -42,7 +42,6 @@ impl Side {
 
 /// See the module.
 pub struct Installation {
-    dir: tempfile::TempDir,
     binary: PathBuf,
     https: SocketAddr,
     plain: SocketAddr,
@@ -50,6 +49,8 @@ pub struct Installation {
     broker_under: Mutex<Vec<String>>,
     broker: Mutex<Option<Daemon>>,
     agent: Mutex<Option<Daemon>>,
+    /// Last, because fields are dropped in this order.
+    dir: tempfile::TempDir,
 }
 
 impl Installation {
@@ -58,7 +59,10 @@ impl Installation {
     /// # Errors
     /// When any step fails.
     pub fn create(binary: &Path) -> anyhow::Result<Self> {
-        Self::create_in(tempfile::Builder::new().prefix("ephor-kit").tempdir()?, binary)
+        Self::create_in(
+            tempfile::Builder::new().prefix("ephor-kit").tempdir()?,
+            binary,
+        )
     }
 
     /// As [`Self::create`], in a directory of the caller's choice, such as a small file system.
@@ -101,7 +105,14 @@ impl Installation {
     /// When the broker refuses or is away.
     pub fn join(&self, token_file: &Path) -> anyhow::Result<()> {
         let mut join = self.agent_command();
-        join.args(["join", "--broker", &self.broker_url(), "--host", "kit", "--token-file"]);
+        join.args([
+            "join",
+            "--broker",
+            &self.broker_url(),
+            "--host",
+            "kit",
+            "--token-file",
+        ]);
         self.once(join.arg(token_file))
     }
 
@@ -112,7 +123,9 @@ impl Installation {
     pub fn start_daemon(&self, side: Side, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         match self.try_start(side, environment)? {
             Started::Ready => Ok(()),
-            Started::Ended(status) => anyhow::bail!("{side:?} ended with {status}; {}", self.tail(side)),
+            Started::Ended(status) => {
+                anyhow::bail!("{side:?} ended with {status}; {}", self.tail(side))
+            }
         }
     }
 
@@ -131,7 +144,11 @@ impl Installation {
         }
         let ready = self.path(&format!("{name}.ready"));
         let _ = std::fs::remove_file(&ready);
-        command.arg("run").arg("--ready-file").arg(&ready).envs(environment.iter().copied());
+        command
+            .arg("run")
+            .arg("--ready-file")
+            .arg(&ready)
+            .envs(environment.iter().copied());
         let mut daemon = Daemon::start(command, &self.path(&format!("{name}.log")))?;
         let started = daemon.wait_started(|| ready.exists());
         *self.slot(side) = Some(daemon);
@@ -173,25 +190,36 @@ impl Installation {
     /// Whether a daemon has ended since it was started.
     #[must_use]
     pub fn has_ended(&self, side: Side) -> bool {
-        self.slot(side).as_mut().is_none_or(|daemon| daemon.ended().is_some())
+        self.slot(side)
+            .as_mut()
+            .is_none_or(|daemon| daemon.ended().is_some())
     }
 
     /// The signal that ended a daemon, if one did.
     #[must_use]
     pub fn killed_by(&self, side: Side) -> Option<i32> {
         use std::os::unix::process::ExitStatusExt;
-        self.slot(side).as_mut().and_then(Daemon::ended).and_then(|status| status.signal())
+        self.slot(side)
+            .as_mut()
+            .and_then(Daemon::ended)
+            .and_then(|status| status.signal())
     }
 
     /// The end of a daemon's log.
     #[must_use]
     pub fn tail(&self, side: Side) -> String {
-        self.slot(side).as_ref().map(Daemon::tail).unwrap_or_default()
+        self.slot(side)
+            .as_ref()
+            .map(Daemon::tail)
+            .unwrap_or_default()
     }
 
     /// The broker's process is started by these words from now on: a tracer, for example.
     pub fn run_broker_under(&self, words: &[&str]) {
-        *self.broker_under.lock().unwrap_or_else(PoisonError::into_inner) =
+        *self
+            .broker_under
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) =
             words.iter().map(|word| (*word).to_owned()).collect();
     }
 
@@ -201,15 +229,29 @@ impl Installation {
     /// When it has none in time.
     pub fn wait_connected(&self) -> anyhow::Result<()> {
         let asked = [("Ephor-Local", "1")];
-        let call = Call { method: "GET", target: "/v1/ready", headers: &asked, body: b"" };
+        let call = Call {
+            method: "GET",
+            target: "/v1/ready",
+            headers: &asked,
+            body: b"",
+        };
         wait::until("the agent is connected", SETTLE, || {
             let answer = http::unix(&self.socket(), &call).ok()?;
-            let missing = answer.body.get("missing").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let missing = answer
+                .body
+                .get("missing")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned();
             (answer.status == 200 && !missing.contains("broker")).then_some(())
         })
     }
 
-    fn with<T>(&self, side: Side, act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    fn with<T>(
+        &self,
+        side: Side,
+        act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         act(self.slot(side).as_mut().context("it was not started")?)
     }
 
@@ -287,9 +329,19 @@ impl Installation {
 
     fn admin_call(&self, method: &str, target: &str, body: &[u8]) -> anyhow::Result<Value> {
         let headers = [("Ephor-Local", "1"), ("Content-Type", "application/json")];
-        let call = Call { method, target, headers: &headers, body };
+        let call = Call {
+            method,
+            target,
+            headers: &headers,
+            body,
+        };
         let answer = http::unix(&self.path("admin.sock"), &call)?;
-        anyhow::ensure!(answer.status == 200, "{target}: {} {}", answer.status, answer.body);
+        anyhow::ensure!(
+            answer.status == 200,
+            "{target}: {} {}",
+            answer.status,
+            answer.body
+        );
         Ok(answer.body)
     }
 
@@ -298,7 +350,15 @@ impl Installation {
     /// # Errors
     /// When the broker does not answer.
     pub fn public(&self, target: &str) -> anyhow::Result<Answer> {
-        http::plain(self.plain, &Call { method: "GET", target, headers: &[], body: b"" })
+        http::plain(
+            self.plain,
+            &Call {
+                method: "GET",
+                target,
+                headers: &[],
+                body: b"",
+            },
+        )
     }
 
     /// A line of SQL in the broker's database, beside a broker that is stopped.
@@ -314,7 +374,10 @@ impl Installation {
     }
 
     fn broker_command(&self) -> Command {
-        let under = self.broker_under.lock().unwrap_or_else(PoisonError::into_inner);
+        let under = self
+            .broker_under
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut command = match under.split_first() {
             Some((first, rest)) => {
                 let mut command = Command::new(first);

@@ -12,8 +12,7 @@ use serde_json::Value;
 use crate::installation::Installation;
 
 /// Asks once for each line it reads: the token belongs to this shell, not to `ephor token`.
-const SCRIPT: &str =
-    r#"while read -r audience ttl; do "$EPHOR" token --audience "$audience" $ttl || echo "refused $?"; done"#;
+const SCRIPT: &str = r#"while read -r audience ttl; do "$EPHOR" token --audience "$audience" $ttl || echo "refused $?"; done"#;
 
 /// A token as its holder got it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +55,12 @@ impl Workload {
             .env("EPHOR", ephor.get_program())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::options().create(true).append(true).open(installation.path("workload.log"))?)
+            .stderr(
+                std::fs::File::options()
+                    .create(true)
+                    .append(true)
+                    .open(installation.path("workload.log"))?,
+            )
             .spawn()?;
         let input = shell.stdin.take();
         let output = BufReader::new(shell.stdout.take().context("no standard output")?);
@@ -100,7 +104,10 @@ impl Workload {
     /// # Errors
     /// When the shell is gone.
     pub fn say(&mut self, words: &str) -> anyhow::Result<()> {
-        Ok(writeln!(self.input.as_mut().context("the shell was told to end")?, "{words}")?)
+        Ok(writeln!(
+            self.input.as_mut().context("the shell was told to end")?,
+            "{words}"
+        )?)
     }
 
     /// The answer to [`Self::say`].

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use ephor_crypto::ed25519::LogKey;
 use ephor_proto::grpc::v1;
+use ephor_proto::log::{Checkpoint, SignedNote, VerifierKey};
 use ephor_proto::problem::Code;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -39,7 +41,6 @@ async fn the_second_fetch_is_from_memory() {
 async fn many_who_ask_at_once_share_one_call() {
     let world = World::start();
     world.broker.gate.forget_permits(1000);
-    let asked = (0..32).map(|_| async { world.token("billing").await });
     let opened = async {
         until("the first call", || world.issues() == 1).await;
         world.broker.gate.add_permits(32);
@@ -53,7 +54,6 @@ async fn many_who_ask_at_once_share_one_call() {
             crate::world::say(&socket, &request).await.token()
         });
     }
-    drop(asked);
     let (one, ()) = tokio::join!(world.token("billing"), opened);
     let mut tokens: BTreeSet<String> = set.join_all().await.into_iter().collect();
     tokens.insert(one);
@@ -82,7 +82,8 @@ async fn a_credential_is_renewed_before_its_callers_come_back() {
     let renewal = world.broker.state().issues[1].clone();
     let id: ephor_proto::id::CredentialId = first.json()["id"].as_str().unwrap().parse().unwrap();
     assert_eq!(renewal.renews, id.to_bytes(), "the same credential goes on");
-    assert_ne!(renewal.request_id, world.broker.state().issues[0].request_id);
+    let first_request = world.broker.state().issues[0].request_id.clone();
+    assert_ne!(renewal.request_id, first_request);
     let (held, issues) = (world.token("billing").await, world.issues());
     assert_ne!(held, first.token());
     assert!(issues >= 2);
@@ -117,9 +118,10 @@ async fn the_digest_is_sent_only_when_asked_for() {
     world.broker.state().want_hash = true;
     let got = world.get("/v1/token?audience=billing").await;
     assert_eq!(got.status, 200, "{}", got.body);
-    let sizes: Vec<usize> = world.broker.state().issues.iter().map(|issue| issue.evidence.as_ref().unwrap().exe_sha256.len()).collect();
+    let issues = world.broker.state().issues.clone();
+    let sizes: Vec<usize> = issues.iter().map(|issue| issue.evidence.as_ref().unwrap().exe_sha256.len()).collect();
     assert_eq!(sizes, [0, 32]);
-    assert_eq!(world.broker.state().issues[0].request_id, world.broker.state().issues[1].request_id);
+    assert_eq!(issues[0].request_id, issues[1].request_id);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,9 +152,14 @@ async fn whoami_task_and_ready_say_what_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_highest_checkpoint_is_shown_after_a_restart() {
-    let world = World::start();
-    let note = "ephor.test/log\n7\nq83vEjRWeJA=\n\n\u{2014} ephor.test/log AAAA\n".to_owned();
-    world.broker.state().checkpoint.clone_from(&note);
+    let key = LogKey::generate().unwrap();
+    let verifier = VerifierKey::new("ephor.test/log", key.public()).unwrap();
+    let text = Checkpoint::new("ephor.test/log", 7, [1; 32]).unwrap().to_string();
+    let note = SignedNote::new(text.clone(), &verifier, key.sign(text.as_bytes())).to_string();
+    let broker = crate::broker::Broker::new();
+    broker.state().log_key = verifier.to_string();
+    broker.state().checkpoint.clone_from(&note);
+    let world = World::start_with(broker, tempfile::tempdir().unwrap());
     until("heartbeats", || world.broker.state().heartbeats.len() > 3).await;
     let world = world.restart().await;
     until("hello", || world.broker.state().hellos.len() >= 2).await;

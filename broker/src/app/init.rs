@@ -44,7 +44,11 @@ pub struct InitOptions {
 pub fn init(config: &Config, options: &InitOptions) -> Result<Option<Secret>, StartError> {
     ephor_crypto::tls::install();
     let policy = Snapshot::load(&config.policy_dir)?;
-    let pattern = options.token_for.as_deref().map(str::parse::<HostPattern>).transpose();
+    let pattern = options
+        .token_for
+        .as_deref()
+        .map(str::parse::<HostPattern>)
+        .transpose();
     let pattern = pattern.map_err(|error| StartError::Init(error.to_string()))?;
     make_directory(&config.state_dir)?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -55,12 +59,26 @@ pub fn init(config: &Config, options: &InitOptions) -> Result<Option<Secret>, St
     }
     let sealer = master::read(&master_key)?;
     let clock = SystemClock::shared();
-    let opening =
-        Options { take_over: false, reserve_path: config.reserve(), clock: Arc::clone(&clock) };
+    let opening = Options {
+        take_over: false,
+        reserve_path: config.reserve(),
+        clock: Arc::clone(&clock),
+    };
     let ledger = Ledger::open(&config.database(), opening)?;
-    let made = fill(&ledger, &sealer, policy.trust_domain(), pattern.as_ref(), clock.wall());
+    let made = fill(
+        &ledger,
+        &sealer,
+        policy.trust_domain(),
+        pattern.as_ref(),
+        clock.wall(),
+    );
     let made = made.and_then(|(keys, token)| {
-        write_file(&config.ca_file(), keys.ca().certificate().pem().as_bytes(), 0o644, false)?;
+        write_file(
+            &config.ca_file(),
+            keys.ca().certificate().pem().as_bytes(),
+            0o644,
+            false,
+        )?;
         Ok(token)
     });
     ledger.shutdown();
@@ -92,11 +110,22 @@ fn fill(
     let keys = Keys::unseal(sealer, &rows, trust_domain, &stored.origin)?;
     let event = |verb| -> Result<AuditEvent, StartError> {
         let id = EventId::from_parts(now.as_millis(), random()?);
-        Ok(AuditEvent::new(id, now, (Stage::Operate, verb), Outcome::Ok, (&stored.id, stored.epoch)))
+        Ok(AuditEvent::new(
+            id,
+            now,
+            (Stage::Operate, verb),
+            Outcome::Ok,
+            (&stored.id, stored.epoch),
+        ))
     };
     let mut begun = event("initialised")?;
-    begun.facts.insert("trust_domain".to_owned(), trust_domain.to_string());
-    begun.facts.insert("ca_sha256".to_owned(), ephor_crypto::digest::hex(&keys.ca().sha256()));
+    begun
+        .facts
+        .insert("trust_domain".to_owned(), trust_domain.to_string());
+    begun.facts.insert(
+        "ca_sha256".to_owned(),
+        ephor_crypto::digest::hex(&keys.ca().sha256()),
+    );
     let mut batch = Batch {
         name: "operate.initialised",
         lane: Lane::Normal,
@@ -108,14 +137,19 @@ fn fill(
     if let Some(pattern) = pattern {
         let id = JoinTokenId::from_parts(now.as_millis(), random()?);
         let life = (now, limits::FIRST_JOIN_TOKEN_SECONDS);
-        let (invited, mut more) = invitation(id, pattern, life, &keys.ca().sha256(), event("invited")?)
-            .map_err(|error| StartError::Init(error.to_string()))?;
+        let (invited, mut more) =
+            invitation(id, pattern, life, &keys.ca().sha256(), event("invited")?)
+                .map_err(|error| StartError::Init(error.to_string()))?;
         batch.rows.append(&mut more.rows);
         batch.events.append(&mut more.events);
         token = Some(invited.token);
     }
-    let ticket = ledger.submit(batch).map_err(|full| StartError::Init(full.to_string()))?;
-    ticket.wait().map_err(|error| StartError::Init(error.to_string()))?;
+    let ticket = ledger
+        .submit(batch)
+        .map_err(|full| StartError::Init(full.to_string()))?;
+    ticket
+        .wait()
+        .map_err(|error| StartError::Init(error.to_string()))?;
     Ok((keys, token))
 }
 
@@ -123,11 +157,21 @@ fn create_store(config: &Config, trust_domain: &TrustDomain) -> Result<(), Start
     let random: [u8; ID_LEN] = random()?;
     let id: String = random
         .iter()
-        .filter_map(|byte| ID_ALPHABET.get(usize::from(byte & 31)).copied().map(char::from))
+        .filter_map(|byte| {
+            ID_ALPHABET
+                .get(usize::from(byte & 31))
+                .copied()
+                .map(char::from)
+        })
         .collect();
     // C2SP: unique to this log, and no schema or slash games: DOMAIN/ID.
     let origin = format!("{trust_domain}/{id}");
-    Ok(Ledger::create(&config.database(), &id, &origin, trust_domain.as_str())?)
+    Ok(Ledger::create(
+        &config.database(),
+        &id,
+        &origin,
+        trust_domain.as_str(),
+    )?)
 }
 
 fn random<const N: usize>() -> Result<[u8; N], StartError> {
@@ -136,7 +180,11 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
 
 fn make_directory(path: &Path) -> Result<(), StartError> {
     let failed = StartError::system(format!("make the directory {}", path.display()));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)
 }
 
 fn write_file(path: &Path, content: &[u8], mode: u32, new: bool) -> Result<(), StartError> {

@@ -13,7 +13,10 @@ use crate::request::Refusal;
 impl Broker {
     /// The newest signed checkpoint, as a note.
     pub(crate) fn newest_checkpoint(&self) -> Result<String, Refusal> {
-        let signer = Signer { origin: &self.installation.origin, key: self.keys.log_key() };
+        let signer = Signer {
+            origin: &self.installation.origin,
+            key: self.keys.log_key(),
+        };
         let note = signed_checkpoint(&self.ledger.reader(), &signer).map_err(store_unavailable)?;
         Ok(note.to_string())
     }
@@ -42,17 +45,26 @@ impl Broker {
     }
 
     fn read_note(&self, note: &str) -> Result<Checkpoint, Refusal> {
-        let invalid =
-            |why: String| Refusal::new(Code::InvalidRequest, format!("`checkpoint` is not of this log: {why}"));
+        let invalid = |why: String| {
+            Refusal::new(
+                Code::InvalidRequest,
+                format!("`checkpoint` is not of this log: {why}"),
+            )
+        };
         if note.len() > MAX_NOTE_BYTES {
-            return Err(Refusal::new(Code::TooLarge, "`checkpoint` is longer than any note of this log"));
+            return Err(Refusal::new(
+                Code::TooLarge,
+                "`checkpoint` is longer than any note of this log",
+            ));
         }
         let note: SignedNote = note.parse().map_err(|error| invalid(format!("{error}")))?;
         let key: VerifierKey = self.keys.log_vkey().parse().map_err(defect)?;
         let verify = |public: &[u8; 32], message: &[u8], signature: &[u8]| {
             ephor_crypto::ed25519::verify(public, message, signature)
         };
-        let text = note.verify(&key, verify).map_err(|error| invalid(error.to_string()))?;
+        let text = note
+            .verify(&key, verify)
+            .map_err(|error| invalid(error.to_string()))?;
         text.parse().map_err(|error| invalid(format!("{error}")))
     }
 }

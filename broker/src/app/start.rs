@@ -127,8 +127,10 @@ pub fn run(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError>
 }
 
 async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::system("listen for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::system("listen for SIGINT"))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(StartError::system("listen for SIGTERM"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(StartError::system("listen for SIGINT"))?;
 
     ephor_crypto::tls::install();
     let (broker, sockets) = open(config).await?;
@@ -139,7 +141,8 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
     start_background(&broker);
     broker.fleet.listening();
     if let Some(path) = ready_file {
-        write_ready(path, &broker, config, addresses).map_err(StartError::system("write the ready file"))?;
+        write_ready(path, &broker, config, addresses)
+            .map_err(StartError::system("write the ready file"))?;
     }
     tracing::info!(https = %addresses.0, http = %addresses.1, issuer = broker.installation.issuer, "serving");
 
@@ -155,7 +158,7 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
 
 /// Everything that can be wrong with files, keys, policy and addresses is found here, before
 /// anything is served.
-async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
+pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
     let clock = SystemClock::shared();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let sealer = master::read(&master::path(config, credentials.as_deref()))?;
@@ -175,11 +178,23 @@ async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
             store: stored.trust_domain,
         });
     }
-    let keys = Keys::unseal(&sealer, &stored_keys(&ledger)?, &trust_domain, &stored.origin)?;
+    let keys = Keys::unseal(
+        &sealer,
+        &stored_keys(&ledger)?,
+        &trust_domain,
+        &stored.origin,
+    )?;
     let fleet = Fleet::restore(ledger.reader().hosts()?, Arc::clone(&clock));
     let sockets = Sockets::bind(config).await?;
     let installation = Installation::new(&stored, trust_domain, config, sockets.addresses()?);
-    let parts = Parts { clock, ledger, policy, keys, fleet, installation };
+    let parts = Parts {
+        clock,
+        ledger,
+        policy,
+        keys,
+        fleet,
+        installation,
+    };
     Ok((Arc::new(Broker::new(parts)), sockets))
 }
 
@@ -194,7 +209,7 @@ pub(super) fn stored_keys(ledger: &Ledger) -> Result<Vec<KeyRow>, ReadError> {
 }
 
 /// Bound before anything is served: ports are known, and conflicts found, first.
-struct Sockets {
+pub(super) struct Sockets {
     https: TcpListener,
     http: TcpListener,
     admin: UnixListener,
@@ -203,7 +218,9 @@ struct Sockets {
 impl Sockets {
     async fn bind(config: &Config) -> Result<Self, StartError> {
         let tcp = async |address: SocketAddr| {
-            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+            TcpListener::bind(address)
+                .await
+                .map_err(|source| StartError::Listen { address, source })
         };
         Ok(Self {
             https: tcp(config.https_listen).await?,
@@ -214,14 +231,16 @@ impl Sockets {
 
     fn addresses(&self) -> Result<(SocketAddr, SocketAddr), StartError> {
         let of = |listener: &TcpListener| {
-            listener.local_addr().map_err(StartError::system("read the address of a listener"))
+            listener
+                .local_addr()
+                .map_err(StartError::system("read the address of a listener"))
         };
         Ok((of(&self.https)?, of(&self.http)?))
     }
 }
 
 /// Starts the listeners. Gives the addresses of HTTPS and HTTP.
-fn listen(
+pub(super) fn listen(
     broker: &Arc<Broker>,
     config: &Config,
     sockets: Sockets,
@@ -245,11 +264,29 @@ fn listen(
     );
     let tls = Tls::new(slot, broker.keys.trust(), trust_domain.clone())?;
     let server = |name, router, places| {
-        Server::new(name, router, places, connections.clone(), connections.stop_token())
+        Server::new(
+            name,
+            router,
+            places,
+            connections.clone(),
+            connections.stop_token(),
+        )
     };
-    let https = server("https", surface::https_router(broker), limits::HTTPS_CONNECTIONS);
-    let http = server("http", surface::http_router(broker), limits::HTTP_CONNECTIONS);
-    let admin = server("admin", surface::admin_router(broker), limits::ADMIN_CONNECTIONS);
+    let https = server(
+        "https",
+        surface::https_router(broker),
+        limits::HTTPS_CONNECTIONS,
+    );
+    let http = server(
+        "http",
+        surface::http_router(broker),
+        limits::HTTP_CONNECTIONS,
+    );
+    let admin = server(
+        "admin",
+        surface::admin_router(broker),
+        limits::ADMIN_CONNECTIONS,
+    );
     let cuts = Arc::clone(&broker.fleet);
     connections.spawn_vital("https", https.serve_https(sockets.https, tls, cuts));
     connections.spawn_vital("http", http.serve_http(sockets.http));
@@ -257,18 +294,26 @@ fn listen(
     Ok(addresses)
 }
 
-fn start_background(broker: &Arc<Broker>) {
-    broker.tasks.spawn_vital("fleet-watch", fleet::keep_watch(Arc::clone(broker)));
+pub(super) fn start_background(broker: &Arc<Broker>) {
+    broker
+        .tasks
+        .spawn_vital("fleet-watch", fleet::keep_watch(Arc::clone(broker)));
     broker.start_timers();
 }
 
 /// `operate.started`: from here on this version and this policy are in force. A start is not
 /// refused because the disk is full: revocations must go on.
 async fn record_start(broker: &Broker) {
-    let Ok(mut event) = broker.event(Stage::Operate, "started", Outcome::Ok) else { return };
+    let Ok(mut event) = broker.event(Stage::Operate, "started", Outcome::Ok) else {
+        return;
+    };
     event.policy_version = Some(broker.policy.load().version().to_owned());
-    event.facts.insert("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-    event.facts.insert("crypto".to_owned(), ephor_crypto::tls::name().to_owned());
+    event
+        .facts
+        .insert("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    event
+        .facts
+        .insert("crypto".to_owned(), ephor_crypto::tls::name().to_owned());
     let batch = Batch {
         name: "operate.started",
         lane: Lane::Normal,
@@ -313,18 +358,30 @@ fn write_ready(
 
 /// In this order: nobody new, open requests finish, sums are written, background work ends, the
 /// store is given back.
-async fn shut_down(broker: Arc<Broker>, connections: Tasks, config: &Config, ready_file: Option<&Path>) {
+async fn shut_down(
+    broker: Arc<Broker>,
+    connections: Tasks,
+    config: &Config,
+    ready_file: Option<&Path>,
+) {
     tracing::info!("stopping");
     if let Some(path) = ready_file {
         let _ = std::fs::remove_file(path);
     }
-    if !connections.shutdown(limits::DRAIN + std::time::Duration::from_secs(1)).await {
+    broker.fleet.hang_up();
+    if !connections
+        .shutdown(limits::DRAIN + std::time::Duration::from_secs(1))
+        .await
+    {
         tracing::warn!(left = connections.len(), "connections were cut at shutdown");
     }
     let _ = std::fs::remove_file(&config.admin_socket);
     broker.write_refusals(true).await;
     if !broker.tasks.shutdown(limits::SHUTDOWN_TASKS).await {
-        tracing::warn!(left = broker.tasks.len(), "background work was cut at shutdown");
+        tracing::warn!(
+            left = broker.tasks.len(),
+            "background work was cut at shutdown"
+        );
     }
     broker.ledger.clone().shutdown();
     tracing::info!("stopped");

@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,7 +40,13 @@ impl TestBroker {
         std::fs::create_dir(dir.path().join("policy")).unwrap();
         std::fs::write(dir.path().join("policy/ephor.toml"), policy).unwrap();
         let database = dir.path().join("ephor.db");
-        Ledger::create(&database, "inst0001", "test.example/inst0001", "test.example").unwrap();
+        Ledger::create(
+            &database,
+            "inst0001",
+            "test.example/inst0001",
+            "test.example",
+        )
+        .unwrap();
         let clock = FakeClock::new();
         let domain = TrustDomain::new("test.example").unwrap();
         let rows = Keys::generate(&sealer(1), &domain, "inst0001", now(&clock)).unwrap();
@@ -44,7 +55,11 @@ impl TestBroker {
         write(&broker, rows).await;
         broker.shutdown();
         let ledger = open(dir.path(), &clock);
-        Self { broker: assemble(ledger, dir.path(), &clock), clock, dir }
+        Self {
+            broker: assemble(ledger, dir.path(), &clock),
+            clock,
+            dir,
+        }
     }
 
     pub(crate) async fn new() -> Self {
@@ -56,10 +71,15 @@ impl TestBroker {
         assert!(self.broker.tasks.shutdown(Duration::from_secs(30)).await);
         self.broker.ledger.clone().shutdown();
         drop(self.broker);
-        self.clock.advance_millis(u64::try_from(away.as_millis()).unwrap());
+        self.clock
+            .advance_millis(u64::try_from(away.as_millis()).unwrap());
         let ledger = open(self.dir.path(), &self.clock);
         let broker = assemble(ledger, self.dir.path(), &self.clock);
-        Self { broker, clock: self.clock, dir: self.dir }
+        Self {
+            broker,
+            clock: self.clock,
+            dir: self.dir,
+        }
     }
 
     /// Writes rows with neither precondition nor event.
@@ -73,13 +93,22 @@ fn now(clock: &Arc<FakeClock>) -> UnixMillis {
 }
 
 fn open(dir: &Path, clock: &Arc<FakeClock>) -> Ledger {
-    let options =
-        Options { take_over: false, reserve_path: dir.join("reserve"), clock: clock.clone() as SharedClock };
+    let options = Options {
+        take_over: false,
+        reserve_path: dir.join("reserve"),
+        clock: clock.clone() as SharedClock,
+    };
     Ledger::open(&dir.join("ephor.db"), options).unwrap()
 }
 
 async fn write(ledger: &Ledger, rows: Vec<Row>) {
-    let batch = Batch { name: "test", lane: Lane::Normal, require: Vec::new(), rows, events: Vec::new() };
+    let batch = Batch {
+        name: "test",
+        lane: Lane::Normal,
+        require: Vec::new(),
+        rows,
+        events: Vec::new(),
+    };
     ledger.submit(batch).unwrap().await.unwrap();
 }
 
@@ -99,7 +128,14 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
         lists_url: "http://broker.test.example".to_owned(),
         origin: stored.origin,
     };
-    let broker = Arc::new(Broker::new(Parts { clock, ledger, policy, keys, fleet, installation }));
+    let broker = Arc::new(Broker::new(Parts {
+        clock,
+        ledger,
+        policy,
+        keys,
+        fleet,
+        installation,
+    }));
     broker.restore().unwrap();
     broker
 }
@@ -118,8 +154,17 @@ fn urls_name_what_others_can_reach() {
     assert_eq!(public_host(&none, at("127.0.0.1:1234")), "127.0.0.1:1234");
     assert_eq!(public_host(&none, at("0.0.0.0:1234")), "localhost:1234");
     assert_eq!(public_host(&none, at("[::1]:1234")), "[::1]:1234");
-    assert_eq!(public_host(&config("server_names = ['a.example', 'b']"), at("0.0.0.0:1")), "a.example:1");
-    assert_eq!(public_host(&config("server_names = ['2001:db8::1']"), at("0.0.0.0:1")), "[2001:db8::1]:1");
+    assert_eq!(
+        public_host(
+            &config("server_names = ['a.example', 'b']"),
+            at("0.0.0.0:1")
+        ),
+        "a.example:1"
+    );
+    assert_eq!(
+        public_host(&config("server_names = ['2001:db8::1']"), at("0.0.0.0:1")),
+        "[2001:db8::1]:1"
+    );
 }
 
 #[tokio::test]
@@ -154,12 +199,21 @@ async fn a_log_that_went_back_is_noticed_and_stops_issuing() {
     test.broker.compare_with_seen("web-1", &seen).unwrap();
     test.broker.invite("web-*", None).await.unwrap();
     test.broker.compare_with_seen("web-1", &seen).unwrap();
-    assert!(test.broker.may_issue().is_ok(), "an older checkpoint is a prefix");
+    assert!(
+        test.broker.may_issue().is_ok(),
+        "an older checkpoint is a prefix"
+    );
     let newer = test.broker.newest_checkpoint().unwrap();
 
     // The same installation from a copy made before: same keys, fewer events.
     let copy = TestBroker::new().await;
-    assert_eq!(copy.broker.compare_with_seen("web-1", &newer).unwrap_err().code, Code::InvalidRequest);
+    assert_eq!(
+        copy.broker
+            .compare_with_seen("web-1", &newer)
+            .unwrap_err()
+            .code,
+        Code::InvalidRequest
+    );
     let keys = start::stored_keys(&test.broker.ledger).unwrap();
     copy.write(keys.into_iter().map(Row::Key).collect()).await;
     let copy = copy.restart(Duration::from_secs(1)).await;

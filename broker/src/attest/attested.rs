@@ -12,7 +12,9 @@ use crate::request::{Refusal, Requested};
 /// [`Attested::check`] only.
 ///
 /// ```compile_fail
-/// let forged = ephor_broker::attest::Attested { requested: todo!() };
+/// fn pry(a: ephor_broker::attest::Attested) {
+///     let ephor_broker::attest::Attested { candidates: _, .. } = a;
+/// }
 /// ```
 #[derive(Debug)]
 pub struct Attested {

@@ -46,7 +46,7 @@ impl Broker {
         let ticket = self.ledger.submit(batch)?;
         let tell = match end.by {
             By::Agent(_) => None,
-            By::Broker | By::Person { .. } => Some(row),
+            By::Broker | By::Person { .. } => Some(Box::new(row)),
         };
         Ok(Step::Submitted(ticket, After::List { credentials: revoking, tell }))
     }

@@ -35,7 +35,9 @@ pub struct Renewing<'a> {
 /// Proof that policy allowed a request. Made by [`Decided::by`] only.
 ///
 /// ```compile_fail
-/// let forged = ephor_broker::decide::Decided { attested: todo!() };
+/// fn pry(d: ephor_broker::decide::Decided) {
+///     let ephor_broker::decide::Decided { allowed: _, .. } = d;
+/// }
 /// ```
 #[derive(Debug)]
 pub struct Decided {

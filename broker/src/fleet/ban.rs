@@ -22,7 +22,12 @@ impl Broker {
     /// # Errors
     /// `not_found`, or what the store says.
     pub async fn ban(&self, host: &str, reason: &str) -> Result<admin::Host, Refusal> {
-        let unknown = || Refusal::new(Code::NotFound, format!("no host `{host}` has joined here (ephor host ls)"));
+        let unknown = || {
+            Refusal::new(
+                Code::NotFound,
+                format!("no host `{host}` has joined here (ephor host ls)"),
+            )
+        };
         let name: HostName = host.parse().map_err(|_| unknown())?;
         let (found, changed) = self
             .update_host("fleet.ban", Lane::Revoke, &name, |stored| {
@@ -34,13 +39,20 @@ impl Broker {
                 event.agent = Some(self.agent_id(&row.name));
                 let banned_at = Some(event.time);
                 let event = self.with_reason(event, reason)?;
-                let row = HostRow { state: AgentState::Banned, banned_at, ..row };
+                let row = HostRow {
+                    state: AgentState::Banned,
+                    banned_at,
+                    ..row
+                };
                 Ok(Some(Change::new(row, event)))
             })
             .await?;
         let found = found.ok_or_else(unknown)?;
         if changed {
-            tracing::warn!(host, "host banned; its connections are cut, its tasks completed");
+            tracing::warn!(
+                host,
+                "host banned; its connections are cut, its tasks completed"
+            );
         }
         self.end_tasks_of(host, EndCause::Revoked).await;
         self.listed_host(&found)
@@ -51,15 +63,23 @@ impl Broker {
     /// # Errors
     /// When the store cannot be read.
     pub fn hosts(&self) -> Result<Vec<admin::Host>, Refusal> {
-        let mut hosts: Vec<admin::Host> =
-            self.fleet.all().iter().map(|host| self.listed_host(host)).collect::<Result<_, _>>()?;
+        let mut hosts: Vec<admin::Host> = self
+            .fleet
+            .all()
+            .iter()
+            .map(|host| self.listed_host(host))
+            .collect::<Result<_, _>>()?;
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(hosts)
     }
 
     fn listed_host(&self, host: &Host) -> Result<admin::Host, Refusal> {
         let name = host.name.as_str();
-        let open = self.ledger.reader().open_tasks_of(name).map_err(store_unavailable)?;
+        let open = self
+            .ledger
+            .reader()
+            .open_tasks_of(name)
+            .map_err(store_unavailable)?;
         let live = host.live();
         Ok(admin::Host {
             name: name.to_owned(),

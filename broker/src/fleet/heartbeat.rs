@@ -26,7 +26,9 @@ impl Broker {
         r: v1::HeartbeatRequest,
     ) -> Result<v1::HeartbeatResponse, Problem> {
         let correlation = self.correlation();
-        self.heartbeat_within(peer, r).await.map_err(|refusal| refusal.into_problem(correlation))
+        self.heartbeat_within(peer, r)
+            .await
+            .map_err(|refusal| refusal.into_problem(correlation))
     }
 
     async fn heartbeat_within(
@@ -40,11 +42,19 @@ impl Broker {
             return Err(Refusal::new(Code::InvalidRequest, detail));
         }
         let open = self.standing(peer.host())?;
-        let call =
-            RollCall { boot_id: peer.boot_id(), instance: peer.instance(), seq: r.seq, present: &present };
+        let call = RollCall {
+            boot_id: peer.boot_id(),
+            instance: peer.instance(),
+            seq: r.seq,
+            present: &present,
+        };
         let gone = missing(&call, &open);
         if !gone.is_empty() {
-            tracing::info!(host = peer.host(), tasks = gone.len(), "tasks missing from the heartbeat are completed");
+            tracing::info!(
+                host = peer.host(),
+                tasks = gone.len(),
+                "tasks missing from the heartbeat are completed"
+            );
             self.complete_tasks(gone, EndCause::Lost).await;
         }
         self.heard(peer);
@@ -83,7 +93,9 @@ impl Broker {
             match reader.task(*id).map_err(store_unavailable)? {
                 Some(row) if row.host == host => match row.state {
                     TaskState::Open => {}
-                    TaskState::Completing(_) | TaskState::Closed { .. } => ended.push(id.to_bytes().to_vec()),
+                    TaskState::Completing(_) | TaskState::Closed { .. } => {
+                        ended.push(id.to_bytes().to_vec())
+                    }
                 },
                 Some(_) | None => {}
             }
@@ -94,12 +106,20 @@ impl Broker {
 
 fn parse_set(tasks: &[Vec<u8>]) -> Result<HashSet<TaskId>, Refusal> {
     if tasks.len() > MAX_TASKS_PER_HEARTBEAT {
-        let detail = format!("`open_tasks` has {} entries; at most {MAX_TASKS_PER_HEARTBEAT} are accepted", tasks.len());
+        let detail = format!(
+            "`open_tasks` has {} entries; at most {MAX_TASKS_PER_HEARTBEAT} are accepted",
+            tasks.len()
+        );
         return Err(Refusal::new(Code::TooLarge, detail));
     }
     tasks
         .iter()
         .map(|bytes| TaskId::from_slice(bytes))
         .collect::<Result<_, _>>()
-        .map_err(|error| Refusal::new(Code::InvalidRequest, format!("`open_tasks` is malformed: {error}")))
+        .map_err(|error| {
+            Refusal::new(
+                Code::InvalidRequest,
+                format!("`open_tasks` is malformed: {error}"),
+            )
+        })
 }

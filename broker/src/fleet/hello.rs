@@ -24,12 +24,22 @@ impl Broker {
     ///
     /// # Errors
     /// `version_skew`, `invalid_request`, or what the store says.
-    pub async fn hello(&self, member: &Member, r: v1::HelloRequest) -> Result<v1::HelloResponse, Problem> {
+    pub async fn hello(
+        &self,
+        member: &Member,
+        r: v1::HelloRequest,
+    ) -> Result<v1::HelloResponse, Problem> {
         let correlation = self.correlation();
-        self.hello_within(member, r).await.map_err(|refusal| refusal.into_problem(correlation))
+        self.hello_within(member, r)
+            .await
+            .map_err(|refusal| refusal.into_problem(correlation))
     }
 
-    async fn hello_within(&self, member: &Member, r: v1::HelloRequest) -> Result<v1::HelloResponse, Refusal> {
+    async fn hello_within(
+        &self,
+        member: &Member,
+        r: v1::HelloRequest,
+    ) -> Result<v1::HelloResponse, Refusal> {
         check_version(r.version)?;
         let instance = parse_instance(&r.instance_id)?;
         check_boot_id(&r.boot_id)?;
@@ -38,13 +48,16 @@ impl Broker {
         let (host, changed) = self
             .update_host("fleet.hello", Lane::Normal, name, |stored| {
                 let row = still_member(member, stored)?;
-                let settled = row.spki_sha256 == member.spki_sha256 && row.previous_spki_sha256.is_none();
+                let settled =
+                    row.spki_sha256 == member.spki_sha256 && row.previous_spki_sha256.is_none();
                 if row.instance == Some(instance) && row.boot_id == r.boot_id && settled {
                     return Ok(None);
                 }
                 let mut event = self.event(Stage::Operate, "agent_started", Outcome::Ok)?;
                 event.agent = Some(self.agent_id(&row.name));
-                event.facts.insert("instance".to_owned(), instance.to_string());
+                event
+                    .facts
+                    .insert("instance".to_owned(), instance.to_string());
                 event.facts.insert("boot_id".to_owned(), r.boot_id.clone());
                 let row = HostRow {
                     state: AgentState::Active,
@@ -94,7 +107,11 @@ impl Broker {
 
     /// Open tasks of a host.
     pub(super) fn standing(&self, host: &str) -> Result<Vec<Standing>, Refusal> {
-        let rows = self.ledger.reader().open_tasks_of(host).map_err(store_unavailable)?;
+        let rows = self
+            .ledger
+            .reader()
+            .open_tasks_of(host)
+            .map_err(store_unavailable)?;
         Ok(rows.iter().map(Standing::from).collect())
     }
 
@@ -102,8 +119,15 @@ impl Broker {
     pub(crate) async fn end_tasks_of(&self, host: &str, cause: EndCause) {
         match self.standing(host) {
             Ok(open) if open.is_empty() => {}
-            Ok(open) => self.complete_tasks(open.into_iter().map(|task| task.id).collect(), cause).await,
-            Err(refusal) => tracing::error!(host, detail = refusal.detail, "cannot read the open tasks of a host"),
+            Ok(open) => {
+                self.complete_tasks(open.into_iter().map(|task| task.id).collect(), cause)
+                    .await
+            }
+            Err(refusal) => tracing::error!(
+                host,
+                detail = refusal.detail,
+                "cannot read the open tasks of a host"
+            ),
         }
     }
 }
@@ -113,7 +137,10 @@ impl Broker {
 pub(super) fn still_member(member: &Member, stored: Option<HostRow>) -> Result<HostRow, Refusal> {
     let row = stored.ok_or_else(|| gone(member))?;
     if row.state == AgentState::Banned {
-        return Err(Refusal::new(Code::AgentBanned, format!("host `{}` is banned", row.name)));
+        return Err(Refusal::new(
+            Code::AgentBanned,
+            format!("host `{}` is banned", row.name),
+        ));
     }
     let used = Some(member.spki_sha256);
     if Some(row.spki_sha256) == used || row.previous_spki_sha256 == used {

@@ -46,8 +46,12 @@ pub(crate) fn invitation(
         used_by: None,
     };
     event.facts.insert("join_token".to_owned(), id.to_string());
-    event.facts.insert("host_pattern".to_owned(), pattern.to_string());
-    event.facts.insert("expires_at".to_owned(), expires_at.to_string());
+    event
+        .facts
+        .insert("host_pattern".to_owned(), pattern.to_string());
+    event
+        .facts
+        .insert("expires_at".to_owned(), expires_at.to_string());
     let batch = Batch {
         name: "fleet.invite",
         lane: Lane::Normal,
@@ -55,7 +59,14 @@ pub(crate) fn invitation(
         rows: vec![Row::JoinToken(row)],
         events: vec![event.into()],
     };
-    Ok((Invited { token: token.text, id, expires_at }, batch))
+    Ok((
+        Invited {
+            token: token.text,
+            id,
+            expires_at,
+        },
+        batch,
+    ))
 }
 
 impl Broker {
@@ -64,14 +75,19 @@ impl Broker {
     ///
     /// # Errors
     /// When pattern or time are out of range, or the store does not take it.
-    pub async fn invite(&self, pattern: &str, ttl_seconds: Option<u64>) -> Result<Invited, Refusal> {
+    pub async fn invite(
+        &self,
+        pattern: &str,
+        ttl_seconds: Option<u64>,
+    ) -> Result<Invited, Refusal> {
         let pattern: HostPattern = pattern
             .parse()
             .map_err(|error| Refusal::new(Code::InvalidRequest, format!("`host`: {error}")))?;
         let ttl = ttl_seconds.unwrap_or(limits::JOIN_TOKEN_SECONDS);
         if ttl == 0 || ttl > limits::JOIN_TOKEN_MAX_SECONDS {
             let most = limits::JOIN_TOKEN_MAX_SECONDS;
-            let detail = format!("`ttl_seconds` = {ttl}: a join token lives from 1 to {most} seconds");
+            let detail =
+                format!("`ttl_seconds` = {ttl}: a join token lives from 1 to {most} seconds");
             return Err(Refusal::new(Code::InvalidRequest, detail));
         }
         let now = self.may_issue()?;
@@ -79,7 +95,10 @@ impl Broker {
         let ca_sha256 = self.keys.ca().sha256();
         let (invited, batch) =
             invitation(self.new_id()?, &pattern, (now, ttl), &ca_sha256, event).map_err(defect)?;
-        let ticket = self.ledger.submit(batch).map_err(|full| Refusal::new(Code::Busy, full.to_string()))?;
+        let ticket = self
+            .ledger
+            .submit(batch)
+            .map_err(|full| Refusal::new(Code::Busy, full.to_string()))?;
         match ticket.await {
             Ok(_) => Ok(invited),
             Err(CommitError::Refused(reason)) => Err(refused_by_store(&reason)),

@@ -63,7 +63,9 @@ impl Broker {
     /// `version_skew`, `invalid_request`, `join_refused`, or what the store says.
     pub async fn join(&self, r: v1::JoinRequest) -> Result<v1::JoinResponse, Problem> {
         let correlation = self.correlation();
-        self.join_within(r).await.map_err(|refusal| refusal.into_problem(correlation))
+        self.join_within(r)
+            .await
+            .map_err(|refusal| refusal.into_problem(correlation))
     }
 
     async fn join_within(&self, r: v1::JoinRequest) -> Result<v1::JoinResponse, Refusal> {
@@ -82,9 +84,13 @@ impl Broker {
         }
         crate::crash_point!("join.after_commit");
         // The new holder of the name cannot speak for what the old one held.
-        self.end_tasks_of(joining.host.as_str(), EndCause::Lost).await;
+        self.end_tasks_of(joining.host.as_str(), EndCause::Lost)
+            .await;
         let id = self.agent_id(joining.host.as_str());
-        let (certificate_der, _) = self.keys.issue_agent(&id, &joining.key.spki(), now).map_err(defect)?;
+        let (certificate_der, _) = self
+            .keys
+            .issue_agent(&id, &joining.key.spki(), now)
+            .map_err(defect)?;
         tracing::info!(host = %joining.host, join_token = %joining.token.id, "host joined");
         Ok(v1::JoinResponse {
             certificate_der,
@@ -101,15 +107,24 @@ impl Broker {
         stored: Option<HostRow>,
         now: UnixMillis,
     ) -> Result<(Option<Change>, Option<Because>), Refusal> {
-        let token = self.ledger.reader().join_token(&joining.token.hash).map_err(store_unavailable)?;
+        let token = self
+            .ledger
+            .reader()
+            .join_token(&joining.token.hash)
+            .map_err(store_unavailable)?;
         let token = match self.check_token(joining, token, stored.as_ref(), now) {
             Ok(token) => token,
             Err(because) => return Ok((None, Some(because))),
         };
         if stored.is_none() && self.fleet.len() >= limits::HOSTS {
-            return Err(Refusal::new(Code::Busy, format!("{} hosts are known here already", limits::HOSTS)));
+            return Err(Refusal::new(
+                Code::Busy,
+                format!("{} hosts are known here already", limits::HOSTS),
+            ));
         }
-        let ends = now.saturating_add_millis(limits::AGENT_CERTIFICATE_SECONDS * 1000).min(self.keys.ca_end());
+        let ends = now
+            .saturating_add_millis(limits::AGENT_CERTIFICATE_SECONDS * 1000)
+            .min(self.keys.ca_end());
         let row = HostRow {
             name: joining.host.to_string(),
             version: 0,
@@ -126,8 +141,12 @@ impl Broker {
         };
         let mut event = self.event(Stage::Operate, "joined", Outcome::Ok)?;
         event.agent = Some(self.agent_id(&row.name));
-        event.facts.insert("join_token".to_owned(), token.id.to_string());
-        event.facts.insert("generation".to_owned(), row.generation.to_string());
+        event
+            .facts
+            .insert("join_token".to_owned(), token.id.to_string());
+        event
+            .facts
+            .insert("generation".to_owned(), row.generation.to_string());
         let mut change = Change::new(row, event.into());
         change.rows.push(Row::JoinToken(JoinTokenRow {
             version: token.version.saturating_add(1),
@@ -156,14 +175,24 @@ impl Broker {
             return Err(Because::OtherHost);
         }
         let Some(row) = stored else { return Ok(token) };
-        if row.banned_at.is_some_and(|banned_at| token.id.unix_millis() <= banned_at.as_millis()) {
+        if row
+            .banned_at
+            .is_some_and(|banned_at| token.id.unix_millis() <= banned_at.as_millis())
+        {
             return Err(Because::BeforeBan);
         }
         // What is stored does not know of silence: the living state does.
-        let state = self.fleet.find(&row.name).map_or(row.state, |host| host.live().state);
+        let state = self
+            .fleet
+            .find(&row.name)
+            .map_or(row.state, |host| host.live().state);
         let admitted = agent::step(state, AgentEvent::Rejoin, self.clock.boottime())
             .is_ok_and(|(_, effects)| effects.contains(Effect::Admit));
-        if admitted { Ok(token) } else { Err(Because::Living) }
+        if admitted {
+            Ok(token)
+        } else {
+            Err(Because::Living)
+        }
     }
 
     /// One answer for all reasons: who holds a wrong token learns nothing about the right ones.
@@ -176,16 +205,18 @@ impl Broker {
                     joining.host
                 ),
             ),
-            Because::Unknown | Because::Used | Because::Expired | Because::OtherHost | Because::BeforeBan => {
-                Refusal::new(
-                    Code::JoinRefused,
-                    format!(
-                        "the join token is used, expired, or not for host `{}`; \
+            Because::Unknown
+            | Because::Used
+            | Because::Expired
+            | Because::OtherHost
+            | Because::BeforeBan => Refusal::new(
+                Code::JoinRefused,
+                format!(
+                    "the join token is used, expired, or not for host `{}`; \
                          get a new one (ephor host invite {0}) and try again",
-                        joining.host
-                    ),
-                )
-            }
+                    joining.host
+                ),
+            ),
         };
         tracing::warn!(host = %joining.host, join_token = %joining.token.id, because = because.as_str(), "join refused");
         let mut event = match self.event(Stage::Operate, "join_refused", Outcome::Denied) {
@@ -194,13 +225,25 @@ impl Broker {
         };
         event.code = Some(Code::JoinRefused);
         event.cause = Some(because.as_str().to_owned());
-        event.facts.insert("host".to_owned(), joining.host.to_string());
-        event.facts.insert("join_token".to_owned(), joining.token.id.to_string());
+        event
+            .facts
+            .insert("host".to_owned(), joining.host.to_string());
+        event
+            .facts
+            .insert("join_token".to_owned(), joining.token.id.to_string());
         let known = because != Because::Unknown;
         let key = RefusalKey {
             // Anyone can make up names and ids: unknown tokens share one window.
-            host: if known { joining.host.to_string() } else { "(unknown)".to_owned() },
-            who: if known { joining.token.id.to_string() } else { "(unknown)".to_owned() },
+            host: if known {
+                joining.host.to_string()
+            } else {
+                "(unknown)".to_owned()
+            },
+            who: if known {
+                joining.token.id.to_string()
+            } else {
+                "(unknown)".to_owned()
+            },
             what: because.as_str().to_owned(),
             code: Code::JoinRefused,
         };
@@ -225,12 +268,20 @@ pub(super) fn check_version(theirs: Option<v1::Version>) -> Result<(), Refusal> 
 fn parse(r: v1::JoinRequest) -> Result<Joining, Refusal> {
     let invalid = |detail: String| Refusal::new(Code::InvalidRequest, detail);
     let text = ephor_crypto::Secret::from_string(r.token);
-    let host = r.host.parse().map_err(|error| invalid(format!("`host`: {error}")))?;
+    let host = r
+        .host
+        .parse()
+        .map_err(|error| invalid(format!("`host`: {error}")))?;
     if r.csr_der.len() > limits::CSR {
-        return Err(Refusal::new(Code::TooLarge, format!("`csr_der` has more than {} bytes", limits::CSR)));
+        return Err(Refusal::new(
+            Code::TooLarge,
+            format!("`csr_der` has more than {} bytes", limits::CSR),
+        ));
     }
     let key = verify_csr(&r.csr_der).map_err(|error| invalid(format!("`csr_der`: {error}")))?;
     let token = text.expose_str().ok().and_then(Presented::parse);
-    let token = token.ok_or_else(|| invalid("`token` is no join token (ej1.…); check that it was copied whole".to_owned()))?;
+    let token = token.ok_or_else(|| {
+        invalid("`token` is no join token (ej1.…); check that it was copied whole".to_owned())
+    })?;
     Ok(Joining { host, key, token })
 }

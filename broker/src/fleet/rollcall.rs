@@ -50,7 +50,10 @@ pub struct RollCall<'a> {
 /// Those of `open` that the heartbeat shows to be gone.
 #[must_use]
 pub fn missing(call: &RollCall<'_>, open: &[Standing]) -> Vec<TaskId> {
-    open.iter().filter(|task| is_missing(call, task)).map(|task| task.id).collect()
+    open.iter()
+        .filter(|task| is_missing(call, task))
+        .map(|task| task.id)
+        .collect()
 }
 
 fn is_missing(call: &RollCall<'_>, task: &Standing) -> bool {
@@ -66,11 +69,19 @@ fn is_missing(call: &RollCall<'_>, task: &Standing) -> bool {
 /// Those of `open` that a `Hello` from this boot shows to be gone.
 #[must_use]
 pub fn of_earlier_boots(boot_id: &str, open: &[Standing]) -> Vec<TaskId> {
-    open.iter().filter(|task| task.boot_id != boot_id).map(|task| task.id).collect()
+    open.iter()
+        .filter(|task| task.boot_id != boot_id)
+        .map(|task| task.id)
+        .collect()
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -98,14 +109,33 @@ mod tests {
             ("b", 2, 11, true, false, "there"),
             ("b", 1, 5, true, false, "adopted from the start before"),
             ("b", 1, 5, false, true, "not adopted"),
-            ("b", 1, 99, false, true, "counters of two starts do not compare"),
+            (
+                "b",
+                1,
+                99,
+                false,
+                true,
+                "counters of two starts do not compare",
+            ),
             ("a", 1, 5, false, true, "an earlier boot"),
-            ("a", 1, 5, true, true, "an earlier boot, whatever the set says"),
+            (
+                "a",
+                1,
+                5,
+                true,
+                true,
+                "an earlier boot, whatever the set says",
+            ),
             ("a", 2, 99, false, true, "an earlier boot"),
         ] {
             let task = task(7, boot, by, seq);
             let set: HashSet<TaskId> = present.then_some(task.id).into_iter().collect();
-            let call = RollCall { boot_id: "b", instance: instance(2), seq: 10, present: &set };
+            let call = RollCall {
+                boot_id: "b",
+                instance: instance(2),
+                seq: 10,
+                present: &set,
+            };
             assert_eq!(!missing(&call, &[task]).is_empty(), gone, "{why}");
         }
     }

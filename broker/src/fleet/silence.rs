@@ -7,7 +7,9 @@ use ephor_proto::state::agent::{AgentEvent, AgentState};
 use ephor_proto::state::task::EndCause;
 use ephor_proto::time::Boottime;
 
+use super::update::Change;
 use crate::app::Broker;
+use crate::ledger::{HostRow, Lane};
 use crate::limits;
 
 /// Since when this broker could have heard agents. Pure.
@@ -41,13 +43,21 @@ impl super::Fleet {
     /// Judges silence; gives the hosts that have just become silent.
     pub(crate) fn judge_silence(&self) -> Vec<String> {
         let now = self.clock.boottime();
-        let Some(ready_since) = self.readiness().tick(now) else { return Vec::new() };
+        let Some(ready_since) = self.readiness().tick(now) else {
+            return Vec::new();
+        };
         let mut silent = Vec::new();
         for host in self.all() {
             let mut live = host.live();
             let before = live.state;
             let last_heard = live.last_heard;
-            live.step(AgentEvent::Tick { last_heard, ready_since }, now);
+            live.step(
+                AgentEvent::Tick {
+                    last_heard,
+                    ready_since,
+                },
+                now,
+            );
             if before != AgentState::Silent && live.state == AgentState::Silent {
                 silent.push(host.name.to_string());
             }
@@ -61,13 +71,37 @@ impl super::Fleet {
         let mut fresh = Vec::new();
         for host in self.all() {
             let mut live = host.live();
-            let Some(since) = live.swept_since else { continue };
+            let Some(since) = live.swept_since else {
+                continue;
+            };
             fresh.push(host.name.to_string());
             if now.millis_since(since) > limits::BAN_SWEEP_MILLIS {
                 live.swept_since = None;
             }
         }
         fresh
+    }
+}
+
+impl Broker {
+    /// Keeps when a host was last heard over a restart. Only for listings, so a failure costs
+    /// nothing but that.
+    pub(super) async fn store_last_heard(&self, host: &str) {
+        let Some(host) = self.fleet.find(host) else {
+            return;
+        };
+        let last_heard = host.live().last_heard_at;
+        let outcome = self
+            .update_host("fleet.last_heard", Lane::Normal, &host.name, |stored| {
+                let Some(row) = stored.filter(|row| row.last_heard < last_heard) else {
+                    return Ok(None);
+                };
+                Ok(Some(Change::quiet(HostRow { last_heard, ..row })))
+            })
+            .await;
+        if let Err(refusal) = outcome {
+            tracing::debug!(host = %host.name, detail = refusal.detail, "when it was last heard was not stored");
+        }
     }
 }
 
@@ -80,7 +114,11 @@ pub(crate) async fn keep_watch(broker: Arc<Broker>) {
             () = tokio::time::sleep(limits::SILENCE_TICK) => {}
         }
         for host in broker.fleet.judge_silence() {
-            tracing::warn!(host, "agent silent: not heard for 15 s; nothing new is issued there");
+            tracing::warn!(
+                host,
+                "agent silent: not heard for 15 s; nothing new is issued there"
+            );
+            broker.store_last_heard(&host).await;
         }
         for host in broker.fleet.freshly_banned() {
             broker.end_tasks_of(&host, EndCause::Revoked).await;

@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::time::Duration;
 
@@ -26,7 +31,12 @@ struct Agent {
 impl Agent {
     fn named(host: &str) -> Self {
         let key = SigningKey::generate().unwrap();
-        Self { host: host.to_owned(), key, instance: InstanceId::from_parts(1, [1; 10]), boot_id: "boot-a" }
+        Self {
+            host: host.to_owned(),
+            key,
+            instance: InstanceId::from_parts(1, [1; 10]),
+            boot_id: "boot-a",
+        }
     }
 
     fn join_request(&self, token: &str) -> v1::JoinRequest {
@@ -45,23 +55,39 @@ impl Agent {
     }
 
     async fn hello(&self, test: &TestBroker) -> Result<v1::HelloResponse, Code> {
-        let member = test.broker.fleet.member(&self.certificate()).map_err(|refusal| refusal.code)?;
+        let member = test
+            .broker
+            .fleet
+            .member(&self.certificate())
+            .map_err(|refusal| refusal.code)?;
         let request = v1::HelloRequest {
             version: Some(VERSION),
             instance_id: self.instance.to_bytes().to_vec(),
             boot_id: self.boot_id.to_owned(),
             checkpoint: String::new(),
         };
-        test.broker.hello(&member, request).await.map_err(|problem| problem.code)
+        test.broker
+            .hello(&member, request)
+            .await
+            .map_err(|problem| problem.code)
     }
 
     fn peer(&self, test: &TestBroker) -> Result<Peer, Code> {
         let fleet = &test.broker.fleet;
-        let member = fleet.member(&self.certificate()).map_err(|refusal| refusal.code)?;
-        fleet.peer(member, &self.instance.to_bytes()).map_err(|refusal| refusal.code)
+        let member = fleet
+            .member(&self.certificate())
+            .map_err(|refusal| refusal.code)?;
+        fleet
+            .peer(member, &self.instance.to_bytes())
+            .map_err(|refusal| refusal.code)
     }
 
-    async fn heartbeat(&self, test: &TestBroker, seq: u64, open: &[TaskId]) -> v1::HeartbeatResponse {
+    async fn heartbeat(
+        &self,
+        test: &TestBroker,
+        seq: u64,
+        open: &[TaskId],
+    ) -> v1::HeartbeatResponse {
         let peer = self.peer(test).unwrap();
         let request = v1::HeartbeatRequest {
             instance_id: self.instance.to_bytes().to_vec(),
@@ -89,7 +115,9 @@ impl Agent {
             id,
             version: 1,
             host: self.host.clone(),
-            subject: "spiffe://test.example/orders/web".parse::<SpiffeId>().unwrap(),
+            subject: "spiffe://test.example/orders/web"
+                .parse::<SpiffeId>()
+                .unwrap(),
             rule: "peer".to_owned(),
             pid: 7,
             start_time: 8,
@@ -135,7 +163,12 @@ fn state_of(test: &TestBroker, id: TaskId) -> TaskState {
 }
 
 fn open_count(test: &TestBroker, host: &str) -> usize {
-    test.broker.ledger.reader().open_tasks_of(host).unwrap().len()
+    test.broker
+        .ledger
+        .reader()
+        .open_tasks_of(host)
+        .unwrap()
+        .len()
 }
 
 /// Virtual seconds, each with its silence tick.
@@ -153,14 +186,32 @@ async fn of_64_parallel_redemptions_one_wins() {
     let mut tries = tokio::task::JoinSet::new();
     for n in 0..64 {
         // Half of them want one name, half have names of their own.
-        let name = if n % 2 == 0 { "web-1".to_owned() } else { format!("db-{n}") };
-        let (broker, request) = (Arc::clone(&test.broker), Agent::named(&name).join_request(&token));
+        let name = if n % 2 == 0 {
+            "web-1".to_owned()
+        } else {
+            format!("db-{n}")
+        };
+        let (broker, request) = (
+            Arc::clone(&test.broker),
+            Agent::named(&name).join_request(&token),
+        );
         #[allow(clippy::disallowed_methods)]
-        tries.spawn(async move { broker.join(request).await.map(drop).map_err(|problem| problem.code) });
+        tries.spawn(async move {
+            broker
+                .join(request)
+                .await
+                .map(drop)
+                .map_err(|problem| problem.code)
+        });
     }
     let outcomes = tries.join_all().await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
-    assert!(outcomes.iter().flat_map(|outcome| outcome.as_ref().err()).all(|code| *code == Code::JoinRefused));
+    assert!(
+        outcomes
+            .iter()
+            .flat_map(|outcome| outcome.as_ref().err())
+            .all(|code| *code == Code::JoinRefused)
+    );
     assert_eq!(test.broker.ledger.reader().hosts().unwrap().len(), 1);
 }
 
@@ -173,7 +224,10 @@ async fn a_joined_agent_is_who_the_token_says() {
     let leaf = Leaf::parse(&answer.certificate_der).unwrap();
     assert_eq!(leaf.spiffe_id, "spiffe://test.example/agent/web-1");
     assert_eq!(leaf.spki, agent.key.public_key().spki());
-    assert_eq!(answer.ca_certificates_der, [test.broker.keys.ca().certificate().der()]);
+    assert_eq!(
+        answer.ca_certificates_der,
+        [test.broker.keys.ca().certificate().der()]
+    );
     assert!(agent.peer(&test).is_err(), "it has not said Hello");
     let hello = agent.hello(&test).await.unwrap();
     assert_eq!(hello.heartbeat_milliseconds, 5000);
@@ -192,7 +246,10 @@ async fn wrong_tokens_are_refused_and_told_without_their_value() {
         test.broker.join(request)
     };
     let used = invite(&test, "*", None).await;
-    test.broker.join(Agent::named("other").join_request(&used)).await.unwrap();
+    test.broker
+        .join(Agent::named("other").join_request(&used))
+        .await
+        .unwrap();
     assert_eq!(code(join(used.clone()).await), Code::JoinRefused);
     let elsewhere = invite(&test, "db-*", None).await;
     assert_eq!(code(join(elsewhere).await), Code::JoinRefused);
@@ -205,11 +262,17 @@ async fn wrong_tokens_are_refused_and_told_without_their_value() {
     let secret = "A".repeat(43);
     parts[2] = &secret;
     assert_eq!(code(join(parts.join(".")).await), Code::JoinRefused);
-    assert_eq!(code(join("ej1.nonsense".to_owned()).await), Code::InvalidRequest);
+    assert_eq!(
+        code(join("ej1.nonsense".to_owned()).await),
+        Code::InvalidRequest
+    );
     assert!(test.broker.ledger.reader().host("web-1").unwrap().is_none());
 
     let events = test.broker.ledger.reader().events(0, 100).unwrap();
-    let refused: Vec<_> = events.iter().filter(|event| event.json.contains("operate.join_refused")).collect();
+    let refused: Vec<_> = events
+        .iter()
+        .filter(|event| event.json.contains("operate.join_refused"))
+        .collect();
     assert_eq!(refused.len(), 4, "one for each kind");
     for token in [used, good] {
         let secret = token.split('.').nth(2).unwrap();
@@ -227,11 +290,23 @@ async fn malformed_joins_are_named() {
         change(&mut request);
         test.broker.join(request)
     };
-    assert_eq!(code(with(&|r| r.host = "../x".into()).await), Code::InvalidRequest);
+    assert_eq!(
+        code(with(&|r| r.host = "../x".into()).await),
+        Code::InvalidRequest
+    );
     assert_eq!(code(with(&|r| r.host.clear()).await), Code::InvalidRequest);
-    assert_eq!(code(with(&|r| r.csr_der.clear()).await), Code::InvalidRequest);
-    assert_eq!(code(with(&|r| r.csr_der = vec![0; 5000]).await), Code::TooLarge);
-    assert_eq!(code(with(&|r| r.version = Some(v1::Version { major: 1, minor: 2 })).await), Code::VersionSkew);
+    assert_eq!(
+        code(with(&|r| r.csr_der.clear()).await),
+        Code::InvalidRequest
+    );
+    assert_eq!(
+        code(with(&|r| r.csr_der = vec![0; 5000]).await),
+        Code::TooLarge
+    );
+    assert_eq!(
+        code(with(&|r| r.version = Some(v1::Version { major: 1, minor: 2 })).await),
+        Code::VersionSkew
+    );
     assert_eq!(code(with(&|r| r.version = None).await), Code::VersionSkew);
     let skew_of_one = with(&|r| r.version = Some(v1::Version { major: 1, minor: 1 })).await;
     assert!(skew_of_one.is_ok());
@@ -244,7 +319,10 @@ async fn a_token_never_takes_the_name_of_a_living_agent() {
     let living = active(&test, "web-1").await;
     let token = invite(&test, "web-1", None).await;
     let thief = Agent::named("web-1");
-    assert_eq!(code(test.broker.join(thief.join_request(&token)).await), Code::JoinRefused);
+    assert_eq!(
+        code(test.broker.join(thief.join_request(&token)).await),
+        Code::JoinRefused
+    );
     assert!(living.peer(&test).is_ok(), "the living one is not touched");
 
     // Dead for 15 s the name is free, with the same token; the old key is void.
@@ -253,7 +331,11 @@ async fn a_token_never_takes_the_name_of_a_living_agent() {
     test.broker.join(thief.join_request(&token)).await.unwrap();
     assert_eq!(living.peer(&test).unwrap_err(), Code::Unauthenticated);
     assert!(thief.hello(&test).await.is_ok());
-    assert_ne!(state_of(&test, tasks[0]), TaskState::Open, "what the old one held has ended");
+    assert_ne!(
+        state_of(&test, tasks[0]),
+        TaskState::Open,
+        "what the old one held has ended"
+    );
 }
 
 #[tokio::test]
@@ -278,13 +360,22 @@ async fn a_ban_is_final_until_a_newer_token() {
     }
     let again = test.broker.ban("web-1", "").await.unwrap();
     assert_eq!(again.state, "banned");
-    assert_eq!(test.broker.ban("web-2", "").await.unwrap_err().code, Code::NotFound);
+    assert_eq!(
+        test.broker.ban("web-2", "").await.unwrap_err().code,
+        Code::NotFound
+    );
 
     let newcomer = Agent::named("web-1");
-    assert_eq!(code(test.broker.join(newcomer.join_request(&spare)).await), Code::JoinRefused);
+    assert_eq!(
+        code(test.broker.join(newcomer.join_request(&spare)).await),
+        Code::JoinRefused
+    );
     test.clock.advance_millis(1);
     let token = invite(&test, "web-1", None).await;
-    test.broker.join(newcomer.join_request(&token)).await.unwrap();
+    test.broker
+        .join(newcomer.join_request(&token))
+        .await
+        .unwrap();
     assert_eq!(agent.peer(&test).unwrap_err(), Code::Unauthenticated);
     assert!(newcomer.hello(&test).await.is_ok());
 }
@@ -310,7 +401,10 @@ async fn a_task_that_commits_behind_a_ban_is_swept() {
     assert_ne!(state_of(&test, late[0]), TaskState::Open);
     seconds_pass(&test, 61);
     test.broker.fleet.freshly_banned();
-    assert!(test.broker.fleet.freshly_banned().is_empty(), "and not for ever");
+    assert!(
+        test.broker.fleet.freshly_banned().is_empty(),
+        "and not for ever"
+    );
 }
 
 #[tokio::test]
@@ -333,12 +427,22 @@ async fn certificates_that_are_not_the_hosts_own_are_refused() {
     let spki = agent.certificate().spki_sha256();
     let member = |host: &str, spki, until| {
         let certificate = AgentCertificate::for_tests(host, spki, UnixMillis::from_millis(until));
-        test.broker.fleet.member(&certificate).map(drop).map_err(|refusal| refusal.code)
+        test.broker
+            .fleet
+            .member(&certificate)
+            .map(drop)
+            .map_err(|refusal| refusal.code)
     };
     assert_eq!(member("web-1", spki, u64::MAX), Ok(()));
-    assert_eq!(member("web-1", [0; 32], u64::MAX), Err(Code::Unauthenticated));
+    assert_eq!(
+        member("web-1", [0; 32], u64::MAX),
+        Err(Code::Unauthenticated)
+    );
     assert_eq!(member("web-2", spki, u64::MAX), Err(Code::Unauthenticated));
-    assert_eq!(member("web-1", spki, 1_700_000_000_000), Err(Code::Unauthenticated));
+    assert_eq!(
+        member("web-1", spki, 1_700_000_000_000),
+        Err(Code::Unauthenticated)
+    );
 }
 
 #[tokio::test]
@@ -354,17 +458,32 @@ async fn a_lost_renewal_locks_nobody_out() {
         test.broker.renew_identity(&member, request).await.unwrap()
     };
     // Two answers are lost; the key in use stays good, the lost ones do not.
-    let (lost, next) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+    let (lost, next) = (
+        SigningKey::generate().unwrap(),
+        SigningKey::generate().unwrap(),
+    );
     renew(&agent, &lost).await;
     assert!(agent.peer(&test).is_ok());
     let answer = renew(&agent, &next).await;
-    assert_eq!(Leaf::parse(&answer.certificate_der).unwrap().spki, next.public_key().spki());
+    assert_eq!(
+        Leaf::parse(&answer.certificate_der).unwrap().spki,
+        next.public_key().spki()
+    );
     let first = std::mem::replace(&mut agent.key, lost);
     assert_eq!(agent.peer(&test).unwrap_err(), Code::Unauthenticated);
     agent.key = next;
     agent.hello(&test).await.unwrap();
-    let test_with = |key| Agent { host: "web-1".into(), key, instance: agent.instance, boot_id: agent.boot_id };
-    assert_eq!(test_with(first).peer(&test).unwrap_err(), Code::Unauthenticated, "the one before is void now");
+    let test_with = |key| Agent {
+        host: "web-1".into(),
+        key,
+        instance: agent.instance,
+        boot_id: agent.boot_id,
+    };
+    assert_eq!(
+        test_with(first).peer(&test).unwrap_err(),
+        Code::Unauthenticated,
+        "the one before is void now"
+    );
     let row = test.broker.ledger.reader().host("web-1").unwrap().unwrap();
     assert_eq!(row.generation, 3);
 }
@@ -381,10 +500,27 @@ async fn silence_takes_15_s_and_ends_with_a_heartbeat() {
     assert!(test.broker.fleet.is_silent("web-1"));
     assert_eq!(open_count(&test, "web-1"), 1, "silence ends nothing");
     assert!(agent.peer(&test).is_ok(), "it may speak");
-    assert!(test.broker.fleet.is_silent("web-1"), "but only a heartbeat ends its silence");
+    assert!(
+        test.broker.fleet.is_silent("web-1"),
+        "but only a heartbeat ends its silence"
+    );
     agent.heartbeat(&test, 5, &task).await;
     assert!(!test.broker.fleet.is_silent("web-1"));
     assert_eq!(open_count(&test, "web-1"), 1);
+}
+
+#[tokio::test]
+async fn when_a_silent_host_was_last_heard_outlives_a_restart() {
+    let test = TestBroker::new().await;
+    test.broker.fleet.listening();
+    let agent = active(&test, "web-1").await;
+    seconds_pass(&test, 5);
+    agent.heartbeat(&test, 1, &[]).await;
+    let heard = test.broker.hosts().unwrap()[0].last_heard;
+    test.broker.store_last_heard("web-1").await;
+    let test = test.restart(Duration::from_secs(60)).await;
+    assert!(heard.is_some());
+    assert_eq!(test.broker.hosts().unwrap()[0].last_heard, heard);
 }
 
 /// Named test 1 of the first issue.
@@ -399,7 +535,10 @@ async fn a_broker_away_for_10_minutes_ends_none_of_1000_tasks() {
     seconds_pass(&test, 30);
     test.broker.fleet.listening();
     seconds_pass(&test, 14);
-    assert!(!test.broker.fleet.is_silent("web-1"), "nobody could be heard yet");
+    assert!(
+        !test.broker.fleet.is_silent("web-1"),
+        "nobody could be heard yet"
+    );
     agent.hello(&test).await.unwrap();
     let answer = agent.heartbeat(&test, 2000, &tasks).await;
     assert!(answer.closed_tasks.is_empty());
@@ -448,10 +587,16 @@ async fn a_heartbeat_ends_what_is_missing_and_tells_what_ended() {
     assert_eq!(state_of(&test, tasks[0]), TaskState::Open, "there");
     assert_eq!(state_of(&test, tasks[1]).cause(), Some(EndCause::Lost));
     assert_eq!(state_of(&test, tasks[2]).cause(), Some(EndCause::Lost));
-    assert_eq!(state_of(&test, tasks[3]), TaskState::Open, "younger than the set");
+    assert_eq!(
+        state_of(&test, tasks[3]),
+        TaskState::Open,
+        "younger than the set"
+    );
     // One that ended here is told; one that nobody knows may be on its way.
     let unknown = TaskId::from_parts(77, [7; 10]);
-    let answer = agent.heartbeat(&test, 4, &[tasks[0], tasks[1], unknown]).await;
+    let answer = agent
+        .heartbeat(&test, 4, &[tasks[0], tasks[1], unknown])
+        .await;
     assert_eq!(answer.closed_tasks, [tasks[1].to_bytes().to_vec()]);
     assert!(!answer.checkpoint.is_empty());
     assert_eq!(answer.policy_version, test.broker.policy.load().version());
@@ -474,9 +619,18 @@ async fn a_malformed_heartbeat_ends_nothing() {
         let (peer, broker) = (agent.peer(&test).unwrap(), Arc::clone(&test.broker));
         async move { broker.heartbeat(&peer, request).await }
     };
-    assert_eq!(code(with(&|r| r.open_tasks = vec![vec![1]]).await), Code::InvalidRequest);
-    assert_eq!(code(with(&|r| r.boot_id = "boot-b".into()).await), Code::InvalidRequest);
-    assert_eq!(code(with(&|r| r.open_tasks = vec![vec![0; 16]; 17_000]).await), Code::TooLarge);
+    assert_eq!(
+        code(with(&|r| r.open_tasks = vec![vec![1]]).await),
+        Code::InvalidRequest
+    );
+    assert_eq!(
+        code(with(&|r| r.boot_id = "boot-b".into()).await),
+        Code::InvalidRequest
+    );
+    assert_eq!(
+        code(with(&|r| r.open_tasks = vec![vec![0; 16]; 17_000]).await),
+        Code::TooLarge
+    );
     assert_eq!(state_of(&test, tasks[0]), TaskState::Open);
 }
 
@@ -505,7 +659,10 @@ async fn hosts_are_listed_by_name() {
     let agent = active(&test, "web-1").await;
     agent.open_tasks(&test, 2).await;
     let hosts = test.broker.hosts().unwrap();
-    let shown: Vec<_> = hosts.iter().map(|h| (h.name.as_str(), h.state.as_str(), h.open_tasks)).collect();
+    let shown: Vec<_> = hosts
+        .iter()
+        .map(|h| (h.name.as_str(), h.state.as_str(), h.open_tasks))
+        .collect();
     assert_eq!(shown, [("web-1", "active", 2), ("web-2", "joined", 0)]);
     assert!(hosts[0].last_heard.is_some() && hosts[1].last_heard.is_none());
 }
@@ -513,7 +670,12 @@ async fn hosts_are_listed_by_name() {
 #[tokio::test]
 async fn invites_have_bounds() {
     let test = TestBroker::new().await;
-    for (pattern, ttl) in [("a/b", None), ("", None), ("*", Some(0)), ("*", Some(8 * 24 * 3600))] {
+    for (pattern, ttl) in [
+        ("a/b", None),
+        ("", None),
+        ("*", Some(0)),
+        ("*", Some(8 * 24 * 3600)),
+    ] {
         let refused = test.broker.invite(pattern, ttl).await.err().unwrap();
         assert_eq!(refused.code, Code::InvalidRequest, "{pattern} {ttl:?}");
     }

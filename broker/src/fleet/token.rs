@@ -39,7 +39,10 @@ impl NewToken {
         text.push('.');
         URL_SAFE_NO_PAD.encode_string(ca_sha256, &mut text);
         let hash = sha256(text.as_bytes());
-        Ok(Self { text: Secret::from_string(text), hash })
+        Ok(Self {
+            text: Secret::from_string(text),
+            hash,
+        })
     }
 }
 
@@ -59,16 +62,28 @@ impl Presented {
         }
         let mut parts = text.split('.');
         let (prefix, id, secret, ca) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let is_32_bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).is_ok_and(|bytes| bytes.len() == 32);
+        let is_32_bytes = |part: &str| {
+            URL_SAFE_NO_PAD
+                .decode(part)
+                .is_ok_and(|bytes| bytes.len() == 32)
+        };
         if prefix != PREFIX || parts.next().is_some() || !is_32_bytes(secret) || !is_32_bytes(ca) {
             return None;
         }
-        Some(Self { id: id.parse().ok()?, hash: sha256(text.as_bytes()) })
+        Some(Self {
+            id: id.parse().ok()?,
+            hash: sha256(text.as_bytes()),
+        })
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 

@@ -21,8 +21,23 @@ pub(super) struct Change {
 }
 
 impl Change {
+    /// A change that is no event.
+    pub(super) fn quiet(row: HostRow) -> Self {
+        Self {
+            row,
+            require: Vec::new(),
+            rows: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
     pub(super) fn new(row: HostRow, event: NewEvent) -> Self {
-        Self { row, require: Vec::new(), rows: Vec::new(), events: vec![event] }
+        Self {
+            row,
+            require: Vec::new(),
+            rows: Vec::new(),
+            events: vec![event],
+        }
     }
 }
 
@@ -38,15 +53,27 @@ impl Broker {
         mut decide: impl FnMut(Option<HostRow>) -> Result<Option<Change>, Refusal> + Send,
     ) -> Result<(Option<Arc<Host>>, bool), Refusal> {
         for _ in 0..limits::CONFLICT_RETRIES {
-            let stored = self.ledger.reader().host(host.as_str()).map_err(store_unavailable)?;
+            let stored = self
+                .ledger
+                .reader()
+                .host(host.as_str())
+                .map_err(store_unavailable)?;
             let Some(mut change) = decide(stored.clone())? else {
                 return Ok((stored.map(|row| self.fleet.store(host, row)), false));
             };
             change.row.version = stored.map_or(1, |row| row.version.saturating_add(1));
             change.rows.push(Row::Host(change.row.clone()));
-            let batch =
-                Batch { name, lane, require: change.require, rows: change.rows, events: change.events };
-            let ticket = self.ledger.submit(batch).map_err(|full| Refusal::new(Code::Busy, full.to_string()))?;
+            let batch = Batch {
+                name,
+                lane,
+                require: change.require,
+                rows: change.rows,
+                events: change.events,
+            };
+            let ticket = self
+                .ledger
+                .submit(batch)
+                .map_err(|full| Refusal::new(Code::Busy, full.to_string()))?;
             match ticket.await {
                 Ok(_) => return Ok((Some(self.fleet.store(host, change.row)), true)),
                 Err(CommitError::Conflict(key)) => {
@@ -54,11 +81,15 @@ impl Broker {
                 }
                 Err(CommitError::Refused(reason)) => return Err(refused_by_store(&reason)),
                 Err(CommitError::Unknown) => {
-                    let detail = "it is not known whether this was stored; look before you try again";
+                    let detail =
+                        "it is not known whether this was stored; look before you try again";
                     return Err(Refusal::new(Code::StoreUnavailable, detail));
                 }
             }
         }
-        Err(Refusal::new(Code::Busy, format!("host `{host}` kept changing; try again")))
+        Err(Refusal::new(
+            Code::Busy,
+            format!("host `{host}` kept changing; try again"),
+        ))
     }
 }

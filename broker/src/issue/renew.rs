@@ -125,7 +125,7 @@ impl Broker {
         ];
         let delivery = Delivery::of(decided);
         let batch = Batch { name: "issue.renewal", lane: Lane::Normal, require, rows, events };
-        Ok(Plan { intent: Intent::new(vec![renewed]), batch, slots: Vec::new(), delivery })
+        Ok(Plan { intent: Intent::new(vec![renewed]), batch, slots: Vec::new(), opens: None, delivery })
     }
 
     fn renewed_row(

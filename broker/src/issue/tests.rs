@@ -9,7 +9,7 @@ use ephor_proto::problem::Code;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::time::Clock;
 
-use harness::{Bench, ISSUER, only};
+use harness::{Bench, ISSUER, POLICY, only};
 
 #[tokio::test]
 async fn an_issued_token_is_recorded_active_and_verifies() {
@@ -191,6 +191,45 @@ async fn a_renewal_after_the_end_never_lives_again() {
     let mut r = bench.request(task, "billing-api");
     r.renews = id.to_bytes().to_vec();
     assert_eq!(bench.issue(r).await.unwrap_err().code, Code::CredentialEnded, "expired");
+}
+
+#[tokio::test]
+async fn a_newer_policy_narrows_a_renewal_and_never_widens_it() {
+    let bench = Bench::new().await;
+    let (task, id, _) = bench.token().await;
+    let renew = || {
+        let mut r = bench.request(task, "billing-api");
+        r.renews = id.to_bytes().to_vec();
+        r
+    };
+    bench.put_policy(&POLICY.replace("gold", "platinum"));
+    let other_claims = bench.issue(renew()).await.unwrap_err();
+    assert_eq!(other_claims.code, Code::CredentialEnded);
+    bench.put_policy(&POLICY.replace("max = \"1h\"", "max = \"6m\""));
+    bench.pass_seconds(100);
+    let mut r = renew();
+    r.ttl_seconds = Some(3600);
+    assert_eq!(bench.issue(r).await.unwrap().credentials[0].capped_by, "ttl.max");
+    bench.put_policy(&POLICY.replace("[\"orders/web\"]\ngives", "[\"billing/api\"]\ngives"));
+    let denied = bench.issue(renew()).await.unwrap_err();
+    assert_eq!(denied.code, Code::UnknownEntitlement);
+    assert!(denied.decision.is_some());
+}
+
+#[tokio::test]
+async fn a_renewal_of_unknown_fate_ends_what_it_renewed_if_it_was_stored() {
+    for stands in [true, false] {
+        let bench = Bench::new().await;
+        let (task, id, token) = bench.token().await;
+        bench.pass_seconds(10);
+        let faults = bench.broker.ledger.faults();
+        if stands { faults.doubt_next() } else { faults.lose_next() }
+        let mut r = bench.request(task, "billing-api");
+        r.renews = id.to_bytes().to_vec();
+        assert_eq!(bench.issue(r).await.unwrap_err().code, Code::StoreUnavailable);
+        bench.broker.sweep().await;
+        assert_eq!(bench.is_active(&token), !stands);
+    }
 }
 
 #[tokio::test]

@@ -75,7 +75,10 @@ pub fn path(config: &Config, credentials: Option<&Path>) -> PathBuf {
 /// # Errors
 /// [`MasterKeyError`] says what is wrong with which file.
 pub fn read(path: &Path) -> Result<SealingKey, MasterKeyError> {
-    let failed = |source| MasterKeyError::Io { path: path.to_owned(), source };
+    let failed = |source| MasterKeyError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
@@ -106,11 +109,17 @@ fn check(path: &Path, metadata: &std::fs::Metadata) -> Result<(), MasterKeyError
     // systemd hands credentials out as 0400 or, in a user's mount of their own, 0440.
     let systemd = path.file_name().is_some_and(|name| name == CREDENTIAL) && mode == 0o440;
     if mode & 0o077 != 0 && !systemd {
-        return Err(MasterKeyError::Mode { path: path.to_owned(), mode });
+        return Err(MasterKeyError::Mode {
+            path: path.to_owned(),
+            mode,
+        });
     }
     let owner = metadata.uid();
     if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-        return Err(MasterKeyError::Owner { path: path.to_owned(), owner });
+        return Err(MasterKeyError::Owner {
+            path: path.to_owned(),
+            owner,
+        });
     }
     Ok(())
 }
@@ -121,23 +130,40 @@ fn check(path: &Path, metadata: &std::fs::Metadata) -> Result<(), MasterKeyError
 /// # Errors
 /// When the file cannot be written.
 pub fn create(path: &Path) -> Result<bool, MasterKeyError> {
-    let failed = |source| MasterKeyError::Io { path: path.to_owned(), source };
+    let failed = |source| MasterKeyError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let key = ephor_crypto::random::secret(KEY_LEN)?;
-    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+    let mut file = match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+    {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
         Err(error) => return Err(failed(error)),
     };
-    file.write_all(key.expose()).and_then(|()| file.sync_all()).map_err(failed)?;
+    file.write_all(key.expose())
+        .and_then(|()| file.sync_all())
+        .map_err(failed)?;
     if let Some(directory) = path.parent() {
         // Without this the file's name may be lost while the database sealed by it is not.
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed)?;
     }
     Ok(true)
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
@@ -150,7 +176,10 @@ mod tests {
         assert!(create(&path).unwrap());
         assert!(!create(&path).unwrap());
         let metadata = std::fs::metadata(&path).unwrap();
-        assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (32, 0o600));
+        assert_eq!(
+            (metadata.len(), metadata.permissions().mode() & 0o777),
+            (32, 0o600)
+        );
         let sealed = read(&path).unwrap().seal("r", 1, b"x").unwrap();
         assert!(read(&path).unwrap().open("r", 1, &sealed).is_ok());
     }
@@ -163,7 +192,9 @@ mod tests {
         create(&path).unwrap();
         for mode in [0o640, 0o604, 0o622] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            assert!(matches!(read(&path), Err(MasterKeyError::Mode { mode: found, .. }) if found == mode));
+            assert!(
+                matches!(read(&path), Err(MasterKeyError::Mode { mode: found, .. }) if found == mode)
+            );
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         for len in [0, 31, 33, 64] {

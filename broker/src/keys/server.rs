@@ -28,7 +28,10 @@ impl Names {
     #[must_use]
     pub fn new(trust_domain: &TrustDomain, configured: &[String], listen: IpAddr) -> Self {
         let mut dns = vec!["localhost".to_owned()];
-        let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+        let mut ips = vec![
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ];
         for name in configured {
             match name.parse::<IpAddr>() {
                 Ok(ip) => ips.push(ip),
@@ -42,7 +45,11 @@ impl Names {
         dns.dedup();
         ips.sort();
         ips.dedup();
-        Self { spiffe_id: format!("spiffe://{trust_domain}/broker"), dns, ips }
+        Self {
+            spiffe_id: format!("spiffe://{trust_domain}/broker"),
+            dns,
+            ips,
+        }
     }
 }
 
@@ -50,16 +57,33 @@ impl Names {
 ///
 /// # Errors
 /// When a name cannot stand in a certificate or there is no randomness.
-pub fn renew(slot: &CertificateSlot, ca: &Ca, names: &Names, now: UnixMillis) -> Result<UnixMillis, X509Error> {
+pub fn renew(
+    slot: &CertificateSlot,
+    ca: &Ca,
+    names: &Names,
+    now: UnixMillis,
+) -> Result<UnixMillis, X509Error> {
     let key = Arc::new(SigningKey::generate()?);
     let (not_before, wanted) = super::validity(now, limits::SERVER_CERTIFICATE_SECONDS);
     let not_after = wanted.min(ca.certificate().not_after());
     let dns: Vec<&str> = names.dns.iter().map(String::as_str).collect();
-    let san = ServerNames { spiffe_id: &names.spiffe_id, dns: &dns, ips: &names.ips };
-    let leaf = ca.issue_server(&san, &key.public_key().spki(), super::serial()?, not_before, not_after)?;
+    let san = ServerNames {
+        spiffe_id: &names.spiffe_id,
+        dns: &dns,
+        ips: &names.ips,
+    };
+    let leaf = ca.issue_server(
+        &san,
+        &key.public_key().spki(),
+        super::serial()?,
+        not_before,
+        not_after,
+    )?;
     // The CA goes along: a joining agent knows only its hash.
     slot.replace(certified_key(&[&leaf, ca.certificate().der()], key));
-    Ok(UnixMillis::from_unix_seconds(u64::try_from(not_after).unwrap_or(0)))
+    Ok(UnixMillis::from_unix_seconds(
+        u64::try_from(not_after).unwrap_or(0),
+    ))
 }
 
 /// How long to wait before the next renewal: two thirds of what is left, looked at again
@@ -79,7 +103,9 @@ pub async fn keep_renewed(
     stop: tokio_util::sync::CancellationToken,
 ) {
     let look = Duration::from_secs(60);
-    let mut due = clock.boottime().saturating_add(next_renewal(clock.wall(), end));
+    let mut due = clock
+        .boottime()
+        .saturating_add(next_renewal(clock.wall(), end));
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -91,10 +117,14 @@ pub async fn keep_renewed(
         match renew(&slot, keys.ca(), &names, clock.wall()) {
             Ok(renewed) => {
                 end = renewed;
-                due = clock.boottime().saturating_add(next_renewal(clock.wall(), end));
+                due = clock
+                    .boottime()
+                    .saturating_add(next_renewal(clock.wall(), end));
                 tracing::info!(until = %end, "server certificate renewed");
             }
-            Err(error) => tracing::error!(%error, until = %end, "server certificate not renewed; trying again"),
+            Err(error) => {
+                tracing::error!(%error, until = %end, "server certificate not renewed; trying again")
+            }
         }
     }
 }
@@ -107,7 +137,11 @@ mod tests {
     #[test]
     fn names_are_configured_loopback_and_listener() {
         let domain = TrustDomain::new("test.example").unwrap();
-        let configured = ["ephor.test".to_owned(), "10.0.0.7".to_owned(), "localhost".to_owned()];
+        let configured = [
+            "ephor.test".to_owned(),
+            "10.0.0.7".to_owned(),
+            "localhost".to_owned(),
+        ];
         let names = Names::new(&domain, &configured, "192.0.2.1".parse().unwrap());
         assert_eq!(names.spiffe_id, "spiffe://test.example/broker");
         assert_eq!(names.dns, ["ephor.test", "localhost"]);
@@ -130,6 +164,9 @@ mod tests {
         assert_eq!(first.cert.len(), 2, "the CA goes along");
         renew(&slot, &ca, &names, now).unwrap();
         assert_ne!(first.cert.first(), slot.current().unwrap().cert.first());
-        assert_eq!(next_renewal(now, now.saturating_add_millis(86_400_000)), Duration::from_secs(57_600));
+        assert_eq!(
+            next_renewal(now, now.saturating_add_millis(86_400_000)),
+            Duration::from_secs(57_600)
+        );
     }
 }

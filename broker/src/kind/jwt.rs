@@ -9,15 +9,13 @@ use ephor_crypto::Secret;
 use ephor_crypto::jws::JwsSigner;
 use ephor_crypto::jwt::TokenKind;
 use ephor_crypto::p256::KeyError;
+use ephor_proto::cred::IDENTITY;
 use ephor_proto::id::CredentialId;
 use ephor_proto::time::UnixMillis;
 use serde_json::{Map, Value, json};
 
 use super::Signed;
 use crate::issue::{Planned, Sealed};
-
-/// The built-in entitlement whose tokens are SPIFFE JWT-SVIDs.
-pub const IDENTITY: &str = "identity";
 
 /// What a token says.
 #[derive(Debug)]

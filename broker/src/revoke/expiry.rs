@@ -1,4 +1,4 @@
-//! Timers of credentials by the second at which they end by themselves.
+//! Timers of credentials and tasks by the second at which they end by themselves.
 //!
 //! Only an index over the store: rebuilt from it at start, and asked again when a second
 //! falls due, so that a renewal needs no cancel here. (A timer wheel that cancels is heavier,
@@ -10,16 +10,21 @@ use std::sync::{Mutex, PoisonError};
 use ephor_proto::id::CredentialId;
 use ephor_proto::time::UnixMillis;
 
-/// Which credential to look at, and when.
-#[derive(Default)]
-pub struct Timers {
+/// What to look at, and when.
+pub struct Timers<T = CredentialId> {
     /// Guards the index; held for one insertion or one second's removal.
-    seconds: Mutex<BTreeMap<u64, Vec<CredentialId>>>,
+    seconds: Mutex<BTreeMap<u64, Vec<T>>>,
 }
 
-impl Timers {
+impl<T> Default for Timers<T> {
+    fn default() -> Self {
+        Self { seconds: Mutex::default() }
+    }
+}
+
+impl<T> Timers<T> {
     /// Look at `id` once `at` has passed.
-    pub fn set(&self, id: CredentialId, at: UnixMillis) {
+    pub fn set(&self, id: T, at: UnixMillis) {
         // Rounded up: a timer that fires early finds nothing to do and would have to be set again.
         let second = at.as_millis().div_ceil(1000);
         let mut seconds = self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -27,7 +32,7 @@ impl Timers {
     }
 
     /// Takes what fell due, at most `most`, the oldest first.
-    pub fn due(&self, now: UnixMillis, most: usize) -> Vec<CredentialId> {
+    pub fn due(&self, now: UnixMillis, most: usize) -> Vec<T> {
         let mut seconds = self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
         let mut due = Vec::new();
         while let Some(mut second) = seconds.first_entry() {

@@ -22,6 +22,11 @@ impl Broker {
         })?;
         reader.expiries(|expiry| self.timers.set(expiry.id, dead_at(expiry.at)))?;
         drop(reader);
+        for task in self.ledger.reader().unclosed_tasks()? {
+            if let Some(deadline) = task.deadline {
+                self.deadlines.set(task.id, deadline);
+            }
+        }
         self.find_unfinished()?;
         tracing::info!(credentials = self.timers.len(), "status lists and timers rebuilt");
         Ok(())

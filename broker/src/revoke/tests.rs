@@ -4,7 +4,7 @@
 
 use ephor_proto::problem::Code;
 use ephor_proto::state::credential::CredentialState;
-use ephor_proto::state::task::TaskState;
+use ephor_proto::state::task::{EndCause, TaskState};
 use ephor_proto::time::Clock;
 
 use crate::issue::tests::harness::Bench;
@@ -113,6 +113,29 @@ async fn a_renewed_credential_outlives_its_first_timer() {
     bench.pass_seconds(300);
     bench.broker.expire_due().await;
     assert_eq!(bench.row(id).state, CredentialState::Dead);
+}
+
+#[tokio::test]
+async fn a_task_ends_at_its_deadline_at_the_latest_also_after_a_restart() {
+    let bench = Bench::new().await;
+    bench.put_policy(&crate::issue::tests::harness::with_deadline());
+    let (task, id, _) = bench.token().await;
+    bench.pass_seconds(290);
+    let mut r = bench.request(task, "billing-api");
+    r.renews = id.to_bytes().to_vec();
+    r.ttl_seconds = Some(3600);
+    let renewed = bench.issue(r).await.unwrap();
+    assert_eq!(renewed.credentials[0].capped_by, "ttl.task");
+    bench.put_policy(crate::issue::tests::harness::POLICY);
+    let bench = bench.reopened().await;
+    bench.pass_seconds(1509);
+    bench.broker.expire_due().await;
+    assert_eq!(bench.row(id).state, CredentialState::Live);
+    bench.pass_seconds(1);
+    bench.broker.expire_due().await;
+    let row = bench.broker.ledger.reader().task(task).unwrap().unwrap();
+    assert_eq!(row.state.cause(), Some(EndCause::Deadline));
+    assert_eq!(bench.row(id).state, CredentialState::Contained);
 }
 
 #[tokio::test]

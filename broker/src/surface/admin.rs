@@ -5,6 +5,8 @@
 mod audit;
 mod encode;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

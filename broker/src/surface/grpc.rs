@@ -25,7 +25,9 @@ use crate::request::Refusal;
 
 /// The services of `ephor.v1`.
 pub fn router(broker: &Arc<Broker>) -> Router {
-    let service = Service { broker: Arc::clone(broker) };
+    let service = Service {
+        broker: Arc::clone(broker),
+    };
     let enrolment = EnrolmentServer::new(service.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -33,7 +35,10 @@ pub fn router(broker: &Arc<Broker>) -> Router {
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     // Not `Routes::default`: its fallback would answer every path of this listener.
-    Routes::from(Router::new()).add_service(enrolment).add_service(uplink).into_axum_router()
+    Routes::from(Router::new())
+        .add_service(enrolment)
+        .add_service(uplink)
+        .into_axum_router()
 }
 
 #[derive(Clone)]
@@ -50,18 +55,28 @@ impl Service {
 
     fn member<T>(&self, request: &Request<T>) -> Result<Member, Status> {
         let agent = match request.extensions().get::<Connection>() {
-            Some(Connection::Https { agent: Some(agent), remote: _ }) => agent,
-            Some(Connection::Https { .. } | Connection::Http { .. } | Connection::Admin { .. }) | None => {
+            Some(Connection::Https {
+                agent: Some(agent),
+                remote: _,
+            }) => agent,
+            Some(Connection::Https { .. } | Connection::Http { .. } | Connection::Admin { .. })
+            | None => {
                 let detail = "this call needs the certificate of a joined agent";
                 return Err(self.refuse(Refusal::new(Code::Unauthenticated, detail)));
             }
         };
-        self.broker.fleet.member(agent).map_err(|refusal| self.refuse(refusal))
+        self.broker
+            .fleet
+            .member(agent)
+            .map_err(|refusal| self.refuse(refusal))
     }
 
     fn peer<T>(&self, request: &Request<T>, instance_id: &[u8]) -> Result<Peer, Status> {
         let member = self.member(request)?;
-        self.broker.fleet.peer(member, instance_id).map_err(|refusal| self.refuse(refusal))
+        self.broker
+            .fleet
+            .peer(member, instance_id)
+            .map_err(|refusal| self.refuse(refusal))
     }
 
     /// Runs a stage to its end, also when the caller's connection goes away meanwhile.
@@ -82,7 +97,11 @@ impl Service {
 impl Enrolment for Service {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
         let broker = Arc::clone(&self.broker);
-        self.to_the_end("join", async move { broker.join(request.into_inner()).await }).await
+        self.to_the_end(
+            "join",
+            async move { broker.join(request.into_inner()).await },
+        )
+        .await
     }
 }
 
@@ -90,32 +109,51 @@ impl Enrolment for Service {
 impl Uplink for Service {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloResponse> {
         let (member, broker) = (self.member(&request)?, Arc::clone(&self.broker));
-        self.to_the_end("hello", async move { broker.hello(&member, request.into_inner()).await }).await
+        self.to_the_end("hello", async move {
+            broker.hello(&member, request.into_inner()).await
+        })
+        .await
     }
 
-    async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Answer<v1::HeartbeatResponse> {
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Answer<v1::HeartbeatResponse> {
         let peer = self.peer(&request, &request.get_ref().instance_id)?;
         let broker = Arc::clone(&self.broker);
-        self.to_the_end("heartbeat", async move { broker.heartbeat(&peer, request.into_inner()).await }).await
+        self.to_the_end("heartbeat", async move {
+            broker.heartbeat(&peer, request.into_inner()).await
+        })
+        .await
     }
 
     async fn whoami(&self, request: Request<v1::WhoamiRequest>) -> Answer<v1::WhoamiResponse> {
         let peer = self.peer(&request, &request.get_ref().instance_id)?;
         let answer = self.broker.whoami(&peer, request.into_inner()).await;
-        answer.map(Response::new).map_err(|problem| status(&problem))
+        answer
+            .map(Response::new)
+            .map_err(|problem| status(&problem))
     }
 
     async fn issue(&self, request: Request<v1::IssueRequest>) -> Answer<v1::IssueResponse> {
         let peer = self.peer(&request, &request.get_ref().instance_id)?;
         // Not to its end at any price: with nobody to take it, nothing should be issued.
         let answer = self.broker.issue(&peer, request.into_inner()).await;
-        answer.map(Response::new).map_err(|problem| status(&problem))
+        answer
+            .map(Response::new)
+            .map_err(|problem| status(&problem))
     }
 
-    async fn complete(&self, request: Request<v1::CompleteRequest>) -> Answer<v1::CompleteResponse> {
+    async fn complete(
+        &self,
+        request: Request<v1::CompleteRequest>,
+    ) -> Answer<v1::CompleteResponse> {
         let peer = self.peer(&request, &request.get_ref().instance_id)?;
         let broker = Arc::clone(&self.broker);
-        self.to_the_end("complete", async move { broker.complete(&peer, request.into_inner()).await }).await
+        self.to_the_end("complete", async move {
+            broker.complete(&peer, request.into_inner()).await
+        })
+        .await
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::Push, Status>> + Send>>;
@@ -180,9 +218,18 @@ mod tests {
             let problem = Problem::new(*code, correlation, "what was wrong");
             let status = status(&problem);
             assert_ne!(status.code(), tonic::Code::Ok);
-            let json = status.metadata().get_bin(PROBLEM_METADATA).unwrap().to_bytes().unwrap();
+            let json = status
+                .metadata()
+                .get_bin(PROBLEM_METADATA)
+                .unwrap()
+                .to_bytes()
+                .unwrap();
             assert_eq!(serde_json::from_slice::<Problem>(&json).unwrap(), problem);
-            assert_eq!(status.code() == tonic::Code::Internal, *code == Code::Internal, "{code}");
+            assert_eq!(
+                status.code() == tonic::Code::Internal,
+                *code == Code::Internal,
+                "{code}"
+            );
         }
     }
 }

@@ -106,7 +106,11 @@ impl Server {
         server
             .accept_loop(next, |server, (stream, remote), place| {
                 let (tls, cuts) = (tls.clone(), Arc::clone(&cuts));
-                async move { server.https(stream, remote, &tls, cuts.as_ref(), place).await }
+                async move {
+                    server
+                        .https(stream, remote, &tls, cuts.as_ref(), place)
+                        .await
+                }
             })
             .await;
     }
@@ -118,7 +122,9 @@ impl Server {
             .accept_loop(next, |server, (stream, remote), place| async move {
                 let from = Connection::Http { remote };
                 let cut = CancellationToken::new();
-                server.serve(stream, from, cut, connection::first_request(), place).await;
+                server
+                    .serve(stream, from, cut, connection::first_request(), place)
+                    .await;
             })
             .await;
     }
@@ -166,7 +172,11 @@ impl Server {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         // One line for the first and for each further power of two: never a line each.
         if refused.is_power_of_two() {
-            tracing::warn!(listener = self.name, refused, "connections refused: no place left");
+            tracing::warn!(
+                listener = self.name,
+                refused,
+                "connections refused: no place left"
+            );
         }
     }
 
@@ -196,7 +206,9 @@ impl Server {
                 return;
             }
         };
-        let Some((cut, place)) = self.admit(agent.as_deref(), cuts, place) else { return };
+        let Some((cut, place)) = self.admit(agent.as_deref(), cuts, place) else {
+            return;
+        };
         let from = Connection::Https { remote, agent };
         self.serve(stream, from, cut, deadline, place).await;
     }
@@ -209,7 +221,9 @@ impl Server {
         cuts: &dyn Cuts,
         place: OwnedSemaphorePermit,
     ) -> Option<(CancellationToken, OwnedSemaphorePermit)> {
-        let Some(agent) = agent else { return Some((CancellationToken::new(), place)) };
+        let Some(agent) = agent else {
+            return Some((CancellationToken::new(), place));
+        };
         match Arc::clone(&self.agent_places).try_acquire_owned() {
             Ok(place) => Some((cuts.cut_token(agent), place)),
             Err(_) => {
@@ -227,9 +241,13 @@ impl Server {
                 return;
             }
         };
-        let from = Connection::Admin { uid: peer.uid(), pid: peer.pid() };
+        let from = Connection::Admin {
+            uid: peer.uid(),
+            pid: peer.pid(),
+        };
         let cut = CancellationToken::new();
-        self.serve(stream, from, cut, connection::first_request(), place).await;
+        self.serve(stream, from, cut, connection::first_request(), place)
+            .await;
     }
 }
 

@@ -63,7 +63,11 @@ impl AgentCertificate {
     #[cfg(test)]
     pub(crate) fn for_tests(host: &str, spki_sha256: [u8; 32], not_after: UnixMillis) -> Self {
         #[allow(clippy::unwrap_used)]
-        Self { host: host.parse().unwrap(), spki_sha256, not_after }
+        Self {
+            host: host.parse().unwrap(),
+            spki_sha256,
+            not_after,
+        }
     }
 }
 
@@ -88,13 +92,17 @@ impl Tls {
         // Bans are asked at every request; asking them here as well would only turn a
         // clear `agent_banned` into a TLS alert.
         let domain = trust_domain.clone();
-        let admit: Admit = Arc::new(move |leaf| AgentCertificate::from_leaf(leaf, &domain).is_some());
+        let admit: Admit =
+            Arc::new(move |leaf| AgentCertificate::from_leaf(leaf, &domain).is_some());
         let config = server_config(
             server,
             Arc::new(ClientCerts::optional(trust, admit)),
             &[b"h2".as_slice(), b"http/1.1".as_slice()],
         )?;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), trust_domain })
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            trust_domain,
+        })
     }
 
     /// The handshake. The caller sets the deadline.
@@ -104,7 +112,10 @@ impl Tls {
     pub async fn accept<I>(
         &self,
         io: I,
-    ) -> std::io::Result<(tokio_rustls::server::TlsStream<I>, Option<Arc<AgentCertificate>>)>
+    ) -> std::io::Result<(
+        tokio_rustls::server::TlsStream<I>,
+        Option<Arc<AgentCertificate>>,
+    )>
     where
         I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {

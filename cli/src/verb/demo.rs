@@ -94,7 +94,7 @@ fn closing_lines(seen: &Seen, keep: Option<&Path>) -> String {
             let key = shell_quoted(&seen.log_key);
             format!("python3 {dir}/verify.py {dir} {} --key {key}", seen.task)
         }
-        None => format!("{outer} demo --keep DIR, and run what it prints here"),
+        None => format!("{outer} demo --keep DIR"),
     };
     format!(
         "\nCheck it without us:   {check}\nNow your own command:  {outer} dev -- {inner} token --audience billing\n"

@@ -187,7 +187,9 @@ fn deliver(
     reason: Option<&str>,
 ) -> Result<String, Failure> {
     let now = clock::wall();
-    let life = span(now, one.expires_at);
+    let life = one
+        .life
+        .map_or_else(|| span(now, one.expires_at), |life| life.to_string());
     match wanted.cred.delivery() {
         As::Env => {
             prepared.environment.set(&wanted.name, one.token.expose());

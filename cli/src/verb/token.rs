@@ -42,7 +42,7 @@ pub async fn token(args: args::Token) -> Outcome {
             shown(&args, &answer, only(&wanted, &answer)?)?
         }
     };
-    to_stdout(&text);
+    to_stdout(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

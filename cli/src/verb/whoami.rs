@@ -20,7 +20,7 @@ pub async fn whoami(args: args::Whoami) -> Outcome {
         }
         WhoamiOutput::Text => lines(&known),
     };
-    to_stdout(&text);
+    to_stdout(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -46,6 +46,11 @@ who = ["billing/api"]
 gives = [{ introspect = { audience = "billing" } }]
 "#;
 
+/// The same, with tasks that end after half an hour.
+pub(crate) fn with_deadline() -> String {
+    POLICY.replace("max = \"1h\"", "max = \"1h\"\nservice = \"30m\"")
+}
+
 pub(crate) const ISSUER: &str = "https://broker.test";
 const HOSTS: [&str; 2] = ["web-1", "web-2"];
 
@@ -86,6 +91,11 @@ impl Bench {
         let broker = broker_on(ledger, &clock);
         broker.restore().unwrap();
         Self { broker, clock, dir, next: std::cell::Cell::new(100) }
+    }
+
+    pub(crate) fn put_policy(&self, text: &str) {
+        let snapshot = Snapshot::from_texts(&[("ephor.toml", text)]).unwrap();
+        self.broker.policy.store(Arc::new(snapshot));
     }
 
     /// The same store, as after a crash and a restart.

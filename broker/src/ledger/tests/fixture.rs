@@ -64,10 +64,10 @@ impl Store {
     }
 }
 
-/// 10 bytes that differ for every call in this process.
+/// 10 bytes that differ for every call, in this process and its children.
 fn random() -> [u8; 10] {
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed) | u64::from(std::process::id()) << 32;
     // Spread, so that short forms differ as real ones do.
     let spread = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
     let mut bytes = [0; 10];

@@ -95,7 +95,9 @@ impl Server {
             .max_concurrent_streams(limits::HTTP2_STREAMS)
             .max_pending_accept_reset_streams(limits::HTTP2_PENDING_RESETS)
             .max_local_error_reset_streams(limits::HTTP2_LOCAL_RESETS)
-            .max_header_list_size(u32::try_from(ephor_proto::limits::MAX_HEADER_BYTES).unwrap_or(u32::MAX))
+            .max_header_list_size(
+                u32::try_from(ephor_proto::limits::MAX_HEADER_BYTES).unwrap_or(u32::MAX),
+            )
             .keep_alive_interval(limits::HTTP2_PING_INTERVAL)
             .keep_alive_timeout(limits::HTTP2_PING_TIMEOUT);
         builder
@@ -125,9 +127,9 @@ impl Server {
 fn age_limit(from: &Connection) -> std::time::Duration {
     match from {
         Connection::Https { agent: Some(_), .. } => limits::AGENT_CONNECTION_AGE,
-        Connection::Https { agent: None, .. } | Connection::Http { .. } | Connection::Admin { .. } => {
-            limits::CONNECTION_AGE
-        }
+        Connection::Https { agent: None, .. }
+        | Connection::Http { .. }
+        | Connection::Admin { .. } => limits::CONNECTION_AGE,
     }
 }
 

@@ -1,10 +1,17 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::time::Duration;
 
 use axum::routing::get;
 use ephor_crypto::p256::SigningKey;
-use ephor_crypto::tls::{CertificateSlot, Peer, PinnedCa, TrustStore, certified_key, client_config};
+use ephor_crypto::tls::{
+    CertificateSlot, Peer, PinnedCa, TrustStore, certified_key, client_config,
+};
 use ephor_crypto::x509::{Ca, ServerNames};
 use ephor_proto::spiffe::TrustDomain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,7 +44,8 @@ struct Fixture {
 }
 
 fn now() -> i64 {
-    i64::try_from(ephor_proto::time::Clock::wall(&crate::clock::SystemClock).as_unix_seconds()).unwrap()
+    i64::try_from(ephor_proto::time::Clock::wall(&crate::clock::SystemClock).as_unix_seconds())
+        .unwrap()
 }
 
 impl Fixture {
@@ -45,13 +53,20 @@ impl Fixture {
         ephor_crypto::tls::install();
         let ca = Ca::create("test", DOMAIN, now() - 60, now() + 3600).unwrap();
         let trust = Arc::new(TrustStore::new(vec![ca.certificate().clone()]));
-        Self { ca, trust, tasks: Tasks::new(), stop: CancellationToken::new() }
+        Self {
+            ca,
+            trust,
+            tasks: Tasks::new(),
+            stop: CancellationToken::new(),
+        }
     }
 
     fn server(&self, connections: usize) -> Server {
         let who = |connection: axum::Extension<Connection>| async move {
             match connection.0 {
-                Connection::Https { agent: Some(agent), .. } => agent.host().to_string(),
+                Connection::Https {
+                    agent: Some(agent), ..
+                } => agent.host().to_string(),
                 Connection::Https { agent: None, .. } => "stranger".to_owned(),
                 Connection::Http { .. } => "http".to_owned(),
                 Connection::Admin { uid, .. } => uid.to_string(),
@@ -59,36 +74,67 @@ impl Fixture {
         };
         let router = Router::new()
             .route("/who", get(who))
-            .route("/never", get(|| std::future::pending::<()>()));
-        Server::new("test", router, connections, self.tasks.clone(), self.stop.clone())
+            .route("/never", get(std::future::pending::<()>));
+        Server::new(
+            "test",
+            router,
+            connections,
+            self.tasks.clone(),
+            self.stop.clone(),
+        )
     }
 
     async fn http(&self, connections: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        self.tasks.spawn_vital("http", self.server(connections).serve_http(listener));
+        self.tasks
+            .spawn_vital("http", self.server(connections).serve_http(listener));
         address
     }
 
     async fn https(&self, cuts: Arc<dyn Cuts>) -> SocketAddr {
         let key = Arc::new(SigningKey::generate().unwrap());
-        let names = ServerNames { spiffe_id: "spiffe://test.example/broker", dns: &["localhost"], ips: &[] };
+        let names = ServerNames {
+            spiffe_id: "spiffe://test.example/broker",
+            dns: &["localhost"],
+            ips: &[],
+        };
         let leaf = self
             .ca
-            .issue_server(&names, &key.public_key().spki(), [1; 16], now() - 60, now() + 600)
+            .issue_server(
+                &names,
+                &key.public_key().spki(),
+                [1; 16],
+                now() - 60,
+                now() + 600,
+            )
             .unwrap();
         let slot = Arc::new(CertificateSlot::new(certified_key(&[&leaf], key)));
-        let tls = Tls::new(slot, Arc::clone(&self.trust), TrustDomain::new(DOMAIN).unwrap()).unwrap();
+        let tls = Tls::new(
+            slot,
+            Arc::clone(&self.trust),
+            TrustDomain::new(DOMAIN).unwrap(),
+        )
+        .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        self.tasks.spawn_vital("https", self.server(8).serve_https(listener, tls, cuts));
+        self.tasks
+            .spawn_vital("https", self.server(8).serve_https(listener, tls, cuts));
         address
     }
 
     fn agent_certificate(&self, id: &str) -> Arc<CertificateSlot> {
         let key = Arc::new(SigningKey::generate().unwrap());
-        let leaf =
-            self.ca.issue_agent(id, &key.public_key().spki(), [2; 16], now() - 60, now() + 600).unwrap();
+        let leaf = self
+            .ca
+            .issue_agent(
+                id,
+                &key.public_key().spki(),
+                [2; 16],
+                now() - 60,
+                now() + 600,
+            )
+            .unwrap();
         Arc::new(CertificateSlot::new(certified_key(&[&leaf], key)))
     }
 
@@ -100,9 +146,12 @@ impl Fixture {
         let peer = Peer::spiffe_id("spiffe://test.example/broker");
         let name = peer.server_name();
         let verifier = Arc::new(PinnedCa::new(Arc::clone(&self.trust), peer));
-        let config = client_config(verifier, certificate.map(|slot| slot as _), &[b"http/1.1"]).unwrap();
+        let config =
+            client_config(verifier, certificate.map(|slot| slot as _), &[b"http/1.1"]).unwrap();
         let stream = TcpStream::connect(address).await?;
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        tokio_rustls::TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
     }
 }
 
@@ -116,10 +165,14 @@ async fn ask(io: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), path: &str) -
         len += read;
         let text = String::from_utf8_lossy(&answer[..len]).into_owned();
         let whole = text.split_once("\r\n\r\n").is_some_and(|(head, body)| {
-            let length = head
-                .lines()
-                .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
-            length.and_then(|length| length.parse().ok()).is_some_and(|length: usize| body.len() >= length)
+            let length = head.lines().find_map(|line| {
+                line.to_ascii_lowercase()
+                    .strip_prefix("content-length: ")
+                    .map(str::to_owned)
+            });
+            length
+                .and_then(|length| length.parse().ok())
+                .is_some_and(|length: usize| body.len() >= length)
         });
         if whole || read == 0 {
             return text;
@@ -134,7 +187,9 @@ async fn closed(io: &mut (impl AsyncReadExt + Unpin)) {
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), work).await.expect("in time")
+    tokio::time::timeout(Duration::from_secs(30), work)
+        .await
+        .expect("in time")
 }
 
 #[tokio::test]
@@ -168,7 +223,9 @@ async fn malformed_bytes_end_only_their_own_connection() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
     let unix = bind_unix(&path).unwrap();
-    fixture.tasks.spawn_vital("admin", fixture.server(8).serve_unix(unix));
+    fixture
+        .tasks
+        .spawn_vital("admin", fixture.server(8).serve_unix(unix));
 
     let garbage: [&[u8]; 7] = [
         b"\x00",
@@ -191,10 +248,22 @@ async fn malformed_bytes_end_only_their_own_connection() {
         let _ = stream.shutdown().await;
         within(closed(&mut stream)).await;
     }
-    assert!(ask(&mut TcpStream::connect(http).await.unwrap(), "/who").await.ends_with("http"));
-    assert!(ask(&mut fixture.connect(https, None).await.unwrap(), "/who").await.ends_with("stranger"));
+    assert!(
+        ask(&mut TcpStream::connect(http).await.unwrap(), "/who")
+            .await
+            .ends_with("http")
+    );
+    assert!(
+        ask(&mut fixture.connect(https, None).await.unwrap(), "/who")
+            .await
+            .ends_with("stranger")
+    );
     let uid = rustix::process::getuid().as_raw().to_string();
-    assert!(ask(&mut UnixStream::connect(&path).await.unwrap(), "/who").await.ends_with(&uid));
+    assert!(
+        ask(&mut UnixStream::connect(&path).await.unwrap(), "/who")
+            .await
+            .ends_with(&uid)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,7 +306,9 @@ async fn connections_over_the_limit_are_closed_and_places_come_back() {
     within(async {
         loop {
             let mut third = TcpStream::connect(http).await.unwrap();
-            let _ = third.write_all(b"GET /who HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+            let _ = third
+                .write_all(b"GET /who HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                .await;
             let mut answer = Vec::new();
             let _ = third.read_to_end(&mut answer).await;
             if answer.ends_with(b"http") {

@@ -35,9 +35,14 @@ pub enum BindError {
 /// # Errors
 /// [`BindError`]; what was at `path` is then still there, unless it was a dead socket.
 pub fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
-    let failed = |source| BindError::Io { path: path.to_owned(), source };
+    let failed = |source| BindError::Io {
+        path: path.to_owned(),
+        source,
+    };
     if path.as_os_str().len() > limits::SOCKET_PATH {
-        return Err(failed(std::io::Error::from(std::io::ErrorKind::InvalidFilename)));
+        return Err(failed(std::io::Error::from(
+            std::io::ErrorKind::InvalidFilename,
+        )));
     }
     remove_dead_socket(path)?;
     let socket = listen(path).map_err(|errno| failed(errno.into()))?;
@@ -65,14 +70,22 @@ fn remove_dead_socket(path: &Path) -> Result<(), BindError> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(BindError::Io { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(BindError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
     if !kind.is_socket() {
         return Err(BindError::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|source| BindError::Io { path: path.to_owned(), source })
+            std::fs::remove_file(path).map_err(|source| BindError::Io {
+                path: path.to_owned(),
+                source,
+            })
         }
         // Refused for any other reason is not known to be dead.
         Ok(_) | Err(_) => Err(BindError::InUse(path.to_owned())),
@@ -91,7 +104,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         let _listener = bind_unix(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[tokio::test]

@@ -6,7 +6,6 @@ use ephor_proto::http::agent::Completed;
 use ephor_proto::id::TaskId;
 use serde::Serialize;
 
-use super::keep;
 use crate::client::Peer;
 use crate::clock::Stopwatch;
 use crate::exit::{Failure, REVOKED, STILL_REVOKING};
@@ -87,10 +86,6 @@ impl Report {
 
 /// Completes the task after its command, says so, and gives the exit code.
 pub async fn complete(agent: &Peer, task: TaskId, ended: &Ended, report: &mut Report) -> u8 {
-    let before = match &ended.before {
-        Some(cause) => Some(cause.clone()),
-        None => keep::ended(agent).await,
-    };
     let answer = end_task(agent, task).await;
     let time = ended.stopwatch.elapsed();
     report.issued = ended.issued;
@@ -115,7 +110,11 @@ pub async fn complete(agent: &Peer, task: TaskId, ended: &Ended, report: &mut Re
             ended.issued == 0
         }
     };
-    if let Some(cause) = &before {
+    let before = ended
+        .before
+        .clone()
+        .or_else(|| answer.as_ref().ok().and_then(ended_by_others));
+    if let (Some(cause), None) = (&before, &ended.before) {
         to_stderr(&format!(
             "ephor: revoked: task {} had been ended ({cause}) while the command ran.\n",
             task.short()
@@ -125,6 +124,14 @@ pub async fn complete(agent: &Peer, task: TaskId, ended: &Ended, report: &mut Re
     let (code, cause) = code(ended.exit, report.task_cause.is_some(), proven);
     report.cause = cause;
     code
+}
+
+/// The task's cause in its receipt, when it is not that its command ended.
+fn ended_by_others(completed: &Completed) -> Option<String> {
+    let leaf = completed.receipt.as_ref()?.get("leaf")?.as_str()?;
+    let event: serde_json::Value = serde_json::from_str(leaf).ok()?;
+    let cause = event.get("cause")?.as_str()?;
+    (!["exited", "released"].contains(&cause)).then(|| cause.to_owned())
 }
 
 fn code(exit: Exit, revoked: bool, proven: bool) -> (u8, &'static str) {
@@ -250,6 +257,25 @@ mod tests {
             said(&nothing, 0, "1 ms"),
             "nothing was issued, so nothing is left."
         );
+    }
+
+    #[test]
+    fn a_receipt_tells_who_ended_the_task() {
+        for (cause, expected) in [
+            ("revoked", Some("revoked")),
+            ("deadline", Some("deadline")),
+            ("released", None),
+            ("exited", None),
+        ] {
+            let leaf = serde_json::json!({ "cause": cause }).to_string();
+            let receipt = Some(serde_json::json!({ "leaf": leaf }));
+            let answer = Completed {
+                receipt,
+                ..completed(0, 1, true)
+            };
+            assert_eq!(ended_by_others(&answer).as_deref(), expected);
+        }
+        assert_eq!(ended_by_others(&completed(0, 1, false)), None);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Asking the agent for one reference, as `ephor run` itself.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ephor_crypto::Secret;
 use ephor_proto::http::agent::{Credential, CredentialRequest, Credentials, Parameters};
 use ephor_proto::time::UnixMillis;
+use ephor_proto::ttl::Ttl;
 
 use crate::client::Peer;
 use crate::cred::Wanted;
@@ -14,6 +17,8 @@ pub struct Fetched {
     pub kind: String,
     /// The secret.
     pub token: Secret,
+    /// Its whole life, where it can be told.
+    pub life: Option<Ttl>,
     /// True expiry.
     pub expires_at: UnixMillis,
     /// When a newer one is there.
@@ -93,13 +98,25 @@ fn taken(wanted: &Wanted, one: Credential) -> Result<Fetched, Failure> {
             one.kind
         )));
     };
+    let life = life(&token);
     let token = Secret::from_string(token);
     Ok(Fetched {
+        life,
         kind: one.kind,
         token,
         expires_at: one.expires_at,
         refresh_at: one.refresh_at,
     })
+}
+
+/// From a token's own claims; only for wording, so nothing is verified.
+fn life(token: &str) -> Option<Ttl> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    let seconds = |name: &str| claims.get(name).and_then(serde_json::Value::as_u64);
+    seconds("exp")?
+        .checked_sub(seconds("iat")?)
+        .map(Ttl::from_seconds)
 }
 
 #[cfg(test)]
@@ -144,6 +161,20 @@ mod tests {
         assert!(refusal("cred://x/c", all()).contains("does not give `c`; it gives a, b"));
         assert!(refusal("cred://x", vec![]).contains("gives nothing"));
         assert!(pick(&wanted("cred://x"), vec![token("a")]).is_ok());
+    }
+
+    #[test]
+    fn a_token_tells_its_life() {
+        let claims = URL_SAFE_NO_PAD.encode(r#"{"iat":1000,"exp":1300}"#);
+        assert_eq!(life(&format!("h.{claims}.s")), Some(Ttl::from_seconds(300)));
+        assert_eq!(life("opaque"), None);
+        assert_eq!(
+            life(&format!(
+                "h.{}.s",
+                URL_SAFE_NO_PAD.encode(r#"{"iat":9,"exp":1}"#)
+            )),
+            None
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ephor_proto::http::agent::Task;
 use ephor_proto::id::TaskId;
+use ephor_proto::problem::Code;
 use ephor_proto::time::UnixMillis;
 
 use super::fetch::{self, Fetched};
@@ -13,7 +14,7 @@ use super::files::TaskDir;
 use crate::client::Peer;
 use crate::clock;
 use crate::cred::Wanted;
-use crate::exit::{Failure, REVOKED};
+use crate::exit::Failure;
 use crate::show::to_stderr;
 use crate::words::time_of_day;
 
@@ -96,7 +97,7 @@ impl<'a> Keeper<'a> {
     }
 
     async fn look(&mut self) {
-        if let Some(cause) = ended(self.agent).await {
+        if let Some(cause) = ended(self.agent, self.task).await {
             self.end(cause);
         }
     }
@@ -118,7 +119,7 @@ impl<'a> Keeper<'a> {
             }
             match self.renew(kept).await {
                 Ok(()) => kept.failing = false,
-                Err(failure) if failure.code == REVOKED => self.end("revoked".to_owned()),
+                Err(failure) if failure.is(Code::TaskEnded) => self.end("revoked".to_owned()),
                 Err(failure) => kept.failed(&failure),
             }
         }
@@ -151,11 +152,15 @@ impl Kept {
 }
 
 /// Why our task has ended, if it has; an agent that is away says nothing about that.
-pub async fn ended(agent: &Peer) -> Option<String> {
+async fn ended(agent: &Peer, own: TaskId) -> Option<String> {
     match agent.read::<Task>("/v1/task").await {
-        Ok(task) if task.state == "open" => None,
-        Ok(task) => Some(task.cause.unwrap_or(task.state)),
-        Err(failure) if failure.code == REVOKED => Some("revoked".to_owned()),
+        Ok(task) if task.task == own && task.state == "open" => None,
+        Ok(task) if task.task == own => Some(task.cause.unwrap_or(task.state)),
+        // Found by another rule, or not at all: ours is no longer there.
+        Ok(_) => Some("revoked".to_owned()),
+        Err(failure) if failure.is(Code::TaskEnded) || failure.is(Code::NotFound) => {
+            Some("revoked".to_owned())
+        }
         Err(_) => None,
     }
 }

@@ -1,0 +1,221 @@
+//! One credential's life, told from its events: only what they say, nothing inferred.
+
+use std::collections::BTreeMap;
+
+use ephor_proto::http::admin::{Credential, Record};
+use ephor_proto::id::{DecisionId, RequestId};
+use ephor_proto::time::UnixMillis;
+use ephor_proto::ttl::Ttl;
+use serde_json::Value;
+
+use super::events::{short_credential, text, time, told};
+use crate::words::plural;
+use crate::show::{Fields, kind_word, moment, path_of, state_word};
+
+/// The events of one credential.
+struct Events<'a> {
+    id: &'a str,
+    issued: Option<&'a Record>,
+    renewed: Vec<&'a Record>,
+    decided: Option<&'a Record>,
+    opened: Option<&'a Record>,
+    completed: Option<&'a Record>,
+    used: Option<&'a Record>,
+    revoked: Option<&'a Record>,
+    receipt: Option<&'a Record>,
+    last: Option<&'a Record>,
+}
+
+/// Labelled lines about a credential. `row` is how it stands now, where the broker still keeps it.
+pub(super) fn of(
+    id: &str,
+    pool: &BTreeMap<u64, Record>,
+    row: Option<&Credential>,
+    now: UnixMillis,
+    to_terminal: bool,
+) -> String {
+    let events = Events::of(id, pool);
+    let short = row.map_or_else(|| short_credential(id), |row| row.short.clone());
+    let what = events.issued.or(events.last).map_or_else(
+        || short.clone(),
+        |record| format!("{} {short} for {}", kind_word(text(record, "/credential/kind")), text(record, "/credential/scope")),
+    );
+    Fields::new(&what, &events.state(row, now), to_terminal)
+        .line("asked by", events.asked_by(now))
+        .line("because", events.decided.and_then(|record| told(record, "reason")))
+        .line("approved by", events.approved_by())
+        .line("allowed by", events.allowed_by(row))
+        .line("lifetime", events.lifetime(row, now))
+        .line("held by", events.held_by())
+        .line("used", events.used(now))
+        .line("ended", events.ended(now))
+        .line("proof", events.proof(now))
+        .line("overdue", row.and_then(|row| row.overdue.clone()))
+        .text()
+}
+
+impl<'a> Events<'a> {
+    fn of(id: &'a str, pool: &'a BTreeMap<u64, Record>) -> Self {
+        let own = || pool.values().filter(move |record| text(record, "/credential/id") == id);
+        let issued = own().find(|record| text(record, "/type") == "issue.recorded");
+        // Of other tasks and decisions nothing is told, even where the pool has them.
+        let same = |field: &'static str| {
+            let wanted = issued.map(|record| text(record, field)).filter(|wanted| !wanted.is_empty());
+            pool.values().filter(move |record| wanted.is_some_and(|wanted| text(record, field) == wanted))
+        };
+        Self {
+            id,
+            issued,
+            renewed: own().filter(|record| text(record, "/type") == "issue.renewed").collect(),
+            decided: same("/decision").find(|record| text(record, "/type") == "decide.allowed"),
+            opened: same("/task").find(|record| text(record, "/type") == "attest.task_opened"),
+            completed: same("/task").find(|record| text(record, "/type").starts_with("complete.")),
+            used: own().filter(|record| uses(record, id)).last(),
+            revoked: own().filter(|record| text(record, "/type").starts_with("revoke.")).last(),
+            receipt: same("/task").find(|record| text(record, "/type") == "prove.receipt"),
+            last: own().last(),
+        }
+    }
+
+    fn evidence(&self) -> Option<&'a Value> {
+        let entries = self.receipt?.event.get("evidence")?.as_array()?;
+        entries.iter().find(|entry| entry.get("credential").and_then(Value::as_str) == Some(self.id))
+    }
+
+    /// `LISTED since …`: its state now, and since when where an event says so.
+    fn state(&self, row: Option<&Credential>, now: UnixMillis) -> String {
+        let told = row.map(|row| row.state.as_str()).or_else(|| self.evidence()?.get("state")?.as_str());
+        let state = told.or_else(|| self.last.map(|record| text(record, "/credential/state"))).unwrap_or_default();
+        let word = state_word(state).to_uppercase();
+        let since = self.revoked.filter(|record| text(record, "/credential/state") == state).and_then(|r| time(r, "/time"));
+        match since {
+            Some(since) => format!("{word} since {}", moment(since, now)),
+            None => word,
+        }
+    }
+
+    fn asked_by(&self, now: UnixMillis) -> Option<String> {
+        let issued = self.issued?;
+        let subject = told(issued, "subject").unwrap_or_default();
+        let mut who = path_of(&subject).to_owned();
+        let facts = [("pid", "pid "), ("user", "user "), ("exe", "")];
+        let known = facts.map(|(fact, word)| (self.fact(self.opened, fact), word));
+        let known: Vec<String> =
+            known.into_iter().filter_map(|(fact, word)| fact.map(|fact| format!("{word}{fact}"))).collect();
+        if !known.is_empty() {
+            who.push_str(&format!(" ({})", known.join(", ")));
+        }
+        let at = time(issued, "/time").map(|at| format!(", {}", moment(at, now))).unwrap_or_default();
+        let request = text(issued, "/request").parse::<RequestId>();
+        let request = request.map(|id| format!(", request {}", id.short())).unwrap_or_default();
+        Some(format!("{who}{}{at}{request}", self.host()))
+    }
+
+    fn host(&self) -> String {
+        let agent = self.issued.or(self.opened).map(|record| text(record, "/agent")).unwrap_or_default();
+        let host = path_of(agent).trim_start_matches("agent/");
+        if host.is_empty() { String::new() } else { format!(" on {host}") }
+    }
+
+    fn fact(&self, record: Option<&'a Record>, name: &str) -> Option<&'a str> {
+        record?.event.get("facts")?.get(name)?.as_str().filter(|fact| !fact.is_empty())
+    }
+
+    fn approved_by(&self) -> Option<String> {
+        match self.decided?.event.pointer("/approval/how")?.as_str()? {
+            "automatic" => Some("rule; no person was needed".to_owned()),
+            how => Some(how.replace('_', " ")),
+        }
+    }
+
+    fn allowed_by(&self, row: Option<&Credential>) -> Option<String> {
+        let rule = self.fact(self.decided, "rule").or_else(|| self.fact(self.issued, "rule"));
+        let rule = rule.or(row.map(|row| row.rule.as_str()))?;
+        let version = self.decided.or(self.issued).map(|record| text(record, "/policy_version")).unwrap_or_default();
+        let policy = version.get(..4).map(|version| format!(" at policy {version}")).unwrap_or_default();
+        let owner = self.decided.or(self.issued).and_then(|record| told(record, "owner"));
+        let owner = owner.or_else(|| row.map(|row| row.owner.clone())).filter(|owner| !owner.is_empty());
+        let owner = owner.map(|owner| format!(", owner {owner}")).unwrap_or_default();
+        let decision = self.issued.and_then(|record| text(record, "/decision").parse::<DecisionId>().ok());
+        let decision = decision.map(|id| format!(", decision {}", id.short())).unwrap_or_default();
+        Some(format!("{rule}{policy}{owner}{decision}"))
+    }
+
+    fn lifetime(&self, row: Option<&Credential>, now: UnixMillis) -> Option<String> {
+        let latest = self.renewed.last().copied().or(self.issued)?;
+        let from = time(latest, "/credential/issued_at")?;
+        let until = time(latest, "/credential/expires_at")?;
+        let life = Ttl::from_seconds(until.millis_since(from) / 1000);
+        let cap = self.fact(Some(latest), "capped_by").or(row.map(|row| row.capped_by.as_str()));
+        let cap = cap.map(|cap| format!(", capped by {cap}")).unwrap_or_default();
+        let renewed = match self.renewed.len() {
+            0 => String::new(),
+            times => format!(", renewed {}", plural(times, "time")),
+        };
+        Some(format!("{life} to {}{cap}{renewed}", moment(until, now)))
+    }
+
+    fn held_by(&self) -> Option<String> {
+        let host = self.host();
+        if host.is_empty() {
+            return None;
+        }
+        let held = self.fact(self.opened, "held_by").map(|how| format!(", which holds the process by {how}"));
+        Some(format!("agent{host}{}", held.unwrap_or_default()))
+    }
+
+    fn used(&self, now: UnixMillis) -> Option<String> {
+        let used = self.used?.event.get("used")?;
+        let at = |field: &str| used.get(field)?.as_str()?.parse().ok().map(|at| moment(at, now));
+        let mut parts = vec![used.get("where")?.as_str()?.to_owned()];
+        match (at("first"), at("last")) {
+            (Some(first), Some(last)) => parts.push(format!("{first} to {last}")),
+            (Some(once), None) | (None, Some(once)) => parts.push(once),
+            (None, None) => {}
+        }
+        if let Some(times) = used.get("count").and_then(Value::as_u64) {
+            parts.push(plural(usize::try_from(times).unwrap_or(usize::MAX), "time"));
+        }
+        let source = used.get("source").and_then(Value::as_str).map(|source| format!(" (told by {source})"));
+        Some(format!("{}{}", parts.join(", "), source.unwrap_or_default()))
+    }
+
+    fn ended(&self, now: UnixMillis) -> Option<String> {
+        let record = self.completed.or(self.revoked)?;
+        let at = moment(time(record, "/time")?, now);
+        let cause = match text(record, "/cause") {
+            "" => text(record, "/type").split_once('.').map_or("", |(_, verb)| verb),
+            cause => cause,
+        };
+        let words = match cause {
+            "exited" => "the process exited",
+            "released" => "the task asked for it",
+            "deadline" => "its deadline came",
+            "lost" => "its host was lost",
+            "revoked" => "it was revoked",
+            other => other,
+        };
+        let reason = told(record, "reason").map(|reason| format!(": {reason}")).unwrap_or_default();
+        Some(format!("{at}, {words}{reason}"))
+    }
+
+    fn proof(&self, now: UnixMillis) -> Option<String> {
+        let entry = self.evidence()?;
+        let field = |name: &str| entry.get(name).and_then(Value::as_str);
+        let found = match (field("proof"), field("state")) {
+            (Some(proof), _) => proof,
+            (None, state) => state_word(state.unwrap_or_default()),
+        };
+        let at = field("at").and_then(|at| at.parse().ok()).map(|at| format!(", {}", moment(at, now)));
+        let until = field("until").and_then(|until| until.parse().ok());
+        let until = until.map(|until| format!("; a verifier that never asks takes it to {}", moment(until, now)));
+        let leaf = self.receipt.map(|record| format!("; leaf {}", record.index)).unwrap_or_default();
+        let place = field("where").unwrap_or_default();
+        Some(format!("{found} at {place}{}{leaf}{}", at.unwrap_or_default(), until.unwrap_or_default()))
+    }
+}
+
+/// Whether an event tells of the use of this credential.
+fn uses(record: &Record, id: &str) -> bool {
+    record.event.get("used").is_some() && text(record, "/credential/id") == id
+}

@@ -289,12 +289,14 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(threads) = threads else { return };
+        // Readers first: whoever closes last copies the write-ahead log back and removes it, and
+        // a reader could not. What is stopped is then one file.
+        self.pool.close();
         self.shared.queue.close();
         // A panic of theirs has ended the process already.
         let _ = threads.writer.join();
         self.shared.wal.close();
         let _ = threads.wal.join();
-        self.pool.close();
     }
 }
 

@@ -33,7 +33,9 @@ impl Signer<'_> {
     fn sign(&self, head: Head) -> Result<SignedNote, ReadError> {
         let checkpoint = Checkpoint::new(self.origin, head.size, head.root);
         let text = checkpoint.map_err(|error| tree(&error))?.to_string();
+        crate::crash_point!("prove.before_signature");
         let signature = self.key.sign(text.as_bytes());
+        crate::crash_point!("prove.after_signature");
         Ok(SignedNote::new(text, &self.verifier_key()?, signature))
     }
 }
@@ -121,6 +123,7 @@ pub fn tile(reader: &Reader, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
     else {
         return Ok(None);
     };
+    crate::crash_point!("prove.tile");
     match wanted.level {
         Some(level) => {
             let indexes: Vec<u64> = range

@@ -127,10 +127,8 @@ impl Writer {
             self.stamp(now).map_err(before)?;
             return Ok(**self.shared.head.load());
         }
-        let head = self
-            .frontier
-            .head()
-            .map_err(|error| Trouble::Damaged(error.to_string()))?;
+        let head = self.frontier.head().map_err(|error| Trouble::Damaged(error.to_string()))?;
+        crate::crash_point!("ledger.before_checkpoint");
         self.connection
             .prepare_cached("INSERT INTO checkpoint (size, root, time) VALUES (?1, ?2, ?3)")
             .and_then(|mut s| s.execute(params![int(head.size), head.root, millis(now)]))

@@ -1,5 +1,6 @@
 //! What the parts of the agent share, and the one order in which they start and stop.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -53,6 +54,8 @@ pub struct Agent {
     pub uplink: Uplink,
     /// Open tasks and who watches them.
     pub table: TaskTable,
+    /// What survives this process.
+    pub journal: Journal,
     /// Ends the broker does not have yet.
     pub spool: Arc<Spool>,
     /// Receipts of ended tasks.
@@ -64,6 +67,8 @@ pub struct Agent {
     /// Open tasks, and what the broker knows of them.
     contacts: DashMap<TaskId, Contact, ahash::RandomState>,
     correlation: NewCorrelation,
+    /// Held while this runs: two agents on one state would undo each other's journal.
+    _state_lock: File,
 }
 
 /// What is known of a task's standing at the broker.
@@ -119,8 +124,9 @@ impl Agent {
     pub fn start(parts: Parts) -> Result<Arc<Self>, StartError> {
         let host_error = |error: &dyn std::fmt::Display| StartError::Host(error.to_string());
         let clock = Arc::clone(&parts.clock);
+        let state_lock = lock_state(&parts.state_dir)?;
         let (journal, unfinished) = Journal::open(&parts.state_dir.join("journal")).map_err(|error| host_error(&error))?;
-        let started = TaskTable::start(journal, parts.tasks.clone(), Arc::clone(&clock));
+        let started = TaskTable::start(journal.clone(), parts.tasks.clone(), Arc::clone(&clock));
         let (table, ends) = started.map_err(|error| host_error(&error))?;
         let correlation = correlations(Arc::clone(&clock));
         let instance = random_id(&*clock, InstanceId::from_parts).map_err(|error| host_error(&error))?;
@@ -134,11 +140,13 @@ impl Agent {
             hold,
             uplink: Uplink::new(instance, Arc::clone(&correlation), Arc::clone(&clock)),
             table,
+            journal,
             spool: Arc::default(),
             receipts: Receipts::default(),
             waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),
             contacts: DashMap::default(),
             correlation,
+            _state_lock: state_lock,
             clock,
             tasks: parts.tasks,
         });
@@ -301,6 +309,16 @@ fn parts(config: &Config) -> Result<Parts, StartError> {
         renewal: Some(Renewal { renew_at_millis, slot, trust, state_dir: config.state_dir.clone() }),
         tasks: Tasks::new(),
     })
+}
+
+fn lock_state(state_dir: &Path) -> Result<File, StartError> {
+    let path = state_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| StartError::Host(format!("{}: {error}", path.display())))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(StartError::Config(format!("{}: another agent uses this state directory; stop it first", path.display()))),
+    }
 }
 
 /// Tells who started us that we serve: by rename, so that a reader sees all or nothing.

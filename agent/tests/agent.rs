@@ -1,5 +1,7 @@
 //! The agent through its public API: its socket on one side, a broker made of memory on the other.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
 #[path = "agent/broker.rs"]
 mod broker;
 #[path = "agent/world.rs"]
@@ -11,5 +13,7 @@ mod away;
 mod ends;
 #[path = "agent/fetch.rs"]
 mod fetch;
+#[path = "agent/join.rs"]
+mod join;
 #[path = "agent/refusals.rs"]
 mod refusals;

@@ -64,7 +64,7 @@ enum Step {
 /// What follows a commit once it is durable.
 enum After {
     /// Refuse and list these; tell the host, unless it was the one who told us.
-    List { credentials: Vec<CredentialRow>, tell: Option<TaskRow> },
+    List { credentials: Vec<CredentialRow>, tell: Option<Box<TaskRow>> },
     /// They are contained or dead; their uses were written.
     Forget { credentials: Vec<CredentialRow> },
 }
@@ -101,6 +101,7 @@ impl Broker {
             None => self.close_unheard(peer, task, cause, correlation).await.map_err(still_ending)?,
         }
         let proven = self.end_task(End { task, cause, by: By::Agent(correlation) }).await?;
+        crate::crash_point!("complete.before_answer");
         Ok(v1::CompleteResponse {
             receipt: proven.receipt.map(|receipt| receipt.to_string()).unwrap_or_default(),
             dead: proven.totals.dead,
@@ -204,7 +205,7 @@ impl Broker {
             return Ok(());
         }
         match after {
-            After::List { credentials, tell } => self.began(&credentials, tell.as_ref()),
+            After::List { credentials, tell } => self.began(&credentials, tell.as_deref()),
             After::Forget { credentials } => self.settled(&credentials),
         }
         Ok(())

@@ -4,24 +4,24 @@
 //! Nothing leaves on a commit that is refused or whose fate is unknown. Signing runs beside the
 //! flush, sealed until the record is durable.
 
+mod events;
 mod intent;
 mod plan;
+mod refused;
 mod renew;
 mod replay;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use intent::{Intent, Permit, Planned, Sealed, SealedToken, WrongProof};
-pub(crate) use plan::credential_part;
+pub(crate) use events::credential_part;
 
 use std::sync::Arc;
 
 use ephor_crypto::p256::KeyError;
-use ephor_proto::event::Outcome;
 use ephor_proto::grpc::v1;
-use ephor_proto::id::{CorrelationId, DecisionId, TaskId};
+use ephor_proto::id::{CorrelationId, TaskId};
 use ephor_proto::problem::{Code, Problem};
-use ephor_proto::stage::Stage;
 use ephor_proto::state::task::TaskState;
 use ephor_proto::time::UnixMillis;
 
@@ -29,15 +29,15 @@ use crate::app::Broker;
 use crate::approve::Approved;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
-use crate::crash::crash_point;
-use crate::decide::{Circumstances, Decided, Denied};
+use crate::crash_point;
+use crate::decide::{Circumstances, Decided};
 use crate::deliver::{self, Delivery, Timings};
 use crate::fleet::Peer;
 use crate::kind::{Signed, jwt};
 use crate::ledger::{Batch, CommitError, Reason, TaskRow};
 use crate::limits;
 use crate::policy::Snapshot;
-use crate::request::{Refusal, RefusalKey, Requested};
+use crate::request::{Refusal, Requested};
 use crate::revoke::{Slot, Work};
 
 /// What one try at an issue came to.
@@ -235,78 +235,6 @@ impl Broker {
                 jwt::Signer::new(Arc::clone(signer)).sign(&planned)
             })
             .collect()
-    }
-
-    async fn attest_refused(
-        &self,
-        peer: &Peer,
-        requested: &Requested,
-        refusal: Refusal,
-        correlation: CorrelationId,
-    ) -> Refusal {
-        // Half of a conversation, not a refusal of anyone.
-        if refusal.code == Code::EvidenceNeeded {
-            return refusal;
-        }
-        let mut event = match self.event(Stage::Attest, "refused", Outcome::Denied) {
-            Ok(event) => event,
-            Err(error) => return error,
-        };
-        event.agent = Some(self.agent_id(peer.host()));
-        event.entitlement = Some(requested.entitlement().to_owned());
-        event.request = Some(requested.id());
-        event.correlation = Some(correlation);
-        event.code = Some(refusal.code);
-        event.policy_version = Some(self.policy.load().version().to_owned());
-        event.facts.insert("uid".to_owned(), requested.evidence().uid.to_string());
-        event.facts.insert("exe".to_owned(), requested.evidence().exe.clone());
-        let key = RefusalKey {
-            host: peer.host().to_owned(),
-            who: format!("uid {}", requested.evidence().uid),
-            what: format!("{}/{}", requested.entitlement(), requested.item()),
-            code: refusal.code,
-        };
-        self.note_refusal(key, event, None).await;
-        refusal
-    }
-
-    async fn denied(
-        &self,
-        attested: &Attested,
-        denied: &Denied,
-        decision: DecisionId,
-        correlation: CorrelationId,
-    ) -> Refusal {
-        let refusal = Refusal::new(denied.code, denied.message.clone());
-        let mut event = match self.event(Stage::Decide, "denied", Outcome::Denied) {
-            Ok(event) => event,
-            Err(error) => return error,
-        };
-        let requested = attested.requested();
-        event.agent = Some(self.agent_id(attested.host()));
-        event.subject = denied.subject.as_ref().map(|subject| subject.as_str().into());
-        event.entitlement = Some(requested.entitlement().to_owned());
-        event.request = Some(requested.id());
-        event.decision = Some(decision);
-        event.correlation = Some(correlation);
-        event.code = Some(denied.code);
-        event.policy_version = Some(denied.policy_version.to_string());
-        event.facts.insert("why".to_owned(), denied.reason.clone());
-        if !requested.item().is_empty() {
-            event.facts.insert("item".to_owned(), requested.item().to_owned());
-        }
-        if let Some(rule) = &denied.rule {
-            event.facts.insert("rule".to_owned(), rule.clone());
-        }
-        let row = plan::denied_row(attested, denied, decision, event.time);
-        let key = RefusalKey {
-            host: attested.host().to_owned(),
-            who: denied.subject.as_ref().map_or_else(|| "several".to_owned(), ToString::to_string),
-            what: format!("{}/{}", requested.entitlement(), requested.item()),
-            code: denied.code,
-        };
-        let told = self.note_refusal(key, event, Some(row)).await;
-        refusal.with_decision(told.unwrap_or(decision))
     }
 }
 

@@ -34,6 +34,9 @@ mod dev;
 #[path = "cli/demo.rs"]
 mod demo;
 
+#[path = "cli/govern.rs"]
+mod govern;
+
 #[path = "cli/wire.rs"]
 mod wire;
 

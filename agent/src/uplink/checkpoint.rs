@@ -7,6 +7,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use ephor_crypto::ed25519;
+use ephor_proto::log::{Checkpoint, SignedNote, VerifierKey};
+
 use super::identity::write_private;
 
 /// The file and what is in it.
@@ -51,6 +54,17 @@ impl Highest {
     }
 }
 
+/// Whether `note` is a checkpoint signed by the log whose C2SP verifier key is `log_key`.
+///
+/// # Errors
+/// What is wrong with note, key or signature.
+pub(super) fn verify(note: &str, log_key: &str) -> Result<(), String> {
+    let key: VerifierKey = log_key.parse().map_err(|error| format!("{error}"))?;
+    let note: SignedNote = note.parse().map_err(|error| format!("{error}"))?;
+    let text = note.verify(&key, |public, message, signature| ed25519::verify(public, message, signature)).map_err(|error| error.to_string())?;
+    text.parse::<Checkpoint>().map(drop).map_err(|error| error.to_string())
+}
+
 /// The second line of a checkpoint (C2SP tlog-checkpoint): the number of leaves.
 fn tree_size(note: &str) -> Option<u64> {
     if note.len() > ephor_proto::limits::MAX_NOTE_BYTES {
@@ -67,6 +81,19 @@ mod tests {
 
     fn note(size: u64) -> String {
         format!("ephor.example/log\n{size}\nq83vEjRWeJA=\n\n\u{2014} ephor.example/log abc\n")
+    }
+
+    #[test]
+    fn only_the_logs_own_signature_counts() {
+        let key = ed25519::LogKey::generate().unwrap();
+        let verifier = VerifierKey::new("ephor.test/log", key.public()).unwrap();
+        let text = Checkpoint::new("ephor.test/log", 7, [1; 32]).unwrap().to_string();
+        let note = SignedNote::new(text.clone(), &verifier, key.sign(text.as_bytes())).to_string();
+        verify(&note, &verifier.to_string()).unwrap();
+        assert!(verify(&note.replace("\n7\n", "\n8\n"), &verifier.to_string()).is_err());
+        let other = VerifierKey::new("ephor.test/log", ed25519::LogKey::generate().unwrap().public()).unwrap();
+        assert!(verify(&note, &other.to_string()).is_err());
+        assert!(verify(&note, "").is_err() && verify("rubbish", &verifier.to_string()).is_err());
     }
 
     #[test]

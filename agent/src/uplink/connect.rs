@@ -25,17 +25,20 @@ pub type Client = UplinkClient<H2>;
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
+/// A byte stream on its way, or why there is none.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Wire>, ConnectError>> + Send + 'a>>;
+
 /// How a byte stream to the broker is made; tests hand in one without a network.
 pub trait Connect: Send + Sync + 'static {
     /// A new stream, authenticated both ways where it leaves the host.
-    fn connect(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Wire>, ConnectError>> + Send + '_>>;
+    fn connect(&self) -> Connecting<'_>;
 }
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No TCP connection.
-    #[error("no connection to {address}: {error}. Is the broker running, and the address right?")]
+    #[error("no connection to {address}: {error}; is the broker running, and the address right?")]
     Tcp {
         /// Host and port.
         address: String,
@@ -47,8 +50,8 @@ pub enum ConnectError {
     Tls {
         /// Host and port.
         address: String,
-        /// rustls's reason.
-        error: std::io::Error,
+        /// The reason, in words.
+        error: String,
     },
     /// No answer in time.
     #[error("{address} did not answer within {seconds} s")]
@@ -121,13 +124,13 @@ impl TlsConnect {
             .map_err(|error| ConnectError::Tcp { address: address(), error })?;
         tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: address(), error })?;
         let tls = self.connector.connect(self.peer.clone(), tcp).await;
-        let tls = tls.map_err(|error| ConnectError::Tls { address: address(), error })?;
+        let tls = tls.map_err(|error| ConnectError::Tls { address: address(), error: spoken(&error) })?;
         Ok(Box::new(tls))
     }
 }
 
 impl Connect for TlsConnect {
-    fn connect(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Wire>, ConnectError>> + Send + '_>> {
+    fn connect(&self) -> Connecting<'_> {
         Box::pin(async {
             match tokio::time::timeout(limits::CONNECT_TIMEOUT, self.dial()).await {
                 Ok(dialled) => dialled,
@@ -137,6 +140,17 @@ impl Connect for TlsConnect {
                 }),
             }
         })
+    }
+}
+
+/// Why a handshake failed, without the names of Rust types around the reason.
+fn spoken(error: &std::io::Error) -> String {
+    use rustls::CertificateError::Other;
+    let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match reason {
+        Some(rustls::Error::InvalidCertificate(Other(inner))) => inner.0.to_string(),
+        Some(reason) => reason.to_string(),
+        None => error.to_string(),
     }
 }
 

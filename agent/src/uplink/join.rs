@@ -40,7 +40,7 @@ pub enum JoinError {
     #[error("invalid: this host has joined already, as {0}. To join it again, remove identity.pem from its state directory first")]
     Joined(String),
     /// No connection, or to someone else.
-    #[error("unreachable: {0} Nothing was changed; the token was not sent")]
+    #[error("unreachable: {0}. Nothing was changed; the token was not sent")]
     Connect(ConnectError),
     /// The broker said no.
     #[error("{0}. Nothing was changed on this host")]

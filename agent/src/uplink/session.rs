@@ -17,7 +17,7 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, jitter};
-use super::checkpoint::Highest;
+use super::checkpoint::{self, Highest};
 use super::connect::{self, Client, Connect, ConnectError};
 use super::identity::Identity;
 use super::refusal::{self, CallError};
@@ -223,12 +223,17 @@ async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
     let answer = wiring.uplink.call(session.client.clone().heartbeat(timed(request))).await?;
     let closed: Vec<TaskId> = answer.closed_tasks.iter().filter_map(|id| TaskId::from_slice(id).ok()).collect();
     wiring.downlink.tasks_closed(&closed, sent);
-    raise(wiring, answer.checkpoint).await;
+    raise(wiring, &session.info.log_key, answer.checkpoint).await;
     Ok(())
 }
 
-async fn raise(wiring: &Wiring, note: String) {
+/// Keeps a newer checkpoint, if it is signed by the log this connection named.
+async fn raise(wiring: &Wiring, log_key: &str, note: String) {
     if note.is_empty() {
+        return;
+    }
+    if let Err(reason) = checkpoint::verify(&note, log_key) {
+        tracing::warn!(%reason, "the broker sent a checkpoint that does not verify; it is not kept");
         return;
     }
     let highest = Arc::clone(&wiring.highest);
@@ -300,6 +305,7 @@ async fn tell_ends(wiring: &Arc<Wiring>, session: &Arc<Session>) -> Over {
 async fn tell(wiring: &Wiring, session: &Session, end: End) -> Result<(), Over> {
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
     loop {
+        crate::crash_point!("complete.before_send");
         let error = match wiring.uplink.complete(session, end.task, end.cause).await {
             Ok(receipt) => {
                 wiring.downlink.end_acknowledged(end.task, Some(receipt));

@@ -1,10 +1,11 @@
 //! A broker that does what a test tells it, behind an in-memory stream.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use ephor_agent::uplink::connect::{Connect, ConnectError, Wire};
+use ephor_agent::uplink::connect::{Connect, ConnectError, Connecting, Wire};
+use ephor_crypto::x509::{Ca, verify_csr};
+use ephor_proto::grpc::v1::enrolment_server::Enrolment;
 use ephor_proto::grpc::v1::uplink_server::{Uplink, UplinkServer};
 use ephor_proto::grpc::{PROBLEM_METADATA, VERSION, v1};
 use ephor_proto::id::{CorrelationId, CredentialId, DecisionId};
@@ -29,7 +30,11 @@ pub struct State {
     pub ttl_millis: u64,
     pub closed: Vec<Vec<u8>>,
     pub checkpoint: String,
+    pub log_key: String,
     pub version: v1::Version,
+    pub renewed: Vec<Vec<u8>>,
+    pub joins: Vec<v1::JoinRequest>,
+    pub certificate_seconds: i64,
     pushes: Vec<mpsc::Sender<Result<v1::Push, Status>>>,
 }
 
@@ -42,6 +47,8 @@ pub struct Broker {
     up: Arc<AtomicBool>,
     serial: Arc<AtomicU64>,
     generation: watch::Sender<CancellationToken>,
+    /// Only where there is TLS.
+    pub ca: Option<Arc<Ca>>,
 }
 
 impl Broker {
@@ -56,7 +63,11 @@ impl Broker {
             ttl_millis: 300_000,
             closed: Vec::new(),
             checkpoint: String::new(),
+            log_key: String::new(),
             version: VERSION,
+            renewed: Vec::new(),
+            joins: Vec::new(),
+            certificate_seconds: 86_400,
             pushes: Vec::new(),
         };
         Self {
@@ -65,6 +76,7 @@ impl Broker {
             up: Arc::new(AtomicBool::new(true)),
             serial: Arc::default(),
             generation: watch::Sender::new(CancellationToken::new()),
+            ca: None,
         }
     }
 
@@ -131,7 +143,7 @@ impl Uplink for Broker {
             installation: "one".into(),
             issuer: "https://broker".into(),
             heartbeat_milliseconds: 50,
-            log_key: String::new(),
+            log_key: state.log_key.clone(),
             renew_identity_at: 0,
         }))
     }
@@ -191,13 +203,39 @@ impl Uplink for Broker {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    async fn renew_identity(&self, _request: Request<v1::RenewIdentityRequest>) -> Result<Response<v1::RenewIdentityResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+    async fn renew_identity(&self, request: Request<v1::RenewIdentityRequest>) -> Result<Response<v1::RenewIdentityResponse>, Status> {
+        let ca = self.ca.as_ref().ok_or_else(|| Status::unimplemented("not here"))?;
+        let public_key = request.into_inner().public_key_der;
+        self.state().renewed.push(public_key.clone());
+        Ok(Response::new(v1::RenewIdentityResponse {
+            certificate_der: crate::join::agent_certificate(ca, &public_key, 86_400),
+            ca_certificates_der: vec![ca.certificate().der().to_vec()],
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for Broker {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let request = request.into_inner();
+        let ca = self.ca.as_ref().ok_or_else(|| Status::unimplemented("not here"))?;
+        self.state().joins.push(request.clone());
+        if request.host == "refused" {
+            return Err(self.refusal(Code::JoinRefused));
+        }
+        let public = verify_csr(&request.csr_der).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let seconds = self.state().certificate_seconds;
+        Ok(Response::new(v1::JoinResponse {
+            certificate_der: crate::join::agent_certificate(ca, &public.spki(), seconds),
+            ca_certificates_der: vec![ca.certificate().der().to_vec()],
+            trust_domain: "td.test".into(),
+            installation: "one".into(),
+        }))
     }
 }
 
 impl Connect for Broker {
-    fn connect(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Wire>, ConnectError>> + Send + '_>> {
+    fn connect(&self) -> Connecting<'_> {
         Box::pin(async {
             if !self.up.load(Ordering::SeqCst) {
                 return Err(ConnectError::Timeout { address: "memory".into(), seconds: 0 });

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use ephor_crypto::ed25519::LogKey;
 use ephor_proto::grpc::v1;
+use ephor_proto::log::{Checkpoint, SignedNote, VerifierKey};
 use ephor_proto::problem::Code;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -150,9 +152,14 @@ async fn whoami_task_and_ready_say_what_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_highest_checkpoint_is_shown_after_a_restart() {
-    let world = World::start();
-    let note = "ephor.test/log\n7\nq83vEjRWeJA=\n\n\u{2014} ephor.test/log AAAA\n".to_owned();
-    world.broker.state().checkpoint.clone_from(&note);
+    let key = LogKey::generate().unwrap();
+    let verifier = VerifierKey::new("ephor.test/log", key.public()).unwrap();
+    let text = Checkpoint::new("ephor.test/log", 7, [1; 32]).unwrap().to_string();
+    let note = SignedNote::new(text.clone(), &verifier, key.sign(text.as_bytes())).to_string();
+    let broker = crate::broker::Broker::new();
+    broker.state().log_key = verifier.to_string();
+    broker.state().checkpoint.clone_from(&note);
+    let world = World::start_with(broker, tempfile::tempdir().unwrap());
     until("heartbeats", || world.broker.state().heartbeats.len() > 3).await;
     let world = world.restart().await;
     until("hello", || world.broker.state().hellos.len() >= 2).await;

@@ -11,7 +11,7 @@ use ephor_proto::time::UnixMillis;
 
 use super::{After, By, End, Step};
 use crate::app::Broker;
-use crate::crash::crash_point;
+use crate::crash_point;
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, NewEvent, Require, Row, TaskRow};
 use crate::revoke::{NotEnded, machine, slot};
 
@@ -46,7 +46,7 @@ impl Broker {
         let ticket = self.ledger.submit(batch)?;
         let tell = match end.by {
             By::Agent(_) => None,
-            By::Broker | By::Person { .. } => Some(row),
+            By::Broker | By::Person { .. } => Some(Box::new(row)),
         };
         Ok(Step::Submitted(ticket, After::List { credentials: revoking, tell }))
     }

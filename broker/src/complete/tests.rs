@@ -103,6 +103,31 @@ async fn a_request_and_the_end_of_its_task_at_once_leave_nothing_live() {
 }
 
 #[tokio::test]
+async fn a_full_disk_stops_issuing_and_no_revocation() {
+    let bench = Bench::new().await;
+    let (task, id, token) = bench.token().await;
+    bench.broker.ledger.faults().set_max_pages(1);
+    let mut refused = None;
+    for _ in 0..10_000 {
+        if let Err(problem) = bench.issue(bench.request(bench.new_task(), "billing-api")).await {
+            refused = Some(problem);
+            break;
+        }
+    }
+    assert_eq!(refused.unwrap().code, Code::StoreFull);
+    let ended = bench.complete(task, "exited").await.unwrap();
+    assert_eq!((ended.dead, ended.listed), (0, 1));
+    assert_eq!(ended.receipt, "", "its leaf is in the reserve, not in the tree yet");
+    assert!(!bench.is_active(&token) && bench.is_listed(id).await);
+
+    let bench = bench.reopened().await;
+    assert!(!bench.is_active(&token) && bench.is_listed(id).await);
+    let late = bench.complete(task, "exited").await.unwrap();
+    assert_eq!(bench.verified(&late.receipt).task, Some(task));
+    assert_eq!(bench.events_of("prove.receipt").len(), 1);
+}
+
+#[tokio::test]
 async fn another_hosts_task_does_not_exist_here() {
     let bench = Bench::new().await;
     let (task, _, token) = bench.token().await;

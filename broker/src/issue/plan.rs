@@ -1,11 +1,9 @@
 //! From an approved request to the one batch that records it.
 
 use ephor_crypto::jwt::TokenKind;
-use ephor_proto::event::{Approval, AuditEvent, CredentialPart, Outcome, Text};
-use ephor_proto::id::{CorrelationId, DecisionId, GrantId, TaskId};
+use ephor_proto::id::{CorrelationId, GrantId, TaskId};
 use ephor_proto::kind::Kind;
 use ephor_proto::problem::Code;
-use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::GrantState;
 use ephor_proto::state::request::RequestState;
@@ -16,12 +14,11 @@ use serde_json::{Map, Value};
 use super::{Intent, Plan};
 use crate::app::Broker;
 use crate::approve::Approved;
-use crate::attest::Attested;
-use crate::decide::{Decided, Denied};
+use crate::decide::Decided;
 use crate::deliver::Delivery;
 use crate::kind::jwt;
 use crate::ledger::{
-    Batch, CredentialRow, DecisionRow, GrantRow, Lane, NewEvent, RequestRow, Require, Row, TaskRow,
+    Batch, CredentialRow, DecisionRow, GrantRow, Lane, RequestRow, Require, Row, TaskRow,
 };
 use crate::policy::Give;
 use crate::request::Refusal;
@@ -152,140 +149,6 @@ impl Broker {
             claims,
         }
         .to_json()
-    }
-
-    fn task_opened(
-        &self,
-        task: &TaskRow,
-        decided: &Decided,
-        correlation: CorrelationId,
-    ) -> Result<AuditEvent, Refusal> {
-        let evidence = decided.attested().requested().evidence();
-        let mut event = self.event(Stage::Attest, "task_opened", Outcome::Ok)?;
-        event.subject = Some(task.subject.as_str().into());
-        event.agent = Some(self.agent_id(&task.host));
-        event.task = Some(task.id);
-        event.request = Some(decided.attested().requested().id());
-        event.correlation = Some(correlation);
-        let facts = [
-            ("task_rule", task.rule.clone()),
-            ("pid", task.pid.to_string()),
-            ("start_time", task.start_time.to_string()),
-            ("boot_id", task.boot_id.clone()),
-            ("uid", evidence.uid.to_string()),
-            ("user", evidence.user.clone()),
-            ("exe", evidence.exe.clone()),
-            ("exe_sha256", ephor_crypto::digest::hex(&evidence.exe_sha256)),
-            ("unit", evidence.unit.clone()),
-            ("held_by", evidence.held_by.clone()),
-        ];
-        event.facts.extend(known(facts));
-        Ok(event)
-    }
-
-    fn decide_allowed(
-        &self,
-        approved: &Approved,
-        grant: GrantId,
-        correlation: CorrelationId,
-    ) -> Result<NewEvent, Refusal> {
-        let mut event = self.decision_event(approved.decided(), correlation)?;
-        event.approval = Some(Approval { how: approved.how(), grant: Some(grant), votes: Vec::new() });
-        let reason = approved.decided().attested().requested().reason();
-        self.with_reason(event, reason)
-    }
-
-    /// `decide.allowed`, without what an approval adds.
-    pub(super) fn decision_event(
-        &self,
-        decided: &Decided,
-        correlation: CorrelationId,
-    ) -> Result<AuditEvent, Refusal> {
-        let attested = decided.attested();
-        let allowed = decided.allowed();
-        let mut event = self.event(Stage::Decide, "allowed", Outcome::Ok)?;
-        event.subject = Some(allowed.subject.as_str().into());
-        event.agent = Some(self.agent_id(attested.host()));
-        event.task = Some(attested.requested().task().id);
-        event.request = Some(attested.requested().id());
-        event.decision = Some(decided.id());
-        event.correlation = Some(correlation);
-        event.entitlement = Some(attested.requested().entitlement().to_owned());
-        event.owner = Some(Text::Plain(allowed.owner.clone()));
-        event.purpose = Some(allowed.purpose.clone());
-        event.policy_version = Some(decided.allowed().policy_version.to_string());
-        let item = attested.requested().item().to_owned();
-        let facts = [
-            ("item", item),
-            ("rule", allowed.rule.clone()),
-            ("ttl_seconds", allowed.ttl.as_seconds().to_string()),
-            ("capped_by", allowed.capped_by.to_string()),
-        ];
-        event.facts.extend(known(facts));
-        Ok(event)
-    }
-
-    /// `issue.recorded` or `issue.renewed`: the record without which no credential is live (P1).
-    pub(super) fn issued(
-        &self,
-        verb: &str,
-        row: &CredentialRow,
-        decided: &Decided,
-        correlation: CorrelationId,
-    ) -> Result<AuditEvent, Refusal> {
-        let mut event = self.about(Stage::Issue, verb, row)?;
-        event.request = Some(decided.attested().requested().id());
-        event.decision = Some(decided.id());
-        event.correlation = Some(correlation);
-        event.policy_version = Some(decided.allowed().policy_version.to_string());
-        let facts = [
-            ("capped_by", row.capped_by.clone()),
-            ("rule", row.rule.clone()),
-            ("status_list", self.lists.uri(row.status_list)),
-            ("status_index", row.status_index.to_string()),
-        ];
-        event.facts.extend(facts.map(|(name, value)| (name.to_owned(), value)));
-        Ok(event)
-    }
-}
-
-fn known<const N: usize>(facts: [(&str, String); N]) -> impl Iterator<Item = (String, String)> {
-    facts.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.to_owned(), value))
-}
-
-/// The part of an event that names a credential.
-pub(crate) fn credential_part(row: &CredentialRow) -> CredentialPart {
-    CredentialPart {
-        kind: row.kind,
-        id: row.id,
-        scope: row.item.clone(),
-        issued_at: row.issued_at,
-        expires_at: row.expires_at,
-        state: row.state,
-    }
-}
-
-pub(super) fn denied_row(
-    attested: &Attested,
-    denied: &Denied,
-    id: DecisionId,
-    at: UnixMillis,
-) -> DecisionRow {
-    let requested = attested.requested();
-    DecisionRow {
-        id,
-        request: requested.id(),
-        task: None,
-        allowed: false,
-        code: denied.code.to_string(),
-        subject: denied.subject.as_ref().map(ToString::to_string).unwrap_or_default(),
-        entitlement: requested.entitlement().to_owned(),
-        item: requested.item().to_owned(),
-        rule: denied.rule.clone().unwrap_or_default(),
-        policy_version: denied.policy_version.to_string(),
-        ttl_seconds: 0,
-        capped_by: String::new(),
-        decided_at: at,
     }
 }
 

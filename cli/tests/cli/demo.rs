@@ -20,30 +20,33 @@ fn every_step_holds_and_nothing_is_left() {
     let mut rest = out.as_str();
     for part in [
         "Real parts, nothing mocked",
-        "\n  request   orders-web (pid ",
+        "  request   orders-web (pid ",
         ") asks for a token\n",
-        "\n  attest    uid ",
+        "  attest    uid ",
         ", exe sha256:",
         ", held by ",
-        "\n  decide    allowed by orders.toml:",
+        "  decide    allowed by orders.toml:",
         ", owner team:billing\n",
-        "\n  approve   by rule",
-        "\n  issue     recorded first (leaf ",
+        "  approve   by rule",
+        "  issue     recorded first (leaf ",
         "token  jti k-",
         "(5m: ttl.kind.jwt)",
-        "\n  deliver   used: 1 call answered 200",
-        "\n  $ kill -9 ",
-        "\n  complete  the kernel reported the exit",
-        "\n  revoke    ",
-        "\n  prove     the thief tries his copy",
+        "  deliver   used: 1 call answered 200",
+        "  $ kill -9 ",
+        "  complete  the kernel reported the exit",
+        "  revoke    ",
+        "  prove     the thief tries his copy",
         "introspection says active=false               listed\n",
         "freshly fetched list      listed\n",
         "1 listed ",
         " after kill -9.  Receipt r-",
         "Receipt verified: leaf ",
         "Limit: a verifier that never asks us takes the token to ",
-        "\nCheck it without us:   cargo run -- demo --keep DIR\n",
-        "Now your own command:  cargo run -- dev -- ",
+        "Check it without us:   ",
+        "ephor demo --keep DIR\n",
+        "Now your own command:  ",
+        "ephor dev -- ",
+        "ephor token --audience billing\n",
     ] {
         let at = rest
             .find(part)
@@ -79,5 +82,57 @@ fn an_interrupted_one_leaves_nothing_either() {
         std::fs::read_dir(tmp.path()).unwrap().count(),
         0,
         "something is left"
+    );
+}
+
+#[test]
+fn what_it_keeps_verifies_and_what_it_prints_says_how() {
+    let tmp = tempfile::tempdir().unwrap();
+    let kept = tmp.path().join("kept");
+    let output = ephor()
+        .env("TMPDIR", tmp.path())
+        .args(["demo", "--keep"])
+        .arg(&kept)
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let out = text(&output.stdout);
+    let check = out
+        .lines()
+        .find_map(|line| line.strip_prefix("Check it without us:   "))
+        .unwrap();
+    let words: Vec<&str> = check.split(' ').collect();
+    let dir = kept.to_str().unwrap();
+    assert_eq!(
+        (words[0], words[2], words[4]),
+        ("python3", dir, "--key"),
+        "{check}"
+    );
+    assert!(std::path::Path::new(words[1]).is_file(), "{check}");
+    let verify = |key: &str| {
+        ephor()
+            .args(["audit", "verify", dir, words[3], "--key", key])
+            .output()
+            .unwrap()
+    };
+    assert_code(&verify(words[5]), 0);
+    let other = "demo.ephor/other+08f524aa+AUghZo/SiFc3aX+/oIEzsIScRgpqaRyMSGLFunVcqO3r";
+    assert_ne!(
+        verify(other).status.code(),
+        Some(0),
+        "another log's key must not do"
+    );
+
+    let output = ephor()
+        .env("TMPDIR", tmp.path())
+        .args(["demo", "--keep"])
+        .arg(&kept)
+        .output()
+        .unwrap();
+    assert_code(&output, 64);
+    assert_eq!(
+        std::fs::read_dir(tmp.path()).unwrap().count(),
+        1,
+        "only what was asked to be kept"
     );
 }

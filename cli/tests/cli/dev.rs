@@ -1,12 +1,15 @@
 //! `ephor dev`: up, down, many at once, and what is left when somebody is killed.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
-use super::support::{Dev, assert_code, end_of, ephor, is_running, is_token, send, text, wait_for};
+use super::support::{
+    Dev, assert_code, end_of, ephor, is_running, is_token, send, text, variables, wait_for,
+};
 
 #[test]
 fn up_and_down() {
@@ -65,13 +68,28 @@ fn up_and_down() {
 fn the_same_directory_serves_again() {
     let mut dev = Dev::start();
     assert_eq!(dev.stop(), Some(0));
+    let policy = dev.dir.parent().unwrap().join("policy");
     let mut again = ephor()
         .args(["dev", "--dir"])
         .arg(&dev.dir)
+        .arg("--policy")
+        .arg(policy)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    wait_for("ready again", || dev.dir.join("env").exists().then_some(()));
+    let mut line = String::new();
+    BufReader::new(again.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "ready\n");
+    assert_code(
+        &ephor()
+            .envs(variables(&dev.dir.join("env")))
+            .arg("whoami")
+            .output()
+            .unwrap(),
+        0,
+    );
     send(again.id(), Signal::SIGINT);
     assert_eq!(end_of(&mut again, "the end of ephor dev").code(), Some(0));
 }

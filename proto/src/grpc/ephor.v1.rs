@@ -95,7 +95,8 @@ pub struct HeartbeatRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatResponse {
-    /// Of the tasks sent, those that are closed (or unknown) here.
+    /// Of the tasks sent, those that ended here. An unknown one is not named: its first
+    /// Issue may still be on its way.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub closed_tasks: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(string, tag = "2")]

@@ -123,6 +123,7 @@ async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, lead: 
         )
     });
     if landed {
+        crash_point!("deliver.landed");
         agent.renewer.keep(task, key, &held);
     }
 }
@@ -158,6 +159,7 @@ async fn issue(
     };
     let sent = agent.now();
     agent.told(asker.task.id);
+    crash_point!("issue.before_send");
     let answer = match agent.uplink.issue(message.clone()).await {
         Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
             message.evidence = Some(hashed(agent, asker).await?);
@@ -209,7 +211,10 @@ impl Reissue for Renewals {
             }
             let request = agent.new_id(RequestId::from_parts)?;
             let renews = Some(&*held).filter(|held| held.credentials.len() == 1);
-            issue(&agent, &held.asker, &key, request, renews).await
+            crash_point!("renew.before_send");
+            let renewed = issue(&agent, &held.asker, &key, request, renews).await;
+            crash_point!("renew.answered");
+            renewed
         })
     }
 }

@@ -72,6 +72,7 @@ pub fn end(agent: &Agent, ended: Ended) {
 
 fn finish(agent: &Agent, ended: Ended, wiped: u32) {
     let Ended { task, cause } = ended;
+    crash_point!("revoke.wiped");
     tracing::info!(%task, cause = cause.as_str(), wiped, "task ended; what was held for it is wiped");
     let contact = agent.contact(task);
     agent

@@ -83,6 +83,7 @@ pub struct Dev {
 
 /// `ephor run`
 #[derive(Debug, Args)]
+#[allow(rustdoc::broken_intra_doc_links)] // brackets are usage text, for --help
 pub struct Run {
     /// NAME=cred://ENTITLEMENT[/ITEM][?as=env|file|fd]; may be repeated
     #[arg(long = "env", value_name = "NAME=REF")]

@@ -198,7 +198,9 @@ pub fn segment(typed: &str) -> String {
     let mut out = String::with_capacity(typed.len());
     for byte in typed.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => out.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => {
+                out.push(char::from(byte))
+            }
             // A dot, too: `..` must stay one segment.
             other => out.push_str(&format!("%{other:02X}")),
         }
@@ -219,7 +221,10 @@ mod tests {
     #[test]
     fn what_was_typed_stays_one_segment() {
         assert_eq!(segment("t-7kq2"), "t-7kq2");
-        assert_eq!(segment("../v1/status?x#y z"), "%2E%2E%2Fv1%2Fstatus%3Fx%23y%20z");
+        assert_eq!(
+            segment("../v1/status?x#y z"),
+            "%2E%2E%2Fv1%2Fstatus%3Fx%23y%20z"
+        );
         assert_eq!(segment("\u{e4}\r\n"), "%C3%A4%0D%0A");
     }
 }

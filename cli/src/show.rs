@@ -14,6 +14,7 @@ mod time;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 
+use ephor_broker::limits::ADMIN_ROWS;
 use serde::Serialize;
 
 use crate::args::Output;
@@ -28,12 +29,17 @@ pub use time::{brief, moment};
 /// Columns that a terminal is taken to have.
 pub const WIDTH: usize = 80;
 
-/// Writes a text to standard output. A reader that went away (`| head`) is nobody's error.
+/// Writes what was asked for to standard output. A reader that went away (`| head`) is nobody's error.
 ///
 /// # Errors
 /// When it cannot be written, such as to a file on a full disk.
-pub fn to_stdout(text: &str) -> Result<(), Failure> {
+pub fn print(text: &str) -> Result<(), Failure> {
     write_out(visible(text).as_bytes())
+}
+
+/// Writes to standard output what is only told along the way; nobody has to take it.
+pub fn to_stdout(text: &str) {
+    let _ = print(text);
 }
 
 /// Writes a text to standard error, if anybody takes it.
@@ -49,9 +55,10 @@ pub fn to_terminal() -> bool {
 fn write_out(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(UNREACHABLE, format!("unreachable: standard output: {why}")))
-        }
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => Err(Failure::new(
+            UNREACHABLE,
+            format!("unreachable: standard output: {why}"),
+        )),
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -96,7 +103,8 @@ pub fn value(text: &str) -> Cow<'_, str> {
 /// # Errors
 /// When it cannot be written.
 pub fn json<T: Serialize + ?Sized>(what: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(what).map_err(|why| Failure::local("cannot be written as JSON", why))?;
+    let text = serde_json::to_string_pretty(what)
+        .map_err(|why| Failure::local("cannot be written as JSON", why))?;
     write_out(format!("{}\n", json_visible(&text)).as_bytes())
 }
 
@@ -110,7 +118,11 @@ fn json_visible(text: &str) -> Cow<'_, str> {
     for c in text.chars() {
         if bad(c) {
             let mut units = [0; 2];
-            out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+            out.extend(
+                c.encode_utf16(&mut units)
+                    .iter()
+                    .map(|unit| format!("\\u{unit:04x}")),
+            );
         } else {
             out.push(c);
         }
@@ -130,11 +142,14 @@ pub fn listing<T: Serialize>(
     whole: &[Column<T>],
     none: &str,
 ) -> Result<(), Failure> {
+    if items.len() >= ADMIN_ROWS {
+        to_stderr(&format!("ephor: only the first {ADMIN_ROWS} are shown.\n"));
+    }
     match output {
         Output::Json => json(items),
         Output::Csv => write_out(csv::csv(items, whole).as_bytes()),
-        Output::Table if items.is_empty() => to_stdout(&format!("{none}\n")),
-        Output::Table => to_stdout(&table(items, short, to_terminal().then_some(WIDTH))),
+        Output::Table if items.is_empty() => print(&format!("{none}\n")),
+        Output::Table => print(&table(items, short, to_terminal().then_some(WIDTH))),
     }
 }
 
@@ -142,7 +157,12 @@ pub fn listing<T: Serialize>(
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn single<T: Serialize>(output: Output, item: &T, whole: &[Column<T>], text: &str) -> Result<(), Failure> {
+pub fn single<T: Serialize>(
+    output: Output,
+    item: &T,
+    whole: &[Column<T>],
+    text: &str,
+) -> Result<(), Failure> {
     group(output, item, std::slice::from_ref(item), whole, text)
 }
 
@@ -160,7 +180,7 @@ pub fn group<T: Serialize, P>(
     match output {
         Output::Json => json(all),
         Output::Csv => write_out(csv::csv(parts, whole).as_bytes()),
-        Output::Table => to_stdout(text),
+        Output::Table => print(text),
     }
 }
 
@@ -175,7 +195,10 @@ mod tests {
         let shown = visible(evil);
         assert!(!shown.contains(is_unsafe), "{shown:?}");
         assert_eq!(visible("a\u{1b}[2J"), "a\\u{1b}[2J");
-        assert_eq!(visible("two\nlines\tand umlauts: äöü, 日本"), "two\nlines\tand umlauts: äöü, 日本");
+        assert_eq!(
+            visible("two\nlines\tand umlauts: äöü, 日本"),
+            "two\nlines\tand umlauts: äöü, 日本"
+        );
         assert_eq!(value("two\nlines"), "two\\nlines");
     }
 
@@ -185,6 +208,9 @@ mod tests {
         let text = serde_json::to_string_pretty(&evil).unwrap();
         let shown = json_visible(&text);
         assert!(!shown.contains(|c| is_unsafe(c) && c != '\n'));
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), evil);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&shown).unwrap(),
+            evil
+        );
     }
 }

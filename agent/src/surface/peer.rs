@@ -270,7 +270,9 @@ impl AsyncWrite for PeerStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.speaker.check()?;
-        Pin::new(&mut this.stream).poll_write(context, data)
+        let written = ready!(Pin::new(&mut this.stream).poll_write(context, data));
+        crate::crash_point!("deliver.written");
+        Poll::Ready(written)
     }
 
     fn poll_write_vectored(

@@ -134,7 +134,3 @@ fn holds(proven: &Proven) -> String {
 fn refused(why: verify::Refused) -> Failure {
     Failure::new(CHECK_FAILED, format!("invalid: {why}.\nThe export was changed, or the key is another log's."))
 }
-
-pub async fn export(_: &crate::client::Peer, _: &std::path::Path) -> Result<(), Failure> {
-    Err(Failure::usage("not there yet"))
-}

@@ -37,7 +37,7 @@ pub async fn demo(args: args::Demo) -> Outcome {
         "Real parts, nothing mocked: broker, agent and a service that checks tokens,\n\
          all in {}, gone at the end. A thief copies every secret.\n\n",
         scene.dir().display()
-    ));
+    ))?;
     let (layout, cast) = scene.into_parts()?;
     let installation = tokio::select! {
         started = Installation::start(layout, signals.mask_before()) => started?,
@@ -65,10 +65,9 @@ async fn whole(
     };
     if let Some(dir) = keep {
         let admin = Peer::broker_at(installation.layout().admin_socket());
-        super::audit::export(&admin, dir).await?;
+        crate::verify::export(&admin, dir).await?;
     }
-    to_stdout(&closing_lines(&seen, keep));
-    Ok(())
+    to_stdout(&closing_lines(&seen, keep))
 }
 
 fn check_keep(dir: &Path) -> Result<(), Failure> {
@@ -109,23 +108,23 @@ fn how_to_call() -> (String, String) {
 }
 
 fn how_to_call_from(exe: &Path, here: &Path) -> (String, String) {
-    let profile = exe.parent().filter(|dir| {
-        dir.parent()
-            .is_some_and(|target| target.ends_with("target"))
-    });
-    let Some(profile) = profile
+    let profile = exe
+        .parent()
         .and_then(Path::file_name)
-        .and_then(|name| name.to_str())
-    else {
+        .and_then(|name| name.to_str());
+    let target = exe.ancestors().nth(2).filter(|dir| dir.ends_with("target"));
+    let (Some(profile), Some(root)) = (profile, target.and_then(Path::parent)) else {
         return ("ephor".to_owned(), "ephor".to_owned());
     };
-    let shown = exe.strip_prefix(here).unwrap_or(exe);
-    let outer = if profile == "release" {
-        "cargo run --release --"
-    } else {
-        "cargo run --"
-    };
-    (outer.to_owned(), shell_quoted(&shown.display().to_string()))
+    let shown = shell_quoted(&exe.strip_prefix(here).unwrap_or(exe).display().to_string());
+    match profile {
+        "release" if here.starts_with(root) => ("cargo run --release --".to_owned(), shown),
+        "debug" if here.starts_with(root) => ("cargo run --".to_owned(), shown),
+        _ => {
+            let absolute = shell_quoted(&exe.display().to_string());
+            (absolute.clone(), absolute)
+        }
+    }
 }
 
 #[cfg(test)]

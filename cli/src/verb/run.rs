@@ -254,11 +254,12 @@ async fn header(agent: &Peer, task: TaskId, wants: &Wants) -> String {
         Err(_) => String::new(),
     };
     let names = plural(wants.list.len(), "name");
-    let from = match &wants.file {
-        Some(file) => format!("{}, {names}", file.display()),
-        None => names,
+    let from = match (&wants.file, wants.list.len()) {
+        (Some(file), _) => format!(" ({}, {names})", file.display()),
+        (None, 0) => String::new(),
+        (None, _) => format!(" ({names})"),
     };
-    format!("ephor: {who}task {} ({from})\n", task.short())
+    format!("ephor: {who}task {}{from}\n", task.short())
 }
 
 fn subjects(known: &Whoami) -> String {

@@ -7,7 +7,7 @@ use ephor_proto::http::agent::{Evidence, Whoami};
 use crate::args::{self, WhoamiOutput};
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
-use crate::show::to_stdout;
+use crate::show::print;
 
 /// Asks and prints.
 pub async fn whoami(args: args::Whoami) -> Outcome {
@@ -20,7 +20,7 @@ pub async fn whoami(args: args::Whoami) -> Outcome {
         }
         WhoamiOutput::Text => lines(&known),
     };
-    to_stdout(&text)?;
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -62,7 +62,7 @@ pub async fn app_main(port: u16, audience: &str) -> Outcome {
         status,
     };
     let line = serde_json::to_string(&said).map_err(|why| Failure::local("cannot say it", why))?;
-    to_stdout(&Zeroizing::new(line + "\n"));
+    to_stdout(&Zeroizing::new(line + "\n"))?;
     // Ends with the tour at the latest, whatever happens to that.
     let _ = std::io::stdin().read(&mut [0]);
     Ok(ExitCode::SUCCESS)

@@ -83,7 +83,7 @@ pub async fn tour(
         "request",
         &format!("{PROGRAM} (pid {}) asks for a token", app.pid()),
         None,
-    );
+    )?;
     let said = app.said().await?;
     let task = said.answer.task;
     let credential = tour.issued(&said.answer).await?;
@@ -92,7 +92,7 @@ pub async fn tour(
     aside(
         &format!("$ kill -9 {}", app.pid()),
         "no goodbye from the program",
-    );
+    )?;
     let killed_at = clock::wall();
     let killed = Stopwatch::start();
     app.kill();
@@ -113,7 +113,7 @@ impl Tour<'_> {
     async fn issued(&self, answer: &Credentials) -> Result<Issued, Failure> {
         let records = self.records(answer.task).await?;
         let attested = find(&records, "attest.task_opened")?.1;
-        stage("attest", &attested_line(&attested)?, None);
+        stage("attest", &attested_line(&attested)?, None)?;
         let decided = find(&records, "decide.allowed")?.1;
         stage(
             "decide",
@@ -123,12 +123,12 @@ impl Tour<'_> {
                 owner(&decided)
             ),
             None,
-        );
+        )?;
         held(
             decided.approval.is_some(),
             "the decision has no approval on record",
         )?;
-        stage("approve", "by rule; no person needed for this", None);
+        stage("approve", "by rule; no person needed for this", None)?;
         let (leaf, issued) = find(&records, "issue.recorded")?;
         let credential = token_of(answer)?;
         let part = issued.credential.as_ref();
@@ -140,14 +140,14 @@ impl Tour<'_> {
             "issue",
             &format!("recorded first (leaf {leaf}), then made"),
             None,
-        );
+        )?;
         let life = part.map_or_else(String::new, |part| span(part.issued_at, part.expires_at));
         let until = time_of_day(credential.expires_at);
         let id = credential.id.short();
         line(&format!(
             "  token  jti {id:16}until {until} ({life}: {})",
             credential.capped_by
-        ));
+        ))?;
         Ok(Issued {
             expires_at: credential.expires_at,
         })
@@ -180,7 +180,7 @@ impl Tour<'_> {
             "deliver",
             "used: 1 call answered 200; the thief's copy works as well",
             Some(took(time)),
-        );
+        )?;
         Ok(Thief {
             token: Secret::from_string(token),
             place,
@@ -253,36 +253,36 @@ impl Tour<'_> {
             "complete",
             "the kernel reported the exit",
             Some(took(noticed)),
-        );
+        )?;
         let revoked = Duration::from_millis(listed.time.millis_since(complete.time));
         stage(
             "revoke",
             "token listed, and refused by introspection",
             Some(took(revoked)),
-        );
+        )?;
         let rest = refused.saturating_sub(noticed + revoked);
-        stage("prove", "the thief tries his copy", Some(took(rest)));
+        stage("prove", "the thief tries his copy", Some(took(rest)))?;
         let totals = verified.event.totals.unwrap_or_default();
         held(
             (totals.dead, totals.listed) == (0, 1),
             &format!("the receipt counts {totals:?}"),
         )?;
-        line("  token  introspection says active=false               listed");
-        line("  token  its bit is set in a freshly fetched list      listed");
+        line("  token  introspection says active=false               listed")?;
+        line("  token  its bit is set in a freshly fetched list      listed")?;
         let id = task.receipt().short();
         line(&format!(
             "1 listed {} after kill -9.  Receipt {id}.",
             took(refused)
-        ));
+        ))?;
         line(&format!(
             "Receipt verified: leaf {} of {}, signed by the log.",
             receipt.index,
             verified.checkpoint.size()
-        ));
+        ))?;
         let until = time_of_day(issued.expires_at);
         line(&format!(
             "Limit: a verifier that never asks us takes the token to {until}."
-        ));
+        ))?;
         Ok(())
     }
 
@@ -368,7 +368,7 @@ fn not_held(what: &str) -> Failure {
     )
 }
 
-fn stage(name: &str, text: &str, time: Option<String>) {
+fn stage(name: &str, text: &str, time: Option<String>) -> Result<(), Failure> {
     let start = format!("  {name:8}  {text}");
     to_stdout(&match time {
         Some(time) => format!(
@@ -378,17 +378,17 @@ fn stage(name: &str, text: &str, time: Option<String>) {
                 .max(time.len() + 2)
         ),
         None => format!("{start}\n"),
-    });
+    })
 }
 
-fn line(text: &str) {
-    to_stdout(&format!("            {text}\n"));
+fn line(text: &str) -> Result<(), Failure> {
+    to_stdout(&format!("            {text}\n"))
 }
 
-fn aside(command: &str, remark: &str) {
+fn aside(command: &str, remark: &str) -> Result<(), Failure> {
     let start = format!("  {command}");
     let rest = WIDTH
         .saturating_sub(start.chars().count())
         .max(remark.len() + 2);
-    to_stdout(&format!("\n{start}{remark:>rest$}\n\n"));
+    to_stdout(&format!("\n{start}{remark:>rest$}\n\n"))
 }

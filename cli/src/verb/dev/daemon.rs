@@ -42,6 +42,8 @@ pub struct Daemon {
     what: &'static str,
     child: Child,
     log: PathBuf,
+    /// Where its own part of the log begins.
+    log_from: u64,
     /// Its end stops the daemon.
     _alive: OwnedFd,
     stopped: bool,
@@ -98,6 +100,7 @@ impl Plan<'_> {
             .mode(0o600)
             .open(&self.log);
         let log = log.map_err(|why| failed(&format!("{}: {why}", self.log.display())))?;
+        let log_from = log.metadata().map_or(0, |known| known.len());
         let (stdin, alive) = pipe_with(PipeFlags::CLOEXEC).map_err(|why| failed(&why))?;
         let mut argv: Vec<OsString> = vec!["ephor".into(), format!("__{what}").into()];
         argv.extend(self.args);
@@ -118,6 +121,7 @@ impl Plan<'_> {
             what,
             child,
             log: self.log,
+            log_from,
             _alive: alive,
             stopped: false,
         })
@@ -139,11 +143,6 @@ fn environment() -> Environment {
 }
 
 impl Daemon {
-    /// Its process id.
-    pub fn pid(&self) -> i32 {
-        self.child.pid().as_raw_nonzero().get()
-    }
-
     /// Waits until it has ended by itself; says so, with the end of its log.
     pub async fn died(&self) -> Failure {
         let _ = self.child.gone().await;
@@ -165,7 +164,7 @@ impl Daemon {
     fn late(&self) -> Failure {
         let seconds = READY_MAX.as_secs();
         let log = self.log.display();
-        let tail = tail(&self.log);
+        let tail = tail(&self.log, self.log_from);
         Failure::unreachable(format!(
             "the {} was not ready within {seconds} s; the end of {log}:\n{tail}",
             self.what
@@ -178,7 +177,7 @@ impl Daemon {
             Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => CHECK_FAILED,
         };
         let log = self.log.display();
-        let tail = tail(&self.log);
+        let tail = tail(&self.log, self.log_from);
         Failure::new(
             code,
             format!(
@@ -208,12 +207,12 @@ async fn read_when_there<T: DeserializeOwned>(path: &Path) -> Result<T, Failure>
     }
 }
 
-fn tail(path: &Path) -> String {
+fn tail(path: &Path, from: u64) -> String {
     let Ok(mut file) = std::fs::File::open(path) else {
         return "(no log)".to_owned();
     };
     let length = file.metadata().map_or(0, |known| known.len());
-    let _ = file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)));
+    let _ = file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(from)));
     let mut bytes = Vec::new();
     let _ = file.read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);

@@ -38,7 +38,6 @@ pub struct Installation {
     agent: Daemon,
     broker: Daemon,
     ready: BrokerReady,
-    host: String,
     layout: Layout,
 }
 
@@ -104,7 +103,6 @@ impl Installation {
             agent,
             broker,
             ready,
-            host,
             layout,
         };
         installation
@@ -121,11 +119,6 @@ impl Installation {
     /// What the broker said when it served.
     pub fn broker(&self) -> &BrokerReady {
         &self.ready
-    }
-
-    /// This host's name to the broker.
-    pub fn host(&self) -> &str {
-        &self.host
     }
 
     /// What a program needs to find it.

@@ -1,0 +1,38 @@
+//! The command line as people use it: the real binary, real daemons, real signals.
+//!
+//! Waits are for conditions, each with a deadline; nothing here waits for a duration.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods
+)]
+
+#[path = "cli/support.rs"]
+mod support;
+
+#[path = "cli/usage.rs"]
+mod usage;
+
+#[path = "cli/run.rs"]
+mod run;
+
+#[path = "cli/refusal.rs"]
+mod refusal;
+
+#[path = "cli/signal.rs"]
+mod signal;
+
+#[path = "cli/token.rs"]
+mod token;
+
+#[path = "cli/dev.rs"]
+mod dev;
+
+#[path = "cli/demo.rs"]
+mod demo;
+
+#[path = "cli/govern.rs"]
+mod govern;

@@ -1,0 +1,138 @@
+//! `ephor demo`: everyone's first minute.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+
+use super::support::{assert_code, end_of, ephor, send, text};
+
+#[test]
+fn every_step_holds_and_nothing_is_left() {
+    let tmp = tempfile::tempdir().unwrap();
+    let output = ephor()
+        .env("TMPDIR", tmp.path())
+        .arg("demo")
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let out = text(&output.stdout);
+    let mut rest = out.as_str();
+    for part in [
+        "Real parts, nothing mocked",
+        "  request   orders-web (pid ",
+        ") asks for a token\n",
+        "  attest    uid ",
+        ", exe sha256:",
+        ", held by ",
+        "  decide    allowed by orders.toml:",
+        ", owner team:billing\n",
+        "  approve   by rule",
+        "  issue     recorded first (leaf ",
+        "token  jti k-",
+        "(5m: ttl.kind.jwt)",
+        "  deliver   used: 1 call answered 200",
+        "  $ kill -9 ",
+        "  complete  the kernel reported the exit",
+        "  revoke    ",
+        "  prove     the thief tries his copy",
+        "introspection says active=false               listed\n",
+        "freshly fetched list      listed\n",
+        "1 listed ",
+        " after kill -9.  Receipt r-",
+        "Receipt verified: leaf ",
+        "Limit: a verifier that never asks us takes the token to ",
+        "Check it without us:   ",
+        "ephor demo --keep DIR\n",
+        "Now your own command:  ",
+        "ephor dev -- ",
+        "ephor token --audience billing\n",
+    ] {
+        let at = rest
+            .find(part)
+            .unwrap_or_else(|| panic!("{part:?} is missing or out of order in {out}"));
+        rest = &rest[at + part.len()..];
+    }
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(
+        std::fs::read_dir(tmp.path()).unwrap().count(),
+        0,
+        "something is left"
+    );
+}
+
+#[test]
+fn an_interrupted_one_leaves_nothing_either() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut demo = ephor()
+        .env("TMPDIR", tmp.path())
+        .arg("demo")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    for line in lines.map(Result::unwrap) {
+        if line.contains("asks for a token") {
+            send(demo.id(), Signal::SIGINT);
+        }
+    }
+    assert_eq!(end_of(&mut demo, "the end of the demo").code(), Some(130));
+    assert_eq!(
+        std::fs::read_dir(tmp.path()).unwrap().count(),
+        0,
+        "something is left"
+    );
+}
+
+#[test]
+fn what_it_keeps_verifies_and_what_it_prints_says_how() {
+    let tmp = tempfile::tempdir().unwrap();
+    let kept = tmp.path().join("kept");
+    let output = ephor()
+        .env("TMPDIR", tmp.path())
+        .args(["demo", "--keep"])
+        .arg(&kept)
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let out = text(&output.stdout);
+    let check = out
+        .lines()
+        .find_map(|line| line.strip_prefix("Check it without us:   "))
+        .unwrap();
+    let words: Vec<&str> = check.split(' ').collect();
+    let dir = kept.to_str().unwrap();
+    assert_eq!(
+        (words[0], words[2], words[4]),
+        ("python3", dir, "--key"),
+        "{check}"
+    );
+    assert!(std::path::Path::new(words[1]).is_file(), "{check}");
+    let verify = |key: &str| {
+        ephor()
+            .args(["audit", "verify", dir, words[3], "--key", key])
+            .output()
+            .unwrap()
+    };
+    assert_code(&verify(words[5]), 0);
+    let other = "demo.ephor/other+08f524aa+AUghZo/SiFc3aX+/oIEzsIScRgpqaRyMSGLFunVcqO3r";
+    assert_ne!(
+        verify(other).status.code(),
+        Some(0),
+        "another log's key must not do"
+    );
+
+    let output = ephor()
+        .env("TMPDIR", tmp.path())
+        .args(["demo", "--keep"])
+        .arg(&kept)
+        .output()
+        .unwrap();
+    assert_code(&output, 64);
+    assert_eq!(
+        std::fs::read_dir(tmp.path()).unwrap().count(),
+        1,
+        "only what was asked to be kept"
+    );
+}

@@ -1,0 +1,91 @@
+//! What is wrong before anything is started.
+
+use super::support::{assert_code, ephor, text};
+
+#[test]
+fn wrong_usage_is_64_and_help_is_0() {
+    for args in [
+        &[][..],
+        &["run"],
+        &["run", "true"],
+        &["nonsense"],
+        &["token"],
+        &["token", "a", "--audience", "b"],
+    ] {
+        assert_code(&ephor().args(args).output().unwrap(), 64);
+    }
+    for args in [["--help"], ["--version"]] {
+        let output = ephor().args(args).output().unwrap();
+        assert_code(&output, 0);
+        assert!(text(&output.stdout).contains("ephor"));
+    }
+}
+
+#[test]
+fn a_wrong_file_of_references_names_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = dir.path().join("ran");
+    std::fs::write(
+        dir.path().join("ephor.env"),
+        "# names\nA=cred://ok\nB=hunter2\n",
+    )
+    .unwrap();
+    let output = ephor()
+        .current_dir(dir.path())
+        .args(["run", "--", "touch"])
+        .arg(&ran)
+        .output()
+        .unwrap();
+    assert_code(&output, 64);
+    let said = text(&output.stderr);
+    assert!(
+        said.starts_with("ephor: invalid: ephor.env:3: B must be a reference"),
+        "{said}"
+    );
+    assert!(!said.contains("hunter2") && !ran.exists());
+
+    let output = ephor()
+        .args(["run", "--env-file", "/nonexistent", "--", "true"])
+        .output()
+        .unwrap();
+    assert_code(&output, 64);
+    assert!(text(&output.stderr).contains("/nonexistent: No such file"));
+}
+
+#[test]
+fn without_an_agent_nothing_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ran, report) = (dir.path().join("ran"), dir.path().join("report"));
+    let socket = dir.path().join("no.sock");
+    let output = ephor()
+        .env("EPHOR_SOCKET", &socket)
+        .args(["run", "--report"])
+        .arg(&report)
+        .args(["--", "touch"])
+        .arg(&ran)
+        .output()
+        .unwrap();
+    assert_code(&output, 69);
+    assert!(
+        text(&output.stderr).starts_with("ephor: unreachable: "),
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(!ran.exists());
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!(
+        (report["exit"].as_u64(), report["cause"].as_str()),
+        (Some(69), Some("refused"))
+    );
+    for verb in [&["whoami"][..], &["token", "--audience", "x"]] {
+        assert_code(
+            &ephor()
+                .env("EPHOR_SOCKET", &socket)
+                .args(verb)
+                .output()
+                .unwrap(),
+            69,
+        );
+    }
+}

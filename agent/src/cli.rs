@@ -189,7 +189,10 @@ fn prepare(config: &Config) -> Result<(), Failure> {
     logs(config.log_format);
     #[cfg(feature = "failpoints")]
     crate::crash::armed::check().map_err(|text| Failure { code: USAGE, text })?;
-    let hardened = harden::harden().map_err(|error| Failure { code: CONFIG, text: format!("invalid: {error}") })?;
+    let hardened = harden::harden().map_err(|error| Failure {
+        code: CONFIG,
+        text: format!("invalid: {error}"),
+    })?;
     tracing::debug!(memory_locked = hardened.memory_locked, descriptors = ?hardened.descriptors, "process hardened");
     tls::install();
     Ok(())

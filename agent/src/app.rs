@@ -54,6 +54,8 @@ pub struct Agent {
     pub uplink: Uplink,
     /// Open tasks and who watches them.
     pub table: TaskTable,
+    /// What survives this process.
+    pub journal: Journal,
     /// Ends the broker does not have yet.
     pub spool: Arc<Spool>,
     /// Receipts of ended tasks.
@@ -124,7 +126,7 @@ impl Agent {
         let clock = Arc::clone(&parts.clock);
         let state_lock = lock_state(&parts.state_dir)?;
         let (journal, unfinished) = Journal::open(&parts.state_dir.join("journal")).map_err(|error| host_error(&error))?;
-        let started = TaskTable::start(journal, parts.tasks.clone(), Arc::clone(&clock));
+        let started = TaskTable::start(journal.clone(), parts.tasks.clone(), Arc::clone(&clock));
         let (table, ends) = started.map_err(|error| host_error(&error))?;
         let correlation = correlations(Arc::clone(&clock));
         let instance = random_id(&*clock, InstanceId::from_parts).map_err(|error| host_error(&error))?;
@@ -138,6 +140,7 @@ impl Agent {
             hold,
             uplink: Uplink::new(instance, Arc::clone(&correlation), Arc::clone(&clock)),
             table,
+            journal,
             spool: Arc::default(),
             receipts: Receipts::default(),
             waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),

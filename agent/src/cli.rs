@@ -43,6 +43,9 @@ enum Command {
     Run(RunArgs),
     /// Check settings without starting anything.
     CheckConfig(Settings),
+    /// Lists the crash points of a test build.
+    #[cfg(feature = "failpoints")]
+    CrashPoints,
 }
 
 /// Settings by flag; they win over the environment (EPHOR_AGENT_NAME) and the file.
@@ -122,6 +125,8 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Join(args) => (args.settings.clone(), None),
         Command::Run(args) => (args.settings.clone(), args.socket.clone()),
         Command::CheckConfig(settings) => (settings.clone(), None),
+        #[cfg(feature = "failpoints")]
+        Command::CrashPoints => return Ok(list_crash_points()),
     };
     let flags = Partial {
         broker: settings.broker,
@@ -134,6 +139,8 @@ fn execute(command: Command) -> Result<(), Failure> {
     let config = Config::load(settings.config.as_deref(), environment, flags)?;
     match command {
         Command::CheckConfig(_) => Ok(()),
+        #[cfg(feature = "failpoints")]
+        Command::CrashPoints => Ok(()),
         Command::Join(args) => {
             prepare(&config)?;
             block_on(join_host(&config, &args.token_file))?
@@ -163,7 +170,7 @@ fn stop_when_stdin_ends() -> std::io::Result<()> {
 fn prepare(config: &Config) -> Result<(), Failure> {
     logs(config.log_format);
     #[cfg(feature = "failpoints")]
-    crate::crash::armed::from_environment().map_err(|text| Failure { code: USAGE, text })?;
+    crate::crash::armed::check().map_err(|text| Failure { code: USAGE, text })?;
     let hardened = harden::harden().map_err(|error| Failure { code: CONFIG, text: format!("invalid: {error}") })?;
     tracing::debug!(memory_locked = hardened.memory_locked, descriptors = ?hardened.descriptors, "process hardened");
     tls::install();
@@ -226,6 +233,12 @@ fn logs(format: LogFormat) {
         LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
+}
+
+#[cfg(feature = "failpoints")]
+#[allow(clippy::print_stdout, reason = "test builds only")]
+fn list_crash_points() {
+    println!("{}", crate::crash::POINTS.join("\n"));
 }
 
 /// A line for the person who started this.

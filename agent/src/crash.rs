@@ -1,48 +1,44 @@
 //! Crash points: named places between two effects where the fault tests kill the agent.
 //!
-//! Without the feature `failpoints` a point compiles to nothing; the name is checked against
-//! [`POINTS`] in every build. A crash is `SIGKILL` to ourselves: no destructor, no flush, as
-//! when the kernel or a user does it. Never on in a shipped binary.
+//! Without the feature `failpoints`, which is never on in a shipped binary, a point compiles to
+//! nothing; its name is checked against [`POINTS`] in every build. `EPHOR_CRASH=NAME` dies at
+//! the first pass of a point, `NAME:N` at the N-th: by `SIGKILL`, so without a destructor and
+//! without a flush. The agent and the broker see nothing of each other, so each has its own.
 
-/// Every point, in order of work.
+/// Every point, in the order of work.
 pub const POINTS: &[&str] = &[
     "attest.done",
     "task.opened",
+    "journal.before_write",
     "journal.before_sync",
     "journal.written",
+    "journal.before_rename",
+    "journal.compacted",
+    "issue.before_send",
     "issue.answered",
+    "renew.before_send",
+    "renew.answered",
+    "deliver.landed",
     "deliver.before_write",
     "deliver.written",
+    "revoke.wiped",
     "complete.noticed",
+    "complete.before_send",
     "complete.sent",
     "complete.closed",
-    "journal.compacted",
 ];
-
-/// The environment variable that arms a point: `NAME` or `NAME:NTH` (from 1).
-pub const VARIABLE: &str = "EPHOR_CRASH";
 
 /// Marks a crash point by its name in [`POINTS`]; an unknown name does not compile.
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {{
-        const _: () = assert!($crate::crash::known($name), "not in crash::POINTS");
-        #[cfg(feature = "failpoints")]
+        const { assert!($crate::crash::known($name), "not in crash::POINTS") };
+        #[cfg(any(test, feature = "failpoints"))]
         $crate::crash::armed::hit($name);
     }};
 }
 
-/// Arms what [`VARIABLE`] names; call it once, at start. Does nothing without the feature.
-///
-/// # Errors
-/// When the variable names no point: a test must not pass because of a typing error.
-pub fn arm() -> Result<(), String> {
-    #[cfg(feature = "failpoints")]
-    armed::from_environment()?;
-    Ok(())
-}
-
-/// Whether there is a point of this name.
+/// Whether there is a point of this name. Evaluated while compiling.
 #[must_use]
 pub const fn known(name: &str) -> bool {
     let mut points = POINTS;
@@ -67,71 +63,59 @@ const fn equal(mut one: &[u8], mut two: &[u8]) -> bool {
     }
 }
 
-/// What [`VARIABLE`] says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// The point.
-    pub name: String,
-    /// At which of its passes, from 1.
-    pub nth: u64,
-}
-
-impl std::str::FromStr for Plan {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
-        let nth = nth.parse().ok().filter(|nth| *nth > 0);
-        match (known(name), nth) {
-            (true, Some(nth)) => Ok(Self {
-                name: name.to_owned(),
-                nth,
-            }),
-            (true, None) => Err(format!(
-                "{VARIABLE}={text}: after the colon comes a count from 1"
-            )),
-            (false, _) => Err(format!(
-                "{VARIABLE}={text}: no such crash point; there are {}",
-                POINTS.join(", ")
-            )),
-        }
-    }
-}
-
-#[cfg(feature = "failpoints")]
+#[cfg(any(test, feature = "failpoints"))]
 pub mod armed {
     //! The part that kills, in test builds only.
 
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use super::{Plan, VARIABLE};
+    const VARIABLE: &str = "EPHOR_CRASH";
 
-    static PLAN: OnceLock<(Plan, AtomicU64)> = OnceLock::new();
+    struct Plan {
+        name: String,
+        passes_left: AtomicU64,
+    }
 
-    /// As [`super::arm`], which calls it.
+    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+
+    fn parse(text: &str) -> Result<Plan, String> {
+        let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
+        let nth: Option<u64> = nth.parse().ok().filter(|nth| *nth > 0);
+        match (super::known(name), nth) {
+            (true, Some(nth)) => Ok(Plan {
+                name: name.to_owned(),
+                passes_left: AtomicU64::new(nth),
+            }),
+            (true, None) => Err(format!(
+                "{VARIABLE}={text}: after the colon comes a count from 1"
+            )),
+            (false, _) => Err(format!(
+                "{VARIABLE}={text}: no such crash point; see `crash-points`"
+            )),
+        }
+    }
+
+    /// Looks at the variable at start: a test must not pass because of a typing error.
     ///
     /// # Errors
-    /// When the variable names no point.
-    pub fn from_environment() -> Result<(), String> {
-        let Ok(text) = std::env::var(VARIABLE) else {
-            return Ok(());
-        };
-        let plan = text.parse()?;
-        PLAN.get_or_init(|| (plan, AtomicU64::new(0)));
-        Ok(())
+    /// When it names no point.
+    pub fn check() -> Result<(), String> {
+        std::env::var(VARIABLE).map_or(Ok(()), |text| parse(&text).map(drop))
     }
 
     /// Passes a point; kills this process when it is the planned pass.
     pub fn hit(name: &str) {
-        let Some((plan, passes)) = PLAN.get().filter(|(plan, _)| plan.name == name) else {
+        let plan = PLAN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?).ok());
+        let Some(plan) = plan.as_ref().filter(|plan| plan.name == name) else {
             return;
         };
-        if passes.fetch_add(1, Ordering::SeqCst) + 1 == plan.nth {
+        if plan.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
             let _ = rustix::process::kill_process(
                 rustix::process::getpid(),
                 rustix::process::Signal::KILL,
             );
+            std::process::abort();
         }
     }
 }
@@ -146,33 +130,17 @@ mod tests {
         let unique: std::collections::BTreeSet<_> = POINTS.iter().collect();
         assert_eq!(unique.len(), POINTS.len());
         assert!(POINTS.iter().all(|point| known(point)));
-        for other in ["", "journal", "journal.writte", "journal.writtenn"] {
+        for other in ["", "complete.sent.x", "complete.sen", "complete.sentx"] {
             assert!(!known(other), "{other}");
         }
-        crash_point!("journal.written");
     }
 
-    #[test]
-    fn a_plan_names_a_known_point_and_a_pass() {
-        let plan = |name: &str, nth| {
-            Ok(Plan {
-                name: name.to_owned(),
-                nth,
-            })
-        };
-        assert_eq!("journal.written".parse(), plan("journal.written", 1));
-        assert_eq!("complete.sent:3".parse(), plan("complete.sent", 3));
-        for wrong in ["nowhere", "complete.sent:0", "complete.sent:x", ""] {
-            assert!(wrong.parse::<Plan>().is_err(), "{wrong}");
-        }
-    }
-
-    #[cfg(feature = "failpoints")]
     #[test]
     fn the_planned_pass_kills_and_no_other() {
         use std::os::unix::process::ExitStatusExt;
-        if std::env::var(VARIABLE).is_ok() {
-            arm().unwrap();
+        const CHILD: &str = "EPHOR_TEST_CRASH_CHILD";
+        if std::env::var(CHILD).is_ok() {
+            armed::check().unwrap();
             for _ in 0..3 {
                 println!("pass");
                 crash_point!("complete.sent");
@@ -180,23 +148,31 @@ mod tests {
             }
             return;
         }
-        let own = std::env::current_exe().unwrap();
-        let name = "crash::tests::the_planned_pass_kills_and_no_other";
         let run = |plan: &str| {
-            let mut child = std::process::Command::new(&own);
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
             child
-                .args([name, "--exact", "--nocapture"])
-                .env(VARIABLE, plan)
+                .args([
+                    "crash::tests::the_planned_pass_kills_and_no_other",
+                    "--exact",
+                    "--nocapture",
+                ])
+                .env(CHILD, "1")
+                .env("EPHOR_CRASH", plan)
                 .output()
                 .unwrap()
         };
         let killed = run("complete.sent:2");
         assert_eq!(killed.status.signal(), Some(9));
-        let passes = String::from_utf8_lossy(&killed.stdout)
-            .matches("pass\n")
-            .count();
-        assert_eq!(passes, 2);
+        assert_eq!(
+            String::from_utf8_lossy(&killed.stdout)
+                .matches("pass\n")
+                .count(),
+            2
+        );
+        assert_eq!(run("complete.closed").status.signal(), Some(9));
         assert!(run("complete.sent:4").status.success());
-        assert!(!run("complete.send").status.success());
+        for wrong in ["nowhere", "complete.sent:0", "complete.sent:x", ""] {
+            assert!(!run(wrong).status.success(), "{wrong}");
+        }
     }
 }

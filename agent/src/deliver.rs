@@ -96,6 +96,7 @@ async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, lead: 
         agent.problem(Code::TaskEnded, "the task ended before its credential came; nothing was handed out")
     });
     if landed {
+        crash_point!("deliver.landed");
         agent.renewer.keep(task, key, &held);
     }
 }
@@ -119,6 +120,7 @@ async fn issue(agent: &Agent, asker: &Arc<Asker>, key: &Key, request: RequestId,
     };
     let sent = agent.now();
     agent.told(asker.task.id);
+    crash_point!("issue.before_send");
     let answer = match agent.uplink.issue(message.clone()).await {
         Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
             message.evidence = Some(hashed(agent, asker).await?);
@@ -157,7 +159,10 @@ impl Reissue for Renewals {
             }
             let request = agent.new_id(RequestId::from_parts)?;
             let renews = Some(&*held).filter(|held| held.credentials.len() == 1);
-            issue(&agent, &held.asker, &key, request, renews).await
+            crash_point!("renew.before_send");
+            let renewed = issue(&agent, &held.asker, &key, request, renews).await;
+            crash_point!("renew.answered");
+            renewed
         })
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::app::Agent;
 use crate::complete::Ended;
 use crate::crash_point;
+use crate::journal::{JournalError, Record};
 use crate::uplink::session::Downlink;
 use crate::uplink::spool::End;
 
@@ -45,6 +46,20 @@ pub fn end_task(agent: &Agent, task: TaskId, cause: EndCause) -> bool {
     }
 }
 
+/// Ends a task because its owner asked, and waits until a restart would know: what is
+/// acknowledged here must not be undone by a crash while the broker is away.
+///
+/// # Errors
+/// When it could not be journalled. It is wiped and told all the same.
+pub async fn release(agent: &Agent, task: TaskId) -> Result<(), JournalError> {
+    let cause = EndCause::Released;
+    if end_task(agent, task, cause) {
+        // The table noted it already; this one stands behind it in the same queue.
+        agent.journal.append(Record::TaskEnding { id: task, cause })?.durable().await?;
+    }
+    Ok(())
+}
+
 /// An end that the table reported: wipe, then say so.
 pub fn end(agent: &Agent, ended: Ended) {
     let wiped = agent.hold.wipe(ended.task);
@@ -53,6 +68,7 @@ pub fn end(agent: &Agent, ended: Ended) {
 
 fn finish(agent: &Agent, ended: Ended, wiped: u32) {
     let Ended { task, cause } = ended;
+    crash_point!("revoke.wiped");
     tracing::info!(%task, cause = cause.as_str(), wiped, "task ended; what was held for it is wiped");
     let contact = agent.contact(task);
     agent.receipts.begin(task, contact.uid, cause.as_str(), wiped);

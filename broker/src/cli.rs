@@ -53,6 +53,9 @@ enum Command {
     },
     /// Check settings and policy, and stop.
     CheckConfig,
+    /// Lists the crash points of a test build.
+    #[cfg(feature = "failpoints")]
+    CrashPoints,
 }
 
 /// Runs the command line; `args` without the program's name.
@@ -80,6 +83,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
+    #[cfg(feature = "failpoints")]
+    crate::crash::armed::check().map_err(|text| (text, USAGE))?;
     let config = Config::load(arguments.config.as_deref(), arguments.settings)
         .map_err(|error| (error.to_string(), CONFIG))?;
     start_log(config.log_format);
@@ -115,6 +120,8 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
             }
             app::run(&config, ready_file.as_deref()).map_err(failed)
         }
+        #[cfg(feature = "failpoints")]
+        Command::CrashPoints => print_line(crate::crash::POINTS.join("\n").as_bytes()),
         Command::CheckConfig => {
             let policy =
                 Snapshot::load(&config.policy_dir).map_err(|error| (error.to_string(), CONFIG))?;

@@ -101,6 +101,7 @@ impl Broker {
             None => self.close_unheard(peer, task, cause, correlation).await.map_err(still_ending)?,
         }
         let proven = self.end_task(End { task, cause, by: By::Agent(correlation) }).await?;
+        crate::crash_point!("complete.before_answer");
         Ok(v1::CompleteResponse {
             receipt: proven.receipt.map(|receipt| receipt.to_string()).unwrap_or_default(),
             dead: proven.totals.dead,

@@ -1,10 +1,11 @@
-//! Crash points for the fault tests: places where a test build kills itself, as `kill -9`
-//! would. Only with the feature `failpoints`, which is never on in a shipped binary;
-//! without it [`crash_point!`](crate::crash_point) is nothing but a check of the name.
+//! Crash points: named places between two effects where the fault tests kill the broker.
 //!
-//! `EPHOR_CRASH=NAME` dies at the first pass of that point, `NAME:N` at the N-th.
+//! Without the feature `failpoints`, which is never on in a shipped binary, a point compiles to
+//! nothing; its name is checked against [`POINTS`] in every build. `EPHOR_CRASH=NAME` dies at
+//! the first pass of a point, `NAME:N` at the N-th: by `SIGKILL`, so without a destructor and
+//! without a flush. The agent and the broker see nothing of each other, so each has its own.
 
-/// Every crash point of the broker, in the order of work.
+/// Every point, in the order of work.
 pub const POINTS: &[&str] = &[
     "join.after_commit",
     "issue.before_commit",
@@ -12,12 +13,23 @@ pub const POINTS: &[&str] = &[
     "issue.before_answer",
     "renew.before_commit",
     "renew.after_commit",
+    "renew.before_answer",
     "complete.before_commit",
     "complete.after_commit",
+    "complete.before_answer",
+    "revoke.before_commit",
+    "revoke.after_commit",
     "revoke.before_listing",
     "revoke.after_listing",
+    "revoke.settled",
     "prove.before_receipt",
     "prove.after_receipt",
+    "prove.before_expiry",
+    "prove.after_expiry",
+    "prove.before_signature",
+    "prove.after_signature",
+    "prove.tile",
+    "ledger.before_checkpoint",
     "ledger.before_commit",
     "ledger.after_commit",
     "ledger.after_answer",
@@ -25,98 +37,161 @@ pub const POINTS: &[&str] = &[
     "ledger.wal_checkpoint",
 ];
 
-/// Whether `name` is a crash point. Evaluated while compiling.
+/// Marks a crash point by its name in [`POINTS`]; an unknown name does not compile.
+#[macro_export]
+macro_rules! crash_point {
+    ($name:literal) => {{
+        const { assert!($crate::crash::known($name), "not in crash::POINTS") };
+        #[cfg(any(test, feature = "failpoints"))]
+        $crate::crash::armed::hit($name);
+    }};
+}
+
+/// Whether there is a point of this name. Evaluated while compiling.
 #[must_use]
-#[allow(clippy::indexing_slicing)] // const: iterators are not const yet; bounded by the lengths
-pub const fn is_point(name: &str) -> bool {
-    let name = name.as_bytes();
-    let mut i = 0;
-    while i < POINTS.len() {
-        let point = POINTS[i].as_bytes();
-        let mut same = point.len() == name.len();
-        let mut j = 0;
-        while same && j < name.len() {
-            same = point[j] == name[j];
-            j += 1;
-        }
-        if same {
+pub const fn known(name: &str) -> bool {
+    let mut points = POINTS;
+    while let Some((point, rest)) = points.split_first() {
+        if equal(point.as_bytes(), name.as_bytes()) {
             return true;
         }
-        i += 1;
+        points = rest;
     }
     false
 }
 
-/// Dies here when `EPHOR_CRASH` names this point. The name must be one of `crash::POINTS`.
-#[macro_export]
-macro_rules! crash_point {
-    ($name:literal) => {{
-        const { assert!($crate::crash::is_point($name), "name it in crash::POINTS") };
-        #[cfg(feature = "failpoints")]
-        $crate::crash::hit($name);
-    }};
+const fn equal(mut one: &[u8], mut two: &[u8]) -> bool {
+    loop {
+        match (one.split_first(), two.split_first()) {
+            (None, None) => return true,
+            (Some((a, rest_one)), Some((b, rest_two))) if *a == *b => {
+                (one, two) = (rest_one, rest_two)
+            }
+            (Some(_), Some(_)) | (None, Some(_)) | (Some(_), None) => return false,
+        }
+    }
 }
-pub use crash_point;
 
-#[cfg(feature = "failpoints")]
-pub use armed::hit;
+#[cfg(any(test, feature = "failpoints"))]
+pub mod armed {
+    //! The part that kills, in test builds only.
 
-#[cfg(feature = "failpoints")]
-mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    struct Armed {
+    const VARIABLE: &str = "EPHOR_CRASH";
+
+    struct Plan {
         name: String,
         passes_left: AtomicU64,
     }
 
-    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 
-    fn parse(text: &str) -> Armed {
-        let (name, nth) = match text.rsplit_once(':') {
-            Some((name, nth)) => (name, nth.parse().unwrap_or(1)),
-            None => (text, 1),
+    fn parse(text: &str) -> Result<Plan, String> {
+        let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
+        let nth: Option<u64> = nth.parse().ok().filter(|nth| *nth > 0);
+        match (super::known(name), nth) {
+            (true, Some(nth)) => Ok(Plan {
+                name: name.to_owned(),
+                passes_left: AtomicU64::new(nth),
+            }),
+            (true, None) => Err(format!(
+                "{VARIABLE}={text}: after the colon comes a count from 1"
+            )),
+            (false, _) => Err(format!(
+                "{VARIABLE}={text}: no such crash point; see `crash-points`"
+            )),
+        }
+    }
+
+    /// Looks at the variable at start: a test must not pass because of a typing error.
+    ///
+    /// # Errors
+    /// When it names no point.
+    pub fn check() -> Result<(), String> {
+        std::env::var(VARIABLE).map_or(Ok(()), |text| parse(&text).map(drop))
+    }
+
+    /// Passes a point; kills this process when it is the planned pass.
+    pub fn hit(name: &str) {
+        let plan = PLAN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?).ok());
+        let Some(plan) = plan.as_ref().filter(|plan| plan.name == name) else {
+            return;
         };
-        if !super::is_point(name) {
-            tracing::error!(name, "EPHOR_CRASH names no crash point of the broker");
+        if plan.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::KILL,
+            );
+            std::process::abort();
         }
-        Armed {
-            name: name.to_owned(),
-            passes_left: AtomicU64::new(nth),
-        }
-    }
-
-    /// Counts a pass of the point and dies at the one asked for.
-    pub fn hit(name: &'static str) {
-        let armed =
-            ARMED.get_or_init(|| std::env::var("EPHOR_CRASH").ok().map(|text| parse(&text)));
-        let Some(armed) = armed else { return };
-        if armed.name == name && armed.passes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
-            die();
-        }
-    }
-
-    /// SIGKILL: no destructor, no flush, no unwinding.
-    fn die() {
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        std::process::abort();
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
 mod tests {
     use super::*;
 
     #[test]
-    fn names_are_known_and_unique() {
-        crate::crash_point!("issue.after_commit");
-        assert!(is_point("issue.after_commit"));
-        assert!(
-            !is_point("issue.after_commi") && !is_point("issue.after_commitx") && !is_point("")
-        );
+    fn points_are_unique_and_known() {
         let unique: std::collections::BTreeSet<_> = POINTS.iter().collect();
         assert_eq!(unique.len(), POINTS.len());
+        assert!(POINTS.iter().all(|point| known(point)));
+        for other in [
+            "",
+            "complete.after_commit.x",
+            "complete.after_commi",
+            "complete.after_commitx",
+        ] {
+            assert!(!known(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_planned_pass_kills_and_no_other() {
+        use std::os::unix::process::ExitStatusExt;
+        const CHILD: &str = "EPHOR_TEST_CRASH_CHILD";
+        if std::env::var(CHILD).is_ok() {
+            armed::check().unwrap();
+            for _ in 0..3 {
+                println!("pass");
+                crash_point!("complete.after_commit");
+                crash_point!("complete.before_commit");
+            }
+            return;
+        }
+        let run = |plan: &str| {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child
+                .args([
+                    "crash::tests::the_planned_pass_kills_and_no_other",
+                    "--exact",
+                    "--nocapture",
+                ])
+                .env(CHILD, "1")
+                .env("EPHOR_CRASH", plan)
+                .output()
+                .unwrap()
+        };
+        let killed = run("complete.after_commit:2");
+        assert_eq!(killed.status.signal(), Some(9));
+        assert_eq!(
+            String::from_utf8_lossy(&killed.stdout)
+                .matches("pass\n")
+                .count(),
+            2
+        );
+        assert_eq!(run("complete.before_commit").status.signal(), Some(9));
+        assert!(run("complete.after_commit:4").status.success());
+        for wrong in [
+            "nowhere",
+            "complete.after_commit:0",
+            "complete.after_commit:x",
+            "",
+        ] {
+            assert!(!run(wrong).status.success(), "{wrong}");
+        }
     }
 }

@@ -339,6 +339,15 @@ impl Fleet {
         receiver
     }
 
+    /// Ends every stream of [`Self::watch`]: it has no end of its own, so a stop would wait for
+    /// each until it is cut.
+    pub fn hang_up(&self) {
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        for host in hosts.values() {
+            host.live().watch = None;
+        }
+    }
+
     /// Puts a committed row in place, unless a newer one is there already.
     fn store(&self, name: &HostName, row: HostRow) -> Arc<Host> {
         let now = self.clock.boottime();

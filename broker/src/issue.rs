@@ -29,7 +29,7 @@ use crate::app::Broker;
 use crate::approve::Approved;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
-use crate::crash::crash_point;
+use crate::crash_point;
 use crate::decide::{Circumstances, Decided};
 use crate::deliver::{self, Delivery, Timings};
 use crate::fleet::Peer;

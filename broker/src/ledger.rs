@@ -151,7 +151,14 @@ impl Ledger {
         };
         let installation = opened.installation;
         let threads = Mutex::new(Some(threads));
-        Ok(Self { inner: Arc::new(Inner { shared, pool, installation, threads }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shared,
+                pool,
+                installation,
+                threads,
+            }),
+        })
     }
 
     /// Queues a batch. Never waits; the ticket resolves when its fate is known.
@@ -174,7 +181,10 @@ impl Ledger {
 
     /// A snapshot to read from, taken at its first read.
     pub fn reader(&self) -> Reader {
-        Reader::new(self.inner.pool.clone(), self.inner.shared.overlay.load_full())
+        Reader::new(
+            self.inner.pool.clone(),
+            self.inner.shared.overlay.load_full(),
+        )
     }
 
     /// Size and root of the log as of the last commit.
@@ -226,7 +236,9 @@ impl Ledger {
         let mut forgotten = 0;
         loop {
             let over = now.saturating_sub_millis(kept);
-            let dead = self.reader().forgettable(over, limits::LEDGER_PRUNE_CHUNK)?;
+            let dead = self
+                .reader()
+                .forgettable(over, limits::LEDGER_PRUNE_CHUNK)?;
             if dead.is_empty() {
                 return Ok(forgotten);
             }
@@ -271,14 +283,20 @@ pub enum PruneError {
 
 impl Inner {
     fn stop(&self) {
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let threads = self
+            .threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let Some(threads) = threads else { return };
+        // Readers first: whoever closes last copies the write-ahead log back and removes it, and
+        // a reader could not. What is stopped is then one file.
+        self.pool.close();
         self.shared.queue.close();
         // A panic of theirs has ended the process already.
         let _ = threads.writer.join();
         self.shared.wal.close();
         let _ = threads.wal.join();
-        self.pool.close();
     }
 }
 
@@ -289,10 +307,7 @@ impl Drop for Inner {
 }
 
 /// A thread without which the process must not go on.
-fn vital(
-    name: &str,
-    body: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, OpenError> {
+fn vital(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
     let named = name.to_owned();
     let guarded = move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
@@ -300,5 +315,8 @@ fn vital(
             std::process::abort();
         }
     };
-    std::thread::Builder::new().name(name.to_owned()).spawn(guarded).map_err(OpenError::Thread)
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(guarded)
+        .map_err(OpenError::Thread)
 }

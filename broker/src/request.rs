@@ -241,15 +241,17 @@ pub(crate) mod tests {
         assert!(!others.contains(&base));
     }
 
+    type Change<'a> = &'a dyn Fn(&mut v1::IssueRequest);
+
     #[test]
     fn what_is_malformed_is_named() {
-        let refused = |change: &dyn Fn(&mut v1::IssueRequest)| {
+        let refused = |change: Change<'_>| {
             let mut r = wire();
             change(&mut r);
             let refusal = Requested::parse("h", r).unwrap_err();
             (refusal.code, refusal.detail)
         };
-        let cases: [(&dyn Fn(&mut v1::IssueRequest), Code, &str); 9] = [
+        let cases: [(Change<'_>, Code, &str); 9] = [
             (&|r| r.request_id.clear(), Code::InvalidRequest, "request_id"),
             (&|r| r.request_id = vec![0; 16], Code::InvalidRequest, "request_id"),
             (&|r| r.task = None, Code::InvalidRequest, "`task`"),

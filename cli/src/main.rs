@@ -9,7 +9,7 @@ mod process; // starting processes with a chosen signal mask, and waiting for th
 mod signals; // signals as a stream that says who sent them
 mod show; //    tables, JSON, CSV; times and ids as people read them
 mod words; //   small wording shared by the verbs
-mod verify; //  audit exports: writing and checking them
+mod verify; //  audit exports: written and checked
 mod verb; //    one module a verb
 
 use std::process::ExitCode;

@@ -14,6 +14,7 @@ mod time;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 
+use ephor_broker::limits::ADMIN_ROWS;
 use serde::Serialize;
 
 use crate::args::Output;
@@ -28,7 +29,7 @@ pub use time::{brief, moment};
 /// Columns that a terminal is taken to have.
 pub const WIDTH: usize = 80;
 
-/// Writes a text to standard output. A reader that went away (`| head`) is nobody's error.
+/// Writes what was asked for to standard output. A reader that went away (`| head`) is nobody's error.
 ///
 /// # Errors
 /// When it cannot be written, such as to a file on a full disk.
@@ -49,9 +50,10 @@ pub fn to_terminal() -> bool {
 fn write_out(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(UNREACHABLE, format!("unreachable: standard output: {why}")))
-        }
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => Err(Failure::new(
+            UNREACHABLE,
+            format!("unreachable: standard output: {why}"),
+        )),
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -96,7 +98,8 @@ pub fn value(text: &str) -> Cow<'_, str> {
 /// # Errors
 /// When it cannot be written.
 pub fn json<T: Serialize + ?Sized>(what: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(what).map_err(|why| Failure::local("cannot be written as JSON", why))?;
+    let text = serde_json::to_string_pretty(what)
+        .map_err(|why| Failure::local("cannot be written as JSON", why))?;
     write_out(format!("{}\n", json_visible(&text)).as_bytes())
 }
 
@@ -110,7 +113,11 @@ fn json_visible(text: &str) -> Cow<'_, str> {
     for c in text.chars() {
         if bad(c) {
             let mut units = [0; 2];
-            out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+            out.extend(
+                c.encode_utf16(&mut units)
+                    .iter()
+                    .map(|unit| format!("\\u{unit:04x}")),
+            );
         } else {
             out.push(c);
         }
@@ -130,6 +137,9 @@ pub fn listing<T: Serialize>(
     whole: &[Column<T>],
     none: &str,
 ) -> Result<(), Failure> {
+    if items.len() >= ADMIN_ROWS {
+        to_stderr(&format!("ephor: only the first {ADMIN_ROWS} are shown.\n"));
+    }
     match output {
         Output::Json => json(items),
         Output::Csv => write_out(csv::csv(items, whole).as_bytes()),
@@ -142,7 +152,12 @@ pub fn listing<T: Serialize>(
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn single<T: Serialize>(output: Output, item: &T, whole: &[Column<T>], text: &str) -> Result<(), Failure> {
+pub fn single<T: Serialize>(
+    output: Output,
+    item: &T,
+    whole: &[Column<T>],
+    text: &str,
+) -> Result<(), Failure> {
     group(output, item, std::slice::from_ref(item), whole, text)
 }
 
@@ -175,7 +190,10 @@ mod tests {
         let shown = visible(evil);
         assert!(!shown.contains(is_unsafe), "{shown:?}");
         assert_eq!(visible("a\u{1b}[2J"), "a\\u{1b}[2J");
-        assert_eq!(visible("two\nlines\tand umlauts: äöü, 日本"), "two\nlines\tand umlauts: äöü, 日本");
+        assert_eq!(
+            visible("two\nlines\tand umlauts: äöü, 日本"),
+            "two\nlines\tand umlauts: äöü, 日本"
+        );
         assert_eq!(value("two\nlines"), "two\\nlines");
     }
 
@@ -185,6 +203,9 @@ mod tests {
         let text = serde_json::to_string_pretty(&evil).unwrap();
         let shown = json_visible(&text);
         assert!(!shown.contains(|c| is_unsafe(c) && c != '\n'));
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), evil);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&shown).unwrap(),
+            evil
+        );
     }
 }

@@ -15,12 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use ephor_proto::event::AuditEvent;
 use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::limits::MAX_EVIDENCE_PER_LEAF;
-use ephor_proto::log::{BadReceipt, Checkpoint, Receipt, SignedNote, VerifierKey, bundle_path, leaf_hash, split_bundle};
+use ephor_proto::log::{
+    BadReceipt, Checkpoint, Receipt, SignedNote, VerifierKey, bundle_path, leaf_hash, split_bundle,
+};
 use ephor_proto::log::{TILE_WIDTH, tile_path, verify_receipt};
 use serde::Deserialize;
 
-use history::History;
 pub use export::{Summary, export};
+use history::History;
 pub use source::{Dir, Source};
 
 /// The event type of a task's receipt.
@@ -95,8 +97,12 @@ impl Log {
     /// Says what does not hold.
     pub fn read(source: &impl Source, key: &VerifierKey) -> Result<Self, Refused> {
         let head = checkpoint(source, key)?;
-        let mut log =
-            Self { key: key.clone(), history: History::default(), issued: BTreeMap::new(), receipts: BTreeMap::new() };
+        let mut log = Self {
+            key: key.clone(),
+            history: History::default(),
+            issued: BTreeMap::new(),
+            receipts: BTreeMap::new(),
+        };
         for bundle in 0..head.size().div_ceil(u64::from(TILE_WIDTH)) {
             log.add_bundle(source, bundle, width_of(head.size(), bundle))?;
         }
@@ -115,15 +121,21 @@ impl Log {
     fn add_bundle(&mut self, source: &impl Source, number: u64, width: u16) -> Result<(), Refused> {
         let path = format!("log/{}", bundle_path(number, width));
         let bytes = source.file(&path)?;
-        let form = |why: String| Refused::Form { path: path.clone(), why };
+        let form = |why: String| Refused::Form {
+            path: path.clone(),
+            why,
+        };
         let entries = split_bundle(&bytes).map_err(|why| form(why.to_string()))?;
         if entries.len() != usize::from(width) {
-            return Err(form(format!("has {} entries instead of {width}", entries.len())));
+            return Err(form(format!(
+                "has {} entries instead of {width}",
+                entries.len()
+            )));
         }
         for entry in entries {
             let index = self.history.push(leaf_hash(entry));
-            let brief: Brief =
-                serde_json::from_slice(entry).map_err(|why| form(format!("leaf {index} is no event: {why}")))?;
+            let brief: Brief = serde_json::from_slice(entry)
+                .map_err(|why| form(format!("leaf {index} is no event: {why}")))?;
             self.remember(index, brief);
         }
         Ok(())
@@ -131,8 +143,14 @@ impl Log {
 
     fn remember(&mut self, index: u64, brief: Brief) {
         let Some(task) = brief.task else { return };
-        match (brief.event_type.as_str(), brief.outcome.as_str(), brief.credential) {
-            (ISSUED, "ok", Some(credential)) => self.issued.entry(task).or_default().push(credential.id),
+        match (
+            brief.event_type.as_str(),
+            brief.outcome.as_str(),
+            brief.credential,
+        ) {
+            (ISSUED, "ok", Some(credential)) => {
+                self.issued.entry(task).or_default().push(credential.id)
+            }
             (RECEIPT, "ok", _) => self.receipts.entry(task).or_default().push(index),
             (_, _, _) => {}
         }
@@ -158,13 +176,18 @@ impl Log {
     /// Says what does not hold.
     pub fn check(&self, source: &impl Source, task: TaskId) -> Result<Proven, Refused> {
         let path = format!("receipts/{task}.json");
-        let receipt: Receipt = serde_json::from_slice(&source.file(&path)?)
-            .map_err(|why| Refused::Form { path, why: format!("no receipt: {why}") })?;
-        self.prove(&receipt, task).map_err(|why| Refused::Receipt { task, why })
+        let receipt: Receipt =
+            serde_json::from_slice(&source.file(&path)?).map_err(|why| Refused::Form {
+                path,
+                why: format!("no receipt: {why}"),
+            })?;
+        self.prove(&receipt, task)
+            .map_err(|why| Refused::Receipt { task, why })
     }
 
     fn prove(&self, receipt: &Receipt, task: TaskId) -> Result<Proven, String> {
-        let verified = verify_receipt(receipt, &self.key, signed_by).map_err(|why: BadReceipt| why.to_string())?;
+        let verified = verify_receipt(receipt, &self.key, signed_by)
+            .map_err(|why: BadReceipt| why.to_string())?;
         let (event, head) = (verified.event, verified.checkpoint);
         if head.size() > self.size() {
             return Err(format!("it is younger than this log of {}", self.size()));
@@ -182,27 +205,57 @@ impl Log {
             return Err("the log has more than one receipt of this task".to_owned());
         }
         self.check_complete(&event, task)?;
-        Ok(Proven { task, index: receipt.index, event: Box::new(event) })
+        Ok(Proven {
+            task,
+            index: receipt.index,
+            event: Box::new(event),
+        })
     }
 
     /// Every credential issued is told of, and no other. A receipt has room for so many; of the others
     /// it gives the number.
     fn check_complete(&self, event: &AuditEvent, task: TaskId) -> Result<(), String> {
-        let issued: BTreeSet<CredentialId> = self.issued.get(&task.to_string()).into_iter().flatten().copied().collect();
-        let told: BTreeSet<CredentialId> = event.evidence.iter().map(|evidence| evidence.credential).collect();
-        if let Some(unsettled) = event.evidence.iter().find(|evidence| !evidence.state.is_settled()) {
-            return Err(format!("{} is {}, not ended", unsettled.credential, unsettled.state.as_str()));
+        let issued: BTreeSet<CredentialId> = self
+            .issued
+            .get(&task.to_string())
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
+        let told: BTreeSet<CredentialId> = event
+            .evidence
+            .iter()
+            .map(|evidence| evidence.credential)
+            .collect();
+        if let Some(unsettled) = event
+            .evidence
+            .iter()
+            .find(|evidence| !evidence.state.is_settled())
+        {
+            return Err(format!(
+                "{} is {}, not ended",
+                unsettled.credential,
+                unsettled.state.as_str()
+            ));
         }
         if let Some(stranger) = told.difference(&issued).next() {
-            return Err(format!("it tells of {stranger}, which the log did not issue to this task"));
+            return Err(format!(
+                "it tells of {stranger}, which the log did not issue to this task"
+            ));
         }
         let counted = event.totals.map(|totals| totals.credentials as usize);
         if counted.is_some_and(|counted| counted != issued.len()) {
-            return Err(format!("the log issued {}, the receipt counts {}", issued.len(), counted.unwrap_or(0)));
+            return Err(format!(
+                "the log issued {}, the receipt counts {}",
+                issued.len(),
+                counted.unwrap_or(0)
+            ));
         }
         let may_sum_up = told.len() >= MAX_EVIDENCE_PER_LEAF && counted.is_some();
         match issued.difference(&told).next() {
-            Some(missing) if !may_sum_up => Err(format!("it does not tell of {missing}, which the log issued")),
+            Some(missing) if !may_sum_up => Err(format!(
+                "it does not tell of {missing}, which the log issued"
+            )),
             Some(_) | None => Ok(()),
         }
     }
@@ -221,13 +274,18 @@ pub struct Proven {
 /// Of `size` entries, how many are in bundle or tile `number`.
 pub fn width_of(size: u64, number: u64) -> u16 {
     let before = number.saturating_mul(u64::from(TILE_WIDTH));
-    u16::try_from(size.saturating_sub(before)).unwrap_or(TILE_WIDTH).min(TILE_WIDTH)
+    u16::try_from(size.saturating_sub(before))
+        .unwrap_or(TILE_WIDTH)
+        .min(TILE_WIDTH)
 }
 
 /// The signed checkpoint of an export, as `key` signed it.
 fn checkpoint(source: &impl Source, key: &VerifierKey) -> Result<Checkpoint, Refused> {
     let path = "log/checkpoint";
-    let form = |why: String| Refused::Form { path: path.to_owned(), why };
+    let form = |why: String| Refused::Form {
+        path: path.to_owned(),
+        why,
+    };
     let text = String::from_utf8(source.file(path)?).map_err(|_| form("is no text".to_owned()))?;
     open(&text, key).map_err(form)
 }
@@ -237,11 +295,19 @@ fn checkpoint(source: &impl Source, key: &VerifierKey) -> Result<Checkpoint, Ref
 /// # Errors
 /// When the note is malformed, not signed by this key, or of another log.
 pub fn open(note: &str, key: &VerifierKey) -> Result<Checkpoint, String> {
-    let note: SignedNote = note.parse().map_err(|why: ephor_proto::log::BadNote| why.to_string())?;
+    let note: SignedNote = note
+        .parse()
+        .map_err(|why: ephor_proto::log::BadNote| why.to_string())?;
     let text = note.verify(key, signed_by).map_err(|why| why.to_string())?;
-    let head: Checkpoint = text.parse().map_err(|why: ephor_proto::log::BadCheckpoint| why.to_string())?;
+    let head: Checkpoint = text
+        .parse()
+        .map_err(|why: ephor_proto::log::BadCheckpoint| why.to_string())?;
     if head.origin() != key.name() {
-        return Err(format!("is of log {}, the key of {}", head.origin(), key.name()));
+        return Err(format!(
+            "is of log {}, the key of {}",
+            head.origin(),
+            key.name()
+        ));
     }
     Ok(head)
 }

@@ -33,3 +33,18 @@ mod dev;
 
 #[path = "cli/demo.rs"]
 mod demo;
+
+#[path = "cli/govern.rs"]
+mod govern;
+
+#[path = "cli/wire.rs"]
+mod wire;
+
+#[path = "cli/examples.rs"]
+mod examples;
+
+#[path = "cli/secrets.rs"]
+mod secrets;
+
+#[path = "cli/attacks.rs"]
+mod attacks;

@@ -5,19 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use ephor_proto::log::{bundle_path, split_bundle};
+use ephor_proto::log::{bundle_path, split_bundle, tile_path};
 use serde_json::Value;
 
-use crate::installation::{Installation, TOKEN_SECONDS};
+use crate::installation::{Installation, SETTLE, TOKEN_SECONDS};
 use crate::wait;
-use crate::workload::Held;
-
-/// How long an end may take to be enforced once both daemons are back (P2: always ≤ 5 s; the
-/// rest is for the agent's own way back).
-const SETTLE: Duration = Duration::from_secs(15);
+use crate::workload::{Held, Workload};
 
 /// What the client knows.
 #[derive(Debug, Default)]
@@ -26,6 +21,21 @@ pub struct History {
     pub ended: Vec<Held>,
     /// Newest tokens of processes that still run.
     pub running: Vec<Held>,
+    /// Processes that were killed, whether or not they were given anything.
+    pub gone: Vec<u32>,
+}
+
+impl History {
+    /// Kills a process and writes down what it had.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn end(&mut self, workload: &mut Workload) -> anyhow::Result<()> {
+        workload.kill()?;
+        self.gone.push(workload.pid());
+        self.ended.extend_from_slice(workload.held());
+        Ok(())
+    }
 }
 
 /// Checks everything; the first thing that does not hold is the error.
@@ -33,26 +43,65 @@ pub struct History {
 /// # Errors
 /// Says which promise is broken, and by what.
 pub fn judge(installation: &Installation, history: &History) -> anyhow::Result<()> {
-    ended_are_refused(installation, history)?;
     running_still_work(installation, history)?;
+    ended_are_refused(installation, history)?;
+    nothing_is_left_open(installation, history)?;
     let dir = installation.path("export");
     let _ = std::fs::remove_dir_all(&dir);
-    let done = installation
-        .ephor()
-        .args(["audit", "export", "--to"])
-        .arg(&dir)
-        .output()?;
-    ensure!(
-        done.status.success(),
-        "audit export: {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    export(installation, &dir)?;
     let leaves = leaves(&dir)?;
     recorded_before_live(&leaves, history)?;
     one_receipt_a_task(&leaves)?;
     one_credential_a_request(&leaves)?;
     store_agrees(&installation.database(), history)?;
     strangers_agree(installation, &dir)
+}
+
+/// Writes what `ephor audit export` writes, from what anyone may fetch: checkpoint and tiles of
+/// the plain listener, and receipts.
+///
+/// # Errors
+/// When the broker does not give them.
+pub fn export(installation: &Installation, dir: &Path) -> anyhow::Result<()> {
+    let fetch = |path: &str| {
+        let answer = installation.public(&format!("/{path}"))?;
+        ensure!(answer.status == 200, "{path}: {}", answer.status);
+        let file = dir.join("log").join(path);
+        std::fs::create_dir_all(file.parent().context("a folder")?)?;
+        std::fs::write(file, &answer.bytes)?;
+        Ok(answer.bytes)
+    };
+    let checkpoint = String::from_utf8(fetch("checkpoint")?)?;
+    let size: u64 = checkpoint.lines().nth(1).context("a size")?.parse()?;
+    let widths = |count: u64| {
+        (0..count.div_ceil(256)).map(move |n| (n, u16::try_from((count - n * 256).min(256))))
+    };
+    for (number, width) in widths(size) {
+        fetch(&bundle_path(number, width?))?;
+    }
+    let (mut count, mut level) = (size, 0);
+    while count > 0 {
+        for (number, width) in widths(count) {
+            fetch(&tile_path(level, number, width?))?;
+        }
+        (count, level) = (count / 256, level + 1);
+    }
+    std::fs::create_dir_all(dir.join("receipts"))?;
+    for task in installation
+        .admin("/v1/tasks?state=closed")?
+        .as_array()
+        .context("a list")?
+    {
+        let task = text(task, "id");
+        let receipt = installation.admin(&format!("/v1/tasks/{task}/receipt"))?;
+        std::fs::write(
+            dir.join(format!("receipts/{task}.json")),
+            receipt.to_string(),
+        )?;
+    }
+    let verifier = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/verify.py");
+    std::fs::copy(verifier, dir.join("verify.py"))?;
+    Ok(())
 }
 
 /// P2: what a killed process held is refused.
@@ -69,6 +118,34 @@ fn ended_are_refused(installation: &Installation, history: &History) -> anyhow::
         )?;
     }
     Ok(())
+}
+
+/// P2: no task of a killed process stays open, not even one that was refused everything.
+fn nothing_is_left_open(installation: &Installation, history: &History) -> anyhow::Result<()> {
+    let mut left = Vec::new();
+    let closed = wait::until(
+        "P2: every task of a killed process is closed",
+        SETTLE,
+        || {
+            let tasks = installation.admin("/v1/tasks").ok()?;
+            let of_gone = |task: &&Value| {
+                let pid = task.get("pid").and_then(Value::as_u64);
+                history
+                    .gone
+                    .iter()
+                    .any(|gone| pid == Some(u64::from(*gone)))
+                    && text(task, "state") != "closed"
+            };
+            left = tasks
+                .as_array()?
+                .iter()
+                .filter(of_gone)
+                .map(ToString::to_string)
+                .collect();
+            left.is_empty().then_some(())
+        },
+    );
+    closed.with_context(|| left.join("\n"))
 }
 
 /// P10: what a running process holds still works.
@@ -188,13 +265,7 @@ fn store_agrees(database: &Path, history: &History) -> anyhow::Result<()> {
 
 /// P6: `verify.py`, which shares no code with us, accepts the log and every receipt.
 fn strangers_agree(installation: &Installation, dir: &Path) -> anyhow::Result<()> {
-    let key = installation.ephor().args(["audit", "key"]).output()?;
-    ensure!(
-        key.status.success(),
-        "audit key: {}",
-        String::from_utf8_lossy(&key.stderr)
-    );
-    let key = String::from_utf8(key.stdout)?;
+    let key = log_key(installation)?;
     for entry in std::fs::read_dir(dir.join("receipts"))? {
         let path = entry?.path();
         let task = path
@@ -205,7 +276,7 @@ fn strangers_agree(installation: &Installation, dir: &Path) -> anyhow::Result<()
             .arg(dir.join("verify.py"))
             .arg(dir)
             .arg(task)
-            .args(["--key", key.trim()])
+            .args(["--key", &key])
             .output()?;
         ensure!(
             done.status.success(),
@@ -214,6 +285,14 @@ fn strangers_agree(installation: &Installation, dir: &Path) -> anyhow::Result<()
         );
     }
     Ok(())
+}
+
+/// The log's verifier key, as `ephor audit key` gives it.
+///
+/// # Errors
+/// When the broker does not give it.
+pub fn log_key(installation: &Installation) -> anyhow::Result<String> {
+    Ok(text(&installation.admin("/v1/status")?, "log_key").to_owned())
 }
 
 /// The Python that has the packages of `examples/requirements.txt`; `scripts/test` names it.

@@ -13,6 +13,15 @@ use crate::wait;
 /// How long a daemon may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How a start came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Started {
+    /// It serves.
+    Ready,
+    /// It ended before that.
+    Ended(ExitStatus),
+}
+
 /// See the module. Killed when dropped.
 pub struct Daemon {
     child: Child,
@@ -38,17 +47,18 @@ impl Daemon {
         })
     }
 
-    /// Waits until `ready` gives a value, or the process is gone.
+    /// Waits until it is ready or has ended.
     ///
     /// # Errors
-    /// With the end of its log.
-    pub fn wait_ready<T>(&mut self, mut ready: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    /// With the end of its log, when neither comes in time.
+    pub fn wait_started(&mut self, ready: impl Fn() -> bool) -> anyhow::Result<Started> {
         let child = &mut self.child;
-        let value = wait::until("a daemon is ready", PATIENCE, || match child.try_wait() {
-            Ok(None) => ready().map(Some),
-            Ok(Some(_)) | Err(_) => Some(ready()),
+        let started = wait::until("a daemon is ready", PATIENCE, || match child.try_wait() {
+            _ if ready() => Some(Started::Ready),
+            Ok(Some(status)) => Some(Started::Ended(status)),
+            Ok(None) | Err(_) => None,
         });
-        value.ok().flatten().with_context(|| self.tail())
+        started.with_context(|| self.tail())
     }
 
     /// Its process id.

@@ -49,6 +49,16 @@ pub fn unix(socket: &Path, call: &Call<'_>) -> anyhow::Result<Answer> {
     exchange(stream, "localhost", call)
 }
 
+/// Over TCP.
+///
+/// # Errors
+/// When nobody answers, or not in HTTP.
+pub fn plain(address: SocketAddr, call: &Call<'_>) -> anyhow::Result<Answer> {
+    let tcp = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    tcp.set_read_timeout(Some(TIMEOUT))?;
+    exchange(tcp, &address.to_string(), call)
+}
+
 /// Over TLS 1.3; the server's certificate must be of the CA in `ca_file`.
 ///
 /// # Errors

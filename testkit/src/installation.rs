@@ -4,41 +4,80 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Started};
 use crate::http::{self, Answer, Call};
+use crate::wait;
 
-/// Tokens live this long here, so that renewals come within seconds.
-pub const TOKEN_SECONDS: u64 = 6;
+/// Tokens live this long here unless the caller asks for less. Longer than any test, so that a
+/// refused one was revoked and has not just expired.
+pub const TOKEN_SECONDS: u64 = 600;
+/// How long both daemons may take to work with each other again.
+pub const SETTLE: Duration = Duration::from_secs(20);
+
+/// One of the two daemons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The broker.
+    Broker,
+    /// The agent.
+    Agent,
+}
+
+impl Side {
+    /// The hidden verb of the binary that is this daemon.
+    #[must_use]
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Broker => "__broker",
+            Self::Agent => "__agent",
+        }
+    }
+}
 
 /// See the module.
 pub struct Installation {
-    dir: tempfile::TempDir,
     binary: PathBuf,
     https: SocketAddr,
     plain: SocketAddr,
-    broker: Option<Daemon>,
-    agent: Option<Daemon>,
+    /// What the daemons' command lines begin with, such as a tracer's; empty is none.
+    broker_under: Mutex<Vec<String>>,
+    broker: Mutex<Option<Daemon>>,
+    agent: Mutex<Option<Daemon>>,
+    /// Last, because fields are dropped in this order.
+    dir: tempfile::TempDir,
 }
 
 impl Installation {
-    /// Initialises a broker and joins an agent, with the built-in policy of `ephor dev` but
-    /// short-lived tokens. Nothing runs yet.
+    /// Initialises a broker with a policy like that of `ephor dev`. Nothing runs yet.
     ///
     /// # Errors
     /// When any step fails.
     pub fn create(binary: &Path) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("ephor-kit").tempdir()?;
+        Self::create_in(
+            tempfile::Builder::new().prefix("ephor-kit").tempdir()?,
+            binary,
+        )
+    }
+
+    /// As [`Self::create`], in a directory of the caller's choice, such as a small file system.
+    ///
+    /// # Errors
+    /// When any step fails.
+    pub fn create_in(dir: tempfile::TempDir, binary: &Path) -> anyhow::Result<Self> {
         let made = Self {
             https: free_port()?,
             plain: free_port()?,
             dir,
             binary: binary.to_owned(),
-            broker: None,
-            agent: None,
+            broker_under: Mutex::default(),
+            broker: Mutex::default(),
+            agent: Mutex::default(),
         };
         made.write_policy()?;
         std::fs::write(made.path("broker.toml"), made.broker_settings())?;
@@ -50,12 +89,21 @@ impl Installation {
         Ok(made)
     }
 
-    /// Starts both, joining first. `crash` arms a crash point of either daemon.
+    /// Starts both, joining first.
     ///
     /// # Errors
     /// When one does not get ready.
-    pub fn start(&mut self) -> anyhow::Result<()> {
-        self.start_broker(None)?;
+    pub fn start(&self) -> anyhow::Result<()> {
+        self.start_daemon(Side::Broker, &[])?;
+        self.join(&self.path("token"))?;
+        self.start_daemon(Side::Agent, &[])
+    }
+
+    /// Makes the agent's host part of the fleet.
+    ///
+    /// # Errors
+    /// When the broker refuses or is away.
+    pub fn join(&self, token_file: &Path) -> anyhow::Result<()> {
         let mut join = self.agent_command();
         join.args([
             "join",
@@ -64,71 +112,155 @@ impl Installation {
             "--host",
             "kit",
             "--token-file",
-        ])
-        .arg(self.path("token"));
-        self.once(&mut join)?;
-        self.start_agent(None)
+        ]);
+        self.once(join.arg(token_file))
     }
 
-    /// Starts the broker, armed to crash at a point if one is named.
+    /// Starts a daemon with these additions to its environment.
     ///
     /// # Errors
     /// When it does not get ready.
-    pub fn start_broker(&mut self, crash: Option<&str>) -> anyhow::Result<()> {
-        let ready = self.path("broker.ready");
-        let mut command = self.broker_command();
-        // A broker that was killed still holds its epoch.
+    pub fn start_daemon(&self, side: Side, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+        match self.try_start(side, environment)? {
+            Started::Ready => Ok(()),
+            Started::Ended(status) => {
+                anyhow::bail!("{side:?} ended with {status}; {}", self.tail(side))
+            }
+        }
+    }
+
+    /// Starts a daemon that may end before it is ready.
+    ///
+    /// # Errors
+    /// When it neither gets ready nor ends.
+    pub fn try_start(&self, side: Side, environment: &[(&str, &str)]) -> anyhow::Result<Started> {
+        let (mut command, name) = match side {
+            // A broker that was killed still holds its epoch.
+            Side::Broker => (self.broker_command(), "broker"),
+            Side::Agent => (self.agent_command(), "agent"),
+        };
+        if side == Side::Broker {
+            command.arg("--take-over");
+        }
+        let ready = self.path(&format!("{name}.ready"));
+        let _ = std::fs::remove_file(&ready);
         command
-            .arg("--take-over")
             .arg("run")
             .arg("--ready-file")
-            .arg(&ready);
-        self.broker = Some(self.start_daemon(command, &ready, "broker.log", crash)?);
-        Ok(())
+            .arg(&ready)
+            .envs(environment.iter().copied());
+        let mut daemon = Daemon::start(command, &self.path(&format!("{name}.log")))?;
+        let started = daemon.wait_started(|| ready.exists());
+        *self.slot(side) = Some(daemon);
+        started
     }
 
-    /// Starts the agent, armed to crash at a point if one is named.
+    /// `kill -9`.
     ///
     /// # Errors
-    /// When it does not get ready.
-    pub fn start_agent(&mut self, crash: Option<&str>) -> anyhow::Result<()> {
-        let ready = self.path("agent.ready");
-        let mut command = self.agent_command();
-        command.arg("run").arg("--ready-file").arg(&ready);
-        self.agent = Some(self.start_daemon(command, &ready, "agent.log", crash)?);
-        Ok(())
+    /// When it does not run.
+    pub fn kill(&self, side: Side) -> anyhow::Result<()> {
+        self.with(side, Daemon::kill)
     }
 
-    fn start_daemon(
+    /// SIGTERM, and a clean end.
+    ///
+    /// # Errors
+    /// When it does not run, or not end cleanly.
+    pub fn stop(&self, side: Side) -> anyhow::Result<()> {
+        self.with(side, Daemon::stop)
+    }
+
+    /// Stands still until [`Self::go_on`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self, side: Side) -> anyhow::Result<()> {
+        self.with(side, |daemon| daemon.signal(rustix::process::Signal::STOP))
+    }
+
+    /// After [`Self::freeze`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn go_on(&self, side: Side) -> anyhow::Result<()> {
+        self.with(side, |daemon| daemon.signal(rustix::process::Signal::CONT))
+    }
+
+    /// Whether a daemon has ended since it was started.
+    #[must_use]
+    pub fn has_ended(&self, side: Side) -> bool {
+        self.slot(side)
+            .as_mut()
+            .is_none_or(|daemon| daemon.ended().is_some())
+    }
+
+    /// The signal that ended a daemon, if one did.
+    #[must_use]
+    pub fn killed_by(&self, side: Side) -> Option<i32> {
+        use std::os::unix::process::ExitStatusExt;
+        self.slot(side)
+            .as_mut()
+            .and_then(Daemon::ended)
+            .and_then(|status| status.signal())
+    }
+
+    /// The end of a daemon's log.
+    #[must_use]
+    pub fn tail(&self, side: Side) -> String {
+        self.slot(side)
+            .as_ref()
+            .map(Daemon::tail)
+            .unwrap_or_default()
+    }
+
+    /// The broker's process is started by these words from now on: a tracer, for example.
+    pub fn run_broker_under(&self, words: &[&str]) {
+        *self
+            .broker_under
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) =
+            words.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// Waits until the agent has a connection to the broker: a heartbeat of this start came.
+    ///
+    /// # Errors
+    /// When it has none in time.
+    pub fn wait_connected(&self) -> anyhow::Result<()> {
+        let asked = [("Ephor-Local", "1")];
+        let call = Call {
+            method: "GET",
+            target: "/v1/ready",
+            headers: &asked,
+            body: b"",
+        };
+        wait::until("the agent is connected", SETTLE, || {
+            let answer = http::unix(&self.socket(), &call).ok()?;
+            let missing = answer
+                .body
+                .get("missing")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned();
+            (answer.status == 200 && !missing.contains("broker")).then_some(())
+        })
+    }
+
+    fn with<T>(
         &self,
-        mut command: Command,
-        ready: &Path,
-        log: &str,
-        crash: Option<&str>,
-    ) -> anyhow::Result<Daemon> {
-        let _ = std::fs::remove_file(ready);
-        if let Some(point) = crash {
-            command.env("EPHOR_CRASH", point);
-        }
-        let mut daemon = Daemon::start(command, &self.path(log))?;
-        daemon.wait_ready(|| ready.exists().then_some(()))?;
-        Ok(daemon)
+        side: Side,
+        act: impl FnOnce(&mut Daemon) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        act(self.slot(side).as_mut().context("it was not started")?)
     }
 
-    /// The running broker.
-    ///
-    /// # Errors
-    /// When it was never started.
-    pub fn broker(&mut self) -> anyhow::Result<&mut Daemon> {
-        self.broker.as_mut().context("the broker was not started")
-    }
-
-    /// The running agent.
-    ///
-    /// # Errors
-    /// When it was never started.
-    pub fn agent(&mut self) -> anyhow::Result<&mut Daemon> {
-        self.agent.as_mut().context("the agent was not started")
+    fn slot(&self, side: Side) -> MutexGuard<'_, Option<Daemon>> {
+        let slot = match side {
+            Side::Broker => &self.broker,
+            Side::Agent => &self.agent,
+        };
+        slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The agent's socket.
@@ -184,11 +316,24 @@ impl Installation {
     /// # Errors
     /// When the broker does not answer, or refuses.
     pub fn admin(&self, target: &str) -> anyhow::Result<Value> {
+        self.admin_call("GET", target, b"")
+    }
+
+    /// Tells the admin socket something.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or refuses.
+    pub fn admin_post(&self, target: &str, body: &Value) -> anyhow::Result<Value> {
+        self.admin_call("POST", target, body.to_string().as_bytes())
+    }
+
+    fn admin_call(&self, method: &str, target: &str, body: &[u8]) -> anyhow::Result<Value> {
+        let headers = [("Ephor-Local", "1"), ("Content-Type", "application/json")];
         let call = Call {
-            method: "GET",
+            method,
             target,
-            headers: &[("Ephor-Local", "1")],
-            body: b"",
+            headers: &headers,
+            body,
         };
         let answer = http::unix(&self.path("admin.sock"), &call)?;
         anyhow::ensure!(
@@ -200,12 +345,47 @@ impl Installation {
         Ok(answer.body)
     }
 
+    /// Fetches from the plain listener: lists, checkpoint and tiles.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn public(&self, target: &str) -> anyhow::Result<Answer> {
+        http::plain(
+            self.plain,
+            &Call {
+                method: "GET",
+                target,
+                headers: &[],
+                body: b"",
+            },
+        )
+    }
+
+    /// A line of SQL in the broker's database, beside a broker that is stopped.
+    ///
+    /// # Errors
+    /// When SQLite refuses.
+    pub fn sql(&self, sql: &str) -> anyhow::Result<usize> {
+        Ok(rusqlite::Connection::open(self.database())?.execute(sql, [])?)
+    }
+
     fn broker_url(&self) -> String {
         format!("https://{}", self.https)
     }
 
     fn broker_command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        let under = self
+            .broker_under
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut command = match under.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
         command
             .arg("__broker")
             .arg("--config")

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::installation::Installation;
 
 /// Asks once for each line it reads: the token belongs to this shell, not to `ephor token`.
-const SCRIPT: &str = r#"while read -r audience; do "$EPHOR" token --audience "$audience" || echo "refused $?"; done"#;
+const SCRIPT: &str = r#"while read -r audience ttl; do "$EPHOR" token --audience "$audience" $ttl || echo "refused $?"; done"#;
 
 /// A token as its holder got it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,12 @@ impl Workload {
             .env("EPHOR", ephor.get_program())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(
+                std::fs::File::options()
+                    .create(true)
+                    .append(true)
+                    .open(installation.path("workload.log"))?,
+            )
             .spawn()?;
         let input = shell.stdin.take();
         let output = BufReader::new(shell.stdout.take().context("no standard output")?);
@@ -72,10 +77,44 @@ impl Workload {
     /// # Errors
     /// When the shell is gone or the answer is no token.
     pub fn ask(&mut self, audience: &str) -> anyhow::Result<Option<Held>> {
-        writeln!(
+        self.ask_line(audience)
+    }
+
+    /// Asks for a token that lives so long.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_for(&mut self, audience: &str, seconds: u64) -> anyhow::Result<Option<Held>> {
+        self.ask_line(&format!("{audience} --ttl={seconds}s"))
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.shell.id()
+    }
+
+    fn ask_line(&mut self, words: &str) -> anyhow::Result<Option<Held>> {
+        self.say(words)?;
+        self.answer()
+    }
+
+    /// Asks without waiting for the answer.
+    ///
+    /// # Errors
+    /// When the shell is gone.
+    pub fn say(&mut self, words: &str) -> anyhow::Result<()> {
+        Ok(writeln!(
             self.input.as_mut().context("the shell was told to end")?,
-            "{audience}"
-        )?;
+            "{words}"
+        )?)
+    }
+
+    /// The answer to [`Self::say`].
+    ///
+    /// # Errors
+    /// When the shell is gone or the answer is no token.
+    pub fn answer(&mut self) -> anyhow::Result<Option<Held>> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         anyhow::ensure!(!line.is_empty(), "the shell is gone");

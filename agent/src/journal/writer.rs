@@ -99,6 +99,7 @@ impl Writer {
         if self.broken {
             return Err(JournalError::Broken);
         }
+        crash_point!("journal.before_write");
         if let Err(error) = self.file.write_all(bytes) {
             tracing::error!(path = %self.path.display(), %error, "journal not written");
             // Part of it may be there: it must not stand before the next record.
@@ -182,6 +183,7 @@ fn compact(path: &Path, live: &Live) -> std::io::Result<(File, u64)> {
         .open(&beside)?;
     file.write_all(&bytes)?;
     file.sync_all()?;
+    crash_point!("journal.before_rename");
     std::fs::rename(&beside, path)?;
     let parent = path
         .parent()

@@ -9,13 +9,13 @@ pub mod headers;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ephor_proto::http::agent as wire;
 use ephor_proto::id::TaskId;
 use ephor_proto::limits::{MAX_BODY_BYTES, MAX_HEADER_BYTES};
 use ephor_proto::problem::{Code, Problem};
-use ephor_proto::state::task::EndCause;
 use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -222,10 +222,18 @@ async fn complete(caller: &Caller, task: TaskId) -> Result<Answer, Problem> {
     if owner != Some(caller.uid()) {
         return Err(agent.problem(Code::NotFound, format!("no task {task} of this user is known here")));
     }
-    if open.is_some() {
-        revoke::end_task(agent, task, EndCause::Released);
+    if open.is_some()
+        && let Err(error) = revoke::release(agent, task).await
+    {
+        let detail = format!("{error}. The task is ended and wiped here, but a crash now could forget that: ask again");
+        return Err(agent.problem(Code::StoreUnavailable, detail));
     }
-    let completed = agent.receipts.completed(task, limits::RECEIPT_WAIT).await;
+    let patience = match agent.uplink.link() {
+        Link::Up(_) | Link::Connecting => limits::RECEIPT_WAIT,
+        // The end is journalled and told on return; waiting here would not bring the receipt.
+        Link::Away { .. } => Duration::ZERO,
+    };
+    let completed = agent.receipts.completed(task, patience).await;
     let completed = completed.ok_or_else(|| agent.problem(Code::NotFound, "that task ended too long ago to be known here"))?;
     Ok(Answer::json(&completed))
 }

@@ -270,7 +270,24 @@ impl AsyncWrite for PeerStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.speaker.check()?;
-        Pin::new(&mut this.stream).poll_write(context, data)
+        let written = ready!(Pin::new(&mut this.stream).poll_write(context, data));
+        crate::crash_point!("deliver.written");
+        Poll::Ready(written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.speaker.check()?;
+        Pin::new(&mut this.stream).poll_write_vectored(context, data)
+    }
+
+    /// So that hyper hands on a secret's own buffer instead of copying it into one that is not wiped.
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

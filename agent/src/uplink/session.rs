@@ -305,6 +305,7 @@ async fn tell_ends(wiring: &Arc<Wiring>, session: &Arc<Session>) -> Over {
 async fn tell(wiring: &Wiring, session: &Session, end: End) -> Result<(), Over> {
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
     loop {
+        crate::crash_point!("complete.before_send");
         let error = match wiring.uplink.complete(session, end.task, end.cause).await {
             Ok(receipt) => {
                 wiring.downlink.end_acknowledged(end.task, Some(receipt));

@@ -44,11 +44,15 @@ async fn an_end_survives_a_restart_of_the_agent() {
     let world = World::start();
     let fetched = world.get("/v1/token?audience=billing").await;
     world.broker.go_away();
-    assert!(ephor_agent::revoke::end_task(&world.agent, fetched.task(), ephor_proto::state::task::EndCause::Released));
+    until("the loss is noticed", || matches!(world.agent.uplink.link(), ephor_agent::uplink::Link::Away { .. })).await;
+    let done = world.post("/v1/task/complete", "").await.json();
+    assert_eq!((done["wiped"].as_u64(), done.get("receipt")), (Some(1), None), "{done}");
     let world = world.restart().await;
     world.broker.come_back();
     let task_id = fetched.task().to_bytes();
     until("the end at the broker", || world.broker.state().completes.iter().any(|end| end.task_id == task_id)).await;
+    let again = world.get("/v1/token?audience=billing").await;
+    assert_ne!(again.task(), fetched.task(), "an ended task is not open again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,8 +98,9 @@ async fn an_issue_that_lost_its_connection_is_sent_again_with_the_same_id() {
     let cut = async {
         until("the call", || world.issues() == 1).await;
         world.broker.go_away();
-        world.broker.gate.add_permits(10);
         world.broker.come_back();
+        until("another connection", || world.broker.state().hellos.len() >= 2).await;
+        world.broker.gate.add_permits(10);
     };
     let (fetched, ()) = tokio::join!(world.get("/v1/token?audience=billing"), cut);
     assert_eq!(fetched.status, 200, "{}", fetched.body);

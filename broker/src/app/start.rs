@@ -368,6 +368,7 @@ async fn shut_down(
     if let Some(path) = ready_file {
         let _ = std::fs::remove_file(path);
     }
+    broker.fleet.hang_up();
     if !connections
         .shutdown(limits::DRAIN + std::time::Duration::from_secs(1))
         .await

@@ -11,7 +11,7 @@ use ephor_proto::time::UnixMillis;
 
 use super::{After, By, End, Step};
 use crate::app::Broker;
-use crate::crash::crash_point;
+use crate::crash_point;
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, NewEvent, Require, Row, TaskRow};
 use crate::revoke::{NotEnded, machine, slot};
 

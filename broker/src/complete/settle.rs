@@ -7,7 +7,7 @@ use ephor_proto::time::UnixMillis;
 
 use super::{After, Step};
 use crate::app::Broker;
-use crate::crash::crash_point;
+use crate::crash_point;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
 use crate::prove::Checked;
 use crate::revoke::{NotEnded, machine, slot};

@@ -18,7 +18,7 @@ use crate::app::Broker;
 use crate::approve::Approved;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
-use crate::crash::crash_point;
+use crate::crash_point;
 use crate::decide::{Circumstances, Decided, Renewing, Window};
 use crate::deliver::{self, Delivery, Timings};
 use crate::kind::jwt;
@@ -56,7 +56,9 @@ impl Broker {
         };
         crash_point!("renew.after_commit");
         timings.issue = issuing.micros();
-        deliver::deliver(&permit, sealed, &delivery, timings).map(Tried::Done)
+        let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
+        crash_point!("renew.before_answer");
+        Ok(Tried::Done(response))
     }
 
     /// The credential, its grant and its task, if all of them still take a renewal.

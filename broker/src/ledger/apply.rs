@@ -26,8 +26,13 @@ pub(super) enum Stop {
 
 impl From<rusqlite::Error> for Stop {
     fn from(error: rusqlite::Error) -> Self {
-        let constraint = error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation);
-        if constraint { Self::Invalid(error.to_string()) } else { Self::Store(error) }
+        let constraint =
+            error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation);
+        if constraint {
+            Self::Invalid(error.to_string())
+        } else {
+            Self::Store(error)
+        }
     }
 }
 
@@ -60,9 +65,10 @@ pub(super) fn apply(
 pub(super) fn holds(connection: &Connection, require: &Require) -> Result<(), Stop> {
     let (held, key) = match require {
         Require::Absent(key) => (stored_version(connection, key)?.is_none(), key.clone()),
-        Require::Version(key, version) => {
-            (stored_version(connection, key)? == Some(*version), key.clone())
-        }
+        Require::Version(key, version) => (
+            stored_version(connection, key)? == Some(*version),
+            key.clone(),
+        ),
         Require::TaskOpen(id) => {
             let sql = "SELECT 1 FROM task WHERE id = ?1 AND state = 'open'";
             (exists(connection, sql, id.to_bytes())?, Key::Task(*id))
@@ -85,7 +91,11 @@ pub(super) fn holds(connection: &Connection, require: &Require) -> Result<(), St
             (live == int(*count), Key::Task(*task))
         }
     };
-    if held { Ok(()) } else { Err(Stop::Conflict(key)) }
+    if held {
+        Ok(())
+    } else {
+        Err(Stop::Conflict(key))
+    }
 }
 
 fn exists(connection: &Connection, sql: &str, key: impl rusqlite::ToSql) -> rusqlite::Result<bool> {
@@ -95,15 +105,24 @@ fn exists(connection: &Connection, sql: &str, key: impl rusqlite::ToSql) -> rusq
 /// The version stored under a key; 1 for what has none.
 pub(super) fn stored_version(connection: &Connection, key: &Key) -> rusqlite::Result<Option<u64>> {
     let one = |sql: &str, key: &dyn rusqlite::ToSql| {
-        connection.prepare_cached(sql)?.query_row([key], |row| row.get::<_, i64>(0)).optional()
+        connection
+            .prepare_cached(sql)?
+            .query_row([key], |row| row.get::<_, i64>(0))
+            .optional()
     };
     let version = match key {
         Key::Task(id) => one("SELECT version FROM task WHERE id = ?1", &id.to_bytes()),
         Key::Request(id) => one("SELECT version FROM request WHERE id = ?1", &id.to_bytes()),
         Key::Grant(id) => one("SELECT version FROM grants WHERE id = ?1", &id.to_bytes()),
-        Key::Credential(id) => one("SELECT version FROM credential WHERE id = ?1", &id.to_bytes()),
+        Key::Credential(id) => one(
+            "SELECT version FROM credential WHERE id = ?1",
+            &id.to_bytes(),
+        ),
         Key::Host(name) => one("SELECT version FROM host WHERE name = ?1", name),
-        Key::JoinToken(id) => one("SELECT version FROM join_token WHERE id = ?1", &id.to_bytes()),
+        Key::JoinToken(id) => one(
+            "SELECT version FROM join_token WHERE id = ?1",
+            &id.to_bytes(),
+        ),
         Key::Decision(id) => one("SELECT 1 FROM decision WHERE id = ?1", &id.to_bytes()),
         Key::Receipt(id) => one("SELECT 1 FROM receipt WHERE task = ?1", &id.to_bytes()),
         Key::Meta(name) => one("SELECT 1 FROM meta WHERE name = ?1", name),
@@ -129,7 +148,10 @@ fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), 
         Row::Receipt { task, event } => {
             let leaf = int(first_leaf + u64::from(*event));
             let sql = "INSERT INTO receipt (task, leaf) VALUES (?1, ?2)";
-            match connection.prepare_cached(sql)?.execute(params![task.to_bytes(), leaf]) {
+            match connection
+                .prepare_cached(sql)?
+                .execute(params![task.to_bytes(), leaf])
+            {
                 Ok(_) => true,
                 Err(error) if is_taken(&error) => false,
                 Err(error) => return Err(error.into()),
@@ -137,12 +159,19 @@ fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), 
         }
         Row::Meta(name, value) => {
             let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)";
-            connection.prepare_cached(sql)?.execute(params![name, value])? == 1
+            connection
+                .prepare_cached(sql)?
+                .execute(params![name, value])?
+                == 1
         }
         Row::Unlist(id) => unlist(connection, *id)?,
         Row::ErasePersonal(event) => erase(connection, *event)?,
     };
-    if written { Ok(()) } else { Err(Stop::Conflict(row.key())) }
+    if written {
+        Ok(())
+    } else {
+        Err(Stop::Conflict(row.key()))
+    }
 }
 
 /// Only the dead are forgotten: an unlisted credential would be good again.
@@ -155,7 +184,9 @@ fn unlist(connection: &Connection, id: CredentialId) -> rusqlite::Result<bool> {
 /// Erasing twice is erased.
 fn erase(connection: &Connection, event: EventId) -> rusqlite::Result<bool> {
     let sql = "DELETE FROM personal WHERE event = ?1";
-    connection.prepare_cached(sql)?.execute([event.to_bytes()])?;
+    connection
+        .prepare_cached(sql)?
+        .execute([event.to_bytes()])?;
     Ok(true)
 }
 
@@ -165,7 +196,12 @@ fn append(connection: &Connection, leaf: &Leaf, frontier: &mut Frontier) -> Resu
     let hashes = frontier.append(leaf.json.as_bytes())?;
     connection
         .prepare_cached("INSERT INTO leaf (idx, event, task, json) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![index, event, leaf.task.map(|id| id.to_bytes()), leaf.json])?;
+        .execute(params![
+            index,
+            event,
+            leaf.task.map(|id| id.to_bytes()),
+            leaf.json
+        ])?;
     connection
         .prepare_cached("INSERT INTO hash (leaf, hashes) VALUES (?1, ?2)")?
         .execute(params![index, hashes])?;
@@ -176,7 +212,9 @@ fn append(connection: &Connection, leaf: &Leaf, frontier: &mut Frontier) -> Resu
     }
     for (field, salt, value) in &leaf.personal {
         connection
-            .prepare_cached("INSERT INTO personal (event, field, salt, value) VALUES (?1, ?2, ?3, ?4)")?
+            .prepare_cached(
+                "INSERT INTO personal (event, field, salt, value) VALUES (?1, ?2, ?3, ?4)",
+            )?
             .execute(params![event, field, salt, value])?;
     }
     Ok(())

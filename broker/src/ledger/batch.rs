@@ -50,7 +50,10 @@ pub struct NewEvent {
 
 impl From<AuditEvent> for NewEvent {
     fn from(event: AuditEvent) -> Self {
-        Self { event, personal: Vec::new() }
+        Self {
+            event,
+            personal: Vec::new(),
+        }
     }
 }
 
@@ -219,7 +222,9 @@ impl Ticket {
     /// # Errors
     /// As the future.
     pub fn wait(self) -> Result<Committed, CommitError> {
-        self.answer.blocking_recv().unwrap_or(Err(CommitError::Unknown))
+        self.answer
+            .blocking_recv()
+            .unwrap_or(Err(CommitError::Unknown))
     }
 }
 
@@ -246,7 +251,11 @@ impl Answer {
     pub(super) fn committed(self, first_leaf: u64, in_reserve: bool) {
         let durable = Durable::of(self.batch);
         // The one who asked may have gone; the record stands all the same.
-        let _ = self.sender.send(Ok(Committed { durable, first_leaf, in_reserve }));
+        let _ = self.sender.send(Ok(Committed {
+            durable,
+            first_leaf,
+            in_reserve,
+        }));
     }
 
     /// Tells that it is not, or may not be.

@@ -44,7 +44,10 @@ impl Sql {
             .collect();
         let key = columns.first().copied().unwrap_or("id");
         Self {
-            insert: format!("INSERT INTO {table} ({list}) VALUES ({})", places.join(", ")),
+            insert: format!(
+                "INSERT INTO {table} ({list}) VALUES ({})",
+                places.join(", ")
+            ),
             update: format!(
                 "UPDATE {table} SET {} WHERE {key} = ?1 AND version = ?2 - 1",
                 sets.join(", ")
@@ -88,7 +91,9 @@ pub(super) fn write<T: Stored>(
 ) -> rusqlite::Result<bool> {
     let sql = T::sql();
     if version > 1 {
-        return row.bind(&mut connection.prepare_cached(&sql.update)?).map(|n| n == 1);
+        return row
+            .bind(&mut connection.prepare_cached(&sql.update)?)
+            .map(|n| n == 1);
     }
     match row.bind(&mut connection.prepare_cached(&sql.insert)?) {
         Ok(_) => Ok(true),
@@ -135,7 +140,16 @@ macro_rules! blob_ids {
         }
     )*};
 }
-blob_ids!(TaskId, RequestId, DecisionId, GrantId, CredentialId, EventId, JoinTokenId, InstanceId);
+blob_ids!(
+    TaskId,
+    RequestId,
+    DecisionId,
+    GrantId,
+    CredentialId,
+    EventId,
+    JoinTokenId,
+    InstanceId
+);
 
 /// Typed reading of one result row.
 pub(super) struct Columns<'row>(pub(super) &'row rusqlite::Row<'row>);
@@ -144,7 +158,10 @@ impl<'row> Columns<'row> {
     /// What is wrong with a column.
     pub(super) fn bad(&self, at: usize, reason: impl std::fmt::Display) -> BadColumn {
         let name = self.0.as_ref().column_name(at).map(str::to_owned);
-        BadColumn { column: name.unwrap_or_else(|_| at.to_string()), reason: reason.to_string() }
+        BadColumn {
+            column: name.unwrap_or_else(|_| at.to_string()),
+            reason: reason.to_string(),
+        }
     }
 
     fn raw(&self, at: usize) -> Result<ValueRef<'row>, BadColumn> {
@@ -178,7 +195,8 @@ impl<'row> Columns<'row> {
     /// Exactly 32 bytes.
     pub(super) fn hash(&self, at: usize) -> Result<[u8; 32], BadColumn> {
         let blob = self.blob(at)?;
-        blob.try_into().map_err(|_| self.bad(at, format!("{} bytes, not 32", blob.len())))
+        blob.try_into()
+            .map_err(|_| self.bad(at, format!("{} bytes, not 32", blob.len())))
     }
 
     /// The same, or absent.
@@ -188,7 +206,10 @@ impl<'row> Columns<'row> {
 
     /// A number that is not negative and fits.
     pub(super) fn number<N: TryFrom<i64>>(&self, at: usize) -> Result<N, BadColumn> {
-        let value = self.raw(at)?.as_i64().map_err(|error| self.bad(at, error))?;
+        let value = self
+            .raw(at)?
+            .as_i64()
+            .map_err(|error| self.bad(at, error))?;
         N::try_from(value).map_err(|_| self.bad(at, format!("{value} is out of range")))
     }
 
@@ -243,7 +264,11 @@ impl<'row> Columns<'row> {
         at: usize,
         read: impl FnOnce(&Self) -> Result<T, BadColumn>,
     ) -> Result<Option<T>, BadColumn> {
-        if self.is_null(at)? { Ok(None) } else { read(self).map(Some) }
+        if self.is_null(at)? {
+            Ok(None)
+        } else {
+            read(self).map(Some)
+        }
     }
 
     /// The whole row as JSON, whatever it holds; blobs in hex.
@@ -255,7 +280,9 @@ impl<'row> Columns<'row> {
                 Ok(Ok(Value::Integer(number))) => serde_json::Value::from(number),
                 Ok(Ok(Value::Real(number))) => serde_json::Value::from(number.to_string()),
                 Ok(Ok(Value::Text(text))) => serde_json::Value::from(text),
-                Ok(Ok(Value::Blob(bytes))) => serde_json::Value::from(ephor_crypto::digest::hex(&bytes)),
+                Ok(Ok(Value::Blob(bytes))) => {
+                    serde_json::Value::from(ephor_crypto::digest::hex(&bytes))
+                }
                 Ok(Ok(Value::Null) | Err(_)) | Err(_) => serde_json::Value::Null,
             };
             (name, value)

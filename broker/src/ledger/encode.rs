@@ -36,7 +36,11 @@ pub(super) struct Encoded {
 impl Encoded {
     /// Encodes the events and checks what needs no store.
     pub(super) fn of(batch: Batch) -> Result<Self, Reason> {
-        let leaves = batch.events.into_iter().map(Leaf::of).collect::<Result<Vec<_>, _>>()?;
+        let leaves = batch
+            .events
+            .into_iter()
+            .map(Leaf::of)
+            .collect::<Result<Vec<_>, _>>()?;
         let count = leaves.len();
         for row in &batch.rows {
             if let Row::Receipt { task, event } = row
@@ -82,16 +86,25 @@ fn names(event: &AuditEvent) -> Vec<String> {
     if event.task.is_some() && event.outcome == Outcome::Ok {
         return Vec::new();
     }
-    let host = event.agent.as_deref().and_then(|agent| agent.rsplit('/').next());
+    let host = event
+        .agent
+        .as_deref()
+        .and_then(|agent| agent.rsplit('/').next());
     let ids = [
         event.request.map(|id| id.to_string()),
         event.decision.map(|id| id.to_string()),
         event.credential.as_ref().map(|part| part.id.to_string()),
         host.map(str::to_owned),
     ];
-    let facts = event.facts.iter().filter(|(name, value)| *name == "host" || is_uuid(value));
-    let mut names: Vec<String> =
-        ids.into_iter().flatten().chain(facts.map(|(_, value)| value.clone())).collect();
+    let facts = event
+        .facts
+        .iter()
+        .filter(|(name, value)| *name == "host" || is_uuid(value));
+    let mut names: Vec<String> = ids
+        .into_iter()
+        .flatten()
+        .chain(facts.map(|(_, value)| value.clone()))
+        .collect();
     names.sort();
     names.dedup();
     names

@@ -1,8 +1,10 @@
 //! Faults that tests inject; only in tests and with the feature `failpoints`.
 //!
 //! `EPHOR_UNKNOWN=lost[:n]` rolls the n-th commit back, `EPHOR_UNKNOWN=committed[:n]` commits it;
-//! both answer that its fate is not known.
+//! both answer that its fate is not known. `EPHOR_FULL=FILE`: as long as there is such a file,
+//! the store may not grow.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::Connection;
@@ -13,7 +15,11 @@ pub(crate) struct Faults {
     lose: AtomicI64,
     doubt: AtomicI64,
     max_pages: AtomicI64,
+    full_while: Option<PathBuf>,
 }
+
+/// SQLite's own limit.
+const UNLIMITED: i64 = 0xffff_fffe;
 
 impl Faults {
     /// What the environment asks for.
@@ -22,7 +28,12 @@ impl Faults {
         let (mode, nth) = text.split_once(':').unwrap_or((&text, "1"));
         let nth = nth.parse().unwrap_or(1);
         let when = |name| AtomicI64::new(if mode == name { nth } else { 0 });
-        Self { lose: when("lost"), doubt: when("committed"), max_pages: AtomicI64::new(0) }
+        Self {
+            lose: when("lost"),
+            doubt: when("committed"),
+            max_pages: AtomicI64::new(0),
+            full_while: std::env::var_os("EPHOR_FULL").map(PathBuf::from),
+        }
     }
 
     /// Whether this commit is to be rolled back and called unknown.
@@ -37,7 +48,11 @@ impl Faults {
 
     /// Applies the page limit that a test set.
     pub(super) fn limit_pages(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let pages = self.max_pages.load(Ordering::SeqCst);
+        let pages = match &self.full_while {
+            Some(file) if file.exists() => 1,
+            Some(_) => UNLIMITED,
+            None => self.max_pages.load(Ordering::SeqCst),
+        };
         if pages == 0 {
             return Ok(());
         }

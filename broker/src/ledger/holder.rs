@@ -55,7 +55,13 @@ impl Holder {
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { boot, namespace, pid, start_time, nonce } = self;
+        let Self {
+            boot,
+            namespace,
+            pid,
+            start_time,
+            nonce,
+        } = self;
         write!(f, "{boot} {namespace} {pid} {start_time} {nonce}")
     }
 }
@@ -73,7 +79,12 @@ fn pid_namespace() -> String {
 /// Field 22 of `/proc/PID/stat`; the second field may hold blanks and parentheses.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 /// Epoch and holder that every commit must find.
@@ -89,7 +100,9 @@ impl Fence {
         let ours = connection
             .prepare_cached("SELECT 1 FROM installation WHERE epoch = ?1 AND holder = ?2")
             .and_then(|mut statement| {
-                statement.query_row(params![self.epoch, self.holder], |_| Ok(())).optional()
+                statement
+                    .query_row(params![self.epoch, self.holder], |_| Ok(()))
+                    .optional()
             })
             .map_err(|error| Trouble::before_commit(&error))?;
         ours.ok_or(Trouble::Fenced)
@@ -114,9 +127,15 @@ mod tests {
         let own = Holder::this_process().unwrap();
         assert!(own.start_time > 0);
         assert_eq!(Holder::is_alive(&own.to_string()), Some(std::process::id()));
-        let earlier = Holder { start_time: own.start_time - 1, ..own.clone() };
+        let earlier = Holder {
+            start_time: own.start_time - 1,
+            ..own.clone()
+        };
         assert_eq!(Holder::is_alive(&earlier.to_string()), None);
-        let other_boot = Holder { boot: "x".to_owned(), ..own };
+        let other_boot = Holder {
+            boot: "x".to_owned(),
+            ..own
+        };
         assert_eq!(Holder::is_alive(&other_boot.to_string()), None);
         assert_eq!(Holder::is_alive(""), None);
     }

@@ -33,7 +33,9 @@ impl Signer<'_> {
     fn sign(&self, head: Head) -> Result<SignedNote, ReadError> {
         let checkpoint = Checkpoint::new(self.origin, head.size, head.root);
         let text = checkpoint.map_err(|error| tree(&error))?.to_string();
+        crate::crash_point!("prove.before_signature");
         let signature = self.key.sign(text.as_bytes());
+        crate::crash_point!("prove.after_signature");
         Ok(SignedNote::new(text, &self.verifier_key()?, signature))
     }
 }
@@ -51,12 +53,25 @@ pub fn signed_checkpoint(reader: &Reader, signer: &Signer<'_>) -> Result<SignedN
 ///
 /// # Errors
 /// As every read.
-pub fn receipt(reader: &Reader, signer: &Signer<'_>, task: TaskId) -> Result<Option<Receipt>, ReadError> {
-    let Some(index) = reader.receipt_leaf(task)? else { return Ok(None) };
-    let Some(leaf) = reader.event(index)? else { return Ok(None) };
+pub fn receipt(
+    reader: &Reader,
+    signer: &Signer<'_>,
+    task: TaskId,
+) -> Result<Option<Receipt>, ReadError> {
+    let Some(index) = reader.receipt_leaf(task)? else {
+        return Ok(None);
+    };
+    let Some(leaf) = reader.event(index)? else {
+        return Ok(None);
+    };
     let head = reader.head()?;
     let proof = inclusion(reader, index, head.size)?;
-    Ok(Some(Receipt::new(leaf.json, index, &proof, &signer.sign(head)?)))
+    Ok(Some(Receipt::new(
+        leaf.json,
+        index,
+        &proof,
+        &signer.sign(head)?,
+    )))
 }
 
 /// The inclusion proof of a leaf in the tree of the first `size` leaves (RFC 6962 §2.1.1).
@@ -98,15 +113,22 @@ pub fn root_at(reader: &Reader, size: u64) -> Result<Option<[u8; 32]>, ReadError
 /// # Errors
 /// As every read.
 pub fn tile(reader: &Reader, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
-    let Some(wanted) = Tile::parse(path) else { return Ok(None) };
-    let size = reader.head()?.size;
-    let Some(range) = wanted.range().filter(|range| wanted.is_complete(range, size)) else {
+    let Some(wanted) = Tile::parse(path) else {
         return Ok(None);
     };
+    let size = reader.head()?.size;
+    let Some(range) = wanted
+        .range()
+        .filter(|range| wanted.is_complete(range, size))
+    else {
+        return Ok(None);
+    };
+    crate::crash_point!("prove.tile");
     match wanted.level {
         Some(level) => {
-            let indexes: Vec<u64> =
-                range.map(|n| tlog::stored_hash_index(8 * level, n)).collect();
+            let indexes: Vec<u64> = range
+                .map(|n| tlog::stored_hash_index(8 * level, n))
+                .collect();
             let hashes = StoredHashes(reader.connection()?).read_hashes(&indexes);
             let hashes = hashes.map_err(|error| tree(&error))?;
             Ok(Some(hashes.into_iter().flat_map(|hash| hash.0).collect()))
@@ -120,7 +142,10 @@ fn bundle(reader: &Reader, range: &std::ops::Range<u64>) -> Result<Vec<u8>, Read
     let events = reader.events(range.start, usize::from(TILE_WIDTH))?;
     for event in events.iter().take_while(|event| event.index < range.end) {
         if !bundle_entry(&mut bytes, event.json.as_bytes()) {
-            return Err(ReadError::Tree(format!("leaf {} is too long for a bundle", event.index)));
+            return Err(ReadError::Tree(format!(
+                "leaf {} is too long for a bundle",
+                event.index
+            )));
         }
     }
     Ok(bytes)
@@ -138,7 +163,11 @@ impl Tile {
     fn parse(path: &str) -> Option<Self> {
         let rest = path.strip_prefix("tile/")?;
         let (level, rest) = rest.split_once('/')?;
-        let level = if level == "entries" { None } else { Some(level.parse().ok()?) };
+        let level = if level == "entries" {
+            None
+        } else {
+            Some(level.parse().ok()?)
+        };
         let (number, width) = match rest.split_once(".p/") {
             Some((number, width)) => (number, width.parse().ok()?),
             None => (rest, TILE_WIDTH),
@@ -149,7 +178,11 @@ impl Tile {
             let digits = group.strip_prefix('x').unwrap_or(group);
             index = index.checked_mul(1000)?.checked_add(digits.parse().ok()?)?;
         }
-        let tile = Self { level, index, width };
+        let tile = Self {
+            level,
+            index,
+            width,
+        };
         (tile.path() == path && level.is_none_or(|level| level < 8)).then_some(tile)
     }
 
@@ -177,7 +210,9 @@ fn within(reader: &Reader, size: u64) -> Result<(), ReadError> {
     if size <= known {
         return Ok(());
     }
-    Err(ReadError::Tree(format!("the log has {known} leaves, not {size}")))
+    Err(ReadError::Tree(format!(
+        "the log has {known} leaves, not {size}"
+    )))
 }
 
 fn bytes(hashes: Vec<tlog::Hash>) -> Vec<[u8; 32]> {

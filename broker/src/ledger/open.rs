@@ -38,7 +38,9 @@ pub enum OpenError {
     #[error("{0} is no store of Ephor; it was not touched")]
     Foreign(PathBuf),
     /// Written by a newer version.
-    #[error("{path} has schema {found}, this version knows {known}; use a version at least as new as the one that wrote it")]
+    #[error(
+        "{path} has schema {found}, this version knows {known}; use a version at least as new as the one that wrote it"
+    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -48,7 +50,9 @@ pub enum OpenError {
         known: i64,
     },
     /// The file is damaged.
-    #[error("{path} is damaged ({reason}); restore a backup, then run `ephor-broker run --take-over`")]
+    #[error(
+        "{path} is damaged ({reason}); restore a backup, then run `ephor-broker run --take-over`"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -56,7 +60,9 @@ pub enum OpenError {
         reason: String,
     },
     /// A living broker holds it.
-    #[error("{path} is held by the running broker with pid {pid}; stop it, or start with --take-over to fence it off")]
+    #[error(
+        "{path} is held by the running broker with pid {pid}; stop it, or start with --take-over to fence it off"
+    )]
     Held {
         /// The file.
         path: PathBuf,
@@ -93,10 +99,17 @@ pub(super) fn create(
     origin: &str,
     trust_domain: &str,
 ) -> Result<(), OpenError> {
-    let made = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path);
+    let made = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     made.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => OpenError::Exists(path.to_owned()),
-        _ => OpenError::Io { path: path.to_owned(), error },
+        _ => OpenError::Io {
+            path: path.to_owned(),
+            error,
+        },
     })?;
     let fill = || -> rusqlite::Result<()> {
         let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -108,7 +121,10 @@ pub(super) fn create(
         connection.close().map_err(|(_, error)| error)
     };
     fill().map_err(|error| refused(path, error))?;
-    sync_directory(path).map_err(|error| OpenError::Io { path: path.to_owned(), error })
+    sync_directory(path).map_err(|error| OpenError::Io {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 /// See [`super::Ledger::open`].
@@ -123,23 +139,41 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, OpenError> {
     check_pages(path, &connection)?;
     let fence = hold(path, &mut connection, options.take_over)?;
     // The write-ahead log has its name by now; it must still have it after a power cut.
-    sync_directory(path).map_err(|error| OpenError::Io { path: path.to_owned(), error })?;
+    sync_directory(path).map_err(|error| OpenError::Io {
+        path: path.to_owned(),
+        error,
+    })?;
     schema::migrate(&mut connection, version).map_err(sqlite)?;
     let now = options.clock.wall();
     let aside = quarantine::sweep(&mut connection, now).map_err(sqlite)?;
     if aside > 0 {
-        tracing::error!(rows = aside, "rows that cannot be read were set aside in the table `quarantine`");
+        tracing::error!(
+            rows = aside,
+            "rows that cannot be read were set aside in the table `quarantine`"
+        );
     }
     let (frontier, head) = check_tree(path, &connection)?;
     let (installation, high_water, reserve_seq) = describe(&connection).map_err(sqlite)?;
     let (reserve, frames) = open_reserve(&options.reserve_path, reserve_seq)?;
     let shared = Arc::new(share(head, high_water));
     let (clock, writes_since_look) = (options.clock, 0);
-    let mut writer = Writer { connection, frontier, reserve, fence, clock, shared, writes_since_look };
+    let mut writer = Writer {
+        connection,
+        frontier,
+        reserve,
+        fence,
+        clock,
+        shared,
+        writes_since_look,
+    };
     merge(path, &mut writer, &frames)?;
     let wal = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
     for_writing(&wal).map_err(sqlite)?;
-    Ok(Opened { writer, wal, installation })
+    Ok(Opened {
+        writer,
+        wal,
+        installation,
+    })
 }
 
 fn share(head: Head, high_water: u64) -> Shared {
@@ -173,15 +207,18 @@ fn for_writing(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // What is kept to undo one batch, in memory rather than in a file of its own.
+    connection.pragma_update(None, "temp_store", "memory")?;
     connection.pragma_update(None, "cache_size", -limits::LEDGER_WRITE_CACHE_KIB)
 }
 
 fn refused(path: &Path, error: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Damaged { path, reason: error.to_string() }
-        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
+            path,
+            reason: error.to_string(),
+        },
         Some(_) | None => OpenError::Sqlite { path, error },
     }
 }
@@ -198,11 +235,18 @@ fn recognise(path: &Path, connection: &Connection) -> Result<i64, OpenError> {
     }
     let found = number("user_version")?;
     if found > schema::VERSION {
-        return Err(OpenError::Newer { path: path.to_owned(), found, known: schema::VERSION });
+        return Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+            known: schema::VERSION,
+        });
     }
     if found < 1 {
         let reason = "it was never finished by `ephor-broker init`".to_owned();
-        return Err(OpenError::Damaged { path: path.to_owned(), reason });
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            reason,
+        });
     }
     Ok(found)
 }
@@ -210,7 +254,10 @@ fn recognise(path: &Path, connection: &Connection) -> Result<i64, OpenError> {
 fn check_pages(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
     if bytes > limits::LEDGER_CHECK_BYTES {
-        tracing::info!(bytes, "the store is large: only its head and live rows are checked at start");
+        tracing::info!(
+            bytes,
+            "the store is large: only its head and live rows are checked at start"
+        );
         return Ok(());
     }
     let found: String = connection
@@ -219,24 +266,40 @@ fn check_pages(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     if found == "ok" {
         return Ok(());
     }
-    Err(OpenError::Damaged { path: path.to_owned(), reason: found })
+    Err(OpenError::Damaged {
+        path: path.to_owned(),
+        reason: found,
+    })
 }
 
 /// Takes the store, unless a living broker holds it.
 fn hold(path: &Path, connection: &mut Connection, take_over: bool) -> Result<Fence, OpenError> {
     let sqlite = |error| refused(path, error);
-    let transaction =
-        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sqlite)?;
+    let transaction = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(sqlite)?;
     let (epoch, holder): (u32, String) = transaction
-        .query_row("SELECT epoch, holder FROM installation", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row("SELECT epoch, holder FROM installation", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .map_err(sqlite)?;
     if !take_over && let Some(pid) = Holder::is_alive(&holder) {
-        return Err(OpenError::Held { path: path.to_owned(), pid });
+        return Err(OpenError::Held {
+            path: path.to_owned(),
+            pid,
+        });
     }
-    let epoch = if take_over { epoch.saturating_add(1) } else { epoch };
+    let epoch = if take_over {
+        epoch.saturating_add(1)
+    } else {
+        epoch
+    };
     let holder = Holder::this_process()?.to_string();
     transaction
-        .execute("UPDATE installation SET epoch = ?1, holder = ?2", params![epoch, holder])
+        .execute(
+            "UPDATE installation SET epoch = ?1, holder = ?2",
+            params![epoch, holder],
+        )
         .map_err(sqlite)?;
     transaction.commit().map_err(sqlite)?;
     Ok(Fence { epoch, holder })
@@ -244,12 +307,19 @@ fn hold(path: &Path, connection: &mut Connection, take_over: bool) -> Result<Fen
 
 /// The last checkpoint must be what the stored hashes give, and every leaf must be there.
 fn check_tree(path: &Path, connection: &Connection) -> Result<(Frontier, Head), OpenError> {
-    let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
+    let damaged = |reason: String| OpenError::Damaged {
+        path: path.to_owned(),
+        reason,
+    };
     let frontier = Frontier::load(connection).map_err(|error| damaged(error.to_string()))?;
-    let head = frontier.head().map_err(|error| damaged(error.to_string()))?;
+    let head = frontier
+        .head()
+        .map_err(|error| damaged(error.to_string()))?;
     let stored = super::read::head(connection).map_err(|error| refused(path, error))?;
     let leaves: i64 = connection
-        .query_row("SELECT coalesce(max(idx) + 1, 0) FROM leaf", [], |row| row.get(0))
+        .query_row("SELECT coalesce(max(idx) + 1, 0) FROM leaf", [], |row| {
+            row.get(0)
+        })
         .map_err(|error| refused(path, error))?;
     if head != stored || leaves != super::codec::int(head.size) {
         let (size, known) = (stored.size, head.size);
@@ -261,11 +331,25 @@ fn check_tree(path: &Path, connection: &Connection) -> Result<(Frontier, Head), 
 }
 
 fn describe(connection: &Connection) -> rusqlite::Result<(Installation, u64, u64)> {
-    let sql = "SELECT id, origin, trust_domain, epoch, clock_high_water, reserve_seq FROM installation";
+    let sql =
+        "SELECT id, origin, trust_domain, epoch, clock_high_water, reserve_seq FROM installation";
     connection.query_row(sql, [], |row| {
-        let (id, origin, trust_domain, epoch) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-        let number = |at| row.get::<_, i64>(at).map(|value| u64::try_from(value).unwrap_or(0));
-        Ok((Installation { id, origin, trust_domain, epoch }, number(4)?, number(5)?))
+        let (id, origin, trust_domain, epoch) =
+            (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        let number = |at| {
+            row.get::<_, i64>(at)
+                .map(|value| u64::try_from(value).unwrap_or(0))
+        };
+        Ok((
+            Installation {
+                id,
+                origin,
+                trust_domain,
+                epoch,
+            },
+            number(4)?,
+            number(5)?,
+        ))
     })
 }
 
@@ -276,7 +360,8 @@ fn open_reserve(path: &Path, applied: u64) -> Result<(Option<Reserve>, Vec<Frame
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
             let aside = path.with_extension("damaged");
             tracing::error!(%error, kept = %aside.display(), "the reserve is damaged; a new one is made");
-            std::fs::rename(path, &aside).and_then(|()| Reserve::open(path, limits::LEDGER_RESERVE_BYTES))
+            std::fs::rename(path, &aside)
+                .and_then(|()| Reserve::open(path, limits::LEDGER_RESERVE_BYTES))
         }
         other => other,
     };
@@ -290,7 +375,10 @@ fn open_reserve(path: &Path, applied: u64) -> Result<(Option<Reserve>, Vec<Frame
             tracing::error!(path = %path.display(), "no space for the reserve: a full disk will stop revocations too");
             Ok((None, Vec::new()))
         }
-        Err(error) => Err(OpenError::Io { path: path.to_owned(), error }),
+        Err(error) => Err(OpenError::Io {
+            path: path.to_owned(),
+            error,
+        }),
     }
 }
 
@@ -304,13 +392,20 @@ fn merge(path: &Path, writer: &mut Writer, frames: &[Frame]) -> Result<(), OpenE
                 overlay.add(&frame.batch);
             }
             writer.shared.overlay.store(Arc::new(overlay));
-            writer.shared.full.store(true, std::sync::atomic::Ordering::Release);
+            writer
+                .shared
+                .full
+                .store(true, std::sync::atomic::Ordering::Release);
             Ok(())
         }
-        Err(trouble @ (Trouble::Fenced | Trouble::Busy | Trouble::Damaged(_) | Trouble::Unknown)) => {
+        Err(
+            trouble @ (Trouble::Fenced | Trouble::Busy | Trouble::Damaged(_) | Trouble::Unknown),
+        ) => {
             let reason = format!("the reserve could not be moved in: {trouble:?}");
-            Err(OpenError::Damaged { path: path.to_owned(), reason })
+            Err(OpenError::Damaged {
+                path: path.to_owned(),
+                reason,
+            })
         }
     }
 }
-

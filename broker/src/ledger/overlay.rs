@@ -36,7 +36,9 @@ impl Overlay {
 
     /// The version of a key, when it lies here.
     pub(super) fn version(&self, key: &Key) -> Option<u64> {
-        self.row(key).and_then(Row::replaces).map(|before| before + 1)
+        self.row(key)
+            .and_then(Row::replaces)
+            .map(|before| before + 1)
     }
 
     /// Leaves that wait for their place in the tree.

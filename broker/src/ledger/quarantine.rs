@@ -68,7 +68,12 @@ fn table<T: Stored>(
         }
     }
     let name = |at: usize| names.get(at).map_or("rowid", String::as_str);
-    let delete = format!("DELETE FROM {} WHERE {} IS ?1 AND {} IS ?2", T::TABLE, name(0), name(1));
+    let delete = format!(
+        "DELETE FROM {} WHERE {} IS ?1 AND {} IS ?2",
+        T::TABLE,
+        name(0),
+        name(1)
+    );
     for row in &bad {
         let what = (T::TABLE, row.reason.as_str());
         apply::quarantine(connection, what, &row.content, millis(now), row.listing)?;
@@ -78,6 +83,9 @@ fn table<T: Stored>(
 }
 
 fn listing(row: &rusqlite::Row<'_>, names: &[String]) -> Option<(u32, u32)> {
-    names.iter().any(|name| name == "status_index").then_some(())?;
+    names
+        .iter()
+        .any(|name| name == "status_index")
+        .then_some(())?;
     Some((row.get("status_list").ok()?, row.get("status_index").ok()?))
 }

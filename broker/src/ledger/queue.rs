@@ -71,11 +71,16 @@ impl Queue {
                 return Taken::Closed;
             }
             let Some(patience) = patience else {
-                lanes = self.wake.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+                lanes = self
+                    .wake
+                    .wait(lanes)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let (woken, timeout) =
-                self.wake.wait_timeout(lanes, patience).unwrap_or_else(PoisonError::into_inner);
+            let (woken, timeout) = self
+                .wake
+                .wait_timeout(lanes, patience)
+                .unwrap_or_else(PoisonError::into_inner);
             lanes = woken;
             if timeout.timed_out() && lanes.revoke.is_empty() && lanes.normal.is_empty() {
                 return Taken::Idle;

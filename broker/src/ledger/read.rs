@@ -7,7 +7,8 @@ mod events;
 mod find;
 mod rows;
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -64,7 +65,11 @@ struct PoolState {
 
 impl Pool {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), state: Mutex::default(), returned: Condvar::new() }
+        Self {
+            path: path.to_owned(),
+            state: Mutex::default(),
+            returned: Condvar::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, PoolState> {
@@ -72,7 +77,8 @@ impl Pool {
     }
 
     fn take(&self) -> Result<Connection, ReadError> {
-        let full = |state: &mut PoolState| state.idle.is_empty() && state.open >= limits::LEDGER_READERS;
+        let full =
+            |state: &mut PoolState| state.idle.is_empty() && state.open >= limits::LEDGER_READERS;
         let (mut state, _) = self
             .returned
             .wait_timeout_while(self.state(), limits::LEDGER_READ_WAIT, full)
@@ -123,6 +129,8 @@ pub struct Reader {
     pool: Arc<Pool>,
     overlay: Arc<Overlay>,
     connection: OnceCell<Lease>,
+    /// Ids by table, sorted by their last 20 bits; empty when only one was asked for so far.
+    tails: RefCell<HashMap<&'static str, Vec<[u8; 16]>>>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -143,7 +151,13 @@ impl Drop for Lease {
 impl Reader {
     /// The overlay must have been taken before the snapshot: what leaves it is in the store then.
     pub(super) fn new(pool: Arc<Pool>, overlay: Arc<Overlay>) -> Self {
-        Self { pool, overlay, connection: OnceCell::new(), not_send: PhantomData }
+        Self {
+            pool,
+            overlay,
+            connection: OnceCell::new(),
+            tails: RefCell::default(),
+            not_send: PhantomData,
+        }
     }
 
     /// The connection, inside a read transaction.
@@ -152,7 +166,10 @@ impl Reader {
             Some(lease) => lease,
             None => {
                 let connection = self.pool.take()?;
-                let lease = Lease { pool: self.pool.clone(), connection: Some(connection) };
+                let lease = Lease {
+                    pool: self.pool.clone(),
+                    connection: Some(connection),
+                };
                 let lease = self.connection.get_or_init(|| lease);
                 if let Some(connection) = &lease.connection {
                     connection.prepare_cached("BEGIN DEFERRED")?.execute([])?;
@@ -164,11 +181,17 @@ impl Reader {
     }
 
     /// The row of a key.
-    fn row<T: Stored>(&self, key: &Key, parameter: &dyn rusqlite::ToSql) -> Result<Option<T>, ReadError> {
+    fn row<T: Stored>(
+        &self,
+        key: &Key,
+        parameter: &dyn rusqlite::ToSql,
+    ) -> Result<Option<T>, ReadError> {
         let stored = self.first::<T>(&T::sql().by_key, [parameter])?;
         let waiting = self.overlay.row(key).and_then(T::of);
         Ok(match (stored, waiting) {
-            (Some(stored), Some(waiting)) if waiting.version() > stored.version() => Some(waiting.clone()),
+            (Some(stored), Some(waiting)) if waiting.version() > stored.version() => {
+                Some(waiting.clone())
+            }
             (None, Some(waiting)) => Some(waiting.clone()),
             (stored, _) => stored,
         })
@@ -178,8 +201,12 @@ impl Reader {
     fn first<T: Stored>(&self, sql: &str, parameters: impl Params) -> Result<Option<T>, ReadError> {
         let mut statement = self.connection()?.prepare_cached(sql)?;
         let mut rows = statement.query(parameters)?;
-        let Some(row) = rows.next()? else { return Ok(None) };
-        T::read(&Columns(row)).map(Some).map_err(|error| unreadable::<T>(&error))
+        let Some(row) = rows.next()? else {
+            return Ok(None);
+        };
+        T::read(&Columns(row))
+            .map(Some)
+            .map_err(|error| unreadable::<T>(&error))
     }
 
     /// The rows that a condition selects, with those in the reserve that `keep` selects. One that
@@ -214,7 +241,11 @@ impl Reader {
             waiting.is_some_and(|waiting| waiting.version() > row.version())
         };
         found.retain(|row| !newer(row));
-        let waiting = self.overlay.rows().filter_map(|row: &Row| T::of(row)).filter(|row| keep(row));
+        let waiting = self
+            .overlay
+            .rows()
+            .filter_map(|row: &Row| T::of(row))
+            .filter(|row| keep(row));
         for row in waiting {
             if !found.iter().any(|other| other.key() == row.key()) {
                 found.push(row.clone());
@@ -239,8 +270,9 @@ impl Reader {
         if let Some(Row::Meta(_, value)) = self.overlay.row(&Key::Meta(name.to_owned())) {
             return Ok(Some(value.clone()));
         }
-        let mut statement =
-            self.connection()?.prepare_cached("SELECT value FROM meta WHERE name = ?1")?;
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT value FROM meta WHERE name = ?1")?;
         Ok(statement.query_row([name], |row| row.get(0)).optional()?)
     }
 }
@@ -249,14 +281,25 @@ impl Reader {
 pub(super) fn head(connection: &Connection) -> rusqlite::Result<Head> {
     let found = connection
         .prepare_cached("SELECT size, root FROM checkpoint ORDER BY size DESC LIMIT 1")?
-        .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?)))
+        .query_row([], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?))
+        })
         .optional()?;
-    let empty = Head { size: 0, root: tlog_tiles::tlog::EMPTY_HASH.0 };
-    Ok(found.map_or(empty, |(size, root)| Head { size: u64::try_from(size).unwrap_or(0), root }))
+    let empty = Head {
+        size: 0,
+        root: tlog_tiles::tlog::EMPTY_HASH.0,
+    };
+    Ok(found.map_or(empty, |(size, root)| Head {
+        size: u64::try_from(size).unwrap_or(0),
+        root,
+    }))
 }
 
 fn unreadable<T: Stored>(error: &BadColumn) -> ReadError {
-    ReadError::Unreadable { table: T::TABLE, reason: error.to_string() }
+    ReadError::Unreadable {
+        table: T::TABLE,
+        reason: error.to_string(),
+    }
 }
 
 /// A limit as SQLite takes it, never above the named one.

@@ -52,12 +52,24 @@ impl Reserve {
     /// Opens the file, or makes it at its full size; returns what lies in it. A damaged header
     /// is an error of kind `InvalidData`.
     pub(super) fn open(path: &Path, size: u64) -> io::Result<(Self, Vec<Frame>)> {
-        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
+        let options = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .clone();
         let file = options.open(path)?;
         let length = file.metadata()?.len();
         if length < FIRST {
             preallocate(&file, size)?;
-            let mut reserve = Self { file, size, generation: 0, end: FIRST, next_seq: 1 };
+            let mut reserve = Self {
+                file,
+                size,
+                generation: 0,
+                end: FIRST,
+                next_seq: 1,
+            };
             reserve.clear()?;
             sync_directory(path)?;
             return Ok((reserve, Vec::new()));
@@ -68,7 +80,13 @@ impl Reserve {
             let text = format!("the header of {} is damaged", path.display());
             io::Error::new(io::ErrorKind::InvalidData, text)
         })?;
-        let mut reserve = Self { file, size: length, generation, end: FIRST, next_seq: 1 };
+        let mut reserve = Self {
+            file,
+            size: length,
+            generation,
+            end: FIRST,
+            next_seq: 1,
+        };
         let frames = reserve.scan()?;
         Ok((reserve, frames))
     }
@@ -83,8 +101,10 @@ impl Reserve {
         let mut bytes = Vec::new();
         let mut seq = self.next_seq;
         for batch in batches {
-            let payload = serde_json::to_vec(batch).map_err(|error| NotReserved::Invalid(error.to_string()))?;
-            let length = u32::try_from(payload.len()).map_err(|error| NotReserved::Invalid(error.to_string()))?;
+            let payload = serde_json::to_vec(batch)
+                .map_err(|error| NotReserved::Invalid(error.to_string()))?;
+            let length = u32::try_from(payload.len())
+                .map_err(|error| NotReserved::Invalid(error.to_string()))?;
             bytes.extend_from_slice(&length.to_le_bytes());
             bytes.extend_from_slice(&seq.to_le_bytes());
             bytes.extend_from_slice(&self.checksum(seq, &payload));
@@ -95,7 +115,9 @@ impl Reserve {
         if end > self.size {
             return Err(NotReserved::Full);
         }
-        self.file.write_all_at(&bytes, self.end).map_err(NotReserved::Io)?;
+        self.file
+            .write_all_at(&bytes, self.end)
+            .map_err(NotReserved::Io)?;
         self.file.sync_data().map_err(NotReserved::Io)?;
         (self.end, self.next_seq) = (end, seq);
         Ok(())
@@ -147,7 +169,8 @@ impl Reserve {
             return Ok(None);
         }
         let mut payload = vec![0; length as usize];
-        self.file.read_exact_at(&mut payload, at + FRAME_HEADER as u64)?;
+        self.file
+            .read_exact_at(&mut payload, at + FRAME_HEADER as u64)?;
         let whole = self.checksum(seq, &payload) == checksum;
         Ok(whole.then_some((seq, payload)))
     }
@@ -173,7 +196,11 @@ fn preallocate(file: &File, size: u64) -> io::Result<()> {
     let zeros = [0; 64 * 1024];
     let mut at = 0;
     while at < size {
-        let part = zeros.get(..usize::try_from(size - at).unwrap_or(usize::MAX).min(zeros.len()));
+        let part = zeros.get(
+            ..usize::try_from(size - at)
+                .unwrap_or(usize::MAX)
+                .min(zeros.len()),
+        );
         let part = part.unwrap_or(&zeros);
         file.write_all_at(part, at)?;
         at += part.len() as u64;
@@ -183,7 +210,9 @@ fn preallocate(file: &File, size: u64) -> io::Result<()> {
 
 /// Makes a new name in a directory durable.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -195,7 +224,13 @@ mod tests {
 
     fn batch(name: &str) -> Encoded {
         let (require, rows, leaves) = (Vec::new(), Vec::new(), Vec::new());
-        Encoded { name: name.to_owned(), lane: Lane::Revoke, require, rows, leaves }
+        Encoded {
+            name: name.to_owned(),
+            lane: Lane::Revoke,
+            require,
+            rows,
+            leaves,
+        }
     }
 
     fn names(path: &Path) -> Vec<String> {
@@ -231,7 +266,10 @@ mod tests {
         assert_eq!(names(&path), ["a"]);
         let before = reserve.end;
         let huge = batch(&"x".repeat(8192));
-        assert!(matches!(reserve.append(&[&batch("c"), &huge]), Err(NotReserved::Full)));
+        assert!(matches!(
+            reserve.append(&[&batch("c"), &huge]),
+            Err(NotReserved::Full)
+        ));
         assert_eq!(reserve.end, before);
     }
 

@@ -83,7 +83,9 @@ impl Row {
             Self::Host(row) => row.version,
             Self::JoinToken(row) => row.version,
             Self::Decision(_) | Self::Receipt { .. } => 1,
-            Self::Key(_) | Self::Meta(..) | Self::Unlist(_) | Self::ErasePersonal(_) => return None,
+            Self::Key(_) | Self::Meta(..) | Self::Unlist(_) | Self::ErasePersonal(_) => {
+                return None;
+            }
         };
         Some(version.saturating_sub(1))
     }

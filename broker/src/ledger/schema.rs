@@ -59,7 +59,6 @@ CREATE TABLE task (
     deadline INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX task_unclosed ON task (host) WHERE state <> 'closed';
-CREATE INDEX task_short ON task (substr(id, 14, 3));
 CREATE TABLE request (
     id BLOB PRIMARY KEY,
     version INTEGER NOT NULL,
@@ -130,7 +129,6 @@ CREATE TABLE credential (
 ) STRICT;
 CREATE INDEX credential_task ON credential (task);
 CREATE INDEX credential_listed ON credential (state, expires_at) WHERE listed = 1;
-CREATE INDEX credential_short ON credential (substr(id, 14, 3));
 CREATE TABLE host (
     name TEXT PRIMARY KEY,
     version INTEGER NOT NULL,

@@ -8,7 +8,6 @@
 )]
 
 mod commit;
-#[cfg(feature = "failpoints")]
 mod crash;
 mod fixture;
 mod log;

@@ -27,11 +27,17 @@ impl Frontier {
     pub(super) fn load(connection: &Connection) -> Result<Self, tlog::Error> {
         let size = stored_size(connection).map_err(failed)?;
         if size == 0 {
-            return Ok(Self { size, peaks: Vec::new() });
+            return Ok(Self {
+                size,
+                peaks: Vec::new(),
+            });
         }
         let indexes = tlog::sub_tree_index(0, size, Vec::new());
         let hashes = StoredHashes(connection).read_hashes(&indexes)?;
-        Ok(Self { size, peaks: indexes.into_iter().zip(hashes).collect() })
+        Ok(Self {
+            size,
+            peaks: indexes.into_iter().zip(hashes).collect(),
+        })
     }
 
     /// Leaves appended so far.
@@ -44,7 +50,8 @@ impl Frontier {
         let hashes = tlog::stored_hashes(self.size, leaf, self)?;
         let first = tlog::stored_hash_index(0, self.size);
         // Each hash after the first joined the rightmost peak.
-        self.peaks.truncate((self.peaks.len() + 1).saturating_sub(hashes.len()));
+        self.peaks
+            .truncate((self.peaks.len() + 1).saturating_sub(hashes.len()));
         if let Some(last) = hashes.last() {
             self.peaks.push((first + hashes.len() as u64 - 1, *last));
         }
@@ -54,14 +61,25 @@ impl Frontier {
 
     /// Size and root now.
     pub(super) fn head(&self) -> Result<Head, tlog::Error> {
-        Ok(Head { size: self.size, root: tlog::tree_hash(self.size, self)?.0 })
+        Ok(Head {
+            size: self.size,
+            root: tlog::tree_hash(self.size, self)?.0,
+        })
     }
 }
 
 impl HashReader for Frontier {
     fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, tlog::Error> {
-        let find = |index| self.peaks.iter().find(|(at, _)| *at == index).map(|(_, hash)| *hash);
-        indexes.iter().map(|index| find(*index).ok_or(tlog::Error::IndexesNotInTree)).collect()
+        let find = |index| {
+            self.peaks
+                .iter()
+                .find(|(at, _)| *at == index)
+                .map(|(_, hash)| *hash)
+        };
+        indexes
+            .iter()
+            .map(|index| find(*index).ok_or(tlog::Error::IndexesNotInTree))
+            .collect()
     }
 }
 
@@ -90,7 +108,9 @@ impl HashReader for StoredHashes<'_> {
             // It was stored with the last leaf below it.
             let leaf = ((n + 1) << level) - 1;
             statement
-                .query_row((leaf as i64, i64::from(level) * 32 + 1), |row| row.get::<_, [u8; 32]>(0))
+                .query_row((leaf as i64, i64::from(level) * 32 + 1), |row| {
+                    row.get::<_, [u8; 32]>(0)
+                })
                 .map(Hash)
                 .map_err(failed)
         };
@@ -119,7 +139,10 @@ mod tests {
 
     #[test]
     fn the_edge_gives_the_root_of_rfc_6962_at_every_size() {
-        let mut frontier = Frontier { size: 0, peaks: Vec::new() };
+        let mut frontier = Frontier {
+            size: 0,
+            peaks: Vec::new(),
+        };
         let mut leaves = Vec::new();
         for n in 0..130u32 {
             assert_eq!(frontier.head().unwrap().root, naive_root(&leaves).0, "{n}");

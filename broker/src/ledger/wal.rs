@@ -28,13 +28,19 @@ pub(super) struct Signal {
 impl Signal {
     /// The log has grown.
     pub(super) fn look(&self) {
-        self.wish.lock().unwrap_or_else(PoisonError::into_inner).look = true;
+        self.wish
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .look = true;
         self.wake.notify_one();
     }
 
     /// The store is closing.
     pub(super) fn close(&self) {
-        self.wish.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.wish
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .closed = true;
         self.wake.notify_one();
     }
 
@@ -62,7 +68,8 @@ pub(super) fn run(connection: &Connection, signal: &Arc<Signal>) {
 
 fn copy(connection: &Connection) -> rusqlite::Result<()> {
     let (length, copied) = checkpoint(connection, "NOOP")?;
-    if length - copied < limits::LEDGER_WAL_COPY_PAGES && length < limits::LEDGER_WAL_RESTART_PAGES {
+    if length - copied < limits::LEDGER_WAL_COPY_PAGES && length < limits::LEDGER_WAL_RESTART_PAGES
+    {
         return Ok(());
     }
     let (length, _) = checkpoint(connection, "PASSIVE")?;

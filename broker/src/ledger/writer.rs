@@ -195,8 +195,9 @@ impl Writer {
     fn spill(&mut self, jobs: Vec<Job>) {
         self.shared.full.store(true, Ordering::Release);
         let alone = jobs.iter().all(|job| job.batch.lane == Lane::Revoke);
-        let (revoke, normal): (Vec<Job>, Vec<Job>) =
-            jobs.into_iter().partition(|job| job.batch.lane == Lane::Revoke);
+        let (revoke, normal): (Vec<Job>, Vec<Job>) = jobs
+            .into_iter()
+            .partition(|job| job.batch.lane == Lane::Revoke);
         if !normal.is_empty() {
             self.refuse(normal, &Trouble::Full);
         }

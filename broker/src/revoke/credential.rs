@@ -79,7 +79,9 @@ impl Broker {
             rows: vec![row.clone().into()],
             events: vec![event],
         };
+        crate::crash_point!("revoke.before_commit");
         if written(self.ledger.submit(batch)?.await)?.is_some() {
+            crate::crash_point!("revoke.after_commit");
             self.lists.revoke(slot(&row));
             let revoked = v1::CredentialRevoked {
                 task_id: row.task.to_bytes().to_vec(),
@@ -101,6 +103,7 @@ impl Broker {
             events: vec![event],
         };
         if written(self.ledger.submit(batch)?.await)?.is_some() {
+            crate::crash_point!("revoke.settled");
             self.uses.forget(row.id);
         }
         Ok(())

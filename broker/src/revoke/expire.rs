@@ -19,7 +19,9 @@ impl Broker {
     /// One tick of the expiry timers. A wall clock that is not believed stops it: what such a
     /// clock calls expired may come back to life when the clock is put right.
     pub async fn expire_due(&self) {
-        let Ok(now) = self.clock_guard.check() else { return };
+        let Ok(now) = self.clock_guard.check() else {
+            return;
+        };
         loop {
             // Ended ones are among them: to end a task twice changes nothing.
             let ended = self.deadlines.due(now, limits::ENDS_AT_ONCE);
@@ -49,13 +51,20 @@ impl Broker {
     }
 
     /// The row, if its time is over; a renewed one gets a new timer.
-    fn still_to_expire(&self, id: CredentialId, now: UnixMillis) -> Result<Option<CredentialRow>, NotEnded> {
-        let Some(row) = self.ledger.reader().credential(id)? else { return Ok(None) };
+    fn still_to_expire(
+        &self,
+        id: CredentialId,
+        now: UnixMillis,
+    ) -> Result<Option<CredentialRow>, NotEnded> {
+        let Some(row) = self.ledger.reader().credential(id)? else {
+            return Ok(None);
+        };
         match row.state {
             CredentialState::Dead => Ok(None),
             // Its end is being proven, which makes it dead or asks again here.
             CredentialState::Revoking | CredentialState::Intended => {
-                self.timers.set(id, now.saturating_add_millis(limits::EXPIRE_AGAIN_MILLIS));
+                self.timers
+                    .set(id, now.saturating_add_millis(limits::EXPIRE_AGAIN_MILLIS));
                 Ok(None)
             }
             CredentialState::Live | CredentialState::Replacing | CredentialState::Contained => {
@@ -70,7 +79,11 @@ impl Broker {
 
     /// One batch for each task, since the last of a task also writes its closing leaf; submitted
     /// side by side so that they share commits.
-    async fn expire_together(&self, by_task: BTreeMap<TaskId, Vec<CredentialRow>>, now: UnixMillis) {
+    async fn expire_together(
+        &self,
+        by_task: BTreeMap<TaskId, Vec<CredentialRow>>,
+        now: UnixMillis,
+    ) {
         let mut submitted = Vec::new();
         for (task, rows) in by_task {
             let ids: Vec<CredentialId> = rows.iter().map(|row| row.id).collect();
@@ -82,11 +95,14 @@ impl Broker {
         for (ticket, rows) in submitted {
             let ids: Vec<CredentialId> = rows.iter().map(|row| row.id).collect();
             match written(ticket.await) {
-                Ok(Some(_)) => rows.iter().for_each(|row| {
-                    // Also for one that was never revoked: a clock that goes back must not revive it.
-                    self.lists.revoke(slot(row));
-                    self.uses.forget(row.id);
-                }),
+                Ok(Some(_)) => {
+                    crate::crash_point!("prove.after_expiry");
+                    for row in &rows {
+                        // Also for one that was never revoked: a clock that goes back must not revive it.
+                        self.lists.revoke(slot(row));
+                        self.uses.forget(row.id);
+                    }
+                }
                 Ok(None) => self.expire_later(&ids, now, &NotEnded::Contended),
                 Err(error) => self.expire_later(&ids, now, &error),
             }
@@ -103,10 +119,15 @@ impl Broker {
         let mut events: Vec<NewEvent> = Vec::new();
         for mut row in rows {
             let was_live = row.state.is_usable();
-            let tick = CredentialEvent::Tick { outcome_due: UnixMillis::MAX };
+            let tick = CredentialEvent::Tick {
+                outcome_due: UnixMillis::MAX,
+            };
             row.state = credential::step(machine(&row), tick, now)?.0.state;
             row.version += 1;
-            row.evidence = Some(format!("expired at {}, verifiers' leeway included at {now}", row.expires_at));
+            row.evidence = Some(format!(
+                "expired at {}, verifiers' leeway included at {now}",
+                row.expires_at
+            ));
             if was_live {
                 let mut event = self.about(Stage::Prove, "expired", &row)?;
                 event.used = Some(self.used(&row));
@@ -119,8 +140,14 @@ impl Broker {
             all_rows.push(closing);
             events.push(event);
         }
-        let batch =
-            Batch { name: "prove.expired", lane: Lane::Normal, require: Vec::new(), rows: all_rows, events };
+        let batch = Batch {
+            name: "prove.expired",
+            lane: Lane::Normal,
+            require: Vec::new(),
+            rows: all_rows,
+            events,
+        };
+        crate::crash_point!("prove.before_expiry");
         Ok((self.ledger.submit(batch)?, dead))
     }
 
@@ -132,15 +159,24 @@ impl Broker {
         now: UnixMillis,
     ) -> Result<Option<(Row, NewEvent)>, NotEnded> {
         let reader = self.ledger.reader();
-        let Some(mut row) = reader.task(task)? else { return Ok(None) };
-        let TaskState::Closed { contained: true, .. } = row.state else { return Ok(None) };
+        let Some(mut row) = reader.task(task)? else {
+            return Ok(None);
+        };
+        let TaskState::Closed {
+            contained: true, ..
+        } = row.state
+        else {
+            return Ok(None);
+        };
         let mut all = reader.credentials_of(task)?;
         for credential in &mut all {
             if let Some(now_dead) = dead.iter().find(|dead| dead.id == credential.id) {
                 credential.clone_from(now_dead);
             }
         }
-        let contained = all.iter().any(|row| row.state == CredentialState::Contained);
+        let contained = all
+            .iter()
+            .any(|row| row.state == CredentialState::Contained);
         let (state, effects) = task::step(row.state, TaskEvent::Settled { contained }, now)?;
         if !effects.contains(Effect::WriteClosingLeaf) {
             return Ok(None);
@@ -154,7 +190,8 @@ impl Broker {
     fn expire_later(&self, ids: &[CredentialId], now: UnixMillis, error: &NotEnded) {
         tracing::warn!(credentials = ids.len(), %error, "expired credentials could not be recorded as dead yet");
         for id in ids {
-            self.timers.set(*id, now.saturating_add_millis(limits::EXPIRE_AGAIN_MILLIS));
+            self.timers
+                .set(*id, now.saturating_add_millis(limits::EXPIRE_AGAIN_MILLIS));
         }
     }
 }

@@ -15,13 +15,18 @@ pub fn kind_word(kind: &str) -> &str {
 
 /// What is only published is called *listed*, never dead.
 pub fn state_word(state: &str) -> &str {
-    if state == CredentialState::Contained.as_str() { "listed" } else { state }
+    if state == CredentialState::Contained.as_str() {
+        "listed"
+    } else {
+        state
+    }
 }
 
 /// `spiffe://TD/orders/web` as `orders/web`: an installation has one trust domain.
 pub fn path_of(spiffe_id: &str) -> &str {
     let rest = spiffe_id.strip_prefix("spiffe://");
-    rest.and_then(|rest| rest.split_once('/')).map_or(spiffe_id, |(_, path)| path)
+    rest.and_then(|rest| rest.split_once('/'))
+        .map_or(spiffe_id, |(_, path)| path)
 }
 
 /// How many of these are neither refused nor listed yet, or are late.
@@ -30,7 +35,10 @@ pub fn unsettled(credentials: &[Credential]) -> usize {
         let state = c.state.parse::<CredentialState>();
         c.overdue.is_none() && state.is_ok_and(CredentialState::is_settled)
     };
-    credentials.iter().filter(|credential| !settled(credential)).count()
+    credentials
+        .iter()
+        .filter(|credential| !settled(credential))
+        .count()
 }
 
 #[cfg(test)]
@@ -40,8 +48,14 @@ mod tests {
     #[test]
     fn words() {
         assert_eq!((kind_word("jwt"), kind_word("ssh")), ("token", "ssh"));
-        assert_eq!((state_word("contained"), state_word("dead")), ("listed", "dead"));
+        assert_eq!(
+            (state_word("contained"), state_word("dead")),
+            ("listed", "dead")
+        );
         assert_eq!(path_of("spiffe://dev.ephor/dev/bo"), "dev/bo");
-        assert_eq!((path_of("spiffe://dev.ephor"), path_of("x")), ("spiffe://dev.ephor", "x"));
+        assert_eq!(
+            (path_of("spiffe://dev.ephor"), path_of("x")),
+            ("spiffe://dev.ephor", "x")
+        );
     }
 }

@@ -5,7 +5,9 @@ use super::Column;
 /// A title line and one line an item, ended by CRLF.
 pub(super) fn csv<T>(items: &[T], columns: &[Column<T>]) -> String {
     let titles = record(columns.iter().map(|column| column.title().to_owned()));
-    let rows = items.iter().map(|item| record(columns.iter().map(|column| column.cell(item))));
+    let rows = items
+        .iter()
+        .map(|item| record(columns.iter().map(|column| column.cell(item))));
     std::iter::once(titles).chain(rows).collect()
 }
 
@@ -18,8 +20,16 @@ fn record(cells: impl Iterator<Item = String>) -> String {
 /// are doubled, and a cell with a comma or a quote stands in quotes.
 fn field(cell: &str) -> String {
     let formula = cell.starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
-    let safe = if formula { format!("'{cell}") } else { cell.to_owned() };
-    if safe.contains(['"', ',', '\r', '\n', '\'']) { format!("\"{}\"", safe.replace('"', "\"\"")) } else { safe }
+    let safe = if formula {
+        format!("'{cell}")
+    } else {
+        cell.to_owned()
+    };
+    if safe.contains(['"', ',', '\r', '\n', '\'']) {
+        format!("\"{}\"", safe.replace('"', "\"\""))
+    } else {
+        safe
+    }
 }
 
 #[cfg(test)]
@@ -29,8 +39,10 @@ mod tests {
     #[test]
     fn as_rfc_4180_says() {
         type Row = (&'static str, &'static str);
-        let columns =
-            [Column::new("name", |row: &Row| row.0.to_owned()), Column::new("why", |row: &Row| row.1.to_owned())];
+        let columns = [
+            Column::new("name", |row: &Row| row.0.to_owned()),
+            Column::new("why", |row: &Row| row.1.to_owned()),
+        ];
         let shown = csv(&[("a", "say \"hi\", bo"), ("b", "")], &columns);
         assert_eq!(shown, "name,why\r\na,\"say \"\"hi\"\", bo\"\r\nb,\r\n");
     }
@@ -48,6 +60,9 @@ mod tests {
     fn what_control_characters_could_hide_is_seen() {
         let columns = [Column::new("x", |row: &&str| (*row).to_owned())];
         // A tab or line break before the sign would otherwise be dropped by the spreadsheet.
-        assert_eq!(csv(&["\t=1", "a\r\nb"], &columns), "x\r\n\\t=1\r\na\\r\\nb\r\n");
+        assert_eq!(
+            csv(&["\t=1", "a\r\nb"], &columns),
+            "x\r\n\\t=1\r\na\\r\\nb\r\n"
+        );
     }
 }

@@ -28,7 +28,11 @@ pub fn ended(end: &Ended<'_>, now: UnixMillis) -> String {
     if end.listed > 0 {
         parts.push(format!("{} listed{}", end.listed, listed(end, now)));
     }
-    let told = if parts.is_empty() { "No credential was out".to_owned() } else { parts.join(", ") };
+    let told = if parts.is_empty() {
+        "No credential was out".to_owned()
+    } else {
+        parts.join(", ")
+    };
     match &end.receipt {
         Some(receipt) => format!("{told}.  Receipt {receipt}."),
         None => format!("{told}."),
@@ -42,9 +46,15 @@ fn listed(end: &Ended<'_>, now: UnixMillis) -> String {
             kinds.push(kind);
         }
     }
-    let until = end.listed_until.map(|until| format!("until {}", moment(until, now)));
+    let until = end
+        .listed_until
+        .map(|until| format!("until {}", moment(until, now)));
     let words: Vec<String> = kinds.into_iter().map(str::to_owned).chain(until).collect();
-    if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", words.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -55,14 +65,34 @@ mod tests {
     #[test]
     fn only_what_is_known_is_said() {
         let until: UnixMillis = "2026-11-21T14:07:09Z".parse().unwrap();
-        let mut end = Ended { listed: 1, listed_kinds: vec!["token"], listed_until: Some(until), ..Ended::default() };
+        let mut end = Ended {
+            listed: 1,
+            listed_kinds: vec!["token"],
+            listed_until: Some(until),
+            ..Ended::default()
+        };
         end.receipt = Some("r-w3n1".to_owned());
-        assert_eq!(ended(&end, until), "1 listed (token, until 14:07:09Z).  Receipt r-w3n1.");
+        assert_eq!(
+            ended(&end, until),
+            "1 listed (token, until 14:07:09Z).  Receipt r-w3n1."
+        );
         end.dead = 1;
         end.listed = 2;
         end.listed_kinds = vec!["token", "token"];
-        assert_eq!(ended(&end, until), "1 dead, 2 listed (token, until 14:07:09Z).  Receipt r-w3n1.");
-        assert_eq!(ended(&Ended { listed: 1, ..Ended::default() }, until), "1 listed.");
+        assert_eq!(
+            ended(&end, until),
+            "1 dead, 2 listed (token, until 14:07:09Z).  Receipt r-w3n1."
+        );
+        assert_eq!(
+            ended(
+                &Ended {
+                    listed: 1,
+                    ..Ended::default()
+                },
+                until
+            ),
+            "1 listed."
+        );
         assert_eq!(ended(&Ended::default(), until), "No credential was out.");
     }
 }

@@ -15,7 +15,10 @@ impl Fields {
     /// Begins with what it is, and on the right how it stands.
     pub fn new(what: &str, state: &str, to_terminal: bool) -> Self {
         let headline = format!("{:<40} {}", value(what), value(state));
-        Self { text: format!("{}\n", headline.trim_end()), fit: to_terminal.then_some(WIDTH) }
+        Self {
+            text: format!("{}\n", headline.trim_end()),
+            fit: to_terminal.then_some(WIDTH),
+        }
     }
 
     /// One labelled value; nothing when the value is empty or not known.
@@ -25,7 +28,11 @@ impl Fields {
         let Some(told) = told.filter(|told| !told.is_empty()) else {
             return self;
         };
-        let mut lines = wrapped(&value(&told), self.fit.map(|fit| fit.saturating_sub(INDENT))).into_iter();
+        let mut lines = wrapped(
+            &value(&told),
+            self.fit.map(|fit| fit.saturating_sub(INDENT)),
+        )
+        .into_iter();
         let first = lines.next().unwrap_or_default();
         self.text.push_str(&format!("  {label:<12} {first}\n"));
         for line in lines {
@@ -69,22 +76,39 @@ mod tests {
             .line("ended", String::new())
             .line("asked by", "orders/web".to_owned())
             .text();
-        assert_eq!(shown, "token k-7q2m for billing                 LISTED\n  asked by     orders/web\n");
+        assert_eq!(
+            shown,
+            "token k-7q2m for billing                 LISTED\n  asked by     orders/web\n"
+        );
     }
 
     #[test]
     fn long_values_wrap_below_themselves_on_a_terminal_only() {
         let long = "word ".repeat(30);
-        let shown = Fields::new("x", "", true).line("because", long.trim().to_owned()).text();
-        assert!(shown.lines().count() > 2 && shown.lines().all(|line| line.chars().count() <= WIDTH), "{shown}");
-        assert!(shown.lines().skip(2).all(|line| line.starts_with(&" ".repeat(INDENT))));
-        let piped = Fields::new("x", "", false).line("because", long.trim().to_owned()).text();
+        let shown = Fields::new("x", "", true)
+            .line("because", long.trim().to_owned())
+            .text();
+        assert!(
+            shown.lines().count() > 2 && shown.lines().all(|line| line.chars().count() <= WIDTH),
+            "{shown}"
+        );
+        assert!(
+            shown
+                .lines()
+                .skip(2)
+                .all(|line| line.starts_with(&" ".repeat(INDENT)))
+        );
+        let piped = Fields::new("x", "", false)
+            .line("because", long.trim().to_owned())
+            .text();
         assert_eq!(piped.lines().count(), 2);
     }
 
     #[test]
     fn a_reason_cannot_forge_a_line() {
-        let shown = Fields::new("x", "", false).line("because", "a\n  approved by  ana".to_owned()).text();
+        let shown = Fields::new("x", "", false)
+            .line("because", "a\n  approved by  ana".to_owned())
+            .text();
         assert_eq!(shown.lines().count(), 2, "{shown}");
     }
 }

@@ -12,12 +12,19 @@ pub struct Column<T> {
 impl<T> Column<T> {
     /// A column that is always shown whole.
     pub fn new(title: &'static str, cell: impl Fn(&T) -> String + 'static) -> Self {
-        Self { title, cell: Box::new(cell), may_shrink: false }
+        Self {
+            title,
+            cell: Box::new(cell),
+            may_shrink: false,
+        }
     }
 
     /// A column that may be cut, with `…`, where the line would not fit.
     pub fn elastic(title: &'static str, cell: impl Fn(&T) -> String + 'static) -> Self {
-        Self { may_shrink: true, ..Self::new(title, cell) }
+        Self {
+            may_shrink: true,
+            ..Self::new(title, cell)
+        }
     }
 
     pub(super) const fn title(&self) -> &'static str {
@@ -36,11 +43,22 @@ const NARROWEST: usize = 8;
 
 /// Title line and one line an item, cut to `fit` characters where elastic columns allow.
 pub fn table<T>(items: &[T], columns: &[Column<T>], fit: Option<usize>) -> String {
-    let titles: Vec<String> = columns.iter().map(|column| column.title.to_owned()).collect();
-    let cells = items.iter().map(|item| columns.iter().map(|column| column.cell(item)).collect());
+    let titles: Vec<String> = columns
+        .iter()
+        .map(|column| column.title.to_owned())
+        .collect();
+    let cells = items
+        .iter()
+        .map(|item| columns.iter().map(|column| column.cell(item)).collect());
     let rows: Vec<Vec<String>> = std::iter::once(titles).chain(cells).collect();
     let mut widths: Vec<usize> = (0..columns.len())
-        .map(|n| rows.iter().filter_map(|row| row.get(n)).map(|cell| width(cell)).max().unwrap_or(0))
+        .map(|n| {
+            rows.iter()
+                .filter_map(|row| row.get(n))
+                .map(|cell| width(cell))
+                .max()
+                .unwrap_or(0)
+        })
         .collect();
     if let Some(fit) = fit {
         shrink(&mut widths, columns, fit);
@@ -56,7 +74,10 @@ fn width(text: &str) -> usize {
 fn shrink<T>(widths: &mut [usize], columns: &[Column<T>], fit: usize) {
     let gaps = GAP.len() * columns.len().saturating_sub(1);
     while widths.iter().sum::<usize>() + gaps > fit {
-        let elastic = widths.iter_mut().zip(columns).filter(|(_, column)| column.may_shrink);
+        let elastic = widths
+            .iter_mut()
+            .zip(columns)
+            .filter(|(_, column)| column.may_shrink);
         match elastic.map(|(width, _)| width).max() {
             Some(widest) if *widest > NARROWEST => *widest -= 1,
             Some(_) | None => return,
@@ -90,7 +111,10 @@ mod tests {
     type Row = (&'static str, u32);
 
     fn columns() -> [Column<Row>; 2] {
-        [Column::elastic("NAME", |row: &Row| row.0.to_owned()), Column::new("TASKS", |row: &Row| row.1.to_string())]
+        [
+            Column::elastic("NAME", |row: &Row| row.0.to_owned()),
+            Column::new("TASKS", |row: &Row| row.1.to_string()),
+        ]
     }
 
     #[test]
@@ -102,8 +126,14 @@ mod tests {
     #[test]
     fn only_elastic_columns_are_cut_and_only_to_fit() {
         let long = [("a-very-long-name-of-a-host", 1)];
-        assert_eq!(table(&long, &columns(), Some(20)), "NAME           TASKS\na-very-long-…  1\n");
-        assert_eq!(table(&long, &columns(), Some(3)), "NAME      TASKS\na-very-…  1\n");
+        assert_eq!(
+            table(&long, &columns(), Some(20)),
+            "NAME           TASKS\na-very-long-…  1\n"
+        );
+        assert_eq!(
+            table(&long, &columns(), Some(3)),
+            "NAME      TASKS\na-very-…  1\n"
+        );
         assert!(table(&long, &columns(), None).contains("a-very-long-name-of-a-host  1"));
     }
 

@@ -15,13 +15,18 @@ use crate::show::{self, Column, Fields, brief, kind_word, moment, path_of, state
 pub async fn credential(verb: args::Credential) -> Outcome {
     let broker = Peer::broker();
     match verb {
-        args::Credential::Ls { all, overdue, listing } => {
+        args::Credential::Ls {
+            all,
+            overdue,
+            listing,
+        } => {
             let (target, none) = match (all, overdue) {
                 (_, true) => ("/v1/credentials?overdue=true", "None is overdue."),
                 (true, false) => ("/v1/credentials", "No credentials."),
-                (false, false) => {
-                    ("/v1/credentials?state=live", "No live credentials.  Ended ones, too: ephor credential ls --all")
-                }
+                (false, false) => (
+                    "/v1/credentials?state=live",
+                    "No live credentials.  Ended ones, too: ephor credential ls --all",
+                ),
             };
             let credentials: Vec<Credential> = broker.read(target).await?;
             show::listing(listing.output, &credentials, &short(), &whole(), none)?;
@@ -42,7 +47,9 @@ pub async fn credential(verb: args::Credential) -> Outcome {
 }
 
 async fn find(broker: &Peer, id: &str) -> Result<Credential, crate::exit::Failure> {
-    broker.read(&format!("/v1/credentials/{}", segment(id))).await
+    broker
+        .read(&format!("/v1/credentials/{}", segment(id)))
+        .await
 }
 
 fn state(credential: &Credential) -> String {
@@ -56,54 +63,113 @@ fn state(credential: &Credential) -> String {
 pub(super) fn short() -> [Column<Credential>; 7] {
     let now = clock::wall();
     [
-        Column::new("CREDENTIAL", |credential: &Credential| credential.short.clone()),
-        Column::new("KIND", |credential: &Credential| kind_word(&credential.kind).to_owned()),
+        Column::new("CREDENTIAL", |credential: &Credential| {
+            credential.short.clone()
+        }),
+        Column::new("KIND", |credential: &Credential| {
+            kind_word(&credential.kind).to_owned()
+        }),
         Column::new("STATE", state),
-        Column::new("UNTIL", move |credential: &Credential| brief(credential.expires_at, now)),
+        Column::new("UNTIL", move |credential: &Credential| {
+            brief(credential.expires_at, now)
+        }),
         Column::elastic("FOR", |credential: &Credential| credential.scope.clone()),
-        Column::elastic("SUBJECT", |credential: &Credential| path_of(&credential.subject).to_owned()),
+        Column::elastic("SUBJECT", |credential: &Credential| {
+            path_of(&credential.subject).to_owned()
+        }),
         Column::elastic("HOST", |credential: &Credential| credential.host.clone()),
     ]
 }
 
 fn whole() -> [Column<Credential>; 19] {
     [
-        Column::new("credential", |credential: &Credential| credential.id.to_string()),
+        Column::new("credential", |credential: &Credential| {
+            credential.id.to_string()
+        }),
         Column::new("kind", |credential: &Credential| credential.kind.clone()),
         Column::new("state", |credential: &Credential| credential.state.clone()),
         Column::new("scope", |credential: &Credential| credential.scope.clone()),
-        Column::new("subject", |credential: &Credential| credential.subject.clone()),
+        Column::new("subject", |credential: &Credential| {
+            credential.subject.clone()
+        }),
         Column::new("host", |credential: &Credential| credential.host.clone()),
-        Column::new("task", |credential: &Credential| credential.task.to_string()),
-        Column::new("entitlement", |credential: &Credential| credential.entitlement.clone()),
+        Column::new("task", |credential: &Credential| {
+            credential.task.to_string()
+        }),
+        Column::new("entitlement", |credential: &Credential| {
+            credential.entitlement.clone()
+        }),
         Column::new("owner", |credential: &Credential| credential.owner.clone()),
-        Column::new("purpose", |credential: &Credential| credential.purpose.clone()),
-        Column::new("request", |credential: &Credential| credential.request.to_string()),
-        Column::new("decision", |credential: &Credential| credential.decision.to_string()),
+        Column::new("purpose", |credential: &Credential| {
+            credential.purpose.clone()
+        }),
+        Column::new("request", |credential: &Credential| {
+            credential.request.to_string()
+        }),
+        Column::new("decision", |credential: &Credential| {
+            credential.decision.to_string()
+        }),
         Column::new("rule", |credential: &Credential| credential.rule.clone()),
-        Column::new("issued_at", |credential: &Credential| credential.issued_at.to_string()),
-        Column::new("expires_at", |credential: &Credential| credential.expires_at.to_string()),
-        Column::new("capped_by", |credential: &Credential| credential.capped_by.clone()),
-        Column::new("cause", |credential: &Credential| credential.cause.clone().unwrap_or_default()),
-        Column::new("revoked_at", |credential: &Credential| credential.revoked_at.map(|at| at.to_string()).unwrap_or_default()),
-        Column::new("overdue", |credential: &Credential| credential.overdue.clone().unwrap_or_default()),
+        Column::new("issued_at", |credential: &Credential| {
+            credential.issued_at.to_string()
+        }),
+        Column::new("expires_at", |credential: &Credential| {
+            credential.expires_at.to_string()
+        }),
+        Column::new("capped_by", |credential: &Credential| {
+            credential.capped_by.clone()
+        }),
+        Column::new("cause", |credential: &Credential| {
+            credential.cause.clone().unwrap_or_default()
+        }),
+        Column::new("revoked_at", |credential: &Credential| {
+            credential
+                .revoked_at
+                .map(|at| at.to_string())
+                .unwrap_or_default()
+        }),
+        Column::new("overdue", |credential: &Credential| {
+            credential.overdue.clone().unwrap_or_default()
+        }),
     ]
 }
 
 fn told(credential: &Credential) -> String {
     let now = clock::wall();
     let life = Ttl::from_seconds(credential.expires_at.millis_since(credential.issued_at) / 1000);
-    let what = format!("{} {} for {}", kind_word(&credential.kind), credential.short, credential.scope);
+    let what = format!(
+        "{} {} for {}",
+        kind_word(&credential.kind),
+        credential.short,
+        credential.scope
+    );
     let ended = credential.revoked_at.map(|at| match &credential.cause {
         Some(cause) => format!("{}, {cause}", moment(at, now)),
         None => moment(at, now),
     });
     Fields::new(&what, &state(credential), show::to_terminal())
-        .line("held by", format!("{} on {}", path_of(&credential.subject), credential.host))
+        .line(
+            "held by",
+            format!("{} on {}", path_of(&credential.subject), credential.host),
+        )
         .line("task", credential.task.short())
-        .line("entitlement", format!("{}: {}", credential.entitlement, credential.purpose))
-        .line("allowed by", format!("{}, owner {}, decision {}", credential.rule, credential.owner, credential.decision.short()))
-        .line("lifetime", format!("{life}, capped by {}", credential.capped_by))
+        .line(
+            "entitlement",
+            format!("{}: {}", credential.entitlement, credential.purpose),
+        )
+        .line(
+            "allowed by",
+            format!(
+                "{}, owner {}, decision {}",
+                credential.rule,
+                credential.owner,
+                credential.decision.short()
+            ),
+        )
+        .line(
+            "lifetime",
+            format!("{life}, capped by {}", credential.capped_by),
+        )
         .line("issued", moment(credential.issued_at, now))
         .line("expires", moment(credential.expires_at, now))
         .line("ended", ended)
@@ -150,26 +216,44 @@ mod tests {
     fn listed_is_never_called_dead_and_overdue_is_never_hidden() {
         assert_eq!(state(&sample("contained")), "listed");
         assert_eq!(state(&sample("dead")), "dead");
-        let late = Credential { overdue: Some("store full".to_owned()), ..sample("revoking") };
+        let late = Credential {
+            overdue: Some("store full".to_owned()),
+            ..sample("revoking")
+        };
         assert_eq!(state(&late), "revoking, overdue");
         assert_eq!(show::unsettled(&[late]), 1);
         assert_eq!(show::unsettled(&[sample("contained"), sample("dead")]), 0);
-        assert_eq!(show::unsettled(&[sample("live"), sample("a state from the future")]), 2);
+        assert_eq!(
+            show::unsettled(&[sample("live"), sample("a state from the future")]),
+            2
+        );
     }
 
     #[test]
     fn shown_with_what_capped_it() {
         let told = told(&sample("live"));
-        assert!(told.starts_with("token k-7q2m for billing                 live\n"), "{told}");
-        assert!(told.contains("  lifetime     5m, capped by ttl.kind.jwt\n"), "{told}");
+        assert!(
+            told.starts_with("token k-7q2m for billing                 live\n"),
+            "{told}"
+        );
+        assert!(
+            told.contains("  lifetime     5m, capped by ttl.kind.jwt\n"),
+            "{told}"
+        );
         assert!(!told.contains("ended"), "{told}");
     }
 
     #[test]
     fn the_table_fits_80_columns() {
-        let long = Credential { scope: "https://billing.example.org/a/very/long/audience/indeed".to_owned(), ..sample("live") };
+        let long = Credential {
+            scope: "https://billing.example.org/a/very/long/audience/indeed".to_owned(),
+            ..sample("live")
+        };
         let shown = show::table(&[long], &short(), Some(80));
-        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(
+            shown.lines().all(|line| line.chars().count() <= 80),
+            "{shown}"
+        );
         assert!(shown.contains("k-7q2m") && shown.contains('…'), "{shown}");
     }
 }

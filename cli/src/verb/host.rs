@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use ephor_proto::http::admin::{Host, Invite, Invited, Reason};
+use ephor_proto::http::admin::{Host, Invite, Invited, Reason, Status};
 use ephor_proto::time::UnixMillis;
 use ephor_proto::ttl::Ttl;
 use zeroize::Zeroizing;
@@ -14,8 +14,8 @@ use crate::args;
 use crate::client::{Peer, segment};
 use crate::clock;
 use crate::exit::{Failure, Outcome, STILL_REVOKING};
-use crate::words::plural;
 use crate::show::{self, Column, brief, moment};
+use crate::words::{plural, shell_quoted};
 
 /// Does what was asked.
 pub async fn host(verb: args::Host) -> Outcome {
@@ -27,16 +27,25 @@ pub async fn host(verb: args::Host) -> Outcome {
             show::listing(listing.output, &hosts, &short(), &whole(), none)?;
             Ok(ExitCode::SUCCESS)
         }
-        args::Host::Invite { host, ttl, token_file } => invite(&broker, host, &ttl, token_file.as_deref()).await,
+        args::Host::Invite {
+            host,
+            ttl,
+            token_file,
+        } => invite(&broker, host, &ttl, token_file.as_deref()).await,
         args::Host::Ban { host, reason } => ban(&broker, &host, reason).await,
     }
 }
 
 async fn invite(broker: &Peer, host: String, ttl: &str, token_file: Option<&Path>) -> Outcome {
-    let ttl: Ttl = ttl.parse().map_err(|why| Failure::usage(format!("--ttl: {why}")))?;
+    let ttl: Ttl = ttl
+        .parse()
+        .map_err(|why| Failure::usage(format!("--ttl: {why}")))?;
     // A place for the token first: one that is made and cannot be kept would be lost.
     let place = token_file.map(TokenFile::beside).transpose()?;
-    let ask = Invite { host, ttl_seconds: Some(ttl.as_seconds()) };
+    let ask = Invite {
+        host,
+        ttl_seconds: Some(ttl.as_seconds()),
+    };
     let Invited { token, expires_at } = broker.post("/v1/hosts/invite", &ask).await?;
     let token = Zeroizing::new(token);
     match place {
@@ -46,15 +55,26 @@ async fn invite(broker: &Peer, host: String, ttl: &str, token_file: Option<&Path
             show::to_stdout(&line)?;
         }
     }
-    show::to_stderr(&invited(&ask.host, expires_at, token_file));
+    let status: Status = broker.read("/v1/status").await?;
+    show::to_stderr(&invited(&ask.host, expires_at, token_file, &status.issuer));
     Ok(ExitCode::SUCCESS)
 }
 
-fn invited(host: &str, expires_at: UnixMillis, token_file: Option<&Path>) -> String {
-    let file = token_file.map_or_else(|| "FILE".to_owned(), |file| file.display().to_string());
+fn invited(host: &str, expires_at: UnixMillis, token_file: Option<&Path>, broker: &str) -> String {
+    let until = moment(expires_at, clock::wall());
+    let file = token_file.map_or_else(
+        || "FILE".to_owned(),
+        |file| shell_quoted(&file.display().to_string()),
+    );
+    let (kind, name) = if host.contains('*') {
+        ("names like", "NAME")
+    } else {
+        ("the name", host)
+    };
+    let broker = shell_quoted(broker);
     format!(
-        "ephor: good once, for a host named {host}, until {}.\n       On that host:  ephor-agent join --broker URL --token-file {file} --host NAME\n",
-        moment(expires_at, clock::wall())
+        "ephor: good once, for {kind} {host}, until {until}.\n       \
+         On that host:  ephor-agent join --broker {broker} --token-file {file} --host {name}\n"
     )
 }
 
@@ -71,26 +91,45 @@ impl<'a> TokenFile<'a> {
             Some(_) | None => Path::new("."),
         };
         if path.is_dir() {
-            return Err(Failure::usage(format!("--token-file: {} is a directory", path.display())));
+            return Err(Failure::usage(format!(
+                "--token-file: {} is a directory",
+                path.display()
+            )));
         }
         let mode = std::fs::Permissions::from_mode(0o600);
-        let file = tempfile::Builder::new().prefix(".join-token.").permissions(mode).tempfile_in(parent);
-        let file = file.map_err(|why| Failure::usage(format!("--token-file: {}: {why}", path.display())))?;
+        let file = tempfile::Builder::new()
+            .prefix(".join-token.")
+            .permissions(mode)
+            .tempfile_in(parent);
+        let file =
+            file.map_err(|why| Failure::usage(format!("--token-file: {}: {why}", path.display())))?;
         Ok(Self { path, file })
     }
 
     fn keep(mut self, token: &str) -> Result<(), Failure> {
         let path = self.path;
-        let lost = |why: std::io::Error| Failure::local(format!("{}: the token was made and is lost", path.display()), why);
+        let lost = |why: std::io::Error| {
+            Failure::local(
+                format!("{}: the token was made and is lost", path.display()),
+                why,
+            )
+        };
         let file = self.file.as_file_mut();
-        writeln!(file, "{token}").and_then(|()| file.sync_all()).map_err(lost)?;
+        writeln!(file, "{token}")
+            .and_then(|()| file.sync_all())
+            .map_err(lost)?;
         self.file.persist(path).map_err(|why| lost(why.error))?;
         Ok(())
     }
 }
 
 async fn ban(broker: &Peer, name: &str, reason: String) -> Outcome {
-    let host: Host = broker.post(&format!("/v1/hosts/{}/ban", segment(name)), &Reason { reason }).await?;
+    let host: Host = broker
+        .post(
+            &format!("/v1/hosts/{}/ban", segment(name)),
+            &Reason { reason },
+        )
+        .await?;
     let (text, code) = banned(&host);
     show::to_stdout(&text)?;
     Ok(code)
@@ -99,10 +138,22 @@ async fn ban(broker: &Peer, name: &str, reason: String) -> Outcome {
 fn banned(host: &Host) -> (String, ExitCode) {
     let name = &host.name;
     if host.open_tasks == 0 {
-        return (format!("{name} is {}: its streams are closed, none of its tasks is open.\n", host.state), ExitCode::SUCCESS);
+        return (
+            format!(
+                "{name} is {}: its streams are closed, none of its tasks is open.\n",
+                host.state
+            ),
+            ExitCode::SUCCESS,
+        );
     }
-    let open = plural(usize::try_from(host.open_tasks).unwrap_or(usize::MAX), "task");
-    let text = format!("{name} is {}: its streams are closed; {open} still being ended.\nTo follow:  ephor task ls\n", host.state);
+    let open = plural(
+        usize::try_from(host.open_tasks).unwrap_or(usize::MAX),
+        "task",
+    );
+    let text = format!(
+        "{name} is {}: its streams are closed; {open} still being ended.\nTo follow:  ephor task ls\n",
+        host.state
+    );
     (text, ExitCode::from(STILL_REVOKING))
 }
 
@@ -111,10 +162,15 @@ fn short() -> [Column<Host>; 6] {
     [
         Column::elastic("HOST", |host: &Host| host.name.clone()),
         Column::new("STATE", |host: &Host| host.state.clone()),
-        Column::new("HEARD", move |host: &Host| host.last_heard.map_or_else(|| "never".to_owned(), |at| brief(at, now))),
+        Column::new("HEARD", move |host: &Host| {
+            host.last_heard
+                .map_or_else(|| "never".to_owned(), |at| brief(at, now))
+        }),
         Column::new("TASKS", |host: &Host| host.open_tasks.to_string()),
         Column::new("JOINED", move |host: &Host| brief(host.joined_at, now)),
-        Column::new("CERTIFICATE UNTIL", move |host: &Host| moment(host.certificate_expires_at, now)),
+        Column::new("CERTIFICATE UNTIL", move |host: &Host| {
+            moment(host.certificate_expires_at, now)
+        }),
     ]
 }
 
@@ -122,10 +178,14 @@ fn whole() -> [Column<Host>; 6] {
     [
         Column::new("host", |host: &Host| host.name.clone()),
         Column::new("state", |host: &Host| host.state.clone()),
-        Column::new("last_heard", |host: &Host| host.last_heard.map(|at| at.to_string()).unwrap_or_default()),
+        Column::new("last_heard", |host: &Host| {
+            host.last_heard.map(|at| at.to_string()).unwrap_or_default()
+        }),
         Column::new("open_tasks", |host: &Host| host.open_tasks.to_string()),
         Column::new("joined_at", |host: &Host| host.joined_at.to_string()),
-        Column::new("certificate_expires_at", |host: &Host| host.certificate_expires_at.to_string()),
+        Column::new("certificate_expires_at", |host: &Host| {
+            host.certificate_expires_at.to_string()
+        }),
     ]
 }
 
@@ -140,10 +200,16 @@ mod tests {
         let path = dir.path().join("token");
         std::fs::write(&path, "older, and readable by others").unwrap();
         let place = TokenFile::beside(&path).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "older, and readable by others");
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "older, and readable by others"
+        );
         place.keep("ej1.x").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "ej1.x\n");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -152,6 +218,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(TokenFile::beside(&dir.path().join("missing/token")).is_err());
         assert!(TokenFile::beside(dir.path()).is_err());
+    }
+
+    #[test]
+    fn what_is_said_to_be_run_can_be() {
+        let at = UnixMillis::from_unix_seconds(1_700_000_000);
+        let said = invited(
+            "web-3",
+            at,
+            Some(Path::new("/tmp/a b")),
+            "https://broker:8443",
+        );
+        let command =
+            "ephor-agent join --broker https://broker:8443 --token-file '/tmp/a b' --host web-3\n";
+        assert!(said.ends_with(command), "{said}");
+        assert!(
+            said.contains("for the name web-3, until 2023-11-14 22:13:20Z"),
+            "{said}"
+        );
+        assert!(
+            invited("web-*", at, None, "https://b").ends_with("--token-file FILE --host NAME\n")
+        );
     }
 
     #[test]

@@ -10,8 +10,8 @@ use ephor_proto::ttl::Ttl;
 use crate::args;
 use crate::client::Peer;
 use crate::exit::{CONFIG, Failure, Outcome};
-use crate::words::plural;
 use crate::show::{self, Column, path_of};
+use crate::words::plural;
 
 /// Does what was asked.
 pub async fn policy(verb: args::Policy) -> Outcome {
@@ -20,24 +20,46 @@ pub async fn policy(verb: args::Policy) -> Outcome {
             let summary = check(&dir).map_err(|errors| Failure::new(CONFIG, errors.to_string()))?;
             show::to_stdout(&format!("{summary}\n"))?;
         }
-        args::Policy::Explain { subject, host, entitlement, policy, listing } => {
-            let ask = Explain { subject, host, entitlement };
-            let named = [&ask.subject, &ask.host, &ask.entitlement].into_iter().flatten().count();
+        args::Policy::Explain {
+            subject,
+            host,
+            entitlement,
+            policy,
+            listing,
+        } => {
+            let ask = Explain {
+                subject,
+                host,
+                entitlement,
+            };
+            let named = [&ask.subject, &ask.host, &ask.entitlement]
+                .into_iter()
+                .flatten()
+                .count();
             if named != 1 {
-                return Err(Failure::usage("name one of --subject, --host and --entitlement."));
+                return Err(Failure::usage(
+                    "name one of --subject, --host and --entitlement.",
+                ));
             }
             let explained = match policy {
                 Some(dir) => offline(&dir, &ask)?,
                 None => Peer::broker().post("/v1/policy/explain", &ask).await?,
             };
-            show::group(listing.output, &explained, &explained.ways, &whole(), &told(&explained, &ask))?;
+            show::group(
+                listing.output,
+                &explained,
+                &explained.ways,
+                &whole(),
+                &told(&explained, &ask),
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn offline(dir: &Path, ask: &Explain) -> Result<Explained, Failure> {
-    let snapshot = Snapshot::load(dir).map_err(|errors| Failure::new(CONFIG, errors.to_string()))?;
+    let snapshot =
+        Snapshot::load(dir).map_err(|errors| Failure::new(CONFIG, errors.to_string()))?;
     snapshot.explain(ask).map_err(Failure::usage)
 }
 
@@ -47,7 +69,9 @@ fn until(way: &Way) -> String {
 
 fn short() -> [Column<Way>; 5] {
     [
-        Column::new("  ENTITLEMENT", |way: &Way| format!("  {}", way.entitlement)),
+        Column::new("  ENTITLEMENT", |way: &Way| {
+            format!("  {}", way.entitlement)
+        }),
         Column::elastic("GIVES", |way: &Way| way.gives.clone()),
         Column::new("UP TO", until),
         Column::elastic("OWNER", |way: &Way| way.owner.clone()),
@@ -71,8 +95,15 @@ fn whole() -> [Column<Way>; 9] {
 
 /// By subject: how a process is recognised as it, then what it can get.
 fn told(explained: &Explained, ask: &Explain) -> String {
-    let version = explained.policy_version.get(..4).unwrap_or(&explained.policy_version);
-    let Explain { subject, host, entitlement } = ask;
+    let version = explained
+        .policy_version
+        .get(..4)
+        .unwrap_or(&explained.policy_version);
+    let Explain {
+        subject,
+        host,
+        entitlement,
+    } = ask;
     let about = match (subject, host, entitlement) {
         (Some(subject), _, _) => path_of(subject).to_owned(),
         (_, Some(host), _) => format!("a compromised host named {host}"),
@@ -86,13 +117,20 @@ fn told(explained: &Explained, ask: &Explain) -> String {
     let mut out = format!("policy {version}, {}: {number}\n", show::value(&about));
     let mut rest = explained.ways.as_slice();
     while let Some(first) = rest.first() {
-        let same = rest.iter().take_while(|way| way.subject == first.subject && way.runs == first.runs).count();
+        let same = rest
+            .iter()
+            .take_while(|way| way.subject == first.subject && way.runs == first.runs)
+            .count();
         let (group, after) = rest.split_at(same);
         out.push_str(&format!("\n{}\n", show::value(path_of(&first.subject))));
         for run in &first.runs {
             out.push_str(&format!("  runs as {}\n", show::value(run)));
         }
-        out.push_str(&show::table(group, &short(), show::to_terminal().then_some(show::WIDTH)));
+        out.push_str(&show::table(
+            group,
+            &short(),
+            show::to_terminal().then_some(show::WIDTH),
+        ));
         rest = after;
     }
     out
@@ -118,9 +156,22 @@ mod tests {
 
     #[test]
     fn ways_are_grouped_by_who_goes_them() {
-        let ways = vec![way("orders/web", "identity"), way("orders/web", "billing-api"), way("x", "identity")];
-        let explained = Explained { policy_version: "6b1e0000".to_owned(), ways };
-        let shown = told(&explained, &Explain { host: Some("web-3".to_owned()), ..Explain::default() });
+        let ways = vec![
+            way("orders/web", "identity"),
+            way("orders/web", "billing-api"),
+            way("x", "identity"),
+        ];
+        let explained = Explained {
+            policy_version: "6b1e0000".to_owned(),
+            ways,
+        };
+        let shown = told(
+            &explained,
+            &Explain {
+                host: Some("web-3".to_owned()),
+                ..Explain::default()
+            },
+        );
         let expected = "\
 policy 6b1e, a compromised host named web-3: 3 ways to a credential
 
@@ -140,8 +191,17 @@ x
 
     #[test]
     fn nothing_is_said_to_be_nothing() {
-        let explained = Explained { policy_version: "6b1e".to_owned(), ways: vec![] };
-        let shown = told(&explained, &Explain { subject: Some("orders/web".to_owned()), ..Explain::default() });
+        let explained = Explained {
+            policy_version: "6b1e".to_owned(),
+            ways: vec![],
+        };
+        let shown = told(
+            &explained,
+            &Explain {
+                subject: Some("orders/web".to_owned()),
+                ..Explain::default()
+            },
+        );
         assert_eq!(shown, "policy 6b1e, orders/web: no way to a credential\n");
     }
 }

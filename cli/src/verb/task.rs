@@ -9,17 +9,25 @@ use crate::args;
 use crate::client::{Peer, segment};
 use crate::clock;
 use crate::exit::{Outcome, STILL_REVOKING};
-use crate::words::plural;
 use crate::show::{self, Column, Fields, brief, moment, path_of};
+use crate::words::plural;
 
 /// Does what was asked.
 pub async fn task(verb: args::Task) -> Outcome {
     let broker = Peer::broker();
     match verb {
         args::Task::Ls { all, listing } => {
-            let target = if all { "/v1/tasks" } else { "/v1/tasks?state=open" };
+            let target = if all {
+                "/v1/tasks"
+            } else {
+                "/v1/tasks?state=open"
+            };
             let tasks: Vec<Task> = broker.read(target).await?;
-            let none = if all { "No tasks." } else { "No open tasks.  Closed ones, too: ephor task ls --all" };
+            let none = if all {
+                "No tasks."
+            } else {
+                "No open tasks.  Closed ones, too: ephor task ls --all"
+            };
             show::listing(listing.output, &tasks, &short(), &whole(), none)?;
         }
         args::Task::Show { id, listing } => {
@@ -40,16 +48,27 @@ pub async fn task(verb: args::Task) -> Outcome {
 pub(super) async fn say_ended(broker: &Peer, ended: &Ended, only: Option<&Credential>) -> Outcome {
     let task: Task = broker.read(&format!("/v1/tasks/{}", ended.task)).await?;
     let concerned: Vec<Credential> = match only {
-        Some(only) => task.credentials.into_iter().filter(|credential| credential.id == only.id).collect(),
+        Some(only) => task
+            .credentials
+            .into_iter()
+            .filter(|credential| credential.id == only.id)
+            .collect(),
         None => task.credentials,
     };
-    let listed = concerned.iter().filter(|credential| show::state_word(&credential.state) == "listed");
+    let listed = concerned
+        .iter()
+        .filter(|credential| show::state_word(&credential.state) == "listed");
     let end = show::Ended {
         dead: ended.dead,
         listed: ended.listed,
-        listed_kinds: listed.map(|credential| show::kind_word(&credential.kind)).collect(),
+        listed_kinds: listed
+            .map(|credential| show::kind_word(&credential.kind))
+            .collect(),
         listed_until: ended.listed_until,
-        receipt: ended.receipt.as_ref().map(|_| receipt_of(ended.task, &task.short)),
+        receipt: ended
+            .receipt
+            .as_ref()
+            .map(|_| receipt_of(ended.task, &task.short)),
     };
     show::to_stdout(&format!("{}\n", show::ended(&end, clock::wall())))?;
     let open = show::unsettled(&concerned);
@@ -82,14 +101,25 @@ fn state(task: &Task) -> String {
 /// `2 live, 1 listed`
 fn credentials(task: &Task) -> String {
     let mut counts: Vec<(&str, usize)> = Vec::new();
-    for word in task.credentials.iter().map(|credential| show::state_word(&credential.state)) {
+    for word in task
+        .credentials
+        .iter()
+        .map(|credential| show::state_word(&credential.state))
+    {
         match counts.iter_mut().find(|(known, _)| *known == word) {
             Some((_, number)) => *number += 1,
             None => counts.push((word, 1)),
         }
     }
-    let parts: Vec<String> = counts.into_iter().map(|(word, number)| format!("{number} {word}")).collect();
-    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+    let parts: Vec<String> = counts
+        .into_iter()
+        .map(|(word, number)| format!("{number} {word}"))
+        .collect();
+    if parts.is_empty() {
+        "none".to_owned()
+    } else {
+        parts.join(", ")
+    }
 }
 
 fn short() -> [Column<Task>; 6] {
@@ -112,11 +142,23 @@ fn whole() -> [Column<Task>; 11] {
         Column::new("pid", |task: &Task| task.pid.to_string()),
         Column::new("rule", |task: &Task| task.rule.clone()),
         Column::new("state", |task: &Task| task.state.clone()),
-        Column::new("cause", |task: &Task| task.cause.clone().unwrap_or_default()),
+        Column::new("cause", |task: &Task| {
+            task.cause.clone().unwrap_or_default()
+        }),
         Column::new("opened_at", |task: &Task| task.opened_at.to_string()),
-        Column::new("ended_at", |task: &Task| task.ended_at.map(|at| at.to_string()).unwrap_or_default()),
-        Column::new("credentials", |task: &Task| task.credentials.len().to_string()),
-        Column::new("overdue", |task: &Task| task.credentials.iter().filter(|c| c.overdue.is_some()).count().to_string()),
+        Column::new("ended_at", |task: &Task| {
+            task.ended_at.map(|at| at.to_string()).unwrap_or_default()
+        }),
+        Column::new("credentials", |task: &Task| {
+            task.credentials.len().to_string()
+        }),
+        Column::new("overdue", |task: &Task| {
+            task.credentials
+                .iter()
+                .filter(|c| c.overdue.is_some())
+                .count()
+                .to_string()
+        }),
     ]
 }
 
@@ -129,16 +171,26 @@ fn told(task: &Task) -> String {
         "peer" => "the calling process itself",
         other => other,
     };
-    let head = Fields::new(&format!("task {} of {}", task.short, path_of(&task.subject)), &state(task), show::to_terminal())
-        .line("runs", format!("pid {} on {}, {found}", task.pid, task.host))
-        .line("opened", moment(task.opened_at, now))
-        .line("ended", task.ended_at.map(|at| moment(at, now)))
-        .text();
+    let head = Fields::new(
+        &format!("task {} of {}", task.short, path_of(&task.subject)),
+        &state(task),
+        show::to_terminal(),
+    )
+    .line(
+        "runs",
+        format!("pid {} on {}, {found}", task.pid, task.host),
+    )
+    .line("opened", moment(task.opened_at, now))
+    .line("ended", task.ended_at.map(|at| moment(at, now)))
+    .text();
     if task.credentials.is_empty() {
         return format!("{head}  No credentials.\n");
     }
     let fit = show::to_terminal().then_some(show::WIDTH);
-    format!("{head}\n{}", show::table(&task.credentials, &super::credential::short(), fit))
+    format!(
+        "{head}\n{}",
+        show::table(&task.credentials, &super::credential::short(), fit)
+    )
 }
 
 #[cfg(test)]
@@ -168,10 +220,21 @@ mod tests {
     #[test]
     fn a_line_says_what_is_out() {
         assert_eq!(credentials(&some_task()), "2 listed, 1 live");
-        assert_eq!(credentials(&Task { credentials: vec![], ..some_task() }), "none");
+        assert_eq!(
+            credentials(&Task {
+                credentials: vec![],
+                ..some_task()
+            }),
+            "none"
+        );
         assert_eq!(state(&some_task()), "closed (exited)");
         let line = show::table(&[some_task()], &short(), Some(80));
-        assert!(line.contains("t-7kq2  orders/web  web-3  2023-11-14  closed (exited)  2 listed, 1 live"), "{line}");
+        assert!(
+            line.contains(
+                "t-7kq2  orders/web  web-3  2023-11-14  closed (exited)  2 listed, 1 live"
+            ),
+            "{line}"
+        );
     }
 
     #[test]
@@ -185,7 +248,10 @@ mod tests {
     fn shown_in_full_with_its_credentials() {
         let told = told(&some_task());
         assert!(told.starts_with("task t-7kq2 of orders/web"), "{told}");
-        assert!(told.contains("pid 4182 on web-3, started by ephor run"), "{told}");
+        assert!(
+            told.contains("pid 4182 on web-3, started by ephor run"),
+            "{told}"
+        );
         assert!(told.contains("k-7q2m"), "{told}");
     }
 }

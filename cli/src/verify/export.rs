@@ -19,6 +19,8 @@ use crate::exit::{CHECK_FAILED, Failure};
 
 /// The verifier in another language that goes with every export.
 const SCRIPT: &str = include_str!("../../../examples/verify.py");
+/// Receipts listed in one call.
+const PAGE: usize = 1000;
 /// Bytes of a hash in a tile.
 const HASH: usize = 32;
 
@@ -55,10 +57,14 @@ pub async fn export(broker: &Peer, dir: &Path) -> Result<Summary, Failure> {
 
 pub(super) async fn export_from(origin: &impl Origin, dir: &Path) -> Result<Summary, Failure> {
     let staging = staging(dir)?;
-    let writer = Writer { root: staging.path().to_owned() };
+    let writer = Writer {
+        root: staging.path().to_owned(),
+    };
     let status: Status = parsed(&origin.bytes("/v1/status").await?, "status")?;
-    let key: VerifierKey =
-        status.log_key.parse().map_err(|why| broken(format!("the broker's log key is malformed: {why}")))?;
+    let key: VerifierKey = status
+        .log_key
+        .parse()
+        .map_err(|why| broken(format!("the broker's log key is malformed: {why}")))?;
     // Receipts first: each refers to a head that the log fetched afterwards contains.
     let receipts = write_receipts(origin, &writer).await?;
     let events = write_log(origin, &writer, &key).await?;
@@ -66,7 +72,11 @@ pub(super) async fn export_from(origin: &impl Origin, dir: &Path) -> Result<Summ
     check(&writer, &key, &receipts)?;
     // An empty directory is replaced in one step; anything else makes the rename fail.
     std::fs::rename(staging.path(), dir).map_err(|why| Failure::local(dir.display(), why))?;
-    Ok(Summary { events, receipts: receipts.len(), key: status.log_key })
+    Ok(Summary {
+        events,
+        receipts: receipts.len(),
+        key: status.log_key,
+    })
 }
 
 /// A directory beside the wanted one, removed unless it is renamed.
@@ -79,7 +89,9 @@ fn staging(dir: &Path) -> Result<tempfile::TempDir, Failure> {
         Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(at(&why)),
         Ok(0) | Err(_) => {}
     }
-    let name = dir.file_name().ok_or_else(|| at(&"has no name of its own. Name a new directory."))?;
+    let name = dir
+        .file_name()
+        .ok_or_else(|| at(&"has no name of its own. Name a new directory."))?;
     let parent = match dir.parent() {
         Some(parent) if parent != Path::new("") => parent,
         Some(_) | None => Path::new("."),
@@ -88,24 +100,47 @@ fn staging(dir: &Path) -> Result<tempfile::TempDir, Failure> {
     let prefix = format!(".{}.", name.to_string_lossy());
     // What is in it is for others to read; the umask still applies.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    tempfile::Builder::new().prefix(&prefix).permissions(mode).tempdir_in(parent).map_err(|why| at(&why))
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(mode)
+        .tempdir_in(parent)
+        .map_err(|why| at(&why))
 }
 
 async fn write_receipts(origin: &impl Origin, writer: &Writer) -> Result<Vec<TaskId>, Failure> {
-    let tasks: Vec<TaskId> = parsed(&origin.bytes("/v1/receipts").await?, "list of receipts")?;
     writer.directory("receipts")?;
-    for task in &tasks {
-        let bytes = origin.bytes(&format!("/v1/tasks/{task}/receipt")).await?;
-        let _: Receipt = parsed(&bytes, "receipt")?;
-        writer.write(&format!("receipts/{task}.json"), &bytes)?;
+    let mut all: Vec<TaskId> = Vec::new();
+    loop {
+        let after = all
+            .last()
+            .map(|task| format!("&after={task}"))
+            .unwrap_or_default();
+        let page = origin
+            .bytes(&format!("/v1/receipts?limit={PAGE}{after}"))
+            .await?;
+        let page: Vec<TaskId> = parsed(&page, "list of receipts")?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        for task in &page {
+            let bytes = origin.bytes(&format!("/v1/tasks/{task}/receipt")).await?;
+            let _: Receipt = parsed(&bytes, "receipt")?;
+            writer.write(&format!("receipts/{task}.json"), &bytes)?;
+        }
+        all.extend(page);
     }
-    Ok(tasks)
 }
 
-async fn write_log(origin: &impl Origin, writer: &Writer, key: &VerifierKey) -> Result<u64, Failure> {
+async fn write_log(
+    origin: &impl Origin,
+    writer: &Writer,
+    key: &VerifierKey,
+) -> Result<u64, Failure> {
     let note = origin.bytes("/checkpoint").await?;
     let text = std::str::from_utf8(&note).map_err(|_| broken("its checkpoint is no text"))?;
-    let size = open(text, key).map_err(|why| broken(format!("its checkpoint {why}")))?.size();
+    let size = open(text, key)
+        .map_err(|why| broken(format!("its checkpoint {why}")))?
+        .size();
     writer.write("log/checkpoint", &note)?;
     for number in 0..size.div_ceil(u64::from(TILE_WIDTH)) {
         let width = width_of(size, number);
@@ -117,7 +152,10 @@ async fn write_log(origin: &impl Origin, writer: &Writer, key: &VerifierKey) -> 
     for level in 0u8..8 {
         for number in 0..hashes.div_ceil(u64::from(TILE_WIDTH)) {
             let width = width_of(hashes, number);
-            let (path, whole) = (tile_path(level, number, width), tile_path(level, number, TILE_WIDTH));
+            let (path, whole) = (
+                tile_path(level, number, width),
+                tile_path(level, number, TILE_WIDTH),
+            );
             let tile = piece(origin, &path, &whole, |bytes| first_hashes(bytes, width)).await?;
             writer.write(&format!("log/{path}"), &tile)?;
         }
@@ -148,14 +186,20 @@ fn first_hashes(tile: &[u8], width: u16) -> Option<Vec<u8>> {
 fn first_entries(bundle: &[u8], width: u16) -> Option<Vec<u8>> {
     let entries = split_bundle(bundle).ok()?;
     let mut out = Vec::with_capacity(bundle.len());
-    let all = entries.get(..usize::from(width))?.iter().all(|entry| bundle_entry(&mut out, entry));
+    let all = entries
+        .get(..usize::from(width))?
+        .iter()
+        .all(|entry| bundle_entry(&mut out, entry));
     all.then_some(out)
 }
 
 fn check(writer: &Writer, key: &VerifierKey, receipts: &[TaskId]) -> Result<(), Failure> {
     let source = Dir(writer.root.clone());
-    let held = Log::read(&source, key)
-        .and_then(|log| receipts.iter().try_for_each(|task| log.check(&source, *task).map(|_| ())));
+    let held = Log::read(&source, key).and_then(|log| {
+        receipts
+            .iter()
+            .try_for_each(|task| log.check(&source, *task).map(|_| ()))
+    });
     held.map_err(|why: Refused| broken(why.to_string()))
 }
 
@@ -165,7 +209,10 @@ fn parsed<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Failure> {
 
 /// The broker's log is damaged or inconsistent: the gravest thing an export can find.
 fn broken(why: impl std::fmt::Display) -> Failure {
-    Failure::new(CHECK_FAILED, format!("invalid: the broker's audit log does not hold: {why}.\nNothing was exported."))
+    Failure::new(
+        CHECK_FAILED,
+        format!("invalid: the broker's audit log does not hold: {why}.\nNothing was exported."),
+    )
 }
 
 /// Writes below one directory.
@@ -181,7 +228,10 @@ impl Writer {
 
     fn write(&self, path: &str, bytes: &[u8]) -> Result<(), Failure> {
         let path = self.root.join(path);
-        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, bytes));
+        let written = path
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::write(&path, bytes));
         written.map_err(|why| Failure::local(path.display(), why))
     }
 }

@@ -19,7 +19,9 @@ impl History {
             if self.heights.len() == height {
                 self.heights.push(Vec::new());
             }
-            let Some(row) = self.heights.get_mut(height) else { break };
+            let Some(row) = self.heights.get_mut(height) else {
+                break;
+            };
             let left = row.last().copied();
             row.push(hash);
             match left {
@@ -57,12 +59,16 @@ impl History {
         let heights = (0..u64::BITS).filter(|height| size >> height & 1 == 1);
         let subtree = |height: u32| {
             let number = (size >> height) - 1;
-            self.subtrees(height as usize).get(usize::try_from(number).ok()?).copied()
+            self.subtrees(height as usize)
+                .get(usize::try_from(number).ok()?)
+                .copied()
         };
-        heights.map(subtree).try_fold(None, |right: Option<[u8; 32]>, left| {
-            let left = left?;
-            Some(Some(right.map_or(left, |right| node_hash(left, right))))
-        })?
+        heights
+            .map(subtree)
+            .try_fold(None, |right: Option<[u8; 32]>, left| {
+                let left = left?;
+                Some(Some(right.map_or(left, |right| node_hash(left, right))))
+            })?
     }
 }
 
@@ -91,7 +97,11 @@ mod tests {
         for (n, leaf) in leaves.iter().enumerate() {
             assert_eq!(history.push(*leaf), n as u64);
             for size in 1..=n + 1 {
-                assert_eq!(history.root(size as u64).unwrap(), by_definition(&leaves[..size]), "{size} of {n}");
+                assert_eq!(
+                    history.root(size as u64).unwrap(),
+                    by_definition(&leaves[..size]),
+                    "{size} of {n}"
+                );
             }
             assert_eq!(history.root(n as u64 + 2), None);
         }

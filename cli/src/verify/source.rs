@@ -34,25 +34,40 @@ pub struct Dir(pub PathBuf);
 impl Source for Dir {
     fn file(&self, path: &str) -> Result<Vec<u8>, Refused> {
         let mut bytes = Vec::new();
-        let read = File::open(self.0.join(path)).and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut bytes));
+        let read = File::open(self.0.join(path))
+            .and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut bytes));
         match read {
-            Ok(_) if bytes.len() as u64 > FILE_MAX => {
-                Err(Refused::Form { path: path.to_owned(), why: "is larger than any file of an export".to_owned() })
-            }
+            Ok(_) if bytes.len() as u64 > FILE_MAX => Err(Refused::Form {
+                path: path.to_owned(),
+                why: "is larger than any file of an export".to_owned(),
+            }),
             Ok(_) => Ok(bytes),
-            Err(why) => Err(Refused::File { path: path.to_owned(), why }),
+            Err(why) => Err(Refused::File {
+                path: path.to_owned(),
+                why,
+            }),
         }
     }
 
     fn receipts(&self) -> Result<BTreeSet<TaskId>, Refused> {
-        let at = |why| Refused::File { path: "receipts".to_owned(), why };
+        let at = |why| Refused::File {
+            path: "receipts".to_owned(),
+            why,
+        };
         let entries = std::fs::read_dir(self.0.join("receipts")).map_err(at)?;
         let mut tasks = BTreeSet::new();
         for entry in entries {
             let name = entry.map_err(at)?.file_name();
             let name = name.to_string_lossy();
-            let task = name.strip_suffix(".json").and_then(|task| task.parse().ok());
-            tasks.insert(task.ok_or_else(|| at(std::io::Error::new(ErrorKind::InvalidData, format!("{name} is no receipt"))))?);
+            let task = name
+                .strip_suffix(".json")
+                .and_then(|task| task.parse().ok());
+            tasks.insert(task.ok_or_else(|| {
+                at(std::io::Error::new(
+                    ErrorKind::InvalidData,
+                    format!("{name} is no receipt"),
+                ))
+            })?);
         }
         Ok(tasks)
     }

@@ -1,7 +1,12 @@
 //! An export that holds is accepted, by our verifier and by the Python script that goes with it, and
 //! each way to tamper is refused by both.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod synthetic;
 
@@ -29,7 +34,9 @@ impl Export {
     fn tried(log: &Synthetic) -> Result<Self, crate::exit::Failure> {
         let keep = tempfile::tempdir().unwrap();
         let dir = keep.path().join("export");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         runtime.block_on(export_from(log, &dir))?;
         Ok(Self { _keep: keep, dir })
     }
@@ -38,7 +45,11 @@ impl Export {
     fn copy(&self) -> Self {
         let keep = tempfile::tempdir().unwrap();
         let dir = keep.path().join("export");
-        let copied = Command::new("cp").arg("-r").args([&self.dir, &dir]).status().unwrap();
+        let copied = Command::new("cp")
+            .arg("-r")
+            .args([&self.dir, &dir])
+            .status()
+            .unwrap();
         assert!(copied.success());
         Self { _keep: keep, dir }
     }
@@ -65,22 +76,35 @@ impl Export {
     fn rust(&self, task: TaskId, key: &VerifierKey) -> Result<(), String> {
         let source = Dir(self.dir.clone());
         let log = Log::read(&source, key).map_err(|why| why.to_string())?;
-        log.check(&source, task).map(|_| ()).map_err(|why| why.to_string())
+        log.check(&source, task)
+            .map(|_| ())
+            .map_err(|why| why.to_string())
     }
 
     /// The script's verdict.
     fn python(&self, task: TaskId, key: &VerifierKey) -> Result<(), String> {
-        self.script(&[&self.dir.display().to_string(), &task.to_string(), "--key", &key.to_string()])
+        self.script(&[
+            &self.dir.display().to_string(),
+            &task.to_string(),
+            "--key",
+            &key.to_string(),
+        ])
     }
 
     fn script(&self, args: &[&str]) -> Result<(), String> {
         let python = std::env::var("EPHOR_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-        let has = Command::new(&python).args(["-c", "import cryptography"]).output();
+        let has = Command::new(&python)
+            .args(["-c", "import cryptography"])
+            .output();
         assert!(
             has.is_ok_and(|has| has.status.success()),
             "{python} lacks the package `cryptography`: run scripts/test, or set EPHOR_TEST_PYTHON to one that has it"
         );
-        let out = Command::new(python).arg(self.path("verify.py")).args(args).output().unwrap();
+        let out = Command::new(python)
+            .arg(self.path("verify.py"))
+            .args(args)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         match out.status.code() {
             Some(0) => Ok(()),
@@ -141,14 +165,23 @@ fn a_changed_byte_anywhere_is_refused() {
     let cases: Vec<(String, Place)> = vec![
         ("log/tile/entries/000".to_owned(), Box::new(|_| 100)),
         ("log/tile/entries/000".to_owned(), Box::new(|_| 0)),
-        ("log/tile/entries/002.p/188".to_owned(), Box::new(|bytes| bytes.len() - 1)),
+        (
+            "log/tile/entries/002.p/188".to_owned(),
+            Box::new(|bytes| bytes.len() - 1),
+        ),
         ("log/tile/0/001".to_owned(), Box::new(|_| 8191)),
         ("log/tile/0/002.p/188".to_owned(), Box::new(|_| 0)),
         ("log/tile/1/000.p/2".to_owned(), Box::new(|_| 40)),
         ("log/checkpoint".to_owned(), Box::new(|_| NAME.len() + 2)),
-        ("log/checkpoint".to_owned(), Box::new(|bytes| bytes.len() - 10)),
+        (
+            "log/checkpoint".to_owned(),
+            Box::new(|bytes| bytes.len() - 10),
+        ),
         (receipt.clone(), Box::new(in_leaf)),
-        (receipt.clone(), Box::new(|bytes| bytes.windows(9).position(|w| w == b"\"proof\":[").unwrap() + 12)),
+        (
+            receipt.clone(),
+            Box::new(|bytes| bytes.windows(9).position(|w| w == b"\"proof\":[").unwrap() + 12),
+        ),
         (receipt, Box::new(|bytes| bytes.len() - 20)),
     ];
     for (path, at) in cases {
@@ -166,13 +199,20 @@ fn a_changed_byte_anywhere_is_refused() {
 fn our_verifier_refuses_every_changed_byte_of_the_log() {
     let log = Synthetic::of(20);
     let export = Export::of(&log);
-    for path in ["log/checkpoint", "log/tile/entries/000.p/20", "log/tile/0/000.p/20"] {
+    for path in [
+        "log/checkpoint",
+        "log/tile/entries/000.p/20",
+        "log/tile/0/000.p/20",
+    ] {
         let good = std::fs::read(export.path(path)).unwrap();
         for at in 0..good.len() {
             let mut bad = good.clone();
             flip(&mut bad, at);
             std::fs::write(export.path(path), bad).unwrap();
-            assert!(Log::read(&Dir(export.dir.clone()), &log.vkey()).is_err(), "byte {at} of {path}");
+            assert!(
+                Log::read(&Dir(export.dir.clone()), &log.vkey()).is_err(),
+                "byte {at} of {path}"
+            );
         }
         std::fs::write(export.path(path), good).unwrap();
     }
@@ -213,7 +253,11 @@ fn a_swapped_receipt_is_refused() {
     let log = Synthetic::of(700);
     let export = Export::of(&log);
     let (task, other) = (task_id(1), task_id(2));
-    std::fs::copy(export.path(&export.receipt(other)), export.path(&export.receipt(task))).unwrap();
+    std::fs::copy(
+        export.path(&export.receipt(other)),
+        export.path(&export.receipt(task)),
+    )
+    .unwrap();
     let why = export.refused("another task's receipt", task, &log.vkey());
     assert!(why.contains("of another task"), "{why}");
 }
@@ -242,7 +286,11 @@ fn a_forged_checkpoint_and_another_logs_key_are_refused() {
     std::fs::copy(forged.path("log/checkpoint"), bad.path("log/checkpoint")).unwrap();
     bad.refused("another key's checkpoint", task, &key);
     let bad = export.copy();
-    std::fs::copy(forged.path(&forged.receipt(task)), bad.path(&bad.receipt(task))).unwrap();
+    std::fs::copy(
+        forged.path(&forged.receipt(task)),
+        bad.path(&bad.receipt(task)),
+    )
+    .unwrap();
     bad.refused("a receipt by another key", task, &key);
     // The right log and another's key.
     let renamed = VerifierKey::new("other.example.org", *key.public_key()).unwrap();
@@ -257,7 +305,9 @@ fn a_second_history_under_the_same_key_is_refused() {
     let export = Export::of(&log);
     // The same key signed another log: the receipt is of that one.
     let mut other = log;
-    other.leaves[3] = event(ephor_proto::stage::Stage::Operate, "policy").leaf_bytes().unwrap();
+    other.leaves[3] = event(ephor_proto::stage::Stage::Operate, "policy")
+        .leaf_bytes()
+        .unwrap();
     let task = other.receipts.last().unwrap().0;
     let receipt = serde_json::to_vec(&other.receipt_of(task)).unwrap();
     std::fs::write(export.path(&export.receipt(task)), receipt).unwrap();
@@ -284,18 +334,30 @@ fn a_receipt_that_does_not_tell_all_is_refused() {
         let all = log.issue(task, 3);
         log.receipt(task, &all[..2], 3);
     });
-    assert!(export.refused("a credential left out", task, &log.vkey()).contains("does not tell of"));
+    assert!(
+        export
+            .refused("a credential left out", task, &log.vkey())
+            .contains("does not tell of")
+    );
     let (export, log, task) = lie(|log, task| {
         let all = log.issue(task, 3);
         log.receipt(task, &all, 2);
     });
-    assert!(export.refused("a wrong count", task, &log.vkey()).contains("the receipt counts 2"));
+    assert!(
+        export
+            .refused("a wrong count", task, &log.vkey())
+            .contains("the receipt counts 2")
+    );
     let (export, log, task) = lie(|log, task| {
         let mut all = log.issue(task, 1);
         all.extend(log.issue(task_id(902), 1));
         log.receipt(task, &all, 2);
     });
-    assert!(export.refused("a stranger's credential", task, &log.vkey()).contains("did not issue"));
+    assert!(
+        export
+            .refused("a stranger's credential", task, &log.vkey())
+            .contains("did not issue")
+    );
     let (export, log, task) = lie(|log, task| {
         log.whole_task(task, 1);
         log.issue(task, 1);
@@ -306,7 +368,11 @@ fn a_receipt_that_does_not_tell_all_is_refused() {
         let all: Vec<_> = log.issue(task, 0);
         log.receipt(task, &all, 1);
     });
-    assert!(export.refused("a second receipt", task, &log.vkey()).contains("more than one receipt"));
+    assert!(
+        export
+            .refused("a second receipt", task, &log.vkey())
+            .contains("more than one receipt")
+    );
 }
 
 #[test]
@@ -342,33 +408,52 @@ fn a_log_that_does_not_hold_is_not_exported() {
     log.receipt(task_id(900), &all[..1], 2);
     let failure = Export::tried(&log).err().unwrap();
     assert_eq!(failure.code, crate::exit::CHECK_FAILED);
-    assert!(failure.message.contains("does not tell of") && failure.message.contains("Nothing was exported"));
+    assert!(
+        failure.message.contains("does not tell of")
+            && failure.message.contains("Nothing was exported")
+    );
 }
 
 fn export_to(log: &Synthetic, dir: &Path) -> Result<Summary, crate::exit::Failure> {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(export_from(log, dir))
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(export_from(log, dir))
 }
 
 #[test]
 fn an_export_appears_whole_in_a_new_or_empty_directory_only() {
     let log = Synthetic::of(20);
     let keep = tempfile::tempdir().unwrap();
-    let (new, empty, full) = (keep.path().join("a/new"), keep.path().join("empty"), keep.path().join("full"));
+    let (new, empty, full) = (
+        keep.path().join("a/new"),
+        keep.path().join("empty"),
+        keep.path().join("full"),
+    );
     std::fs::create_dir(&empty).unwrap();
     std::fs::create_dir(&full).unwrap();
     std::fs::write(full.join("mine"), "").unwrap();
     for dir in [&new, &empty] {
-        let summary = export_to(&log, dir).map_err(|failure| failure.message).unwrap();
+        let summary = export_to(&log, dir)
+            .map_err(|failure| failure.message)
+            .unwrap();
         assert_eq!((summary.events, summary.receipts), (20, log.receipts.len()));
         assert_eq!(summary.key, log.vkey().to_string());
         assert!(dir.join("verify.py").is_file());
     }
     let refused = export_to(&log, &full).unwrap_err();
-    assert!(refused.code == crate::exit::USAGE && refused.message.contains("not empty"), "{}", refused.message);
+    assert!(
+        refused.code == crate::exit::USAGE && refused.message.contains("not empty"),
+        "{}",
+        refused.message
+    );
     let mut lying = Synthetic::of(20);
     lying.receipt(task_id(900), &[], 1);
     assert!(export_to(&lying, &keep.path().join("never")).is_err());
-    let mut left: Vec<_> = std::fs::read_dir(keep.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut left: Vec<_> = std::fs::read_dir(keep.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     left.sort();
     assert_eq!(left, ["a", "empty", "full"]);
 }

@@ -16,7 +16,7 @@
 //! | `POST /v1/policy/explain` [`Explain`] | [`Explained`] |
 //! | `GET /v1/audit[?after=INDEX][&limit=N][&about=ID]` | `[`[`Record`]`]` |
 //! | `GET /v1/audit/{any id, jti, host or short form}` | `[`[`Record`]`]` |
-//! | `GET /v1/receipts` | `[TaskId]` of tasks that have one |
+//! | `GET /v1/receipts[?after=ID][&limit=N]` | `[TaskId]` of tasks that have one |
 //! | `GET /checkpoint`, `GET /tile/…` | as on the public listener |
 
 use serde::{Deserialize, Serialize};

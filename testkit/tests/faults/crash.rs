@@ -1,19 +1,44 @@
-//! `kill -9` at every crash point of both daemons, then the checker.
+//! `kill -9` at every crash point of both daemons on the way of issue, renew, revoke, complete
+//! and prove; then the checker. A point that is listed and never reached fails the test.
 
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use ephor_testkit::checker::{History, judge};
-use ephor_testkit::installation::{Installation, TOKEN_SECONDS};
+use ephor_testkit::daemon::Started;
+use ephor_testkit::installation::{Installation, SETTLE, Side};
 use ephor_testkit::wait;
 use ephor_testkit::workload::Workload;
+use serde_json::json;
 
-/// Longest wait for an armed daemon to reach its point.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Installations at the same time: most of each one's time is waiting.
+const TOGETHER: usize = 4;
+/// A life after which a renewal comes within seconds.
+const SHORT: u64 = 3;
 
-fn points(daemon: &str) -> Vec<String> {
+/// Points that this walk cannot reach, each with the test that does.
+const ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "join.after_commit",
+        "crash::a_join_that_died_is_repeated_with_a_new_token",
+    ),
+    ("prove.before_expiry", "crash::killed_while_expiring"),
+    ("prove.after_expiry", "crash::killed_while_expiring"),
+    (
+        "ledger.reserve_written",
+        "disk::a_full_disk_and_a_kill, and ledger::tests::crash of the broker",
+    ),
+    (
+        "ledger.wal_checkpoint",
+        "ledger::tests::crash of the broker",
+    ),
+];
+
+fn points(side: Side) -> Vec<String> {
     let listed = Command::new(super::binary())
-        .args([daemon, "crash-points"])
+        .args([side.verb(), "crash-points"])
         .output()
         .unwrap();
     assert!(
@@ -26,93 +51,275 @@ fn points(daemon: &str) -> Vec<String> {
         .lines()
         .map(str::to_owned)
         .collect();
-    assert!(points.len() > 5, "{daemon} lists {points:?}");
+    assert!(points.len() > 15, "{side:?} lists {points:?}");
     points
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Side {
-    Broker,
-    Agent,
+/// Starts an armed daemon's successor as soon as it is dead, as an init system does.
+struct Keeper<'k> {
+    kit: &'k Installation,
+    side: Side,
+    deaths: AtomicU32,
+    done: AtomicBool,
 }
 
-/// Issue, renew, end; one of the daemons dies on the way and is started again.
+impl Keeper<'_> {
+    fn keep(&self) {
+        while !self.done.load(Ordering::SeqCst) {
+            if self.kit.has_ended(self.side) {
+                let by = self.kit.killed_by(self.side);
+                assert_eq!(
+                    by,
+                    Some(9),
+                    "{:?} died by itself: {}",
+                    self.side,
+                    self.kit.tail(self.side)
+                );
+                self.deaths.fetch_add(1, Ordering::SeqCst);
+                self.kit.start_daemon(self.side, &[]).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn has_died(&self) -> bool {
+        self.deaths.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// Issue, revoke, end and renew; one of the daemons dies on the way and is started again.
 fn survive(side: Side, point: &str) {
-    let mut kit = Installation::create(&super::binary()).unwrap();
-    kit.start().unwrap();
+    let kit = super::running();
     let mut history = History::default();
-    let mut before = Workload::start(&kit).unwrap();
+    let (mut before, mut stays) = (
+        Workload::start(&kit).unwrap(),
+        Workload::start(&kit).unwrap(),
+    );
     before
         .ask("before")
         .unwrap()
         .expect("a token before the crash");
+    stays
+        .ask("kept")
+        .unwrap()
+        .expect("a token before the crash");
 
-    // Armed from here on.
-    match side {
-        Side::Broker => {
-            kit.broker().unwrap().stop().unwrap();
-            kit.start_broker(Some(point)).unwrap();
-        }
-        Side::Agent => {
-            kit.agent().unwrap().stop().unwrap();
-            kit.start_agent(Some(point)).unwrap();
-        }
-    }
-    let mut during = Workload::start(&kit).unwrap();
-    let mut stays = Workload::start(&kit).unwrap();
-    let dies = |kit: &mut Installation| match side {
-        Side::Broker => kit.broker().unwrap().ended().is_some(),
-        Side::Agent => kit.agent().unwrap().ended().is_some(),
+    kit.stop(side).unwrap();
+    let started = kit.try_start(side, &[("EPHOR_CRASH", point)]).unwrap();
+    let keeper = Keeper {
+        kit: &kit,
+        side,
+        deaths: AtomicU32::new(0),
+        done: AtomicBool::new(false),
     };
-    // Keep asking (issue), wait for renewals, then end a task: one of these passes the point.
-    let reached = wait::until("the crash point is reached", PATIENCE, || {
-        for (number, workload) in [&mut before, &mut during, &mut stays]
-            .into_iter()
-            .enumerate()
-        {
-            let _ = workload.ask(&format!("during-{number}"));
+    std::thread::scope(|scope| {
+        scope.spawn(|| keeper.keep());
+        // Also when a step below panics: the scope would wait for ever.
+        let _done = Finally(|| keeper.done.store(true, Ordering::SeqCst));
+        if started == Started::Ready {
+            // Without it, the first request would only tell that there is no connection yet.
+            let _ = kit.wait_connected();
         }
-        if !dies(&mut kit) {
-            // Renewals come at 2/3 of a token's life.
-            std::thread::sleep(Duration::from_millis(TOKEN_SECONDS * 1000 / 5));
-            let _ = before.kill();
-        }
-        dies(&mut kit).then_some(())
+        walk(&kit, &keeper, &mut history, &mut before, &mut stays);
+        let reached = wait::until("the crash point is reached", Duration::from_secs(5), || {
+            keeper.has_died().then_some(())
+        });
+        reached.unwrap_or_else(|why| panic!("{point}: {why}; {}", kit.tail(side)));
+        // Works again: a new token for the one that stayed, within the agent's way back.
+        let held = wait::until("a token after the crash", SETTLE, || {
+            stays.ask("after").ok().flatten()
+        });
+        history.running.push(held.unwrap_or_else(|why| {
+            panic!(
+                "{point}: {why}; {}\n{}",
+                kit.tail(Side::Broker),
+                kit.tail(Side::Agent)
+            )
+        }));
     });
-    let after_an_end = point.starts_with("join")
-        || point.contains("reserve")
-        || point.contains("compact")
-        || point.contains("wal");
-    assert!(reached.is_ok() || after_an_end, "{point}: {reached:?}");
+    assert_eq!(
+        keeper.deaths.load(Ordering::SeqCst),
+        1,
+        "{point}: died again after the restart"
+    );
+    judge(&kit, &history).unwrap_or_else(|why| {
+        panic!(
+            "{point}: {why:#}\n{}\n{}",
+            kit.tail(Side::Broker),
+            kit.tail(Side::Agent)
+        )
+    });
+}
 
-    let _ = during.kill();
-    match side {
-        Side::Broker if reached.is_ok() => kit.start_broker(None).unwrap(),
-        Side::Agent if reached.is_ok() => kit.start_agent(None).unwrap(),
-        Side::Broker | Side::Agent => {}
+struct Finally<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
-    let _ = before.kill();
-    history.ended.extend_from_slice(before.held());
-    history.ended.extend_from_slice(during.held());
-    // Works again: a new token for the one that stayed, within the agent's way back.
-    let held = wait::until("a token after the crash", PATIENCE, || {
-        stays.ask("after").ok().flatten()
+}
+
+/// Everything that a point can lie on, most common first. What is refused on the way is part of
+/// it; what is given goes into the history.
+fn walk(
+    kit: &Installation,
+    keeper: &Keeper<'_>,
+    history: &mut History,
+    before: &mut Workload,
+    stays: &mut Workload,
+) {
+    let mut during = Workload::start(kit).unwrap();
+    let _ = during.ask("during");
+    let _ = during.ask_for("short", SHORT);
+    let _ = kit.public("/checkpoint");
+    let _ = kit.public("/tile/entries/000.p/1");
+    if let Ok(Some(revoked)) = stays.ask("to-be-revoked") {
+        // Repeated until it is acknowledged, as a person would.
+        let target = format!("/v1/credentials/{}/revoke", revoked.jti);
+        let told = wait::until("a revocation is acknowledged", SETTLE, || {
+            kit.admin_post(&target, &json!({"reason": "a test"})).ok()
+        });
+        told.unwrap();
+        history.ended.push(revoked);
+    }
+    history.end(before).unwrap();
+    // An end takes two commits, a heartbeat or a way back; a renewal two thirds of a short life.
+    let _ = wait::until(
+        "a renewal or the crash",
+        Duration::from_secs(SHORT + 6),
+        || keeper.has_died().then_some(()),
+    );
+    history.end(&mut during).unwrap();
+}
+
+fn survive_all(side: Side, points: Vec<String>) {
+    let queue = Mutex::new(points);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..TOGETHER {
+            scope.spawn(|| {
+                loop {
+                    let Some(point) = queue.lock().unwrap().pop() else {
+                        return;
+                    };
+                    let outcome = std::panic::catch_unwind(|| survive(side, &point));
+                    if outcome.is_err() {
+                        failed.lock().unwrap().push(point);
+                    }
+                }
+            });
+        }
     });
-    history.running.push(held.unwrap());
-    judge(&kit, &history)
-        .unwrap_or_else(|why| panic!("{point}: {why:#}\n{}", kit.broker().unwrap().tail()));
+    let failed = failed.into_inner().unwrap();
+    assert!(
+        failed.is_empty(),
+        "failed at {failed:?}; each is explained above"
+    );
+}
+
+/// The points of a daemon that the walk reaches, and later passes of those that every commit
+/// makes, so that the crash lies in another step.
+fn walked(side: Side) -> Vec<String> {
+    if let Ok(only) = std::env::var("EPHOR_TEST_POINT") {
+        return only.split(',').map(str::to_owned).collect();
+    }
+    let is_elsewhere = |point: &String| ELSEWHERE.iter().any(|(elsewhere, _)| elsewhere == point);
+    let mut walked: Vec<String> = points(side)
+        .into_iter()
+        .filter(|point| !is_elsewhere(point))
+        .collect();
+    let again: &[(&str, u32)] = match side {
+        Side::Broker => &[
+            ("ledger.before_commit", 4),
+            ("ledger.after_commit", 3),
+            ("ledger.after_commit", 5),
+        ],
+        Side::Agent => &[("journal.written", 2), ("journal.before_sync", 2)],
+    };
+    walked.extend(again.iter().map(|(point, pass)| format!("{point}:{pass}")));
+    walked
 }
 
 #[test]
 fn broker_killed_at_every_crash_point() {
-    for point in points("__broker") {
-        survive(Side::Broker, &point);
-    }
+    survive_all(Side::Broker, walked(Side::Broker));
 }
 
 #[test]
 fn agent_killed_at_every_crash_point() {
-    for point in points("__agent") {
-        survive(Side::Agent, &point);
+    survive_all(Side::Agent, walked(Side::Agent));
+}
+
+#[test]
+fn what_is_reached_elsewhere_is_a_point() {
+    let all = points(Side::Broker);
+    for (point, test) in ELSEWHERE {
+        assert!(all.iter().any(|known| known == point), "{point} ({test})");
+    }
+}
+
+/// The token was used up by the commit; nothing else is lost.
+#[test]
+fn a_join_that_died_is_repeated_with_a_new_token() {
+    let kit = Installation::create(&super::binary()).unwrap();
+    kit.start_daemon(Side::Broker, &[("EPHOR_CRASH", "join.after_commit")])
+        .unwrap();
+    kit.join(&kit.path("token")).unwrap_err();
+    wait::until("the broker died", SETTLE, || {
+        (kit.killed_by(Side::Broker) == Some(9)).then_some(())
+    })
+    .unwrap();
+    kit.start_daemon(Side::Broker, &[]).unwrap();
+    let why = kit.join(&kit.path("token")).unwrap_err().to_string();
+    assert!(why.contains("used, expired"), "{why}");
+    let invited = kit
+        .admin_post("/v1/hosts/invite", &json!({"host": "kit"}))
+        .unwrap();
+    std::fs::write(kit.path("token-2"), invited["token"].as_str().unwrap()).unwrap();
+    kit.join(&kit.path("token-2")).unwrap();
+    kit.start_daemon(Side::Agent, &[]).unwrap();
+    let mut stays = Workload::start(&kit).unwrap();
+    let held = wait::until("a token", SETTLE, || stays.ask("a").ok().flatten()).unwrap();
+    judge(
+        &kit,
+        &History {
+            running: vec![held],
+            ..History::default()
+        },
+    )
+    .unwrap();
+}
+
+/// Makes dead what is over, once, whichever side of the commit the crash is on.
+#[test]
+fn killed_while_expiring() {
+    for point in ["prove.before_expiry", "prove.after_expiry"] {
+        let kit = super::running();
+        let mut goes = Workload::start(&kit).unwrap();
+        goes.ask("over").unwrap().unwrap();
+        kit.stop(Side::Broker).unwrap();
+        // Two hours ago, so that the leeway of verifiers is over, too.
+        assert_eq!(
+            kit.sql("UPDATE credential SET expires_at = expires_at - 7200000")
+                .unwrap(),
+            1
+        );
+        kit.try_start(Side::Broker, &[("EPHOR_CRASH", point)])
+            .unwrap();
+        wait::until("the broker died", SETTLE, || {
+            (kit.killed_by(Side::Broker) == Some(9)).then_some(())
+        })
+        .unwrap();
+        kit.start_daemon(Side::Broker, &[]).unwrap();
+        let mut history = History::default();
+        history.end(&mut goes).unwrap();
+        wait::until("it is dead", SETTLE, || {
+            let credential = kit
+                .admin(&format!("/v1/credentials/{}", history.ended[0].jti))
+                .ok()?;
+            (credential["state"] == "dead").then_some(())
+        })
+        .unwrap();
+        judge(&kit, &history).unwrap_or_else(|why| panic!("{point}: {why:#}"));
     }
 }

@@ -44,7 +44,11 @@ impl Reader {
     }
 
     /// The events of a task, in order.
-    pub fn events_of_task(&self, task: TaskId, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
+    pub fn events_of_task(
+        &self,
+        task: TaskId,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, ReadError> {
         let sql = "SELECT idx, json FROM leaf WHERE task = ?1 ORDER BY idx LIMIT ?2";
         self.stored(sql, params![task.to_bytes(), capped(limit)])
     }
@@ -53,7 +57,11 @@ impl Reader {
     /// join token) written in full, or about a host by its name; in order, at most `limit`.
     pub fn events_about(&self, name: &str, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
         let mut found = BTreeSet::new();
-        self.collect(&mut found, "SELECT leaf FROM about WHERE name = ?1 ORDER BY leaf DESC LIMIT ?2", params![name, capped(limit)])?;
+        self.collect(
+            &mut found,
+            "SELECT leaf FROM about WHERE name = ?1 ORDER BY leaf DESC LIMIT ?2",
+            params![name, capped(limit)],
+        )?;
         match uuid_bytes(name) {
             Some(id) => self.about_id(&mut found, name, id, limit)?,
             None => {
@@ -87,14 +95,20 @@ impl Reader {
         )?;
         if let Some(task) = task {
             let is_task = task.as_slice() == id;
-            let request = CredentialId::from_bytes(id).ok().map(|id| self.credential(id)).transpose()?;
+            let request = CredentialId::from_bytes(id)
+                .ok()
+                .map(|id| self.credential(id))
+                .transpose()?;
             let request = request.flatten().map(|credential| credential.request);
             let sql = "SELECT idx, json FROM leaf WHERE task = ?1 ORDER BY idx LIMIT ?2";
             for stored in self.stored(sql, params![task, capped(usize::MAX)])? {
                 let event = stored.event().ok();
                 // Events of the whole task name no request.
-                let whole = event.as_ref().is_none_or(|event| event.request.is_none() && event.credential.is_none());
-                let asked = request.is_some() && event.as_ref().is_some_and(|event| event.request == request);
+                let whole = event
+                    .as_ref()
+                    .is_none_or(|event| event.request.is_none() && event.credential.is_none());
+                let asked = request.is_some()
+                    && event.as_ref().is_some_and(|event| event.request == request);
                 if is_task || whole || asked || stored.json.contains(name) {
                     found.insert(stored.index);
                 }
@@ -114,28 +128,43 @@ impl Reader {
             "SELECT field, salt, value FROM personal WHERE event = (SELECT event FROM leaf WHERE idx = ?1)",
         )?;
         let rows = statement.query_map([int(index)], |row| {
-            Ok((row.get(0)?, PersonalValue { salt: row.get(1)?, value: row.get(2)? }))
+            Ok((
+                row.get(0)?,
+                PersonalValue {
+                    salt: row.get(1)?,
+                    value: row.get(2)?,
+                },
+            ))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// The id of the event at a leaf index, for erasing what is personal in it.
     pub fn event_id(&self, index: u64) -> Result<Option<EventId>, ReadError> {
-        let mut statement =
-            self.connection()?.prepare_cached("SELECT event FROM leaf WHERE idx = ?1")?;
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT event FROM leaf WHERE idx = ?1")?;
         let mut rows = statement.query([int(index)])?;
-        let Some(row) = rows.next()? else { return Ok(None) };
-        Columns(row).id(0).map(Some).map_err(|error| ReadError::Unreadable {
-            table: "leaf",
-            reason: error.to_string(),
-        })
+        let Some(row) = rows.next()? else {
+            return Ok(None);
+        };
+        Columns(row)
+            .id(0)
+            .map(Some)
+            .map_err(|error| ReadError::Unreadable {
+                table: "leaf",
+                reason: error.to_string(),
+            })
     }
 
     fn stored(&self, sql: &str, parameters: impl Params) -> Result<Vec<StoredEvent>, ReadError> {
         let mut statement = self.connection()?.prepare_cached(sql)?;
         let rows = statement.query_map(parameters, |row| {
             let index = u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0);
-            Ok(StoredEvent { index, json: row.get(1)? })
+            Ok(StoredEvent {
+                index,
+                json: row.get(1)?,
+            })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }

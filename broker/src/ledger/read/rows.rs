@@ -69,7 +69,11 @@ fn state_word(state: TaskState) -> &'static str {
 }
 
 fn limit(asked: usize) -> usize {
-    if asked == 0 { limits::LEDGER_LIST_MAX } else { asked }
+    if asked == 0 {
+        limits::LEDGER_LIST_MAX
+    } else {
+        asked
+    }
 }
 
 /// Reads fail with [`ReadError`] when the store cannot be read; a row that is not there is `None`.
@@ -83,7 +87,9 @@ impl Reader {
     /// Tasks by state and host, by the time of their opening.
     pub fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskRow>, ReadError> {
         let keep = |task: &TaskRow| {
-            filter.state.is_none_or(|state| state == state_word(task.state))
+            filter
+                .state
+                .is_none_or(|state| state == state_word(task.state))
                 && filter.host.as_ref().is_none_or(|host| *host == task.host)
         };
         // `state <> 'closed'` lets SQLite use the index of unclosed tasks.
@@ -94,12 +100,17 @@ impl Reader {
         let condition = format!(
             "WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR host = ?2) {unclosed} ORDER BY id LIMIT ?3"
         );
-        self.list(&condition, params![filter.state, filter.host, capped(limit(filter.limit))], keep)
+        self.list(
+            &condition,
+            params![filter.state, filter.host, capped(limit(filter.limit))],
+            keep,
+        )
     }
 
     /// The tasks of a host that are not closed: `open` or `completing`.
     pub fn unclosed_tasks_of(&self, host: &str) -> Result<Vec<TaskRow>, ReadError> {
-        let keep = |task: &TaskRow| task.host == host && !matches!(task.state, TaskState::Closed { .. });
+        let keep =
+            |task: &TaskRow| task.host == host && !matches!(task.state, TaskState::Closed { .. });
         self.list("WHERE host = ?1 AND state <> 'closed'", [host], keep)
     }
 
@@ -132,7 +143,9 @@ impl Reader {
         let late = |credential: &CredentialRow| credential.overdue.is_some();
         let keep = |credential: &CredentialRow| {
             filter.state.is_none_or(|state| state == credential.state)
-                && filter.overdue.is_none_or(|overdue| overdue == late(credential))
+                && filter
+                    .overdue
+                    .is_none_or(|overdue| overdue == late(credential))
         };
         let mut found = match (filter.state, filter.overdue) {
             (Some(state), _) => self.listed(state, limit(filter.limit), keep),
@@ -168,7 +181,11 @@ impl Reader {
         };
         let condition =
             "WHERE listed = 1 AND state = ?1 AND expires_at < ?2 ORDER BY expires_at LIMIT ?3";
-        self.list(condition, params![state.as_str(), millis(before), capped(limit)], keep)
+        self.list(
+            condition,
+            params![state.as_str(), millis(before), capped(limit)],
+            keep,
+        )
     }
 
     /// Calls `each` for every credential that is not dead: from the index, without the rows.
@@ -177,12 +194,21 @@ impl Reader {
         let mut statement = connection.prepare_cached(
             "SELECT id, state, expires_at FROM credential WHERE listed = 1 AND state = ?1",
         )?;
-        let waiting = |id| self.overlay.row(&Key::Credential(id)).and_then(CredentialRow::of);
-        for state in CredentialState::ALL.into_iter().filter(|state| *state != CredentialState::Dead) {
+        let waiting = |id| {
+            self.overlay
+                .row(&Key::Credential(id))
+                .and_then(CredentialRow::of)
+        };
+        for state in CredentialState::ALL
+            .into_iter()
+            .filter(|state| *state != CredentialState::Dead)
+        {
             let mut rows = statement.query([state.as_str()])?;
             while let Some(row) = rows.next()? {
                 let columns = Columns(row);
-                let (Ok(id), Ok(at)) = (columns.id(0), columns.time(2)) else { continue };
+                let (Ok(id), Ok(at)) = (columns.id(0), columns.time(2)) else {
+                    continue;
+                };
                 if waiting(id).is_none() {
                     each(Expiry { id, state, at });
                 }
@@ -190,7 +216,11 @@ impl Reader {
         }
         for row in self.overlay.rows().filter_map(CredentialRow::of) {
             if row.state != CredentialState::Dead {
-                each(Expiry { id: row.id, state: row.state, at: row.expires_at });
+                each(Expiry {
+                    id: row.id,
+                    state: row.state,
+                    at: row.expires_at,
+                });
             }
         }
         Ok(())
@@ -200,7 +230,8 @@ impl Reader {
     /// revoked if either says so.
     pub fn listings(&self, mut each: impl FnMut(Listing)) -> Result<(), ReadError> {
         let connection = self.connection()?;
-        let usable = |state: CredentialState| state.is_usable() || state == CredentialState::Intended;
+        let usable =
+            |state: CredentialState| state.is_usable() || state == CredentialState::Intended;
         let mut statement = connection.prepare_cached(
             "SELECT status_list, status_index, state FROM credential WHERE listed = 1 \
              UNION ALL SELECT status_list, status_index, '' FROM quarantine WHERE status_index IS NOT NULL",
@@ -208,13 +239,23 @@ impl Reader {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let columns = Columns(row);
-            let (Ok(list), Ok(index)) = (columns.number(0), columns.number(1)) else { continue };
+            let (Ok(list), Ok(index)) = (columns.number(0), columns.number(1)) else {
+                continue;
+            };
             let revoked = !columns.word(2).is_ok_and(usable);
-            each(Listing { list, index, revoked });
+            each(Listing {
+                list,
+                index,
+                revoked,
+            });
         }
         for row in self.overlay.rows().filter_map(CredentialRow::of) {
             let (list, index, revoked) = (row.status_list, row.status_index, !usable(row.state));
-            each(Listing { list, index, revoked });
+            each(Listing {
+                list,
+                index,
+                revoked,
+            });
         }
         Ok(())
     }
@@ -256,8 +297,13 @@ impl Reader {
     /// The open grants of a task.
     pub fn open_grants_of(&self, task: TaskId) -> Result<Vec<GrantRow>, ReadError> {
         use ephor_proto::state::grant::GrantState;
-        let keep = |grant: &GrantRow| grant.task == task && matches!(grant.state, GrantState::Open { .. });
-        self.list("WHERE task = ?1 AND state = 'open'", [task.to_bytes()], keep)
+        let keep =
+            |grant: &GrantRow| grant.task == task && matches!(grant.state, GrantState::Open { .. });
+        self.list(
+            "WHERE task = ?1 AND state = 'open'",
+            [task.to_bytes()],
+            keep,
+        )
     }
 
     /// A host.
@@ -273,7 +319,10 @@ impl Reader {
     /// The join token with this hash.
     pub fn join_token(&self, hash: &[u8; 32]) -> Result<Option<JoinTokenRow>, ReadError> {
         let keep = |token: &JoinTokenRow| token.hash == *hash;
-        Ok(self.list("WHERE hash = ?1", [hash], keep)?.into_iter().next())
+        Ok(self
+            .list("WHERE hash = ?1", [hash], keep)?
+            .into_iter()
+            .next())
     }
 
     /// All join tokens.
@@ -288,14 +337,21 @@ impl Reader {
 
     /// All versions of a named key, oldest first.
     pub fn keys(&self, name: &str) -> Result<Vec<KeyRow>, ReadError> {
-        self.list("WHERE name = ?1 ORDER BY version", [name], |key: &KeyRow| key.name == name)
+        self.list(
+            "WHERE name = ?1 ORDER BY version",
+            [name],
+            |key: &KeyRow| key.name == name,
+        )
     }
 
     /// The leaf of a task's receipt. `None` also while it waits in the reserve.
     pub fn receipt_leaf(&self, task: TaskId) -> Result<Option<u64>, ReadError> {
-        let mut statement =
-            self.connection()?.prepare_cached("SELECT leaf FROM receipt WHERE task = ?1")?;
-        let leaf = statement.query_row([task.to_bytes()], |row| row.get::<_, i64>(0)).optional()?;
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT leaf FROM receipt WHERE task = ?1")?;
+        let leaf = statement
+            .query_row([task.to_bytes()], |row| row.get::<_, i64>(0))
+            .optional()?;
         Ok(leaf.and_then(|leaf| u64::try_from(leaf).ok()))
     }
 
@@ -317,8 +373,12 @@ impl Reader {
 
     /// How many rows and batches were ever set aside because they could not be used.
     pub fn quarantined_count(&self) -> Result<u64, ReadError> {
-        let mut statement = self.connection()?.prepare_cached("SELECT count(*) FROM quarantine")?;
-        Ok(statement.query_row([], |row| row.get::<_, i64>(0)).map(|n| u64::try_from(n).unwrap_or(0))?)
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT count(*) FROM quarantine")?;
+        Ok(statement
+            .query_row([], |row| row.get::<_, i64>(0))
+            .map(|n| u64::try_from(n).unwrap_or(0))?)
     }
 
     /// What was set aside, newest first.
@@ -328,7 +388,12 @@ impl Reader {
         )?;
         let rows = statement.query_map([capped(limit)], |row| {
             let time = UnixMillis::from_millis(u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0));
-            Ok(Quarantined { kind: row.get(0)?, reason: row.get(1)?, time, content: row.get(3)? })
+            Ok(Quarantined {
+                kind: row.get(0)?,
+                reason: row.get(1)?,
+                time,
+                content: row.get(3)?,
+            })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }

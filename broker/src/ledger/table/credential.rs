@@ -13,10 +13,31 @@ static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
         "credential",
         &[
-            "id", "version", "kind", "task", "host", "subject", "entitlement", "item", "owner",
-            "purpose", "request", "decision", "rule", "grant_id", "state", "issued_at",
-            "expires_at", "capped_by", "status_list", "status_index", "content", "cause",
-            "revoked_at", "evidence", "overdue",
+            "id",
+            "version",
+            "kind",
+            "task",
+            "host",
+            "subject",
+            "entitlement",
+            "item",
+            "owner",
+            "purpose",
+            "request",
+            "decision",
+            "rule",
+            "grant_id",
+            "state",
+            "issued_at",
+            "expires_at",
+            "capped_by",
+            "status_list",
+            "status_index",
+            "content",
+            "cause",
+            "revoked_at",
+            "evidence",
+            "overdue",
         ],
     )
 });
@@ -89,7 +110,11 @@ impl Stored for CredentialRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Credential(row) = row { Some(row) } else { None }
+        if let Row::Credential(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {

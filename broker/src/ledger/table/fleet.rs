@@ -12,9 +12,18 @@ static HOST: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
         "host",
         &[
-            "name", "version", "state", "joined_at", "last_heard", "boot_id", "instance",
-            "spki_sha256", "certificate_expires_at", "generation",
-            "previous_spki_sha256", "banned_at",
+            "name",
+            "version",
+            "state",
+            "joined_at",
+            "last_heard",
+            "boot_id",
+            "instance",
+            "spki_sha256",
+            "certificate_expires_at",
+            "generation",
+            "previous_spki_sha256",
+            "banned_at",
         ],
     )
 });
@@ -61,7 +70,11 @@ impl Stored for HostRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Host(row) = row { Some(row) } else { None }
+        if let Row::Host(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {
@@ -74,7 +87,17 @@ impl Stored for HostRow {
 }
 
 static JOIN_TOKEN: LazyLock<Sql> = LazyLock::new(|| {
-    Sql::of("join_token", &["id", "version", "hash", "host_pattern", "expires_at", "used_by"])
+    Sql::of(
+        "join_token",
+        &[
+            "id",
+            "version",
+            "hash",
+            "host_pattern",
+            "expires_at",
+            "used_by",
+        ],
+    )
 });
 
 impl Stored for JoinTokenRow {
@@ -107,7 +130,11 @@ impl Stored for JoinTokenRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::JoinToken(row) = row { Some(row) } else { None }
+        if let Row::JoinToken(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {
@@ -121,7 +148,10 @@ impl Stored for JoinTokenRow {
 
 // Keys are replaced as they are: their version is part of their name.
 static KEY: LazyLock<Sql> = LazyLock::new(|| {
-    let mut sql = Sql::of("key", &["name", "version", "sealed", "public", "created_at"]);
+    let mut sql = Sql::of(
+        "key",
+        &["name", "version", "sealed", "public", "created_at"],
+    );
     sql.insert = sql.insert.replace("INSERT", "INSERT OR REPLACE");
     sql
 });
@@ -154,7 +184,11 @@ impl Stored for KeyRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Key(row) = row { Some(row) } else { None }
+        if let Row::Key(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {

@@ -13,7 +13,14 @@ static REQUEST: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
         "request",
         &[
-            "id", "version", "digest", "task", "state", "decision", "grant_id", "credentials",
+            "id",
+            "version",
+            "digest",
+            "task",
+            "state",
+            "decision",
+            "grant_id",
+            "credentials",
             "requested_at",
         ],
     )
@@ -27,8 +34,11 @@ impl Stored for RequestRow {
     }
 
     fn bind(&self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
-        let credentials: Vec<u8> =
-            self.credentials.iter().flat_map(|credential| credential.to_bytes()).collect();
+        let credentials: Vec<u8> = self
+            .credentials
+            .iter()
+            .flat_map(|credential| credential.to_bytes())
+            .collect();
         statement.execute(params![
             self.id.to_bytes(),
             int(self.version),
@@ -60,7 +70,11 @@ impl Stored for RequestRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Request(row) = row { Some(row) } else { None }
+        if let Row::Request(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {
@@ -76,8 +90,19 @@ static DECISION: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
         "decision",
         &[
-            "id", "request", "task", "allowed", "code", "subject", "entitlement", "item", "rule",
-            "policy_version", "ttl_seconds", "capped_by", "decided_at",
+            "id",
+            "request",
+            "task",
+            "allowed",
+            "code",
+            "subject",
+            "entitlement",
+            "item",
+            "rule",
+            "policy_version",
+            "ttl_seconds",
+            "capped_by",
+            "decided_at",
         ],
     )
 });
@@ -126,7 +151,11 @@ impl Stored for DecisionRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Decision(row) = row { Some(row) } else { None }
+        if let Row::Decision(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {

@@ -14,8 +14,22 @@ static TASK: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
         "task",
         &[
-            "id", "version", "host", "subject", "rule", "pid", "start_time", "boot_id", "instance",
-            "opened_seq", "state", "cause", "contained", "opened_at", "ended_at", "closed_at",
+            "id",
+            "version",
+            "host",
+            "subject",
+            "rule",
+            "pid",
+            "start_time",
+            "boot_id",
+            "instance",
+            "opened_seq",
+            "state",
+            "cause",
+            "contained",
+            "opened_at",
+            "ended_at",
+            "closed_at",
             "deadline",
         ],
     )
@@ -92,7 +106,11 @@ impl Stored for TaskRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Task(row) = row { Some(row) } else { None }
+        if let Row::Task(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {
@@ -108,8 +126,17 @@ static GRANT: LazyLock<Sql> = LazyLock::new(|| {
     Sql::of(
         "grants",
         &[
-            "id", "version", "task", "decision", "entitlement", "item", "state", "opened_at",
-            "until", "ended_by", "closed_at",
+            "id",
+            "version",
+            "task",
+            "decision",
+            "entitlement",
+            "item",
+            "state",
+            "opened_at",
+            "until",
+            "ended_by",
+            "closed_at",
         ],
     )
 });
@@ -162,7 +189,11 @@ impl Stored for GrantRow {
     }
 
     fn of(row: &Row) -> Option<&Self> {
-        if let Row::Grant(row) = row { Some(row) } else { None }
+        if let Row::Grant(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     }
 
     fn key(&self) -> Key {

@@ -36,7 +36,9 @@ fn what_queues_during_a_commit_is_one_group_and_a_conflict_harms_no_neighbour() 
         if index % 10 == 0 {
             // The task and grant of this one are new, only its credential is taken.
             let (credential, mut clash) = issue(index);
-            clash.rows.retain(|row| row.key() != Key::Credential(credential.id));
+            clash
+                .rows
+                .retain(|row| row.key() != Key::Credential(credential.id));
             clash.rows.push(Row::from(taken.clone()));
             tickets.push((false, ledger.submit(clash).unwrap()));
         }
@@ -83,7 +85,18 @@ fn versions_admit_only_the_next_one() {
     let ledger = store.open();
     let id = task_id();
     let key = Key::Task(id);
-    let write = |version| commit(&ledger, batch(vec![Row::Task(TaskRow { version, ..task(id) })], vec![]));
+    let write = |version| {
+        commit(
+            &ledger,
+            batch(
+                vec![Row::Task(TaskRow {
+                    version,
+                    ..task(id)
+                })],
+                vec![],
+            ),
+        )
+    };
     assert_eq!(write(2).unwrap_err(), CommitError::Conflict(key.clone()));
     write(1).unwrap();
     assert_eq!(write(1).unwrap_err(), CommitError::Conflict(key.clone()));
@@ -118,8 +131,19 @@ fn preconditions_hold_at_the_commit_or_nothing_is_written() {
     assert!(tried(Require::LiveCredentials { task: id, count: 1 }));
     assert!(!tried(Require::LiveCredentials { task: id, count: 0 }));
 
-    let ended = TaskRow { version: 2, state: TaskState::Completing(EndCause::Exited), ..task(id) };
-    commit(&ledger, revoke(vec![Row::Task(ended), Row::from(revoked(&credential))], vec![])).unwrap();
+    let ended = TaskRow {
+        version: 2,
+        state: TaskState::Completing(EndCause::Exited),
+        ..task(id)
+    };
+    commit(
+        &ledger,
+        revoke(
+            vec![Row::Task(ended), Row::from(revoked(&credential))],
+            vec![],
+        ),
+    )
+    .unwrap();
     assert!(!tried(Require::TaskOpen(id)));
     assert!(tried(Require::LiveCredentials { task: id, count: 0 }));
 }
@@ -135,13 +159,20 @@ fn revocations_go_first_and_their_places_are_their_own() {
         normal.push(ticket);
         assert!(normal.len() <= 2 * crate::limits::LEDGER_NORMAL_PLACES);
     }
-    let urgent = ledger.submit(revoke(vec![], vec![event("revoke")])).unwrap();
+    let urgent = ledger
+        .submit(revoke(vec![], vec![event("revoke")]))
+        .unwrap();
     assert_eq!(ledger.health().queue_full, 1);
     held.release();
     let first = urgent.wait().unwrap().first_leaf;
-    let behind = normal.into_iter().map(|ticket| ticket.wait().unwrap().first_leaf);
+    let behind = normal
+        .into_iter()
+        .map(|ticket| ticket.wait().unwrap().first_leaf);
     let behind = behind.filter(|leaf| *leaf > first).count();
-    assert!(behind >= crate::limits::LEDGER_NORMAL_PLACES, "{behind} of the queued came after it");
+    assert!(
+        behind >= crate::limits::LEDGER_NORMAL_PLACES,
+        "{behind} of the queued came after it"
+    );
 }
 
 #[test]
@@ -168,13 +199,22 @@ fn an_unknown_fate_is_told_whichever_truth_it_has() {
 fn what_cannot_be_stored_is_refused_alone() {
     let store = Store::new();
     let ledger = store.open();
-    let receipt = Row::Receipt { task: task_id(), event: 1 };
+    let receipt = Row::Receipt {
+        task: task_id(),
+        event: 1,
+    };
     let error = commit(&ledger, batch(vec![receipt], vec![event("one")])).unwrap_err();
-    assert!(matches!(error, CommitError::Refused(Reason::Invalid(_))), "{error:?}");
+    assert!(
+        matches!(error, CommitError::Refused(Reason::Invalid(_))),
+        "{error:?}"
+    );
     let mut large = event("large");
     large.purpose = Some("x".repeat(ephor_proto::limits::MAX_LEAF_BYTES));
     let error = commit(&ledger, batch(vec![], vec![large])).unwrap_err();
-    assert!(matches!(error, CommitError::Refused(Reason::Invalid(_))), "{error:?}");
+    assert!(
+        matches!(error, CommitError::Refused(Reason::Invalid(_))),
+        "{error:?}"
+    );
     assert_eq!(ledger.head().size, 0);
 }
 

@@ -10,13 +10,19 @@ use crate::ledger::*;
 const CHILD: &str = "EPHOR_TEST_LEDGER_CHILD";
 
 fn options(dir: &std::path::Path, clock: SharedClock) -> Options {
-    Options { take_over: false, reserve_path: dir.join("reserve"), clock }
+    Options {
+        take_over: false,
+        reserve_path: dir.join("reserve"),
+        clock,
+    }
 }
 
 /// Only in the child: commits, acknowledges on stdout, and is killed somewhere in between.
 #[test]
 fn child() {
-    let Some(dir) = std::env::var_os(CHILD).map(std::path::PathBuf::from) else { return };
+    let Some(dir) = std::env::var_os(CHILD).map(std::path::PathBuf::from) else {
+        return;
+    };
     let clock = Store::new().clock;
     let ledger = Ledger::open(&dir.join("ephor.db"), options(&dir, clock)).unwrap();
     let full = std::env::var("EPHOR_CRASH").is_ok_and(|name| name.contains("reserve"));
@@ -25,9 +31,20 @@ fn child() {
     }
     for index in 0..5_000 {
         let (credential, batch) = issue(index);
-        let batch = if full { Batch { lane: Lane::Revoke, ..batch } } else { batch };
+        let batch = if full {
+            Batch {
+                lane: Lane::Revoke,
+                ..batch
+            }
+        } else {
+            batch
+        };
         let committed = commit(&ledger, batch).unwrap();
-        std::fs::write(dir.join(format!("ack-{}", credential.id)), committed.first_leaf.to_string()).unwrap();
+        std::fs::write(
+            dir.join(format!("ack-{}", credential.id)),
+            committed.first_leaf.to_string(),
+        )
+        .unwrap();
     }
 }
 
@@ -48,9 +65,17 @@ fn killed_at(point: &str) {
     for entry in std::fs::read_dir(store.dir.path()).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        let Some(id) = name.strip_prefix("ack-") else { continue };
-        assert!(reader.credential(id.parse().unwrap()).unwrap().is_some(), "{point}: {id} was lost");
-        let leaf: u64 = std::fs::read_to_string(entry.path()).unwrap().parse().unwrap();
+        let Some(id) = name.strip_prefix("ack-") else {
+            continue;
+        };
+        assert!(
+            reader.credential(id.parse().unwrap()).unwrap().is_some(),
+            "{point}: {id} was lost"
+        );
+        let leaf: u64 = std::fs::read_to_string(entry.path())
+            .unwrap()
+            .parse()
+            .unwrap();
         assert!(reader.event(leaf + 2).unwrap().is_some());
         acknowledged += 1;
     }
@@ -64,7 +89,9 @@ fn killed_at(point: &str) {
 
 #[test]
 fn what_was_acknowledged_survives_a_kill_at_every_crash_point() {
-    let own = crate::crash::POINTS.iter().filter(|point| point.starts_with("ledger."));
+    let own = crate::crash::POINTS
+        .iter()
+        .filter(|point| point.starts_with("ledger."));
     let mut walked = 0;
     for point in own {
         killed_at(point);

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ephor_proto::event::{AuditEvent, Outcome};
-use ephor_proto::id::{
-    CredentialId, DecisionId, EventId, GrantId, InstanceId, RequestId, TaskId,
-};
+use ephor_proto::id::{CredentialId, DecisionId, EventId, GrantId, InstanceId, RequestId, TaskId};
 use ephor_proto::kind::Kind;
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
@@ -40,7 +38,10 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Self { dir, clock: Arc::new(FixedClock(AtomicU64::new(NOW))) };
+        let store = Self {
+            dir,
+            clock: Arc::new(FixedClock(AtomicU64::new(NOW))),
+        };
         Ledger::create(&store.path(), "inst-1", "ephor.test/log", "test.example").unwrap();
         store
     }
@@ -51,7 +52,14 @@ impl Store {
 
     pub(super) fn try_open(&self, take_over: bool) -> Result<Ledger, OpenError> {
         let reserve_path = self.dir.path().join("reserve");
-        Ledger::open(&self.path(), Options { take_over, reserve_path, clock: self.clock.clone() })
+        Ledger::open(
+            &self.path(),
+            Options {
+                take_over,
+                reserve_path,
+                clock: self.clock.clone(),
+            },
+        )
     }
 
     pub(super) fn open(&self) -> Ledger {
@@ -90,15 +98,30 @@ pub(super) fn now() -> UnixMillis {
 
 pub(super) fn batch(rows: Vec<Row>, events: Vec<AuditEvent>) -> Batch {
     let events = events.into_iter().map(NewEvent::from).collect();
-    Batch { name: "test", lane: Lane::Normal, require: Vec::new(), rows, events }
+    Batch {
+        name: "test",
+        lane: Lane::Normal,
+        require: Vec::new(),
+        rows,
+        events,
+    }
 }
 
 pub(super) fn revoke(rows: Vec<Row>, events: Vec<AuditEvent>) -> Batch {
-    Batch { lane: Lane::Revoke, ..batch(rows, events) }
+    Batch {
+        lane: Lane::Revoke,
+        ..batch(rows, events)
+    }
 }
 
 pub(super) fn event(verb: &str) -> AuditEvent {
-    AuditEvent::new(event_id(), now(), (Stage::Issue, verb), Outcome::Ok, ("inst-1", 1))
+    AuditEvent::new(
+        event_id(),
+        now(),
+        (Stage::Issue, verb),
+        Outcome::Ok,
+        ("inst-1", 1),
+    )
 }
 
 pub(super) fn commit(ledger: &Ledger, batch: Batch) -> Result<Committed, CommitError> {
@@ -211,7 +234,10 @@ pub(super) fn issue(index: u32) -> (CredentialRow, Batch) {
         Row::Task(task(task_id)),
         Row::Request(request(&credential)),
         Row::Decision(decision(&credential)),
-        Row::Grant(GrantRow { decision: credential.decision, ..grant(credential.grant, task_id) }),
+        Row::Grant(GrantRow {
+            decision: credential.decision,
+            ..grant(credential.grant, task_id)
+        }),
         Row::from(credential.clone()),
     ];
     let mut events = [event("opened"), event("allowed"), event("recorded")];

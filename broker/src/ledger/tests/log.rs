@@ -5,13 +5,17 @@ use ephor_proto::log::{Checkpoint, SignedNote, VerifyFn, split_bundle, verify_re
 use tlog_tiles::tlog::{self, Hash};
 
 use super::fixture::*;
-use crate::ledger::log::{Signer, consistency, inclusion, receipt, root_at, signed_checkpoint, tile};
+use crate::ledger::log::{
+    Signer, consistency, inclusion, receipt, root_at, signed_checkpoint, tile,
+};
 use crate::ledger::*;
 
 const VERIFY: VerifyFn = |key, message, signature| ed25519::verify(key, message, signature);
 
 fn filled(ledger: &Ledger, batches: u32) {
-    let tickets: Vec<Ticket> = (0..batches).map(|index| ledger.submit(issue(index).1).unwrap()).collect();
+    let tickets: Vec<Ticket> = (0..batches)
+        .map(|index| ledger.submit(issue(index).1).unwrap())
+        .collect();
     for ticket in tickets {
         ticket.wait().unwrap();
     }
@@ -56,12 +60,18 @@ fn a_receipt_verifies_with_the_log_key_alone() {
     commit(&ledger, first).unwrap();
     let mut told = event("receipt");
     told.task = Some(credential.task);
-    let rows = vec![Row::Receipt { task: credential.task, event: 1 }];
+    let rows = vec![Row::Receipt {
+        task: credential.task,
+        event: 1,
+    }];
     commit(&ledger, revoke(rows, vec![event("listed"), told.clone()])).unwrap();
     filled(&ledger, 9);
 
     let key = LogKey::generate().unwrap();
-    let signer = Signer { origin: &ledger.installation().origin, key: &key };
+    let signer = Signer {
+        origin: &ledger.installation().origin,
+        key: &key,
+    };
     let reader = ledger.reader();
     assert_eq!(reader.receipts(None, 10).unwrap(), [credential.task]);
     assert!(receipt(&reader, &signer, task_id()).unwrap().is_none());
@@ -69,11 +79,19 @@ fn a_receipt_verifies_with_the_log_key_alone() {
     let vkey = signer.verifier_key().unwrap();
     assert_eq!(verify_receipt(&receipt, &vkey, VERIFY).unwrap().event, told);
     let forger = LogKey::generate().unwrap();
-    let other = Signer { origin: signer.origin, key: &forger }.verifier_key().unwrap();
+    let other = Signer {
+        origin: signer.origin,
+        key: &forger,
+    }
+    .verifier_key()
+    .unwrap();
     assert!(verify_receipt(&receipt, &other, VERIFY).is_err());
 
     // One receipt: a second is refused.
-    let rows = vec![Row::Receipt { task: credential.task, event: 0 }];
+    let rows = vec![Row::Receipt {
+        task: credential.task,
+        event: 0,
+    }];
     let again = commit(&ledger, revoke(rows, vec![event("again")])).unwrap_err();
     assert_eq!(again, CommitError::Conflict(Key::Receipt(credential.task)));
 }
@@ -83,10 +101,16 @@ fn the_signed_checkpoint_is_that_of_the_snapshot_and_of_an_empty_log_too() {
     let store = Store::new();
     let ledger = store.open();
     let key = LogKey::generate().unwrap();
-    let signer = Signer { origin: "ephor.test/log", key: &key };
+    let signer = Signer {
+        origin: "ephor.test/log",
+        key: &key,
+    };
     let check = |note: &SignedNote| -> Checkpoint {
         let note: SignedNote = note.to_string().parse().unwrap();
-        note.verify(&signer.verifier_key().unwrap(), VERIFY).unwrap().parse().unwrap()
+        note.verify(&signer.verifier_key().unwrap(), VERIFY)
+            .unwrap()
+            .parse()
+            .unwrap()
     };
     let empty = check(&signed_checkpoint(&ledger.reader(), &signer).unwrap());
     assert_eq!((empty.size(), empty.root()), (0, tlog::EMPTY_HASH.0));
@@ -117,12 +141,32 @@ fn tiles_are_those_of_tlog_tiles_and_bundles_hold_the_leaves() {
     let entries = split_bundle(&partial).unwrap();
     assert_eq!(entries.len(), 16);
     assert_eq!(entries[15], leaf(527).as_bytes());
-    assert_eq!(split_bundle(&tile(&reader, "tile/entries/001").unwrap().unwrap()).unwrap().len(), 256);
+    assert_eq!(
+        split_bundle(&tile(&reader, "tile/entries/001").unwrap().unwrap())
+            .unwrap()
+            .len(),
+        256
+    );
     for absent in [
-        "tile/0/002", "tile/0/002.p/17", "tile/0/003.p/1", "tile/1/000", "tile/2/000.p/1",
-        "tile/0/2.p/1", "tile/0/x000/002.p/1", "tile/0/002.p/0", "tile/0/002.p/256", "tile/00/000",
-        "tile/8/000", "tile/-1/000", "tile/entries/../000", "tile/0/", "tile/0/x999/x999/x999/x999/x999/x999/x999/999",
-        "", "tile/data/000", "/tile/0/000", "tile/0/000/",
+        "tile/0/002",
+        "tile/0/002.p/17",
+        "tile/0/003.p/1",
+        "tile/1/000",
+        "tile/2/000.p/1",
+        "tile/0/2.p/1",
+        "tile/0/x000/002.p/1",
+        "tile/0/002.p/0",
+        "tile/0/002.p/256",
+        "tile/00/000",
+        "tile/8/000",
+        "tile/-1/000",
+        "tile/entries/../000",
+        "tile/0/",
+        "tile/0/x999/x999/x999/x999/x999/x999/x999/999",
+        "",
+        "tile/data/000",
+        "/tile/0/000",
+        "tile/0/000/",
     ] {
         assert_eq!(tile(&reader, absent).unwrap(), None, "{absent}");
     }

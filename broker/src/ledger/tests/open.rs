@@ -27,7 +27,10 @@ fn a_reopened_store_has_everything_and_goes_on() {
     assert_eq!(ledger.installation().epoch, 1);
     assert_eq!(ledger.installation().origin, "ephor.test/log");
     assert_eq!(ledger.clock_high_water().as_millis(), NOW);
-    assert_eq!(ledger.reader().credential(credential.id).unwrap(), Some(credential));
+    assert_eq!(
+        ledger.reader().credential(credential.id).unwrap(),
+        Some(credential)
+    );
     assert_eq!(commit(&ledger, issue(1).1).unwrap().first_leaf, 3);
 }
 
@@ -48,10 +51,20 @@ fn there_must_be_a_store_and_only_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("none.db");
     let clock = Store::new().clock;
-    let options = Options { take_over: false, reserve_path: dir.path().join("reserve"), clock };
-    assert!(matches!(Ledger::open(&path, options), Err(OpenError::Missing(_))));
+    let options = Options {
+        take_over: false,
+        reserve_path: dir.path().join("reserve"),
+        clock,
+    };
+    assert!(matches!(
+        Ledger::open(&path, options),
+        Err(OpenError::Missing(_))
+    ));
     let store = Store::new();
-    assert!(matches!(Ledger::create(&store.path(), "i", "o", "t"), Err(OpenError::Exists(_))));
+    assert!(matches!(
+        Ledger::create(&store.path(), "i", "o", "t"),
+        Err(OpenError::Exists(_))
+    ));
     store.open();
 }
 
@@ -71,7 +84,10 @@ fn a_second_opener_is_refused_until_it_takes_over_and_then_the_first_is_fenced()
     assert_eq!(second.installation().epoch, 2);
     let lost = CommitError::Refused(Reason::EpochLost);
     assert_eq!(commit(&first, issue(2).1).unwrap_err(), lost);
-    assert_eq!(commit(&first, revoke(vec![], vec![event("late")])).unwrap_err(), lost);
+    assert_eq!(
+        commit(&first, revoke(vec![], vec![event("late")])).unwrap_err(),
+        lost
+    );
     assert_eq!(first.health().stopped, Some(Reason::EpochLost));
     assert_eq!(commit(&second, issue(3).1).unwrap().first_leaf, 6);
     // The first one's shutdown must not give away what the second holds.
@@ -84,10 +100,16 @@ fn a_second_opener_is_refused_until_it_takes_over_and_then_the_first_is_fenced()
 fn a_newer_schema_and_a_foreign_file_are_refused_untouched() {
     let store = Store::new();
     store.raw().pragma_update(None, "user_version", 99).unwrap();
-    assert!(matches!(refusal(&store), OpenError::Newer { found: 99, .. }));
+    assert!(matches!(
+        refusal(&store),
+        OpenError::Newer { found: 99, .. }
+    ));
 
     let foreign = Store::new();
-    foreign.raw().pragma_update(None, "application_id", 7).unwrap();
+    foreign
+        .raw()
+        .pragma_update(None, "application_id", 7)
+        .unwrap();
     assert!(matches!(refusal(&foreign), OpenError::Foreign(_)));
 
     let empty = Store::new();
@@ -140,7 +162,10 @@ fn a_log_that_is_not_its_checkpoint_is_refused() {
         commit(&ledger, issue(1).1).unwrap();
         ledger.shutdown();
         store.raw().execute_batch(tampering).unwrap();
-        assert!(matches!(refusal(&store), OpenError::Damaged { .. }), "{tampering}");
+        assert!(
+            matches!(refusal(&store), OpenError::Damaged { .. }),
+            "{tampering}"
+        );
     }
 }
 
@@ -152,12 +177,21 @@ fn a_row_that_cannot_be_read_is_set_aside_and_stays_listed() {
     let (good, second) = issue(8);
     commit(&ledger, first).unwrap();
     commit(&ledger, second).unwrap();
-    let sql = format!("UPDATE credential SET state = 'undead' WHERE hex(id) = '{}'", hex(bad.id.to_bytes()));
+    let sql = format!(
+        "UPDATE credential SET state = 'undead' WHERE hex(id) = '{}'",
+        hex(bad.id.to_bytes())
+    );
     assert_eq!(store.raw().execute(&sql, []).unwrap(), 1);
     // Met while running: the others are still listed, and it itself is an error, not "absent".
-    let listed = ledger.reader().credentials(&CredentialFilter::default()).unwrap();
+    let listed = ledger
+        .reader()
+        .credentials(&CredentialFilter::default())
+        .unwrap();
     assert_eq!(listed, std::slice::from_ref(&good));
-    assert!(matches!(ledger.reader().credential(bad.id), Err(ReadError::Unreadable { .. })));
+    assert!(matches!(
+        ledger.reader().credential(bad.id),
+        Err(ReadError::Unreadable { .. })
+    ));
     ledger.shutdown();
 
     let ledger = store.open();
@@ -165,12 +199,18 @@ fn a_row_that_cannot_be_read_is_set_aside_and_stays_listed() {
     assert_eq!(reader.quarantined_count().unwrap(), 1);
     let aside = reader.quarantined(10).unwrap().remove(0);
     assert_eq!(aside.kind, "credential");
-    assert!(aside.reason.contains("state") && aside.reason.contains("undead"), "{}", aside.reason);
+    assert!(
+        aside.reason.contains("state") && aside.reason.contains("undead"),
+        "{}",
+        aside.reason
+    );
     assert!(aside.content.contains("orders.toml:12"));
     assert_eq!(reader.credential(bad.id).unwrap(), None);
     assert_eq!(reader.credential(good.id).unwrap(), Some(good));
     let mut listings = Vec::new();
-    reader.listings(|listing| listings.push((listing.index, listing.revoked))).unwrap();
+    reader
+        .listings(|listing| listings.push((listing.index, listing.revoked)))
+        .unwrap();
     listings.sort_unstable();
     assert_eq!(listings, [(7, true), (8, false)]);
     drop(reader);
@@ -184,7 +224,12 @@ fn a_damaged_reserve_is_kept_beside_and_does_not_stop_the_start() {
     let store = Store::new();
     store.open().shutdown();
     let path = store.dir.path().join("reserve");
-    std::fs::File::options().write(true).open(&path).unwrap().write_all_at(b"x", 2).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(b"x", 2)
+        .unwrap();
     let ledger = store.open();
     assert!(store.dir.path().join("reserve.damaged").exists());
     commit(&ledger, issue(0).1).unwrap();

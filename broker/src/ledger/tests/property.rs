@@ -34,8 +34,15 @@ fn together(ledger: &Ledger, batches: &[(bool, usize, bool)]) {
     for (urgent, events, conflict) in batches {
         let events = (0..*events).map(|_| event("happened")).collect();
         let version = if *conflict { 7 } else { 1 };
-        let rows = vec![Row::Task(TaskRow { version, ..task(task_id()) })];
-        let batch = if *urgent { revoke(rows, events) } else { batch(rows, events) };
+        let rows = vec![Row::Task(TaskRow {
+            version,
+            ..task(task_id())
+        })];
+        let batch = if *urgent {
+            revoke(rows, events)
+        } else {
+            batch(rows, events)
+        };
         tickets.push((*conflict, ledger.submit(batch).unwrap()));
     }
     let mut indices = Vec::new();
@@ -57,8 +64,12 @@ fn check(ledger: &Ledger) {
     let reader = ledger.reader();
     let head = reader.head().unwrap();
     assert_eq!(head, ledger.head());
-    let leaves: Vec<Vec<u8>> =
-        reader.events(0, 10_000).unwrap().into_iter().map(|event| event.json.into_bytes()).collect();
+    let leaves: Vec<Vec<u8>> = reader
+        .events(0, 10_000)
+        .unwrap()
+        .into_iter()
+        .map(|event| event.json.into_bytes())
+        .collect();
     assert_eq!(leaves.len() as u64, head.size);
     assert_eq!(naive_root(&leaves).0, head.root);
 }

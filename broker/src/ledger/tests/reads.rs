@@ -17,7 +17,10 @@ fn every_row_comes_back_as_it_was_written() {
     let ledger = store.open();
     let (credential, first) = issue(3);
     let task = TaskRow {
-        state: TaskState::Closed { cause: EndCause::Deadline, contained: true },
+        state: TaskState::Closed {
+            cause: EndCause::Deadline,
+            contained: true,
+        },
         ended_at: Some(now()),
         closed_at: Some(now()),
         deadline: Some(UnixMillis::MAX),
@@ -84,7 +87,10 @@ fn every_row_comes_back_as_it_was_written() {
     assert_eq!(reader.task(task.id).unwrap(), Some(task));
     assert_eq!(reader.grant(grant.id).unwrap(), Some(grant));
     assert_eq!(reader.credential(dead.id).unwrap(), Some(dead));
-    assert_eq!(reader.credential(credential.id).unwrap(), Some(credential.clone()));
+    assert_eq!(
+        reader.credential(credential.id).unwrap(),
+        Some(credential.clone())
+    );
     assert_eq!(reader.request(asked.id).unwrap(), Some(asked));
     assert_eq!(reader.decision(decided.id).unwrap(), Some(decided));
     assert_eq!(reader.host("web-1").unwrap(), Some(host.clone()));
@@ -98,9 +104,15 @@ fn every_row_comes_back_as_it_was_written() {
     assert_eq!(reader.open_grants_of(credential.task).unwrap().len(), 1);
     assert_eq!(reader.open_tasks_of("web-1").unwrap().len(), 1);
     assert_eq!(reader.unclosed_tasks().unwrap().len(), 1);
-    let closed = TaskFilter { state: Some("closed"), ..TaskFilter::default() };
+    let closed = TaskFilter {
+        state: Some("closed"),
+        ..TaskFilter::default()
+    };
     assert_eq!(reader.tasks(&closed).unwrap().len(), 1);
-    let elsewhere = TaskFilter { host: Some("db-1".to_owned()), ..TaskFilter::default() };
+    let elsewhere = TaskFilter {
+        host: Some("db-1".to_owned()),
+        ..TaskFilter::default()
+    };
     assert!(reader.tasks(&elsewhere).unwrap().is_empty());
 }
 
@@ -109,21 +121,37 @@ fn the_expiry_index_gives_what_is_not_dead_soonest_first() {
     let store = Store::new();
     let ledger = store.open();
     let mut ids = Vec::new();
-    for (index, state) in [CredentialState::Live, CredentialState::Dead, CredentialState::Contained].into_iter().enumerate() {
+    for (index, state) in [
+        CredentialState::Live,
+        CredentialState::Dead,
+        CredentialState::Contained,
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let (credential, mut batch) = issue(index as u32);
         let expires_at = now().saturating_add_millis(1000 * (9 - index as u64));
         batch.rows.pop();
-        batch.rows.push(Row::from(CredentialRow { state, expires_at, ..credential.clone() }));
+        batch.rows.push(Row::from(CredentialRow {
+            state,
+            expires_at,
+            ..credential.clone()
+        }));
         commit(&ledger, batch).unwrap();
         ids.push(credential.id);
     }
     let reader = ledger.reader();
     let mut found = Vec::new();
-    reader.expiries(|expiry| found.push((expiry.id, expiry.at.millis_since(now())))).unwrap();
+    reader
+        .expiries(|expiry| found.push((expiry.id, expiry.at.millis_since(now()))))
+        .unwrap();
     assert_eq!(found, [(ids[0], 9000), (ids[2], 7000)]);
     let soon = |millis| {
         let before = now().saturating_add_millis(millis);
-        reader.expiring_before(CredentialState::Live, before, 10).unwrap().len()
+        reader
+            .expiring_before(CredentialState::Live, before, 10)
+            .unwrap()
+            .len()
     };
     assert_eq!((soon(9000), soon(9001)), (0, 1));
     let plan: String = store
@@ -143,19 +171,28 @@ fn only_the_dead_are_forgotten_and_only_a_day_after_their_expiry() {
     let ledger = store.open();
     let (dead, mut first) = issue(1);
     first.rows.pop();
-    first.rows.push(Row::from(CredentialRow { state: CredentialState::Dead, ..dead.clone() }));
+    first.rows.push(Row::from(CredentialRow {
+        state: CredentialState::Dead,
+        ..dead.clone()
+    }));
     commit(&ledger, first).unwrap();
     let (live, second) = issue(2);
     commit(&ledger, second).unwrap();
     let day = ephor_proto::limits::LISTING_KEPT_MILLIS;
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     let prune = |millis| {
-        runtime.block_on(ledger.prune(dead.expires_at.saturating_add_millis(millis))).unwrap()
+        runtime
+            .block_on(ledger.prune(dead.expires_at.saturating_add_millis(millis)))
+            .unwrap()
     };
     assert_eq!((prune(day), prune(day + 1), prune(day + 1)), (0, 1, 0));
     let reader = ledger.reader();
     let mut listed = Vec::new();
-    reader.listings(|listing| listed.push(listing.index)).unwrap();
+    reader
+        .listings(|listing| listed.push(listing.index))
+        .unwrap();
     assert_eq!(listed, [2]);
     // What it was is still known; what was signed is not kept.
     let kept = reader.credential(dead.id).unwrap().unwrap();
@@ -210,7 +247,12 @@ fn events_are_found_by_anything_they_are_about() {
     commit(&ledger, batch(vec![], vec![denied.clone()])).unwrap();
     let reader = ledger.reader();
     let about = |name: &str| -> Vec<u64> {
-        reader.events_about(name, 100).unwrap().iter().map(|event| event.index).collect()
+        reader
+            .events_about(name, 100)
+            .unwrap()
+            .iter()
+            .map(|event| event.index)
+            .collect()
     };
     assert_eq!(about(&credential.task.to_string()), [0, 1, 2]);
     assert_eq!(about(&credential.id.to_string()), [0, 1, 2]);
@@ -233,13 +275,24 @@ fn personal_values_are_beside_the_log_and_can_be_erased_without_changing_it() {
     let mut told = event("asked");
     told.reason = Some(ephor_proto::event::Text::Committed(commitment.clone()));
     let mut first = batch(vec![], vec![]);
-    first.events.push(NewEvent { event: told.clone(), personal: vec![("reason".to_owned(), value)] });
+    first.events.push(NewEvent {
+        event: told.clone(),
+        personal: vec![("reason".to_owned(), value)],
+    });
     commit(&ledger, first).unwrap();
     let head = ledger.head();
     let kept = ledger.reader().personal(0).unwrap();
     assert_eq!(kept[0].0, "reason");
     assert!(kept[0].1.opens(&commitment));
-    assert!(!ledger.reader().event(0).unwrap().unwrap().json.contains("INC-482"));
+    assert!(
+        !ledger
+            .reader()
+            .event(0)
+            .unwrap()
+            .unwrap()
+            .json
+            .contains("INC-482")
+    );
     assert_eq!(ledger.reader().event_id(0).unwrap(), Some(told.id));
     commit(&ledger, batch(vec![Row::ErasePersonal(told.id)], vec![])).unwrap();
     assert!(ledger.reader().personal(0).unwrap().is_empty());
@@ -254,14 +307,23 @@ fn a_reader_is_a_snapshot_and_its_connection_comes_back() {
     commit(&ledger, first).unwrap();
     let before = ledger.reader();
     before.head().unwrap();
-    commit(&ledger, batch(vec![Row::from(revoked(&credential))], vec![])).unwrap();
-    assert_eq!(before.credential(credential.id).unwrap().unwrap().state, CredentialState::Live);
+    commit(
+        &ledger,
+        batch(vec![Row::from(revoked(&credential))], vec![]),
+    )
+    .unwrap();
+    assert_eq!(
+        before.credential(credential.id).unwrap().unwrap().state,
+        CredentialState::Live
+    );
     let after = ledger.reader().credential(credential.id).unwrap().unwrap();
     assert_eq!(after.state, CredentialState::Revoking);
     for _ in 0..3 * crate::limits::LEDGER_READERS {
         ledger.reader().head().unwrap();
     }
-    let held: Vec<Reader> = (1..crate::limits::LEDGER_READERS).map(|_| ledger.reader()).collect();
+    let held: Vec<Reader> = (1..crate::limits::LEDGER_READERS)
+        .map(|_| ledger.reader())
+        .collect();
     for reader in &held {
         reader.head().unwrap();
     }
@@ -282,7 +344,10 @@ fn the_write_ahead_log_is_copied_back_while_commits_go_on() {
     }
     let copied = || {
         let sql = "PRAGMA wal_checkpoint(NOOP)";
-        store.raw().query_row(sql, [], |row| row.get::<_, i64>(2)).unwrap()
+        store
+            .raw()
+            .query_row(sql, [], |row| row.get::<_, i64>(2))
+            .unwrap()
     };
     for _ in 0..200 {
         if copied() > 0 {

@@ -21,17 +21,32 @@ fn fill(ledger: &Ledger) {
 }
 
 fn end(credential: &CredentialRow) -> Batch {
-    let ended = TaskRow { version: 2, state: TaskState::Completing(EndCause::Exited), ..task(credential.task) };
+    let ended = TaskRow {
+        version: 2,
+        state: TaskState::Completing(EndCause::Exited),
+        ..task(credential.task)
+    };
     let mut told = event("completed");
     told.task = Some(credential.task);
     told.purpose = Some("p".repeat(6000));
-    let mut batch = revoke(vec![Row::Task(ended), Row::from(revoked(credential))], vec![told]);
-    batch.require = vec![Require::LiveCredentials { task: credential.task, count: 1 }];
+    let mut batch = revoke(
+        vec![Row::Task(ended), Row::from(revoked(credential))],
+        vec![told],
+    );
+    batch.require = vec![Require::LiveCredentials {
+        task: credential.task,
+        count: 1,
+    }];
     batch
 }
 
 fn state(ledger: &Ledger, credential: &CredentialRow) -> CredentialState {
-    ledger.reader().credential(credential.id).unwrap().unwrap().state
+    ledger
+        .reader()
+        .credential(credential.id)
+        .unwrap()
+        .unwrap()
+        .state
 }
 
 fn issued(ledger: &Ledger, count: u32) -> Vec<CredentialRow> {
@@ -62,24 +77,49 @@ fn revocations_are_acknowledged_seen_and_merged_when_there_is_space() {
     assert_eq!(ledger.head().size, size);
     assert_eq!(commit(&ledger, issue(5_000).1).unwrap_err(), FULL);
     let health = ledger.health();
-    assert_eq!((health.stopped, health.reserve_in_use, health.reserved), (Some(Reason::DiskFull), true, 3));
+    assert_eq!(
+        (health.stopped, health.reserve_in_use, health.reserved),
+        (Some(Reason::DiskFull), true, 3)
+    );
 
     // Readers see what was acknowledged, by id and in lists.
     let reader = ledger.reader();
     for credential in &credentials {
         assert_eq!(state(&ledger, credential), CredentialState::Revoking);
-        assert!(matches!(reader.task(credential.task).unwrap().unwrap().state, TaskState::Completing(_)));
-        assert_eq!(reader.credentials_of(credential.task).unwrap()[0].state, CredentialState::Revoking);
+        assert!(matches!(
+            reader.task(credential.task).unwrap().unwrap().state,
+            TaskState::Completing(_)
+        ));
+        assert_eq!(
+            reader.credentials_of(credential.task).unwrap()[0].state,
+            CredentialState::Revoking
+        );
     }
-    let revoking = CredentialFilter { state: Some(CredentialState::Revoking), ..Default::default() };
+    let revoking = CredentialFilter {
+        state: Some(CredentialState::Revoking),
+        ..Default::default()
+    };
     assert_eq!(reader.credentials(&revoking).unwrap().len(), 3);
-    let live = CredentialFilter { state: Some(CredentialState::Live), ..Default::default() };
-    assert!(reader.credentials(&live).unwrap().iter().all(|row| credentials.iter().all(|c| c.id != row.id)));
+    let live = CredentialFilter {
+        state: Some(CredentialState::Live),
+        ..Default::default()
+    };
+    assert!(
+        reader
+            .credentials(&live)
+            .unwrap()
+            .iter()
+            .all(|row| credentials.iter().all(|c| c.id != row.id))
+    );
     let mut set = 0;
-    reader.listings(|listing| set += u32::from(listing.revoked)).unwrap();
+    reader
+        .listings(|listing| set += u32::from(listing.revoked))
+        .unwrap();
     assert_eq!(set, 3);
     let mut revoking = 0;
-    reader.expiries(|expiry| revoking += u32::from(expiry.state == CredentialState::Revoking)).unwrap();
+    reader
+        .expiries(|expiry| revoking += u32::from(expiry.state == CredentialState::Revoking))
+        .unwrap();
     assert_eq!(revoking, 3);
     drop(reader);
 
@@ -88,12 +128,21 @@ fn revocations_are_acknowledged_seen_and_merged_when_there_is_space() {
     assert_eq!(again, CommitError::Conflict(Key::Task(credentials[0].task)));
 
     ledger.faults().set_max_pages(1_000_000);
-    assert_eq!(commit(&ledger, issue(6_000).1).unwrap().first_leaf, size + 3);
+    assert_eq!(
+        commit(&ledger, issue(6_000).1).unwrap().first_leaf,
+        size + 3
+    );
     assert!(!ledger.health().reserve_in_use);
     assert_eq!(ledger.health().stopped, None);
     for (credential, leaf) in credentials.iter().zip(leaves) {
         assert_eq!(state(&ledger, credential), CredentialState::Revoking);
-        let event = ledger.reader().event(leaf).unwrap().unwrap().event().unwrap();
+        let event = ledger
+            .reader()
+            .event(leaf)
+            .unwrap()
+            .unwrap()
+            .event()
+            .unwrap();
         assert_eq!(event.task, Some(credential.task));
     }
     assert_eq!(ledger.reader().quarantined_count().unwrap(), 0);
@@ -150,7 +199,13 @@ fn revocations_that_still_fit_go_into_the_store_beside_work_that_does_not() {
     let credentials = issued(&ledger, 1);
     fill(&ledger);
     // Rewrites rows in place and adds no leaf: needs no new page.
-    let small = revoke(vec![Row::from(CredentialRow { content: String::new(), ..revoked(&credentials[0]) })], vec![]);
+    let small = revoke(
+        vec![Row::from(CredentialRow {
+            content: String::new(),
+            ..revoked(&credentials[0])
+        })],
+        vec![],
+    );
     let committed = commit(&ledger, small).unwrap();
     assert!(!committed.in_reserve);
     assert_eq!(state(&ledger, &credentials[0]), CredentialState::Revoking);
@@ -165,7 +220,19 @@ fn a_full_reserve_refuses_and_keeps_what_it_has() {
     let error = loop {
         let mut told = event("revoked");
         told.purpose = Some("p".repeat(60_000));
-        match commit(&ledger, revoke(vec![], vec![told.clone(), AuditEvent { id: event_id(), ..told }])) {
+        match commit(
+            &ledger,
+            revoke(
+                vec![],
+                vec![
+                    told.clone(),
+                    AuditEvent {
+                        id: event_id(),
+                        ..told
+                    },
+                ],
+            ),
+        ) {
             Ok(committed) => assert!(committed.in_reserve),
             Err(error) => break error,
         }

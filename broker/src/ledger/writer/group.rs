@@ -31,56 +31,91 @@ impl Writer {
         batches: &[&Encoded],
         merged_up_to: Option<u64>,
     ) -> Result<Results, Trouble> {
-        let outcome = self.attempt(batches, merged_up_to);
-        if outcome.is_err() {
-            self.recover();
+        // Savepoints cost a copy of every page that each batch touches, and batches nearly always
+        // apply: so first without, and only after a refusal again with them.
+        for isolate in [false, true] {
+            match self.attempt(batches, merged_up_to, isolate) {
+                Ok(Some(results)) => return Ok(results),
+                Ok(None) => self.recover(),
+                Err(trouble) => {
+                    self.recover();
+                    return Err(trouble);
+                }
+            }
         }
-        outcome
+        Err(Trouble::Damaged(
+            "a group could not be split into its batches".to_owned(),
+        ))
     }
 
-    fn attempt(&mut self, batches: &[&Encoded], merged_up_to: Option<u64>) -> Result<Results, Trouble> {
+    /// One transaction; `None` when a batch was refused and the batches were not isolated.
+    fn attempt(
+        &mut self,
+        batches: &[&Encoded],
+        merged_up_to: Option<u64>,
+        isolate: bool,
+    ) -> Result<Option<Results>, Trouble> {
         let before = |error: rusqlite::Error| Trouble::before_commit(&error);
         #[cfg(any(test, feature = "failpoints"))]
-        self.shared.faults.limit_pages(&self.connection).map_err(before)?;
+        self.shared
+            .faults
+            .limit_pages(&self.connection)
+            .map_err(before)?;
         run(&self.connection, "BEGIN IMMEDIATE").map_err(before)?;
         self.fence.check(&self.connection)?;
         let size = self.frontier.size();
         let mut results = Vec::with_capacity(batches.len());
         for batch in batches {
-            results.push(self.one(batch)?);
+            let result = if isolate {
+                self.isolated(batch)?
+            } else {
+                self.one(batch)?
+            };
+            if !isolate && result.is_err() {
+                return Ok(None);
+            }
+            results.push(result);
         }
         let now = self.now();
         if let Some(seq) = merged_up_to {
             set_aside(&self.connection, batches, &results, now).map_err(before)?;
             let sql = "UPDATE installation SET reserve_seq = ?1";
-            self.connection.prepare_cached(sql).and_then(|mut s| s.execute([int(seq)])).map_err(before)?;
+            self.connection
+                .prepare_cached(sql)
+                .and_then(|mut s| s.execute([int(seq)]))
+                .map_err(before)?;
         } else if results.iter().all(Result::is_err) {
             run(&self.connection, "ROLLBACK").map_err(before)?;
-            return Ok(results);
+            return Ok(Some(results));
         }
         let head = self.seal(size, now)?;
         self.flush()?;
         self.publish(head, now, batches, &results);
-        Ok(results)
+        Ok(Some(results))
+    }
+
+    /// One batch: applied whole, or refused with what it wrote so far still there.
+    fn one(&mut self, batch: &Encoded) -> Result<Result<u64, CommitError>, Trouble> {
+        match apply(&self.connection, batch, &mut self.frontier) {
+            Ok(first_leaf) => Ok(Ok(first_leaf)),
+            Err(Stop::Store(error)) => Err(Trouble::before_commit(&error)),
+            Err(Stop::Tree(text)) => Err(Trouble::Damaged(text)),
+            Err(stop @ (Stop::Conflict(_) | Stop::Invalid(_))) => Ok(Err(refusal(stop))),
+        }
     }
 
     /// One batch: applied whole, or undone without a trace in its neighbours.
-    fn one(&mut self, batch: &Encoded) -> Result<Result<u64, CommitError>, Trouble> {
+    fn isolated(&mut self, batch: &Encoded) -> Result<Result<u64, CommitError>, Trouble> {
         let before = |error: rusqlite::Error| Trouble::before_commit(&error);
         run(&self.connection, "SAVEPOINT batch").map_err(before)?;
         let size = self.frontier.size();
-        let result = match apply(&self.connection, batch, &mut self.frontier) {
-            Ok(first_leaf) => Ok(first_leaf),
-            Err(Stop::Store(error)) => return Err(Trouble::before_commit(&error)),
-            Err(Stop::Tree(text)) => return Err(Trouble::Damaged(text)),
-            Err(stop @ (Stop::Conflict(_) | Stop::Invalid(_))) => {
-                run(&self.connection, "ROLLBACK TO batch").map_err(before)?;
-                if self.frontier.size() != size {
-                    self.frontier = load(&self.connection)?;
-                }
-                Err(refusal(stop))
+        let result = self.one(batch)?;
+        if result.is_err() {
+            run(&self.connection, "ROLLBACK TO batch").map_err(before)?;
+            if self.frontier.size() != size {
+                self.frontier = load(&self.connection)?;
             }
-        };
+        }
         run(&self.connection, "RELEASE batch").map_err(before)?;
         Ok(result)
     }
@@ -93,6 +128,7 @@ impl Writer {
             return Ok(**self.shared.head.load());
         }
         let head = self.frontier.head().map_err(|error| Trouble::Damaged(error.to_string()))?;
+        crate::crash_point!("ledger.before_checkpoint");
         self.connection
             .prepare_cached("INSERT INTO checkpoint (size, root, time) VALUES (?1, ?2, ?3)")
             .and_then(|mut s| s.execute(params![int(head.size), head.root, millis(now)]))
@@ -103,7 +139,9 @@ impl Writer {
 
     fn stamp(&self, now: UnixMillis) -> rusqlite::Result<()> {
         let sql = "UPDATE installation SET clock_high_water = ?1 WHERE clock_high_water < ?1";
-        self.connection.prepare_cached(sql)?.execute([millis(now)])?;
+        self.connection
+            .prepare_cached(sql)?
+            .execute([millis(now)])?;
         Ok(())
     }
 
@@ -125,10 +163,18 @@ impl Writer {
 
     fn publish(&mut self, head: Head, now: UnixMillis, batches: &[&Encoded], results: &Results) {
         self.shared.head.store(Arc::new(head));
-        self.shared.high_water.store(now.as_millis(), Ordering::Relaxed);
+        self.shared
+            .high_water
+            .store(now.as_millis(), Ordering::Relaxed);
         count(&self.shared.counts.commits, 1);
-        count(&self.shared.counts.batches, results.iter().filter(|result| result.is_ok()).count());
-        let writes: usize = batches.iter().map(|batch| batch.rows.len() + batch.leaves.len()).sum();
+        count(
+            &self.shared.counts.batches,
+            results.iter().filter(|result| result.is_ok()).count(),
+        );
+        let writes: usize = batches
+            .iter()
+            .map(|batch| batch.rows.len() + batch.leaves.len())
+            .sum();
         self.writes_since_look += writes as u64;
         if self.writes_since_look >= limits::LEDGER_WRITES_PER_WAL_LOOK {
             self.writes_since_look = 0;
@@ -148,7 +194,9 @@ impl Writer {
                 self.shared.head.store(Arc::new(head));
             }
             Ok((Err(_), _)) | Err(_) => {
-                tracing::error!("the log's tree cannot be read again after a failed commit; aborting");
+                tracing::error!(
+                    "the log's tree cannot be read again after a failed commit; aborting"
+                );
                 std::process::abort();
             }
         }
@@ -174,7 +222,13 @@ fn set_aside(
         let Err(error) = result else { continue };
         tracing::error!(batch = batch.name, %error, "a batch of the reserve does not apply; set aside in `quarantine`");
         let content = serde_json::to_string(batch).unwrap_or_default();
-        quarantine(connection, ("reserve", &error.to_string()), &content, millis(now), None)?;
+        quarantine(
+            connection,
+            ("reserve", &error.to_string()),
+            &content,
+            millis(now),
+            None,
+        )?;
     }
     Ok(())
 }

@@ -18,7 +18,9 @@ impl Writer {
             return Ok(());
         }
         let frames = match &mut self.reserve {
-            Some(reserve) => reserve.frames().map_err(|error| Trouble::Damaged(error.to_string()))?,
+            Some(reserve) => reserve
+                .frames()
+                .map_err(|error| Trouble::Damaged(error.to_string()))?,
             None => return Ok(()),
         };
         self.merge(&frames)
@@ -77,7 +79,10 @@ impl Writer {
     fn acknowledge(&mut self, accepted: Vec<(Job, u64)>, overlay: Overlay) {
         crate::crash_point!("ledger.reserve_written");
         count(&self.shared.counts.reserved, accepted.len());
-        tracing::warn!(batches = accepted.len(), "the store has no space: revocations went to the reserve");
+        tracing::warn!(
+            batches = accepted.len(),
+            "the store has no space: revocations went to the reserve"
+        );
         self.shared.overlay.store(Arc::new(overlay));
         for (job, first_leaf) in accepted {
             job.answer.committed(first_leaf, true);
@@ -90,7 +95,9 @@ impl Writer {
         }
         let mut own: HashMap<Key, u64> = HashMap::new();
         for row in &batch.rows {
-            let Some(before) = row.replaces() else { continue };
+            let Some(before) = row.replaces() else {
+                continue;
+            };
             let key = row.key();
             let stored = match own.get(&key).copied().or_else(|| overlay.version(&key)) {
                 Some(version) => Some(version),

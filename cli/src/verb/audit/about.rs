@@ -17,7 +17,10 @@ pub(super) fn credentials(records: &[Record], typed: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for record in records {
         let evidence = record.event.get("evidence").and_then(Value::as_array);
-        let proven = evidence.into_iter().flatten().filter_map(|entry| entry.get("credential")?.as_str());
+        let proven = evidence
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.get("credential")?.as_str());
         for id in [text(record, "/credential/id")].into_iter().chain(proven) {
             if !id.is_empty() && !found.iter().any(|known| known == id) {
                 found.push(id.to_owned());
@@ -25,7 +28,10 @@ pub(super) fn credentials(records: &[Record], typed: &str) -> Vec<String> {
         }
     }
     let itself = typed.parse::<IdQuery>().ok().and_then(|query| {
-        let fits = |id: &&String| id.parse::<CredentialId>().is_ok_and(|id| query.matches(&id));
+        let fits = |id: &&String| {
+            id.parse::<CredentialId>()
+                .is_ok_and(|id| query.matches(&id))
+        };
         found.iter().find(fits).cloned()
     });
     match itself {
@@ -37,7 +43,11 @@ pub(super) fn credentials(records: &[Record], typed: &str) -> Vec<String> {
 
 /// Ids of the tasks and decisions of these credentials, for the events that do not name a credential.
 pub(super) fn around(records: &[Record], credentials: &[String]) -> BTreeSet<String> {
-    let theirs = records.iter().filter(|record| credentials.iter().any(|id| id == text(record, "/credential/id")));
+    let theirs = records.iter().filter(|record| {
+        credentials
+            .iter()
+            .any(|id| id == text(record, "/credential/id"))
+    });
     theirs
         .flat_map(|record| [text(record, "/task"), text(record, "/decision")])
         .filter(|id| !id.is_empty())

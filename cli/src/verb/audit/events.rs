@@ -10,7 +10,11 @@ use crate::show::{Column, brief, kind_word, path_of};
 
 /// A text field, by its path; empty when there is none.
 pub(super) fn text<'a>(record: &'a Record, pointer: &str) -> &'a str {
-    record.event.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    record
+        .event
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// As [`text`], for a time.
@@ -20,7 +24,11 @@ pub(super) fn time(record: &Record, pointer: &str) -> Option<UnixMillis> {
 
 /// A value that the leaf may only commit to: as it is kept, else as it stands in the leaf.
 pub(super) fn told(record: &Record, field: &str) -> Option<String> {
-    let kept = record.personal.get(field).and_then(Value::as_str).map(str::to_owned);
+    let kept = record
+        .personal
+        .get(field)
+        .and_then(Value::as_str)
+        .map(str::to_owned);
     kept.or_else(|| match record.event.get(field) {
         Some(Value::String(plain)) => Some(plain.clone()),
         Some(Value::Object(_)) => Some("(erased; the log keeps its hash)".to_owned()),
@@ -30,7 +38,8 @@ pub(super) fn told(record: &Record, field: &str) -> Option<String> {
 
 /// `k-7q2m` of a whole id.
 pub(super) fn short_credential(id: &str) -> String {
-    id.parse::<CredentialId>().map_or_else(|_| id.to_owned(), |id| id.short_with(4))
+    id.parse::<CredentialId>()
+        .map_or_else(|_| id.to_owned(), |id| id.short_with(4))
 }
 
 /// Whom and what it is about, in words.
@@ -39,7 +48,11 @@ fn about(record: &Record) -> String {
     let credential = text(record, "/credential/id");
     if !credential.is_empty() {
         let kind = kind_word(text(record, "/credential/kind"));
-        parts.push(format!("{kind} {} for {}", short_credential(credential), text(record, "/credential/scope")));
+        parts.push(format!(
+            "{kind} {} for {}",
+            short_credential(credential),
+            text(record, "/credential/scope")
+        ));
     } else if !text(record, "/entitlement").is_empty() {
         parts.push(text(record, "/entitlement").to_owned());
     }
@@ -49,9 +62,17 @@ fn about(record: &Record) -> String {
     }
     let agent = text(record, "/agent");
     if !agent.is_empty() {
-        parts.push(format!("on {}", path_of(agent).trim_start_matches("agent/")));
+        parts.push(format!(
+            "on {}",
+            path_of(agent).trim_start_matches("agent/")
+        ));
     }
-    parts.extend(["/cause", "/code"].map(|field| text(record, field).to_owned()).into_iter().filter(|t| !t.is_empty()));
+    parts.extend(
+        ["/cause", "/code"]
+            .map(|field| text(record, field).to_owned())
+            .into_iter()
+            .filter(|t| !t.is_empty()),
+    );
     if let Some(count) = record.event.get("count").and_then(Value::as_u64) {
         parts.push(format!("{count} times"));
     }
@@ -63,19 +84,27 @@ pub(super) fn short() -> [Column<Record>; 5] {
     let now = clock::wall();
     [
         Column::new("LEAF", |record: &Record| record.index.to_string()),
-        Column::new("TIME", move |record: &Record| time(record, "/time").map(|at| brief(at, now)).unwrap_or_default()),
+        Column::new("TIME", move |record: &Record| {
+            time(record, "/time")
+                .map(|at| brief(at, now))
+                .unwrap_or_default()
+        }),
         Column::new("EVENT", |record: &Record| text(record, "/type").to_owned()),
-        Column::new("OUTCOME", |record: &Record| text(record, "/outcome").to_owned()),
+        Column::new("OUTCOME", |record: &Record| {
+            text(record, "/outcome").to_owned()
+        }),
         Column::elastic("ABOUT", about),
     ]
 }
 
 /// A column of one field of the event.
 fn field(title: &'static str, pointer: &'static str) -> Column<Record> {
-    Column::new(title, move |record: &Record| match record.event.pointer(pointer) {
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-        None => String::new(),
+    Column::new(title, move |record: &Record| {
+        match record.event.pointer(pointer) {
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+            None => String::new(),
+        }
     })
 }
 
@@ -88,15 +117,21 @@ pub(super) fn whole() -> [Column<Record>; 23] {
         field("type", "/type"),
         field("outcome", "/outcome"),
         field("count", "/count"),
-        Column::new("subject", |record: &Record| told(record, "subject").unwrap_or_default()),
+        Column::new("subject", |record: &Record| {
+            told(record, "subject").unwrap_or_default()
+        }),
         field("agent", "/agent"),
         field("task", "/task"),
         field("request", "/request"),
         field("decision", "/decision"),
         field("entitlement", "/entitlement"),
-        Column::new("owner", |record: &Record| told(record, "owner").unwrap_or_default()),
+        Column::new("owner", |record: &Record| {
+            told(record, "owner").unwrap_or_default()
+        }),
         field("purpose", "/purpose"),
-        Column::new("reason", |record: &Record| told(record, "reason").unwrap_or_default()),
+        Column::new("reason", |record: &Record| {
+            told(record, "reason").unwrap_or_default()
+        }),
         field("credential", "/credential/id"),
         field("kind", "/credential/kind"),
         field("scope", "/credential/scope"),

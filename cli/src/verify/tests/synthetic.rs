@@ -27,7 +27,12 @@ pub(super) struct Synthetic {
 
 impl Synthetic {
     pub(super) fn new() -> Self {
-        Self { leaves: Vec::new(), receipts: Vec::new(), published: 0, key: LogKey::generate().unwrap() }
+        Self {
+            leaves: Vec::new(),
+            receipts: Vec::new(),
+            published: 0,
+            key: LogKey::generate().unwrap(),
+        }
     }
 
     /// So many leaves: every now and then all leaves of a task, others between.
@@ -63,7 +68,9 @@ impl Synthetic {
 
     pub(super) fn issue(&mut self, task: TaskId, count: usize) -> Vec<CredentialId> {
         let first = self.leaves.len();
-        let ids: Vec<CredentialId> = (first..first + count).map(|number| credential_id(number, task)).collect();
+        let ids: Vec<CredentialId> = (first..first + count)
+            .map(|number| credential_id(number, task))
+            .collect();
         for id in &ids {
             let mut issued = event(Stage::Issue, "recorded");
             issued.task = Some(task);
@@ -88,8 +95,12 @@ impl Synthetic {
         let mut receipt = event(Stage::Prove, "receipt");
         receipt.task = Some(task);
         receipt.evidence = told.iter().map(|id| evidence(*id)).collect();
-        receipt.totals =
-            Some(Totals { credentials: u32::try_from(counted).unwrap(), dead: 0, listed: u32::try_from(counted).unwrap(), listed_until: None });
+        receipt.totals = Some(Totals {
+            credentials: u32::try_from(counted).unwrap(),
+            dead: 0,
+            listed: u32::try_from(counted).unwrap(),
+            listed_until: None,
+        });
         let index = self.push(receipt);
         self.receipts.retain(|(other, _)| *other != task);
         self.receipts.push((task, index));
@@ -97,18 +108,33 @@ impl Synthetic {
 
     /// A signed head over the first leaves.
     pub(super) fn head(&self, size: usize) -> SignedNote {
-        let root = if size == 0 { ephor_crypto::digest::sha256(b"") } else { root(&self.hashes()[..size]) };
-        let text = Checkpoint::new(NAME, size as u64, root).unwrap().to_string();
+        let root = if size == 0 {
+            ephor_crypto::digest::sha256(b"")
+        } else {
+            root(&self.hashes()[..size])
+        };
+        let text = Checkpoint::new(NAME, size as u64, root)
+            .unwrap()
+            .to_string();
         let signature = self.key.sign(text.as_bytes());
         SignedNote::new(text, &self.vkey(), signature)
     }
 
     /// A receipt refers to the head of its own time.
     pub(super) fn receipt_of(&self, task: TaskId) -> Receipt {
-        let (_, index) = self.receipts.iter().find(|(other, _)| *other == task).unwrap();
+        let (_, index) = self
+            .receipts
+            .iter()
+            .find(|(other, _)| *other == task)
+            .unwrap();
         let size = index + 1;
         let text = String::from_utf8(self.leaves[*index].clone()).unwrap();
-        Receipt::new(text, *index as u64, &path(*index, &self.hashes()[..size]), &self.head(size))
+        Receipt::new(
+            text,
+            *index as u64,
+            &path(*index, &self.hashes()[..size]),
+            &self.head(size),
+        )
     }
 
     fn hashes(&self) -> Vec<[u8; 32]> {
@@ -138,22 +164,38 @@ impl Synthetic {
 
 impl Origin for Synthetic {
     async fn bytes(&self, target: &str) -> Result<bytes::Bytes, Failure> {
-        let task = target.strip_prefix("/v1/tasks/").and_then(|rest| rest.strip_suffix("/receipt"));
+        let task = target
+            .strip_prefix("/v1/tasks/")
+            .and_then(|rest| rest.strip_suffix("/receipt"));
         let found = match (target, task) {
             ("/v1/status", _) => Some(self.status().into_bytes()),
-            ("/v1/receipts", _) => {
-                let tasks: Vec<TaskId> = self.receipts.iter().map(|(task, _)| *task).collect();
-                Some(serde_json::to_vec(&tasks).unwrap())
-            }
+            (list, _) if list.starts_with("/v1/receipts?") => Some(self.page(list)),
             ("/checkpoint", _) => Some(self.head(self.published).to_string().into_bytes()),
-            (_, Some(task)) => Some(serde_json::to_vec(&self.receipt_of(task.parse().unwrap())).unwrap()),
+            (_, Some(task)) => {
+                Some(serde_json::to_vec(&self.receipt_of(task.parse().unwrap())).unwrap())
+            }
             (path, None) => self.tile(path),
         };
-        found.map(Into::into).ok_or_else(|| Failure::usage(format!("{target} does not exist")))
+        found
+            .map(Into::into)
+            .ok_or_else(|| Failure::usage(format!("{target} does not exist")))
     }
 }
 
 impl Synthetic {
+    /// Three a page, whatever was asked for.
+    fn page(&self, list: &str) -> Vec<u8> {
+        let after: Option<TaskId> = list
+            .split_once("&after=")
+            .map(|(_, after)| after.parse().unwrap());
+        let tasks = self.receipts.iter().map(|(task, _)| *task);
+        let page: Vec<TaskId> = tasks
+            .filter(|task| after.is_none_or(|after| *task > after))
+            .take(3)
+            .collect();
+        serde_json::to_vec(&page).unwrap()
+    }
+
     fn status(&self) -> String {
         serde_json::json!({
             "version": "0", "trust_domain": "example.org", "installation": "inst", "epoch": 1,
@@ -168,7 +210,11 @@ impl Synthetic {
 /// The first `width` of a tile, unless it is full and a part of it is asked for.
 fn served<T>(rest: &[T], width: usize) -> Option<&[T]> {
     let is_full = rest.len() >= usize::from(TILE_WIDTH);
-    if is_full && width < usize::from(TILE_WIDTH) { None } else { rest.get(..width) }
+    if is_full && width < usize::from(TILE_WIDTH) {
+        None
+    } else {
+        rest.get(..width)
+    }
 }
 
 pub(super) fn task_id(number: u32) -> TaskId {
@@ -186,7 +232,13 @@ fn credential_id(number: usize, task: TaskId) -> CredentialId {
 
 pub(super) fn event(stage: Stage, verb: &str) -> AuditEvent {
     let id = EventId::from_parts(1, ephor_crypto::random::bytes().unwrap());
-    AuditEvent::new(id, UnixMillis::from_unix_seconds(1_700_000_000), (stage, verb), Outcome::Ok, ("inst", 1))
+    AuditEvent::new(
+        id,
+        UnixMillis::from_unix_seconds(1_700_000_000),
+        (stage, verb),
+        Outcome::Ok,
+        ("inst", 1),
+    )
 }
 
 fn evidence(credential: CredentialId) -> Evidence {
@@ -219,8 +271,11 @@ fn path(index: usize, hashes: &[[u8; 32]]) -> Vec<[u8; 32]> {
     }
     let k = hashes.len().next_power_of_two() / 2;
     let (left, right) = hashes.split_at(k);
-    let (mut below, sibling) =
-        if index < k { (path(index, left), root(right)) } else { (path(index - k, right), root(left)) };
+    let (mut below, sibling) = if index < k {
+        (path(index, left), root(right))
+    } else {
+        (path(index - k, right), root(left))
+    };
     below.push(sibling);
     below
 }

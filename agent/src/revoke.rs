@@ -55,7 +55,11 @@ pub async fn release(agent: &Agent, task: TaskId) -> Result<(), JournalError> {
     let cause = EndCause::Released;
     if end_task(agent, task, cause) {
         // The table noted it already; this one stands behind it in the same queue.
-        agent.journal.append(Record::TaskEnding { id: task, cause })?.durable().await?;
+        agent
+            .journal
+            .append(Record::TaskEnding { id: task, cause })?
+            .durable()
+            .await?;
     }
     Ok(())
 }
@@ -71,9 +75,14 @@ fn finish(agent: &Agent, ended: Ended, wiped: u32) {
     crash_point!("revoke.wiped");
     tracing::info!(%task, cause = cause.as_str(), wiped, "task ended; what was held for it is wiped");
     let contact = agent.contact(task);
-    agent.receipts.begin(task, contact.uid, cause.as_str(), wiped);
+    agent
+        .receipts
+        .begin(task, contact.uid, cause.as_str(), wiped);
     if contact.told {
-        agent.spool.add(End { task, cause: on_the_wire(cause) });
+        agent.spool.add(End {
+            task,
+            cause: on_the_wire(cause),
+        });
     } else {
         // The broker never heard of it: there is nothing to revoke and no receipt.
         agent.receipts.told(task, None);

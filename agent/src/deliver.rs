@@ -159,6 +159,11 @@ async fn issue(
     };
     let sent = agent.now();
     agent.told(asker.task.id);
+    // In this order: an end that came before is seen here, and one that comes after is told to
+    // the broker. Otherwise a task could be opened there that ended here unheard.
+    if !asker.identity.is_open() {
+        return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued"));
+    }
     crash_point!("issue.before_send");
     let answer = match agent.uplink.issue(message.clone()).await {
         Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {

@@ -85,8 +85,12 @@ pub struct Dev {
 #[derive(Debug, Args)]
 #[allow(rustdoc::broken_intra_doc_links)] // brackets are usage text, for --help
 pub struct Run {
-    /// NAME=cred://ENTITLEMENT[/ITEM][?as=env|file|fd]; may be repeated
-    #[arg(long = "env", value_name = "NAME=REF")]
+    /// References to credentials, by variable name; may be repeated
+    #[arg(
+        long = "env",
+        value_name = "NAME=REF",
+        help = "NAME=cred://ENTITLEMENT[/ITEM][?as=env|file|fd]; may be repeated"
+    )]
     pub env: Vec<String>,
     /// File of such lines; absent: ./ephor.env if there is one
     #[arg(long, value_name = "FILE")]

@@ -76,8 +76,9 @@ impl Failure {
     /// What agent or broker refused.
     pub fn refused(problem: &Problem) -> Self {
         let word = problem.code.first_word();
-        let issued =
-            (!matches!(word, FirstWord::Invalid)).then(|| "Nothing was issued.".to_owned());
+        let said =
+            matches!(word, FirstWord::Invalid) || problem.detail.contains("othing was issued");
+        let issued = (!said).then(|| "Nothing was issued.".to_owned());
         let ask = match problem.decision {
             Some(decision) => format!("Decision {}.", decision.short()),
             None => format!("Ask about {}.", problem.correlation_id.short()),

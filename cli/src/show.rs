@@ -33,13 +33,8 @@ pub const WIDTH: usize = 80;
 ///
 /// # Errors
 /// When it cannot be written, such as to a file on a full disk.
-pub fn print(text: &str) -> Result<(), Failure> {
+pub fn to_stdout(text: &str) -> Result<(), Failure> {
     write_out(visible(text).as_bytes())
-}
-
-/// Writes to standard output what is only told along the way; nobody has to take it.
-pub fn to_stdout(text: &str) {
-    let _ = print(text);
 }
 
 /// Writes a text to standard error, if anybody takes it.
@@ -148,8 +143,8 @@ pub fn listing<T: Serialize>(
     match output {
         Output::Json => json(items),
         Output::Csv => write_out(csv::csv(items, whole).as_bytes()),
-        Output::Table if items.is_empty() => print(&format!("{none}\n")),
-        Output::Table => print(&table(items, short, to_terminal().then_some(WIDTH))),
+        Output::Table if items.is_empty() => to_stdout(&format!("{none}\n")),
+        Output::Table => to_stdout(&table(items, short, to_terminal().then_some(WIDTH))),
     }
 }
 
@@ -180,7 +175,7 @@ pub fn group<T: Serialize, P>(
     match output {
         Output::Json => json(all),
         Output::Csv => write_out(csv::csv(parts, whole).as_bytes()),
-        Output::Table => print(text),
+        Output::Table => to_stdout(text),
     }
 }
 

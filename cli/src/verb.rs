@@ -37,8 +37,8 @@ fn usage(why: &clap::Error) -> ExitCode {
     let text = why.render().to_string();
     match why.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            crate::show::to_stdout(&text);
-            ExitCode::SUCCESS
+            let shown = crate::show::to_stdout(&text);
+            shown.map_or_else(|failure| exit::report(&failure), |()| ExitCode::SUCCESS)
         }
         _ => {
             crate::show::to_stderr(&text);

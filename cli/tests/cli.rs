@@ -36,3 +36,15 @@ mod demo;
 
 #[path = "cli/govern.rs"]
 mod govern;
+
+#[path = "cli/wire.rs"]
+mod wire;
+
+#[path = "cli/examples.rs"]
+mod examples;
+
+#[path = "cli/secrets.rs"]
+mod secrets;
+
+#[path = "cli/attacks.rs"]
+mod attacks;

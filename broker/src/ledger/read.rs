@@ -7,7 +7,8 @@ mod events;
 mod find;
 mod rows;
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -128,6 +129,8 @@ pub struct Reader {
     pool: Arc<Pool>,
     overlay: Arc<Overlay>,
     connection: OnceCell<Lease>,
+    /// Ids by table, sorted by their last 20 bits; empty when only one was asked for so far.
+    tails: RefCell<HashMap<&'static str, Vec<[u8; 16]>>>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -152,6 +155,7 @@ impl Reader {
             pool,
             overlay,
             connection: OnceCell::new(),
+            tails: RefCell::default(),
             not_send: PhantomData,
         }
     }

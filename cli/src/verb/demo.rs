@@ -8,9 +8,11 @@ mod app;
 mod scene;
 mod service;
 mod status_list;
+mod tell;
 mod tour;
 mod web;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -104,48 +106,71 @@ fn closing_lines(seen: &Seen, keep: Option<&Path>) -> String {
 fn how_to_call() -> (String, String) {
     let exe = std::env::current_exe().unwrap_or_default();
     let here = std::env::current_dir().unwrap_or_default();
-    how_to_call_from(&exe, &here)
+    how_to_call_from(&exe, &here, &std::env::var_os("PATH").unwrap_or_default())
 }
 
-fn how_to_call_from(exe: &Path, here: &Path) -> (String, String) {
+fn how_to_call_from(exe: &Path, here: &Path, path: &OsStr) -> (String, String) {
     let profile = exe
         .parent()
         .and_then(Path::file_name)
         .and_then(|name| name.to_str());
     let target = exe.ancestors().nth(2).filter(|dir| dir.ends_with("target"));
+    let absolute = shell_quoted(&exe.display().to_string());
     let (Some(profile), Some(root)) = (profile, target.and_then(Path::parent)) else {
-        return ("ephor".to_owned(), "ephor".to_owned());
+        let call = if on_path(exe, path) {
+            "ephor".to_owned()
+        } else {
+            absolute
+        };
+        return (call.clone(), call);
     };
     let shown = shell_quoted(&exe.strip_prefix(here).unwrap_or(exe).display().to_string());
     match profile {
         "release" if here.starts_with(root) => ("cargo run --release --".to_owned(), shown),
         "debug" if here.starts_with(root) => ("cargo run --".to_owned(), shown),
-        _ => {
-            let absolute = shell_quoted(&exe.display().to_string());
-            (absolute.clone(), absolute)
-        }
+        _ => (absolute.clone(), absolute),
     }
 }
 
+/// Whether a shell finds this very file as `ephor`.
+fn on_path(exe: &Path, path: &OsStr) -> bool {
+    let found = std::env::split_paths(path)
+        .map(|dir| dir.join("ephor"))
+        .find(|file| file.is_file());
+    found
+        .and_then(|file| file.canonicalize().ok())
+        .is_some_and(|file| file == exe)
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_said_to_be_run_can_be() {
-        let call = |exe: &str| how_to_call_from(Path::new(exe), Path::new("/src/ephor"));
+        let dir = tempfile::tempdir().unwrap();
+        let installed = dir.path().join("ephor");
+        std::fs::write(&installed, "").unwrap();
+        let call = |exe: &str| {
+            how_to_call_from(
+                Path::new(exe),
+                Path::new("/src/ephor"),
+                dir.path().as_os_str(),
+            )
+        };
         let release = (
             "cargo run --release --".to_owned(),
             "target/release/ephor".to_owned(),
         );
         assert_eq!(call("/src/ephor/target/release/ephor"), release);
         assert_eq!(call("/src/ephor/target/debug/ephor").0, "cargo run --");
+        for elsewhere in ["/else/target/debug/ephor", "/opt/not on path/ephor"] {
+            let quoted = shell_quoted(elsewhere);
+            assert_eq!(call(elsewhere), (quoted.clone(), quoted));
+        }
         assert_eq!(
-            call("/else/target/debug/ephor").1,
-            "/else/target/debug/ephor"
-        );
-        assert_eq!(
-            call("/usr/bin/ephor"),
+            call(installed.to_str().unwrap()),
             ("ephor".to_owned(), "ephor".to_owned())
         );
     }

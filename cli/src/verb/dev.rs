@@ -72,7 +72,7 @@ async fn serve(installation: &Installation, signals: &Signals) -> Outcome {
         "ephor: for a shell:  . {}\n",
         shell_quoted(&env.display().to_string())
     ));
-    to_stdout("ready\n");
+    to_stdout("ready\n")?;
     tokio::select! {
         caught = signals.next_ending() => caught
             .map(|_| ExitCode::SUCCESS)

@@ -52,7 +52,7 @@ async fn invite(broker: &Peer, host: String, ttl: &str, token_file: Option<&Path
         Some(place) => place.keep(&token)?,
         None => {
             let line = Zeroizing::new(format!("{}\n", token.as_str()));
-            show::print(&line)?;
+            show::to_stdout(&line)?;
         }
     }
     let status: Status = broker.read("/v1/status").await?;
@@ -131,7 +131,7 @@ async fn ban(broker: &Peer, name: &str, reason: String) -> Outcome {
         )
         .await?;
     let (text, code) = banned(&host);
-    show::print(&text)?;
+    show::to_stdout(&text)?;
     Ok(code)
 }
 

@@ -18,7 +18,7 @@ pub async fn policy(verb: args::Policy) -> Outcome {
     match verb {
         args::Policy::Check { dir } => {
             let summary = check(&dir).map_err(|errors| Failure::new(CONFIG, errors.to_string()))?;
-            show::print(&format!("{summary}\n"))?;
+            show::to_stdout(&format!("{summary}\n"))?;
         }
         args::Policy::Explain {
             subject,

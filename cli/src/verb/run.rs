@@ -7,36 +7,36 @@
 mod fetch;
 mod files;
 mod cleaner;
+mod deliver;
+mod announce;
 mod keep;
 mod tree;
 mod ending;
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
 use ephor_proto::cred::As;
-use ephor_proto::http::agent::{TaskOpen, TaskOpened, Whoami};
+use ephor_proto::http::agent::{TaskOpen, TaskOpened};
 use ephor_proto::id::TaskId;
 use nix::errno::Errno;
-use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::args;
 use crate::client::Peer;
 use crate::clock;
-use crate::cred::{Wanted, Wants};
+use crate::cred::Wants;
 use crate::exit::{Failure, Outcome};
 use crate::process::{Child, Command, Environment};
 use crate::show::to_stderr;
 use crate::signals::Signals;
-use crate::words::{plural, span, time_of_day};
 
 pub use cleaner::cleaner_main;
 use ending::{Ended, Report};
-use fetch::Fetched;
 use files::TaskDir;
 use keep::{Keeper, Kept};
 
@@ -144,10 +144,7 @@ async fn prepare(
 ) -> Result<Prepared, Failure> {
     let mut environment = Environment::inherited();
     let socket = std::path::absolute(agent.path()).unwrap_or_else(|_| agent.path().to_owned());
-    environment.set(
-        "EPHOR_SOCKET",
-        std::os::unix::ffi::OsStrExt::as_bytes(socket.as_os_str()),
-    );
+    environment.set("EPHOR_SOCKET", socket.as_os_str().as_bytes());
     environment.set("EPHOR_TASK", task.to_string().as_bytes());
     let mut fetched = Vec::new();
     for wanted in &wants.list {
@@ -168,155 +165,15 @@ async fn prepare(
     if needs_files {
         prepared.files = Some(Files::make(task)?);
     }
-    let mut lines = header(agent, task, wants).await;
-    let columns = Columns::of(&wants.list);
+    let mut lines = announce::header(agent, task, wants).await;
+    let columns = announce::Columns::of(&wants.list);
     for (wanted, one) in wants.list.iter().zip(fetched) {
-        let how = deliver(&mut prepared, wanted, one, args.reason.as_deref())?;
+        let how = deliver::deliver(&mut prepared, wanted, one, args.reason.as_deref())?;
         lines.push_str(&columns.line(wanted, &how));
     }
-    lines.push_str(&stale_warning(&wants.list));
+    lines.push_str(&announce::stale_warning(&wants.list));
     to_stderr(&lines);
     Ok(prepared)
-}
-
-/// Puts one credential where the command will look for it; says so in words.
-fn deliver(
-    prepared: &mut Prepared,
-    wanted: &Wanted,
-    one: Fetched,
-    reason: Option<&str>,
-) -> Result<String, Failure> {
-    let now = clock::wall();
-    let life = one
-        .life
-        .map_or_else(|| span(now, one.expires_at), |life| life.to_string());
-    match wanted.cred.delivery() {
-        As::Env => {
-            prepared.environment.set(&wanted.name, one.token.expose());
-            Ok(format!(
-                "{life} {}, until {}",
-                one.word(),
-                time_of_day(one.expires_at)
-            ))
-        }
-        As::Fd => {
-            let fd = in_memory(&wanted.name, one.token.expose()).map_err(|why| {
-                Failure::local(format!("{}: cannot make a descriptor", wanted.name), why)
-            })?;
-            let path = format!("/dev/fd/{}", fd.as_raw_fd());
-            prepared.environment.set(&wanted.name, path.as_bytes());
-            prepared.memory.push(fd);
-            Ok(format!(
-                "{life} {} in {path}, until {}",
-                one.word(),
-                time_of_day(one.expires_at)
-            ))
-        }
-        As::File => {
-            let Some(files) = &prepared.files else {
-                return Err(Failure::local(&wanted.name, "no directory for its file"));
-            };
-            let path = files.dir.write(&wanted.name, one.token.expose())?;
-            let every = span(now, one.refresh_at);
-            prepared.environment.set(
-                &wanted.name,
-                std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()),
-            );
-            let word = one.word();
-            prepared
-                .kept
-                .push(Kept::new(wanted.clone(), reason.map(str::to_owned), &one));
-            Ok(format!("{life} {word}, file rewritten every {every}"))
-        }
-    }
-}
-
-/// A sealed memory file with these bytes, which a child inherits under the same number.
-fn in_memory(name: &str, bytes: &[u8]) -> rustix::io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::ALLOW_SEALING)?;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let written = rustix::io::write(&fd, rest)?;
-        rest = rest.get(written..).unwrap_or_default();
-    }
-    rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0))?;
-    rustix::fs::fcntl_add_seals(
-        &fd,
-        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-    )?;
-    Ok(fd)
-}
-
-async fn header(agent: &Peer, task: TaskId, wants: &Wants) -> String {
-    // Only wording: a command runs as well when nobody can say who it is.
-    let who = match agent.read::<Whoami>("/v1/whoami").await {
-        Ok(known) => format!("{} on {}, ", subjects(&known), known.host),
-        Err(_) => String::new(),
-    };
-    let names = plural(wants.list.len(), "name");
-    let from = match (&wants.file, wants.list.len()) {
-        (Some(file), _) => format!(" ({}, {names})", file.display()),
-        (None, 0) => String::new(),
-        (None, _) => format!(" ({names})"),
-    };
-    format!("ephor: {who}task {}{from}\n", task.short())
-}
-
-fn subjects(known: &Whoami) -> String {
-    let prefix = format!("spiffe://{}/", known.trust_domain);
-    let short = |id: &String| id.strip_prefix(&prefix).unwrap_or(id).to_owned();
-    match known.subjects.as_slice() {
-        [] => format!("{}, who matches no workload,", known.evidence.user),
-        several => several.iter().map(short).collect::<Vec<_>>().join(" or "),
-    }
-}
-
-/// Widths that align the lines about names.
-struct Columns {
-    name: usize,
-    what: usize,
-}
-
-impl Columns {
-    fn of(list: &[Wanted]) -> Self {
-        let widest = |text: fn(&Wanted) -> String| {
-            list.iter()
-                .map(|w| text(w).chars().count())
-                .max()
-                .unwrap_or(0)
-        };
-        Self {
-            name: widest(|w| w.name.clone()),
-            what: widest(Wanted::what),
-        }
-    }
-
-    fn line(&self, wanted: &Wanted, how: &str) -> String {
-        format!(
-            "ephor: {:name$}  {:what$}  {how}\n",
-            wanted.name,
-            wanted.what(),
-            name = self.name,
-            what = self.what
-        )
-    }
-}
-
-fn stale_warning(list: &[Wanted]) -> String {
-    let stale = |wanted: &&Wanted| wanted.cred.delivery() != As::File;
-    let names: Vec<&str> = list
-        .iter()
-        .filter(stale)
-        .map(|wanted| wanted.name.as_str())
-        .collect();
-    match names.as_slice() {
-        [] => String::new(),
-        names => format!(
-            "ephor: {} goes stale: it is renewed, but a running program keeps what it was started with.\n       \
-             A program that runs longer takes ?as=file, or asks at EPHOR_SOCKET.\n",
-            names.join(", ")
-        ),
-    }
 }
 
 fn start(

@@ -70,7 +70,7 @@ pub(super) async fn say_ended(broker: &Peer, ended: &Ended, only: Option<&Creden
             .as_ref()
             .map(|_| receipt_of(ended.task, &task.short)),
     };
-    show::print(&format!("{}\n", show::ended(&end, clock::wall())))?;
+    show::to_stdout(&format!("{}\n", show::ended(&end, clock::wall())))?;
     let open = show::unsettled(&concerned);
     if open == 0 {
         return Ok(ExitCode::SUCCESS);

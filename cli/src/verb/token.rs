@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::args::{self, TokenOutput};
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
-use crate::show::print;
+use crate::show::to_stdout;
 use crate::words::query_escaped;
 
 /// Fetches and prints it.
@@ -42,7 +42,7 @@ pub async fn token(args: args::Token) -> Outcome {
             shown(&args, &answer, only(&wanted, &answer)?)?
         }
     };
-    print(&text)?;
+    to_stdout(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

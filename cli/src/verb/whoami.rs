@@ -7,7 +7,7 @@ use ephor_proto::http::agent::{Evidence, Whoami};
 use crate::args::{self, WhoamiOutput};
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
-use crate::show::print;
+use crate::show::to_stdout;
 
 /// Asks and prints.
 pub async fn whoami(args: args::Whoami) -> Outcome {
@@ -20,7 +20,7 @@ pub async fn whoami(args: args::Whoami) -> Outcome {
         }
         WhoamiOutput::Text => lines(&known),
     };
-    print(&text)?;
+    to_stdout(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

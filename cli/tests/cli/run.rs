@@ -26,6 +26,7 @@ fn arguments_and_input_are_verbatim() {
         .args(["run", "--", "cat"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     child
@@ -210,6 +211,7 @@ fn wait_tree_waits_for_the_last() {
         ])
         .args([&go, &done])
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let shell = wait_for("the shell's end", || {

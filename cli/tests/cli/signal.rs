@@ -22,6 +22,7 @@ fn what_is_sent_to_run_alone_is_passed_on() {
             .ephor()
             .args(["run", "--", "sh", "-c", &script])
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let mut line = String::new();

@@ -108,19 +108,25 @@ impl Dev {
     }
 
     pub fn with_policy(policy: &str) -> Self {
+        Self::with(policy, |command| command)
+    }
+
+    /// As `with_policy`, with a last change to how it is started.
+    pub fn with(policy: &str, change: impl FnOnce(Command) -> Command) -> Self {
         let top = tempfile::Builder::new().prefix("et.").tempdir().unwrap();
         let given = top.path().join("policy");
         std::fs::create_dir(&given).unwrap();
         std::fs::write(given.join("test.toml"), policy).unwrap();
         let dir = top.path().join("d");
-        let mut process = ephor()
-            .args([
-                OsStr::new("dev"),
-                OsStr::new("--dir"),
-                dir.as_os_str(),
-                OsStr::new("--policy"),
-                given.as_os_str(),
-            ])
+        let mut command = ephor();
+        command.args([
+            OsStr::new("dev"),
+            OsStr::new("--dir"),
+            dir.as_os_str(),
+            OsStr::new("--policy"),
+            given.as_os_str(),
+        ]);
+        let mut process = change(command)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(top.path().join("stderr")).unwrap())
             .spawn()

@@ -76,6 +76,10 @@ impl Caller {
         {
             return Ok(Arc::clone(asker));
         }
+        // What was attested earlier on this connection opens no task for what is there now.
+        if let Some(before) = self.attested.get() {
+            attest::recheck(self.speaker.peer(), before).map_err(|error| self.refused(&error))?;
+        }
         let asker = Arc::new(self.resolve(bind)?);
         *bound = Some((bind, Arc::clone(&asker)));
         Ok(asker)

@@ -2,8 +2,6 @@
 //! their random bits would cost two more scattered pages in every commit of a credential, half of
 //! all that is flushed, for what people do a few times a day.
 
-use std::collections::{HashMap, HashSet};
-
 use ephor_proto::id::{
     CredentialId, DecisionId, EntityId, GrantId, IdQuery, RequestId, TaskId, shortest_unique,
 };
@@ -46,6 +44,19 @@ fn low_bits(short: &str) -> u32 {
     digits.fold(0, |value, digit| (value << 5) | digit as u32)
 }
 
+/// The same bits of a stored id.
+fn tail(id: &[u8]) -> u32 {
+    id.last_chunk::<4>()
+        .map_or(0, |tail| u32::from_be_bytes(*tail) & 0xf_ffff)
+}
+
+/// The ids with these bits, of some that are sorted by them.
+fn with_bits<I: BlobId>(sorted: &[[u8; 16]], bits: u32) -> Vec<I> {
+    let first = sorted.partition_point(|id| tail(id) < bits);
+    let alike = sorted.iter().skip(first).take_while(|id| tail(*id) == bits);
+    alike.filter_map(|id| I::from_blob(id).ok()).collect()
+}
+
 #[allow(private_bounds)]
 impl Reader {
     /// The ids of one type that a typed id names; more than one when it is too short.
@@ -56,7 +67,8 @@ impl Reader {
         let candidates = match query {
             IdQuery::Full(uuid) => self.exact(uuid.as_bytes())?,
             IdQuery::Short { letter, suffix } if *letter == I::LETTER => {
-                self.alike(&HashSet::from([low_bits(suffix)]))?
+                let bits = low_bits(suffix);
+                self.alike(|other| other == bits)?
             }
             IdQuery::Short { .. } => Vec::new(),
         };
@@ -66,31 +78,30 @@ impl Reader {
             .collect())
     }
 
-    /// The shortest form of an id that no other of its type in this store shares. For several
-    /// ids, use [`Reader::shorts`].
+    /// The shortest form of an id that no other of its type in this store shares. The first of a
+    /// reader costs a scan, the second a scan and a sort, all later ones next to nothing.
     ///
     /// # Errors
     /// As every read.
     pub fn short<I: ShortId + BlobId>(&self, id: I) -> Result<String, ReadError> {
-        Ok(self.shorts(&[id])?.pop().unwrap_or_else(|| id.to_string()))
-    }
-
-    /// The same for several ids, in their order, with one look at the store.
-    ///
-    /// # Errors
-    /// As every read.
-    pub fn shorts<I: ShortId + BlobId>(&self, ids: &[I]) -> Result<Vec<String>, ReadError> {
-        let bits = |id: &I| low_bits(&id.short_with(4));
-        let mut alike: HashMap<u32, Vec<I>> = HashMap::new();
-        for other in self.alike::<I>(&ids.iter().map(bits).collect())? {
-            alike.entry(bits(&other)).or_default().push(other);
-        }
-        let none = Vec::new();
-        let others = |id: &I| alike.get(&bits(id)).unwrap_or(&none);
-        Ok(ids
-            .iter()
-            .map(|id| shortest_unique(others(id), *id))
-            .collect())
+        let bits = tail(&id.to_bytes());
+        let mut tails = self.tails.borrow_mut();
+        let others: Vec<I> = match tails.get(I::TABLE) {
+            None => {
+                tails.insert(I::TABLE, Vec::new());
+                self.alike(|other| other == bits)?
+            }
+            Some(known) if known.is_empty() => {
+                let all: Vec<I> = self.alike(|_| true)?;
+                let mut all: Vec<[u8; 16]> = all.into_iter().map(EntityId::to_bytes).collect();
+                all.sort_unstable_by_key(|id| tail(id));
+                let found = with_bits(&all, bits);
+                tails.insert(I::TABLE, all);
+                found
+            }
+            Some(known) => with_bits(known, bits),
+        };
+        Ok(shortest_unique(&others, id))
     }
 
     fn exact<I: ShortId + BlobId>(&self, id: &[u8; 16]) -> Result<Vec<I>, ReadError> {
@@ -101,17 +112,18 @@ impl Reader {
         Ok(found.into_iter().collect())
     }
 
-    /// The ids whose last 20 bits are among these.
-    fn alike<I: ShortId + BlobId>(&self, bits: &HashSet<u32>) -> Result<Vec<I>, ReadError> {
+    /// The ids whose last 20 bits are wanted.
+    fn alike<I: ShortId + BlobId>(
+        &self,
+        wanted: impl Fn(u32) -> bool,
+    ) -> Result<Vec<I>, ReadError> {
         let sql = format!("SELECT id FROM {}", I::TABLE);
         let mut statement = self.connection()?.prepare_cached(&sql)?;
         let mut rows = statement.query([])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             let columns = Columns(row);
-            let tail = columns.blob(0).ok().and_then(|id| id.last_chunk::<4>());
-            let alike =
-                tail.is_some_and(|tail| bits.contains(&(u32::from_be_bytes(*tail) & 0xf_ffff)));
+            let alike = columns.blob(0).is_ok_and(|id| wanted(tail(id)));
             if alike && let Ok(id) = columns.id(0) {
                 found.push(id);
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ephor_crypto::Secret;
 use ephor_proto::event::AuditEvent;
 use ephor_proto::http::admin::Record;
-use ephor_proto::http::agent::{Credential, Credentials};
+use ephor_proto::http::agent::Credentials;
 use ephor_proto::id::TaskId;
 use ephor_proto::log::{Receipt, VerifierKey, verify_receipt};
 use ephor_proto::time::UnixMillis;
@@ -15,10 +15,10 @@ use super::app::{self, App};
 use super::scene::{AUDIENCE, Cast, PROGRAM};
 use super::service::Service;
 use super::status_list::{Place, Verifier};
+use super::tell::{aside, attested_line, fact, find, held, line, not_held, owner, stage, token_of};
 use crate::client::Peer;
 use crate::clock::{self, Stopwatch};
-use crate::exit::{CHECK_FAILED, Failure};
-use crate::show::to_stdout;
+use crate::exit::Failure;
 use crate::verb::dev::Installation;
 use crate::words::{span, time_of_day, took};
 
@@ -28,8 +28,6 @@ const REFUSED_MAX: Duration = Duration::from_secs(5);
 const RECEIPT_MAX: Duration = Duration::from_secs(5);
 /// Between two tries.
 const TRY_EVERY: Duration = Duration::from_millis(1);
-/// Last column of a measured time.
-const WIDTH: usize = 76;
 
 /// What the closing lines need.
 pub struct Seen {
@@ -310,85 +308,4 @@ impl Tour<'_> {
         };
         records.into_iter().map(event).collect()
     }
-}
-
-fn attested_line(event: &AuditEvent) -> Result<String, Failure> {
-    let uid = fact(event, "uid")?;
-    let sha256 = fact(event, "exe_sha256")?;
-    let sha256 = sha256.get(..8).unwrap_or(&sha256);
-    Ok(format!(
-        "uid {uid}, exe sha256:{sha256}, held by {}",
-        fact(event, "held_by")?
-    ))
-}
-
-fn owner(event: &AuditEvent) -> String {
-    let owner = event
-        .owner
-        .as_ref()
-        .and_then(|owner| serde_json::to_value(owner).ok());
-    owner
-        .and_then(|owner| owner.as_str().map(str::to_owned))
-        .unwrap_or_else(|| "on record".to_owned())
-}
-
-fn token_of(answer: &Credentials) -> Result<&Credential, Failure> {
-    answer
-        .credentials
-        .first()
-        .ok_or_else(|| not_held("nothing was delivered"))
-}
-
-fn find(records: &[(u64, AuditEvent)], event_type: &str) -> Result<(u64, AuditEvent), Failure> {
-    let found = records
-        .iter()
-        .find(|(_, event)| event.event_type == event_type);
-    found
-        .cloned()
-        .ok_or_else(|| not_held(&format!("the log has no {event_type} of this task")))
-}
-
-fn fact(event: &AuditEvent, name: &str) -> Result<String, Failure> {
-    let known = event.facts.get(name).cloned();
-    known.ok_or_else(|| not_held(&format!("{} does not say {name}", event.event_type)))
-}
-
-fn held(holds: bool, otherwise: &str) -> Result<(), Failure> {
-    if holds {
-        Ok(())
-    } else {
-        Err(not_held(otherwise))
-    }
-}
-
-fn not_held(what: &str) -> Failure {
-    Failure::new(
-        CHECK_FAILED,
-        format!("invalid: this step did not hold: {what}."),
-    )
-}
-
-fn stage(name: &str, text: &str, time: Option<String>) -> Result<(), Failure> {
-    let start = format!("  {name:8}  {text}");
-    to_stdout(&match time {
-        Some(time) => format!(
-            "{start}{time:>rest$}\n",
-            rest = WIDTH
-                .saturating_sub(start.chars().count())
-                .max(time.len() + 2)
-        ),
-        None => format!("{start}\n"),
-    })
-}
-
-fn line(text: &str) -> Result<(), Failure> {
-    to_stdout(&format!("            {text}\n"))
-}
-
-fn aside(command: &str, remark: &str) -> Result<(), Failure> {
-    let start = format!("  {command}");
-    let rest = WIDTH
-        .saturating_sub(start.chars().count())
-        .max(remark.len() + 2);
-    to_stdout(&format!("\n{start}{remark:>rest$}\n\n"))
 }

@@ -1,0 +1,83 @@
+//! Putting a credential where the command will look for it: its environment, a file that is
+//! kept fresh, or a descriptor.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use ephor_proto::cred::As;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::Prepared;
+use super::fetch::Fetched;
+use super::keep::Kept;
+use crate::clock;
+use crate::cred::Wanted;
+use crate::exit::Failure;
+use crate::words::{span, time_of_day};
+
+/// Puts one credential where the command will look for it; says so in words.
+pub(super) fn deliver(
+    prepared: &mut Prepared,
+    wanted: &Wanted,
+    one: Fetched,
+    reason: Option<&str>,
+) -> Result<String, Failure> {
+    let now = clock::wall();
+    let life = one
+        .life
+        .map_or_else(|| span(now, one.expires_at), |life| life.to_string());
+    match wanted.cred.delivery() {
+        As::Env => {
+            prepared.environment.set(&wanted.name, one.token.expose());
+            Ok(format!(
+                "{life} {}, until {}",
+                one.word(),
+                time_of_day(one.expires_at)
+            ))
+        }
+        As::Fd => {
+            let fd = in_memory(&wanted.name, one.token.expose()).map_err(|why| {
+                Failure::local(format!("{}: cannot make a descriptor", wanted.name), why)
+            })?;
+            let path = format!("/dev/fd/{}", fd.as_raw_fd());
+            prepared.environment.set(&wanted.name, path.as_bytes());
+            prepared.memory.push(fd);
+            Ok(format!(
+                "{life} {} in {path}, until {}",
+                one.word(),
+                time_of_day(one.expires_at)
+            ))
+        }
+        As::File => {
+            let Some(files) = &prepared.files else {
+                return Err(Failure::local(&wanted.name, "no directory for its file"));
+            };
+            let path = files.dir.write(&wanted.name, one.token.expose())?;
+            let every = span(now, one.refresh_at);
+            prepared
+                .environment
+                .set(&wanted.name, path.as_os_str().as_bytes());
+            let word = one.word();
+            prepared
+                .kept
+                .push(Kept::new(wanted.clone(), reason.map(str::to_owned), &one));
+            Ok(format!("{life} {word}, file rewritten every {every}"))
+        }
+    }
+}
+
+/// A sealed memory file with these bytes, which a child inherits under the same number.
+fn in_memory(name: &str, bytes: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::ALLOW_SEALING)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&fd, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0))?;
+    rustix::fs::fcntl_add_seals(
+        &fd,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(fd)
+}

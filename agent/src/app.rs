@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use dashmap::DashMap;
-use ephor_crypto::tls::{self, CertificateSlot, Peer as TlsPeer, PinnedCa, TrustStore, certified_key};
+use ephor_crypto::tls::{
+    self, CertificateSlot, Peer as TlsPeer, PinnedCa, TrustStore, certified_key,
+};
 use ephor_proto::id::{CorrelationId, InstanceId, TaskId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::spiffe::HostName;
@@ -22,9 +24,9 @@ use crate::hold::renew::Renewer;
 use crate::journal::{Journal, Unfinished};
 use crate::limits;
 use crate::prove::Receipts;
+use crate::surface::api::Api;
 use crate::surface::listener;
 use crate::surface::quota::Quota;
-use crate::surface::api::Api;
 use crate::tasks::Tasks;
 use crate::uplink::checkpoint::Highest;
 use crate::uplink::connect::{Address, Connect, TlsConnect};
@@ -125,11 +127,13 @@ impl Agent {
         let host_error = |error: &dyn std::fmt::Display| StartError::Host(error.to_string());
         let clock = Arc::clone(&parts.clock);
         let state_lock = lock_state(&parts.state_dir)?;
-        let (journal, unfinished) = Journal::open(&parts.state_dir.join("journal")).map_err(|error| host_error(&error))?;
+        let (journal, unfinished) =
+            Journal::open(&parts.state_dir.join("journal")).map_err(|error| host_error(&error))?;
         let started = TaskTable::start(journal.clone(), parts.tasks.clone(), Arc::clone(&clock));
         let (table, ends) = started.map_err(|error| host_error(&error))?;
         let correlation = correlations(Arc::clone(&clock));
-        let instance = random_id(&*clock, InstanceId::from_parts).map_err(|error| host_error(&error))?;
+        let instance =
+            random_id(&*clock, InstanceId::from_parts).map_err(|error| host_error(&error))?;
         let hold = Hold::default();
         let agent = Arc::new(Self {
             host: parts.host,
@@ -165,7 +169,10 @@ impl Agent {
         let tasks = &agent.tasks;
         tasks.spawn_vital("revoke.ends", revoke::run(Arc::clone(&agent), ends));
         let renewals = Arc::new(deliver::Renewals(Arc::clone(&agent)));
-        tasks.spawn_vital("hold.renewer", agent.renewer.clone().run(renewals, tasks.clone()));
+        tasks.spawn_vital(
+            "hold.renewer",
+            agent.renewer.clone().run(renewals, tasks.clone()),
+        );
         tasks.spawn_vital("uplink.session", session::run(Arc::new(wiring)));
         Ok(agent)
     }
@@ -174,10 +181,21 @@ impl Agent {
     fn adopt(&self, unfinished: Vec<Unfinished>) {
         for task in &unfinished {
             let known = Some(Boottime::from_millis(0));
-            self.contacts.insert(task.opened.id, Contact { uid: task.opened.uid, told: true, known });
+            self.contacts.insert(
+                task.opened.id,
+                Contact {
+                    uid: task.opened.uid,
+                    told: true,
+                    known,
+                },
+            );
         }
         let adoption = self.table.adopt(unfinished);
-        tracing::info!(adopted = adoption.adopted, ended = adoption.ended, "tasks of the journal");
+        tracing::info!(
+            adopted = adoption.adopted,
+            ended = adoption.ended,
+            "tasks of the journal"
+        );
     }
 
     /// A refusal with a new correlation id.
@@ -189,7 +207,10 @@ impl Agent {
     /// Both clocks.
     #[must_use]
     pub fn now(&self) -> Now {
-        Now { wall: self.clock.wall(), boot: self.clock.boottime() }
+        Now {
+            wall: self.clock.wall(),
+            boot: self.clock.boottime(),
+        }
     }
 
     /// A new id.
@@ -197,12 +218,17 @@ impl Agent {
     /// # Errors
     /// When the system has no randomness.
     pub fn new_id<T>(&self, make: impl FnOnce(u64, [u8; 10]) -> T) -> Result<T, Problem> {
-        random_id(&*self.clock, make).map_err(|error| self.problem(Code::Internal, error.to_string()))
+        random_id(&*self.clock, make)
+            .map_err(|error| self.problem(Code::Internal, error.to_string()))
     }
 
     /// Notes whose task it is.
     pub fn opened(&self, task: TaskId, uid: u32) {
-        self.contacts.entry(task).or_insert(Contact { uid, told: false, known: None });
+        self.contacts.entry(task).or_insert(Contact {
+            uid,
+            told: false,
+            known: None,
+        });
     }
 
     /// The broker is being told of a task.
@@ -229,7 +255,15 @@ impl Agent {
     /// What is known of a task.
     #[must_use]
     pub fn contact(&self, task: TaskId) -> Contact {
-        self.contacts.view(&task, |_, contact| *contact).unwrap_or_default()
+        self.contacts
+            .view(&task, |_, contact| *contact)
+            .unwrap_or_default()
+    }
+
+    /// The uid of a task whose end the broker does not have yet.
+    #[must_use]
+    pub fn owner(&self, task: TaskId) -> Option<u32> {
+        self.contacts.view(&task, |_, contact| contact.uid)
     }
 
     /// The broker has the end of a task, or never had the task.
@@ -247,11 +281,16 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> Result<(), StartE
     let parts = parts(&config)?;
     let tasks = parts.tasks.clone();
     // Bound before anything of the broker's is asked for: a second agent must not take over.
-    let socket = listener::bind(&config.socket).map_err(|error| StartError::Config(error.to_string()))?;
+    let socket =
+        listener::bind(&config.socket).map_err(|error| StartError::Config(error.to_string()))?;
     let agent = Agent::start(parts)?;
-    tasks.spawn_vital("surface.listener", listener::run(socket, Arc::new(Api(Arc::clone(&agent))), tasks.clone()));
+    tasks.spawn_vital(
+        "surface.listener",
+        listener::run(socket, Arc::new(Api(Arc::clone(&agent))), tasks.clone()),
+    );
     if let Some(path) = ready_file {
-        write_ready(path, &config.socket).map_err(|error| StartError::Host(format!("writing {}: {error}", path.display())))?;
+        write_ready(path, &config.socket)
+            .map_err(|error| StartError::Host(format!("writing {}: {error}", path.display())))?;
     }
     tracing::info!(socket = %config.socket.display(), host = %agent.host, "ready");
     let stopped = wait_for_stop(&tasks).await;
@@ -265,7 +304,8 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> Result<(), StartE
 /// SIGTERM and SIGINT stop cleanly; a vital part that failed is an error.
 async fn wait_for_stop(tasks: &Tasks) -> Result<(), StartError> {
     use tokio::signal::unix::{SignalKind, signal};
-    let host_error = |error: std::io::Error| StartError::Host(format!("waiting for signals: {error}"));
+    let host_error =
+        |error: std::io::Error| StartError::Host(format!("waiting for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(host_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(host_error)?;
     tokio::select! {
@@ -274,7 +314,9 @@ async fn wait_for_stop(tasks: &Tasks) -> Result<(), StartError> {
         () = tasks.stop().cancelled() => {}
     }
     match tasks.failed() {
-        Some(name) => Err(StartError::Host(format!("`{name}` failed inside the agent; see the log"))),
+        Some(name) => Err(StartError::Host(format!(
+            "`{name}` failed inside the agent; see the log"
+        ))),
         None => Ok(()),
     }
 }
@@ -282,19 +324,37 @@ async fn wait_for_stop(tasks: &Tasks) -> Result<(), StartError> {
 /// What the host's configuration and identity give.
 fn parts(config: &Config) -> Result<Parts, StartError> {
     attest::start_check().map_err(|error| StartError::Host(error.to_string()))?;
-    let identity = Identity::load(&config.state_dir).map_err(|error| StartError::Config(error.to_string()))?;
-    if let Some(host) = config.host.as_ref().filter(|host| host.as_str() != identity.host.as_str()) {
-        let detail = format!("the settings name host `{host}`, but this host joined as `{}`", identity.host);
+    let identity =
+        Identity::load(&config.state_dir).map_err(|error| StartError::Config(error.to_string()))?;
+    if let Some(host) = config
+        .host
+        .as_ref()
+        .filter(|host| host.as_str() != identity.host.as_str())
+    {
+        let detail = format!(
+            "the settings name host `{host}`, but this host joined as `{}`",
+            identity.host
+        );
         return Err(StartError::Config(detail));
     }
-    let broker = config.broker.clone().or_else(|| Joined::load(&config.state_dir).map(|joined| joined.broker));
-    let broker = broker.ok_or_else(|| StartError::Config("no broker: set `broker` or join again".to_owned()))?;
+    let broker = config
+        .broker
+        .clone()
+        .or_else(|| Joined::load(&config.state_dir).map(|joined| joined.broker));
+    let broker = broker
+        .ok_or_else(|| StartError::Config("no broker: set `broker` or join again".to_owned()))?;
     let address = Address::parse(&broker).map_err(|error| StartError::Config(error.to_string()))?;
     let renew_at_millis = AtomicU64::new(identity.renew_at_millis());
-    let (host, trust_domain) = (identity.host.clone(), identity.trust_domain.as_str().to_owned());
+    let (host, trust_domain) = (
+        identity.host.clone(),
+        identity.trust_domain.as_str().to_owned(),
+    );
     let peer = TlsPeer::spiffe_id(&format!("spiffe://{trust_domain}/broker"));
     let trust = Arc::new(TrustStore::new(identity.cas));
-    let slot = Arc::new(CertificateSlot::new(certified_key(&[&identity.certificate_der], identity.key)));
+    let slot = Arc::new(CertificateSlot::new(certified_key(
+        &[&identity.certificate_der],
+        identity.key,
+    )));
     let verifier = Arc::new(PinnedCa::new(Arc::clone(&trust), peer.clone()));
     let tls = tls::client_config(verifier, Some(Arc::clone(&slot) as _), &[b"h2"]);
     let tls = tls.map_err(|error| StartError::Host(error.to_string()))?;
@@ -302,22 +362,38 @@ fn parts(config: &Config) -> Result<Parts, StartError> {
         clock: SystemClock::shared(),
         host,
         trust_domain,
-        mode: if config.force_start_time_attestation { Mode::StartTime } else { Mode::Pidfd },
+        mode: if config.force_start_time_attestation {
+            Mode::StartTime
+        } else {
+            Mode::Pidfd
+        },
         max_exe_hash_bytes: config.max_exe_hash_bytes,
         state_dir: config.state_dir.clone(),
         connect: Box::new(TlsConnect::new(address, peer.server_name(), Arc::new(tls))),
-        renewal: Some(Renewal { renew_at_millis, slot, trust, state_dir: config.state_dir.clone() }),
+        renewal: Some(Renewal {
+            renew_at_millis,
+            slot,
+            trust,
+            state_dir: config.state_dir.clone(),
+        }),
         tasks: Tasks::new(),
     })
 }
 
 fn lock_state(state_dir: &Path) -> Result<File, StartError> {
     let path = state_dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = file.map_err(|error| StartError::Host(format!("{}: {error}", path.display())))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => Err(StartError::Config(format!("{}: another agent uses this state directory; stop it first", path.display()))),
+        Err(_) => Err(StartError::Config(format!(
+            "{}: another agent uses this state directory; stop it first",
+            path.display()
+        ))),
     }
 }
 
@@ -340,6 +416,12 @@ pub fn correlations(clock: SharedClock) -> NewCorrelation {
     })
 }
 
-fn random_id<T>(clock: &dyn Clock, make: impl FnOnce(u64, [u8; 10]) -> T) -> Result<T, ephor_crypto::random::RandomError> {
-    Ok(make(clock.wall().as_millis(), ephor_crypto::random::bytes()?))
+fn random_id<T>(
+    clock: &dyn Clock,
+    make: impl FnOnce(u64, [u8; 10]) -> T,
+) -> Result<T, ephor_crypto::random::RandomError> {
+    Ok(make(
+        clock.wall().as_millis(),
+        ephor_crypto::random::bytes()?,
+    ))
 }

@@ -96,7 +96,11 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let wanted = !error.use_stderr();
             let _ = error.print();
-            return if wanted { ExitCode::SUCCESS } else { USAGE.into() };
+            return if wanted {
+                ExitCode::SUCCESS
+            } else {
+                USAGE.into()
+            };
         }
     };
     match execute(cli.command) {
@@ -116,7 +120,10 @@ struct Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self { code: CONFIG, text: error.to_string() }
+        Self {
+            code: CONFIG,
+            text: error.to_string(),
+        }
     }
 }
 
@@ -135,7 +142,8 @@ fn execute(command: Command) -> Result<(), Failure> {
         host: settings.host,
         ..Partial::default()
     };
-    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let config = Config::load(settings.config.as_deref(), environment, flags)?;
     match command {
         Command::CheckConfig(_) => Ok(()),
@@ -148,10 +156,16 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Run(args) => {
             prepare(&config)?;
             if args.stop_on_stdin_eof {
-                let failed = |error| Failure { code: CONFIG, text: format!("invalid: cannot watch standard input: {error}") };
+                let failed = |error| Failure {
+                    code: CONFIG,
+                    text: format!("invalid: cannot watch standard input: {error}"),
+                };
                 stop_when_stdin_ends().map_err(failed)?;
             }
-            block_on(app::run(config, args.ready_file.as_deref()))?.map_err(|error| Failure { code: CONFIG, text: error.to_string() })
+            block_on(app::run(config, args.ready_file.as_deref()))?.map_err(|error| Failure {
+                code: CONFIG,
+                text: error.to_string(),
+            })
         }
     }
 }
@@ -161,9 +175,13 @@ fn execute(command: Command) -> Result<(), Failure> {
 fn stop_when_stdin_ends() -> std::io::Result<()> {
     let watch = || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
     };
-    std::thread::Builder::new().name("stdin".to_owned()).spawn(watch).map(drop)
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(watch)
+        .map(drop)
 }
 
 /// What comes before the first thread and the first secret.
@@ -171,30 +189,60 @@ fn prepare(config: &Config) -> Result<(), Failure> {
     logs(config.log_format);
     #[cfg(feature = "failpoints")]
     crate::crash::armed::check().map_err(|text| Failure { code: USAGE, text })?;
-    let hardened = harden::harden().map_err(|error| Failure { code: CONFIG, text: format!("invalid: {error}") })?;
+    let hardened = harden::harden().map_err(|error| Failure {
+        code: CONFIG,
+        text: format!("invalid: {error}"),
+    })?;
     tracing::debug!(memory_locked = hardened.memory_locked, descriptors = ?hardened.descriptors, "process hardened");
     tls::install();
     Ok(())
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("ephor-agent").build();
-    let runtime = runtime.map_err(|error| Failure { code: CONFIG, text: format!("invalid: starting threads: {error}") })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("ephor-agent")
+        .build();
+    let runtime = runtime.map_err(|error| Failure {
+        code: CONFIG,
+        text: format!("invalid: starting threads: {error}"),
+    })?;
     Ok(runtime.block_on(work))
 }
 
 async fn join_host(config: &Config, token_file: &Path) -> Result<(), Failure> {
-    let usage = |text: &str| Failure { code: USAGE, text: format!("invalid: {text}") };
-    let broker = config.broker.as_deref().ok_or_else(|| usage("join needs --broker https://HOST:PORT. Nothing was sent"))?;
-    let host: &HostName = config.host.as_ref().ok_or_else(|| usage("join needs --host NAME. Nothing was sent"))?;
+    let usage = |text: &str| Failure {
+        code: USAGE,
+        text: format!("invalid: {text}"),
+    };
+    let broker = config
+        .broker
+        .as_deref()
+        .ok_or_else(|| usage("join needs --broker https://HOST:PORT. Nothing was sent"))?;
+    let host: &HostName = config
+        .host
+        .as_ref()
+        .ok_or_else(|| usage("join needs --host NAME. Nothing was sent"))?;
     let token = read_token(token_file)?;
     let tasks = Tasks::new();
     let correlation = app::correlations(SystemClock::shared());
-    let asked = Join { broker, host, state_dir: &config.state_dir, correlation, tasks: &tasks };
+    let asked = Join {
+        broker,
+        host,
+        state_dir: &config.state_dir,
+        correlation,
+        tasks: &tasks,
+    };
     let joined = join(&asked, &token).await;
     tasks.stop().cancel();
-    let identity = joined.map_err(|error| Failure { code: join_code(&error), text: error.to_string() })?;
-    say(&format!("joined {} as {}. Start it with: ephor-agent run", broker, identity.leaf.spiffe_id));
+    let identity = joined.map_err(|error| Failure {
+        code: join_code(&error),
+        text: error.to_string(),
+    })?;
+    say(&format!(
+        "joined {} as {}. Start it with: ephor-agent run",
+        broker, identity.leaf.spiffe_id
+    ));
     Ok(())
 }
 
@@ -207,9 +255,17 @@ fn read_token(path: &Path) -> Result<Token, Failure> {
     };
     let shown = path.display();
     if let Err(error) = read {
-        return Err(Failure { code: CONFIG, text: format!("invalid: reading the join token from {shown}: {error}. Nothing was sent") });
+        return Err(Failure {
+            code: CONFIG,
+            text: format!(
+                "invalid: reading the join token from {shown}: {error}. Nothing was sent"
+            ),
+        });
     }
-    let not_one = || Failure { code: CONFIG, text: JoinError::Token(shown.to_string()).to_string() };
+    let not_one = || Failure {
+        code: CONFIG,
+        text: JoinError::Token(shown.to_string()).to_string(),
+    };
     Token::parse(&text).ok_or_else(not_one)
 }
 
@@ -218,19 +274,29 @@ fn join_code(error: &JoinError) -> u8 {
         JoinError::Connect(_) | JoinError::Broken(_) => UNREACHABLE,
         JoinError::Refused(problem) => match problem.code.first_word() {
             FirstWord::Unreachable => UNREACHABLE,
-            FirstWord::Denied | FirstWord::Pending | FirstWord::Overdue | FirstWord::Invalid => REFUSED,
+            FirstWord::Denied | FirstWord::Pending | FirstWord::Overdue | FirstWord::Invalid => {
+                REFUSED
+            }
         },
-        JoinError::Token(_) | JoinError::Joined(_) | JoinError::Answer(_) | JoinError::Identity(_) | JoinError::Crypto(_) => CONFIG,
+        JoinError::Token(_)
+        | JoinError::Joined(_)
+        | JoinError::Answer(_)
+        | JoinError::Identity(_)
+        | JoinError::Crypto(_) => CONFIG,
     }
 }
 
 /// Logs go to standard error; `EPHOR_LOG` says which.
 fn logs(format: LogFormat) {
     let filter = EnvFilter::try_from_env("EPHOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A second start in one process (tests) keeps the first's.
     let _ = match format {
-        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Human => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
 }
@@ -242,7 +308,10 @@ fn list_crash_points() {
 }
 
 /// A line for the person who started this.
-#[allow(clippy::print_stderr, reason = "the one place where this program speaks to a person")]
+#[allow(
+    clippy::print_stderr,
+    reason = "the one place where this program speaks to a person"
+)]
 fn say(text: &str) {
     eprintln!("ephor-agent: {text}");
 }
@@ -252,7 +321,11 @@ mod tests {
     use super::*;
 
     fn code(args: &[&str]) -> ExitCode {
-        main(std::iter::once("ephor-agent").chain(args.iter().copied()).map(OsString::from))
+        main(
+            std::iter::once("ephor-agent")
+                .chain(args.iter().copied())
+                .map(OsString::from),
+        )
     }
 
     #[test]
@@ -263,8 +336,17 @@ mod tests {
         assert_eq!(code(&["fly"]), USAGE.into());
         assert_eq!(code(&["run", "--no-such-flag"]), USAGE.into());
         let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.toml");
-        assert_eq!(code(&["check-config", "--config", sample]), ExitCode::SUCCESS);
-        assert_eq!(code(&["check-config", "--config", "/nonexistent"]), CONFIG.into());
-        assert_eq!(code(&["check-config", "--config", sample, "--host", "a/b"]), CONFIG.into());
+        assert_eq!(
+            code(&["check-config", "--config", sample]),
+            ExitCode::SUCCESS
+        );
+        assert_eq!(
+            code(&["check-config", "--config", "/nonexistent"]),
+            CONFIG.into()
+        );
+        assert_eq!(
+            code(&["check-config", "--config", sample, "--host", "a/b"]),
+            CONFIG.into()
+        );
     }
 }

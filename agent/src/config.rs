@@ -111,7 +111,11 @@ impl Config {
         let from_file = match file {
             Some(path) => Partial::from_file(path)?,
             None => match Partial::from_file(Path::new(DEFAULT_FILE)) {
-                Err(ConfigError::Read { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => Partial::default(),
+                Err(ConfigError::Read { error, .. })
+                    if error.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    Partial::default()
+                }
                 read => read?,
             },
         };
@@ -122,15 +126,29 @@ impl Config {
 
 impl Partial {
     fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-        toml::from_str(&text).map_err(|error| ConfigError::File { path: path.to_owned(), error: Box::new(error) })
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
+            path: path.to_owned(),
+            error,
+        })?;
+        toml::from_str(&text).map_err(|error| ConfigError::File {
+            path: path.to_owned(),
+            error: Box::new(error),
+        })
     }
 
-    fn from_environment(variables: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+    fn from_environment(
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
         let mut partial = Self::default();
         for (name, value) in variables {
-            let Some(key) = name.strip_prefix(PREFIX) else { continue };
-            let wrong = |problem| ConfigError::Variable { name: key.to_owned(), value: value.clone(), problem };
+            let Some(key) = name.strip_prefix(PREFIX) else {
+                continue;
+            };
+            let wrong = |problem| ConfigError::Variable {
+                name: key.to_owned(),
+                value: value.clone(),
+                problem,
+            };
             match key {
                 "BROKER" => partial.broker = Some(value),
                 "STATE_DIR" => partial.state_dir = Some(value.into()),
@@ -148,7 +166,9 @@ impl Partial {
                     });
                 }
                 "MAX_EXE_HASH_BYTES" => {
-                    let parsed = value.parse().map_err(|_| wrong("write a number of bytes"))?;
+                    let parsed = value
+                        .parse()
+                        .map_err(|_| wrong("write a number of bytes"))?;
                     partial.max_exe_hash_bytes = Some(parsed);
                 }
                 _ => return Err(wrong("there is no such setting")),
@@ -163,7 +183,9 @@ impl Partial {
             state_dir: later.state_dir.or(self.state_dir),
             socket: later.socket.or(self.socket),
             host: later.host.or(self.host),
-            force_start_time_attestation: later.force_start_time_attestation.or(self.force_start_time_attestation),
+            force_start_time_attestation: later
+                .force_start_time_attestation
+                .or(self.force_start_time_attestation),
             log_format: later.log_format.or(self.log_format),
             max_exe_hash_bytes: later.max_exe_hash_bytes.or(self.max_exe_hash_bytes),
         }
@@ -171,19 +193,30 @@ impl Partial {
 
     fn complete(self) -> Result<Config, ConfigError> {
         if let Some(broker) = &self.broker {
-            crate::uplink::connect::Address::parse(broker).map_err(|error| ConfigError::Value(error.to_string()))?;
+            crate::uplink::connect::Address::parse(broker)
+                .map_err(|error| ConfigError::Value(error.to_string()))?;
         }
-        let host = self.host.map(|host| host.parse().map_err(|error| ConfigError::Value(format!("host `{host}`: {error}"))));
-        let socket = self.socket.unwrap_or_else(|| PathBuf::from("/run/ephor/agent.sock"));
-        crate::surface::listener::check_path(&socket).map_err(|error| ConfigError::Value(error.to_string()))?;
+        let host = self.host.map(|host| {
+            host.parse()
+                .map_err(|error| ConfigError::Value(format!("host `{host}`: {error}")))
+        });
+        let socket = self
+            .socket
+            .unwrap_or_else(|| PathBuf::from("/run/ephor/agent.sock"));
+        crate::surface::listener::check_path(&socket)
+            .map_err(|error| ConfigError::Value(error.to_string()))?;
         Ok(Config {
             broker: self.broker,
-            state_dir: self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/ephor")),
+            state_dir: self
+                .state_dir
+                .unwrap_or_else(|| PathBuf::from("/var/lib/ephor")),
             socket,
             host: host.transpose()?,
             force_start_time_attestation: self.force_start_time_attestation.unwrap_or(false),
             log_format: self.log_format.unwrap_or_default(),
-            max_exe_hash_bytes: self.max_exe_hash_bytes.unwrap_or(limits::MAX_EXE_HASH_BYTES),
+            max_exe_hash_bytes: self
+                .max_exe_hash_bytes
+                .unwrap_or(limits::MAX_EXE_HASH_BYTES),
         })
     }
 }
@@ -193,7 +226,10 @@ mod tests {
     use super::*;
 
     fn variables(pairs: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
-        let owned: Vec<_> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let owned: Vec<_> = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         owned.into_iter()
     }
 
@@ -205,14 +241,26 @@ mod tests {
 
     #[test]
     fn the_later_source_wins() {
-        let file = file("broker = \"https://file:1\"\nsocket = \"/run/file.sock\"\nhost = \"h1\"\nlog_format = \"json\"\n");
-        let environment = variables(&[("EPHOR_AGENT_SOCKET", "/run/env.sock"), ("EPHOR_AGENT_HOST", "h2"), ("PATH", "/bin")]);
-        let flags = Partial { host: Some("h3".into()), ..Partial::default() };
+        let file = file(
+            "broker = \"https://file:1\"\nsocket = \"/run/file.sock\"\nhost = \"h1\"\nlog_format = \"json\"\n",
+        );
+        let environment = variables(&[
+            ("EPHOR_AGENT_SOCKET", "/run/env.sock"),
+            ("EPHOR_AGENT_HOST", "h2"),
+            ("PATH", "/bin"),
+        ]);
+        let flags = Partial {
+            host: Some("h3".into()),
+            ..Partial::default()
+        };
         let config = Config::load(Some(file.path()), environment, flags).unwrap();
         assert_eq!(config.broker.as_deref(), Some("https://file:1"));
         assert_eq!(config.socket, Path::new("/run/env.sock"));
         assert_eq!(config.host.as_ref().map(HostName::as_str), Some("h3"));
-        assert_eq!((config.log_format, config.force_start_time_attestation), (LogFormat::Json, false));
+        assert_eq!(
+            (config.log_format, config.force_start_time_attestation),
+            (LogFormat::Json, false)
+        );
     }
 
     #[test]
@@ -226,15 +274,33 @@ mod tests {
             ("log_format = \"loud\"", "loud"),
         ] {
             let file = file(text);
-            let error = Config::load(Some(file.path()), variables(&[]), Partial::default()).unwrap_err().to_string();
-            assert!(error.starts_with("invalid: ") && error.contains(hint), "{text}: {error}");
+            let error = Config::load(Some(file.path()), variables(&[]), Partial::default())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with("invalid: ") && error.contains(hint),
+                "{text}: {error}"
+            );
         }
-        for (name, value) in [("EPHOR_AGENT_SOKET", "x"), ("EPHOR_AGENT_LOG_FORMAT", "x"), ("EPHOR_AGENT_MAX_EXE_HASH_BYTES", "1k")] {
+        for (name, value) in [
+            ("EPHOR_AGENT_SOKET", "x"),
+            ("EPHOR_AGENT_LOG_FORMAT", "x"),
+            ("EPHOR_AGENT_MAX_EXE_HASH_BYTES", "1k"),
+        ] {
             let file = file("");
-            let error = Config::load(Some(file.path()), variables(&[(name, value)]), Partial::default()).unwrap_err();
+            let error = Config::load(
+                Some(file.path()),
+                variables(&[(name, value)]),
+                Partial::default(),
+            )
+            .unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }
-        let missing = Config::load(Some(Path::new("/nonexistent/agent.toml")), variables(&[]), Partial::default());
+        let missing = Config::load(
+            Some(Path::new("/nonexistent/agent.toml")),
+            variables(&[]),
+            Partial::default(),
+        );
         assert!(matches!(missing, Err(ConfigError::Read { .. })));
     }
 
@@ -242,7 +308,11 @@ mod tests {
     fn the_sample_is_a_valid_file() {
         let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.toml");
         let text = std::fs::read_to_string(sample).unwrap();
-        let with_all: String = text.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line)).map(|line| format!("{line}\n")).collect();
+        let with_all: String = text
+            .lines()
+            .map(|line| line.strip_prefix("#= ").unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
         for text in [text, with_all] {
             let file = file(&text);
             Config::load(Some(file.path()), variables(&[]), Partial::default()).unwrap();

@@ -17,8 +17,8 @@ use crate::crash_point;
 use crate::hold::renew::Reissue;
 use crate::hold::{Found, Held, Key, Lead};
 use crate::limits;
-use crate::revoke;
 use crate::request::{Asker, Requested};
+use crate::revoke;
 use crate::uplink::CallError;
 
 /// What makes this request equal to another of the same task.
@@ -39,26 +39,39 @@ pub fn key_of(asker: &Asker, requested: &Requested) -> Key {
 ///
 /// # Errors
 /// The broker's refusal, `unreachable`, or that the task has ended.
-pub async fn fetch(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, uid: u32) -> Result<Arc<Held>, Problem> {
+pub async fn fetch(
+    agent: &Arc<Agent>,
+    asker: &Arc<Asker>,
+    key: Key,
+    uid: u32,
+) -> Result<Arc<Held>, Problem> {
     let task = asker.task.id;
     if let Some(held) = agent.hold.serve(task, &key, agent.clock.boottime()) {
         return Ok(held);
     }
     let Some(_waiting) = agent.waiting.take(uid) else {
-        return Err(agent.problem(Code::RateLimited, "too many requests of this user wait for the broker; nothing was issued"));
+        return Err(agent.problem(
+            Code::RateLimited,
+            "too many requests of this user wait for the broker; nothing was issued",
+        ));
     };
     let mut outcome = match agent.hold.enter(task, &key, agent.clock.boottime()) {
         Found::Held(held) => return Ok(held),
-        Found::Ended => return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued")),
+        Found::Ended => {
+            return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued"));
+        }
         Found::Full => {
-            let detail = "the task holds as many different credentials as it may; nothing was issued";
+            let detail =
+                "the task holds as many different credentials as it may; nothing was issued";
             return Err(agent.problem(Code::Busy, detail));
         }
         Found::Flying(outcome) => outcome,
         Found::Lead(lead, outcome) => {
             let (agent, asker) = (Arc::clone(agent), Arc::clone(asker));
             // In a task of its own: whoever asked first may leave, the others still wait.
-            agent.clone().tasks.spawn("deliver.issue", async move { issue_and_land(&agent, &asker, key, lead).await });
+            agent.clone().tasks.spawn("deliver.issue", async move {
+                issue_and_land(&agent, &asker, key, lead).await
+            });
             outcome
         }
     };
@@ -67,16 +80,27 @@ pub async fn fetch(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, uid: u32) -
         Ok(Ok(outcome)) => match &*outcome {
             Some(Ok(held)) => Ok(Arc::clone(held)),
             Some(Err(problem)) => Err(problem.clone()),
-            None => Err(agent.problem(Code::Internal, "the request ended without an outcome; nothing was handed out")),
+            None => Err(agent.problem(
+                Code::Internal,
+                "the request ended without an outcome; nothing was handed out",
+            )),
         },
-        Ok(Err(_closed)) => Err(agent.problem(Code::Internal, "the request broke inside the agent; nothing was handed out")),
-        Err(_elapsed) => Err(agent.problem(Code::Unreachable, "no answer in time; nothing was handed out")),
+        Ok(Err(_closed)) => Err(agent.problem(
+            Code::Internal,
+            "the request broke inside the agent; nothing was handed out",
+        )),
+        Err(_elapsed) => Err(agent.problem(
+            Code::Unreachable,
+            "no answer in time; nothing was handed out",
+        )),
     }
 }
 
 async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, lead: Lead) {
     let task = asker.task.id;
-    let request = key.request.map_or_else(|| agent.new_id(RequestId::from_parts), Ok);
+    let request = key
+        .request
+        .map_or_else(|| agent.new_id(RequestId::from_parts), Ok);
     let issued = match request {
         Ok(request) => issue(agent, asker, &key, request, None).await,
         Err(problem) => Err(problem),
@@ -93,7 +117,10 @@ async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, lead: 
         return lead.fail(agent.problem(Code::StoreUnavailable, detail));
     }
     let landed = lead.land(Arc::clone(&held), || {
-        agent.problem(Code::TaskEnded, "the task ended before its credential came; nothing was handed out")
+        agent.problem(
+            Code::TaskEnded,
+            "the task ended before its credential came; nothing was handed out",
+        )
     });
     if landed {
         crash_point!("deliver.landed");
@@ -102,9 +129,18 @@ async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, lead: 
 }
 
 /// One request to the broker; with the executable's digest when the policy asks for it.
-async fn issue(agent: &Agent, asker: &Arc<Asker>, key: &Key, request: RequestId, renews: Option<&Held>) -> Result<Arc<Held>, Problem> {
+async fn issue(
+    agent: &Agent,
+    asker: &Arc<Asker>,
+    key: &Key,
+    request: RequestId,
+    renews: Option<&Held>,
+) -> Result<Arc<Held>, Problem> {
     let identity = Arc::clone(asker);
-    let evidence = agent.tasks.blocking("attest.evidence", move || identity.identity.evidence()).await;
+    let evidence = agent
+        .tasks
+        .blocking("attest.evidence", move || identity.identity.evidence())
+        .await;
     let evidence = evidence.map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
     let mut message = v1::IssueRequest {
         instance_id: Vec::new(),
@@ -115,11 +151,19 @@ async fn issue(agent: &Agent, asker: &Arc<Asker>, key: &Key, request: RequestId,
         item: key.item.to_string(),
         reason: key.reason.to_string(),
         ttl_seconds: key.ttl_seconds,
-        renews: renews.and_then(|held| held.credentials.first()).map(|first| first.id.to_bytes().to_vec()).unwrap_or_default(),
+        renews: renews
+            .and_then(|held| held.credentials.first())
+            .map(|first| first.id.to_bytes().to_vec())
+            .unwrap_or_default(),
         subject: key.subject.to_string(),
     };
     let sent = agent.now();
     agent.told(asker.task.id);
+    // In this order: an end that came before is seen here, and one that comes after is told to
+    // the broker. Otherwise a task could be opened there that ended here unheard.
+    if !asker.identity.is_open() {
+        return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued"));
+    }
     crash_point!("issue.before_send");
     let answer = match agent.uplink.issue(message.clone()).await {
         Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
@@ -132,16 +176,24 @@ async fn issue(agent: &Agent, asker: &Arc<Asker>, key: &Key, request: RequestId,
     crash_point!("issue.answered");
     agent.known(asker.task.id);
     let held = Held::new(answer, Arc::clone(asker), sent, agent.now());
-    let held = held.map_err(|error| agent.problem(Code::Internal, format!("{error}; nothing was handed out")))?;
+    let held = held.map_err(|error| {
+        agent.problem(Code::Internal, format!("{error}; nothing was handed out"))
+    })?;
     Ok(Arc::new(held))
 }
 
 async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Problem> {
     let identity = Arc::clone(asker);
-    let hashed = agent.tasks.blocking("attest.hash", move || identity.identity.hashed_evidence()).await;
+    let hashed = agent
+        .tasks
+        .blocking("attest.hash", move || identity.identity.hashed_evidence())
+        .await;
     match hashed {
         Ok(Ok(evidence)) => Ok(evidence),
-        Ok(Err(why)) => Err(agent.problem(Code::AttestationFailed, format!("{why}. Nothing was issued"))),
+        Ok(Err(why)) => Err(agent.problem(
+            Code::AttestationFailed,
+            format!("{why}. Nothing was issued"),
+        )),
         Err(error) => Err(agent.problem(Code::Internal, error.to_string())),
     }
 }
@@ -150,7 +202,12 @@ async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Probl
 pub struct Renewals(pub Arc<Agent>);
 
 impl Reissue for Renewals {
-    fn reissue(&self, _task: TaskId, key: Key, held: Arc<Held>) -> Pin<Box<dyn Future<Output = Result<Arc<Held>, Problem>> + Send>> {
+    fn reissue(
+        &self,
+        _task: TaskId,
+        key: Key,
+        held: Arc<Held>,
+    ) -> Pin<Box<dyn Future<Output = Result<Arc<Held>, Problem>> + Send>> {
         let agent = Arc::clone(&self.0);
         Box::pin(async move {
             // Without a process to attest there is no renewal; the next one that asks gets its own.

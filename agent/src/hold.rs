@@ -60,7 +60,10 @@ pub enum Found {
 }
 
 enum State {
-    Flying { flight: u64, outcome: watch::Receiver<Option<Outcome>> },
+    Flying {
+        flight: u64,
+        outcome: watch::Receiver<Option<Outcome>>,
+    },
     Held(Arc<Held>),
 }
 
@@ -106,11 +109,19 @@ impl Hold {
     /// Looks up `key` and, when nothing is there, takes the lead for it in the same step.
     #[must_use]
     pub fn enter(&self, task: TaskId, key: &Key, now: Boottime) -> Found {
-        let mut guard = self.inner.tasks.entry(task).or_insert_with(|| TaskHold::Open(Vec::new()));
+        let mut guard = self
+            .inner
+            .tasks
+            .entry(task)
+            .or_insert_with(|| TaskHold::Open(Vec::new()));
         let TaskHold::Open(slots) = guard.value_mut() else {
             return Found::Ended;
         };
-        match slots.iter().find(|slot| slot.key == *key).map(|slot| &slot.state) {
+        match slots
+            .iter()
+            .find(|slot| slot.key == *key)
+            .map(|slot| &slot.state)
+        {
             Some(State::Flying { outcome, .. }) => return Found::Flying(outcome.clone()),
             Some(State::Held(held)) if held.is_good(now) => {
                 self.inner.served.fetch_add(1, Ordering::Relaxed);
@@ -123,13 +134,23 @@ impl Hold {
             State::Flying { .. } => true,
             State::Held(held) => held.is_good(now),
         });
-        self.inner.held.fetch_sub(before - slots.len(), Ordering::Relaxed);
-        if slots.len() >= limits::CREDENTIALS_PER_TASK || self.inner.held.load(Ordering::Relaxed) >= limits::CREDENTIALS {
+        self.inner
+            .held
+            .fetch_sub(before - slots.len(), Ordering::Relaxed);
+        if slots.len() >= limits::CREDENTIALS_PER_TASK
+            || self.inner.held.load(Ordering::Relaxed) >= limits::CREDENTIALS
+        {
             return Found::Full;
         }
         let flight = self.inner.flights.fetch_add(1, Ordering::Relaxed);
         let (sender, outcome) = watch::channel(None);
-        slots.push(Slot { key: key.clone(), state: State::Flying { flight, outcome: outcome.clone() } });
+        slots.push(Slot {
+            key: key.clone(),
+            state: State::Flying {
+                flight,
+                outcome: outcome.clone(),
+            },
+        });
         self.inner.held.fetch_add(1, Ordering::Relaxed);
         drop(guard);
         Found::Lead(Lead::new(self.clone(), task, flight, sender), outcome)
@@ -140,7 +161,9 @@ impl Hold {
     #[must_use]
     pub fn replace(&self, task: TaskId, old: &Arc<Held>, new: Arc<Held>) -> bool {
         self.with_slots(task, |slots| {
-            let slot = slots.iter_mut().find(|slot| matches!(&slot.state, State::Held(held) if Arc::ptr_eq(held, old)));
+            let slot = slots
+                .iter_mut()
+                .find(|slot| matches!(&slot.state, State::Held(held) if Arc::ptr_eq(held, old)));
             match slot {
                 Some(slot) => {
                     slot.state = State::Held(new);
@@ -172,7 +195,9 @@ impl Hold {
                 TaskHold::Open(Vec::new())
             }
         };
-        let TaskHold::Open(slots) = before else { return 0 };
+        let TaskHold::Open(slots) = before else {
+            return 0;
+        };
         self.inner.held.fetch_sub(slots.len(), Ordering::Relaxed);
         let copies = slots.iter().map(|slot| match &slot.state {
             State::Flying { .. } => 0,
@@ -201,12 +226,14 @@ impl Hold {
 
     /// Lands a flight: its slot now holds the credential. False when the task ended.
     fn land(&self, task: TaskId, flight: u64, held: &Arc<Held>) -> bool {
-        self.with_slots(task, |slots| match slots.iter_mut().find(|slot| slot.is_flight(flight)) {
-            Some(slot) => {
-                slot.state = State::Held(Arc::clone(held));
-                true
+        self.with_slots(task, |slots| {
+            match slots.iter_mut().find(|slot| slot.is_flight(flight)) {
+                Some(slot) => {
+                    slot.state = State::Held(Arc::clone(held));
+                    true
+                }
+                None => false,
             }
-            None => false,
         })
         .unwrap_or(false)
     }
@@ -217,7 +244,9 @@ impl Hold {
             slots.retain(|slot| !slot.is_flight(flight));
             before - slots.len()
         });
-        self.inner.held.fetch_sub(removed.unwrap_or(0), Ordering::Relaxed);
+        self.inner
+            .held
+            .fetch_sub(removed.unwrap_or(0), Ordering::Relaxed);
     }
 
     fn retain(&self, task: TaskId, keep: impl Fn(&Arc<Held>) -> bool) -> u32 {
@@ -250,9 +279,17 @@ impl Hold {
     /// tombstone only guards answers that were already on their way.
     fn bury(&self, task: TaskId) {
         let forgotten = {
-            let mut order = self.inner.tombstones.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut order = self
+                .inner
+                .tombstones
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             order.push_back(task);
-            if order.len() > limits::TOMBSTONES { order.pop_front() } else { None }
+            if order.len() > limits::TOMBSTONES {
+                order.pop_front()
+            } else {
+                None
+            }
         };
         if let Some(old) = forgotten {
             self.inner.tasks.remove(&old);

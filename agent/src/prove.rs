@@ -52,7 +52,12 @@ impl Receipts {
             ended.wiped += wiped;
             return;
         }
-        let ended = Ended { uid, cause, wiped, receipt: watch::Sender::new(Answer::Waiting) };
+        let ended = Ended {
+            uid,
+            cause,
+            wiped,
+            receipt: watch::Sender::new(Answer::Waiting),
+        };
         inner.ended.insert(task, ended);
         inner.order.push_back(task);
         if inner.order.len() > limits::RECEIPTS
@@ -65,7 +70,9 @@ impl Receipts {
     /// The broker took the end.
     pub fn told(&self, task: TaskId, receipt: Option<v1::CompleteResponse>) {
         if let Some(ended) = self.lock().ended.get(&task) {
-            ended.receipt.send_replace(Answer::Told(receipt.map(Arc::new)));
+            ended
+                .receipt
+                .send_replace(Answer::Told(receipt.map(Arc::new)));
         }
     }
 
@@ -84,14 +91,25 @@ impl Receipts {
     /// Whether the broker has the end of an ended task.
     #[must_use]
     pub fn is_told(&self, task: TaskId) -> bool {
-        self.lock().ended.get(&task).is_some_and(|ended| matches!(*ended.receipt.borrow(), Answer::Told(_)))
+        self.lock()
+            .ended
+            .get(&task)
+            .is_some_and(|ended| matches!(*ended.receipt.borrow(), Answer::Told(_)))
     }
 
     /// What to answer about an ended task. Waits for the receipt, but not longer than
     /// `patience`: without it the answer says what is known. `None` for a task not known here.
     pub async fn completed(&self, task: TaskId, patience: Duration) -> Option<Completed> {
-        let mut receipt = self.lock().ended.get(&task).map(|ended| ended.receipt.subscribe())?;
-        let told = tokio::time::timeout(patience, receipt.wait_for(|answer| matches!(answer, Answer::Told(_)))).await;
+        let mut receipt = self
+            .lock()
+            .ended
+            .get(&task)
+            .map(|ended| ended.receipt.subscribe())?;
+        let told = tokio::time::timeout(
+            patience,
+            receipt.wait_for(|answer| matches!(answer, Answer::Told(_))),
+        )
+        .await;
         let told = match told {
             Ok(Ok(answer)) => match &*answer {
                 Answer::Told(receipt) => receipt.clone(),
@@ -109,7 +127,9 @@ impl Receipts {
 }
 
 fn to_wire(task: TaskId, wiped: u32, told: Option<&v1::CompleteResponse>) -> Completed {
-    let listed_until = told.map(|told| told.listed_until).filter(|until| *until > 0);
+    let listed_until = told
+        .map(|told| told.listed_until)
+        .filter(|until| *until > 0);
     Completed {
         task,
         receipt_id: task.receipt(),
@@ -130,7 +150,13 @@ mod tests {
     }
 
     fn response() -> v1::CompleteResponse {
-        v1::CompleteResponse { receipt: r#"{"leaf":"x"}"#.into(), dead: 1, listed: 2, listed_until: 5, revoke_microseconds: 7 }
+        v1::CompleteResponse {
+            receipt: r#"{"leaf":"x"}"#.into(),
+            dead: 1,
+            listed: 2,
+            listed_until: 5,
+            revoke_microseconds: 7,
+        }
     }
 
     #[tokio::test]
@@ -139,16 +165,34 @@ mod tests {
         assert!(receipts.completed(task(1), Duration::ZERO).await.is_none());
         receipts.begin(task(1), 1000, "exited", 2);
         receipts.begin(task(1), 1000, "released", 1);
-        assert_eq!((receipts.owner(task(1)), receipts.cause(task(1))), (Some(1000), Some("exited")));
+        assert_eq!(
+            (receipts.owner(task(1)), receipts.cause(task(1))),
+            (Some(1000), Some("exited"))
+        );
         let early = receipts.completed(task(1), Duration::ZERO).await.unwrap();
-        assert_eq!((early.wiped, early.receipt.is_none(), early.dead), (3, true, 0));
-        let waiter = async { receipts.completed(task(1), Duration::from_secs(60)).await.unwrap() };
+        assert_eq!(
+            (early.wiped, early.receipt.is_none(), early.dead),
+            (3, true, 0)
+        );
+        let waiter = async {
+            receipts
+                .completed(task(1), Duration::from_secs(60))
+                .await
+                .unwrap()
+        };
         let teller = async { receipts.told(task(1), Some(response())) };
         let (late, ()) = tokio::join!(waiter, teller);
         assert_eq!((late.dead, late.listed, late.wiped), (1, 2, 3));
         assert_eq!(late.receipt.unwrap()["leaf"], "x");
         assert!(receipts.is_told(task(1)));
-        assert_eq!(receipts.completed(task(1), Duration::ZERO).await.unwrap().dead, 1);
+        assert_eq!(
+            receipts
+                .completed(task(1), Duration::ZERO)
+                .await
+                .unwrap()
+                .dead,
+            1
+        );
     }
 
     #[tokio::test]
@@ -156,7 +200,10 @@ mod tests {
         let receipts = Receipts::default();
         receipts.begin(task(2), 0, "exited", 0);
         receipts.told(task(2), None);
-        let done = receipts.completed(task(2), Duration::from_secs(60)).await.unwrap();
+        let done = receipts
+            .completed(task(2), Duration::from_secs(60))
+            .await
+            .unwrap();
         assert!(done.receipt.is_none() && done.receipt_id.task() == task(2));
     }
 

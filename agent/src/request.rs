@@ -51,7 +51,10 @@ impl BadRequest {
     /// `invalid_request` with this detail.
     #[must_use]
     pub fn invalid(detail: impl Into<String>) -> Self {
-        Self { code: Code::InvalidRequest, detail: detail.into() }
+        Self {
+            code: Code::InvalidRequest,
+            detail: detail.into(),
+        }
     }
 }
 
@@ -123,7 +126,8 @@ impl Requested {
     /// # Errors
     /// Says which field is wrong.
     pub fn from_body(body: &[u8]) -> Result<Self, BadRequest> {
-        let body: CredentialRequest = serde_json::from_slice(body).map_err(|error| bad_body(body, &error))?;
+        let body: CredentialRequest =
+            serde_json::from_slice(body).map_err(|error| bad_body(body, &error))?;
         let audience = body.parameters.and_then(|parameters| parameters.audience);
         let requested = Self {
             item: item(&body.entitlement, audience)?,
@@ -136,7 +140,10 @@ impl Requested {
         };
         if requested.reason.len() > MAX_REASON_LEN {
             let detail = format!("reason is longer than {MAX_REASON_LEN} bytes");
-            return Err(BadRequest { code: Code::TooLarge, detail });
+            return Err(BadRequest {
+                code: Code::TooLarge,
+                detail,
+            });
         }
         if requested.subject.len() > ephor_proto::limits::MAX_SPIFFE_ID_LEN {
             return Err(BadRequest::invalid("subject is too long to be a SPIFFE ID"));
@@ -152,14 +159,18 @@ impl Requested {
         let [audience, bind, ttl] = query::only(raw, ["audience", "bind", "ttl_seconds"])?;
         let ttl = ttl.map(|text| {
             // A sign is a value out of range, not a form of its own.
-            parse_seconds(&text).map_err(|error| BadRequest::invalid(error.to_string())).and_then(|ttl| not_zero(ttl.as_seconds()))
+            parse_seconds(&text)
+                .map_err(|error| BadRequest::invalid(error.to_string()))
+                .and_then(|ttl| not_zero(ttl.as_seconds()))
         });
         Ok(Self {
             item: item(cred::IDENTITY, audience)?,
             entitlement: cred::IDENTITY.to_owned(),
             reason: String::new(),
             ttl_seconds: ttl.transpose()?,
-            bind: bind.map(|text| text.parse().map_err(BadRequest::invalid)).transpose()?,
+            bind: bind
+                .map(|text| text.parse().map_err(BadRequest::invalid))
+                .transpose()?,
             request: None,
             subject: String::new(),
         })
@@ -170,9 +181,14 @@ impl Requested {
 /// are about commas.
 fn bad_body(body: &[u8], error: &serde_json::Error) -> BadRequest {
     let loose = serde_json::from_slice::<serde_json::Value>(body).ok();
-    let ttl = loose.as_ref().and_then(|body| body.get("ttl_seconds")).filter(|ttl| ttl.is_f64());
+    let ttl = loose
+        .as_ref()
+        .and_then(|body| body.get("ttl_seconds"))
+        .filter(|ttl| ttl.is_f64());
     match ttl {
-        Some(ttl) => BadRequest::invalid(format!("ttl_seconds is {ttl}: it must be a whole number above 0")),
+        Some(ttl) => BadRequest::invalid(format!(
+            "ttl_seconds is {ttl}: it must be a whole number above 0"
+        )),
         None => BadRequest::invalid(format!("the body is no credential request: {error}")),
     }
 }
@@ -185,9 +201,13 @@ fn item(entitlement: &str, audience: Option<String>) -> Result<String, BadReques
             CredRef::identity(&audience).map_err(|error| BadRequest::invalid(error.to_string()))?;
             Ok(audience)
         }
-        (true, None) => Err(BadRequest::invalid("audience is missing: name who the token is for")),
+        (true, None) => Err(BadRequest::invalid(
+            "audience is missing: name who the token is for",
+        )),
         (false, Some(_)) => {
-            let detail = format!("parameters.audience is only for `identity`; `{entitlement}` has its audience in policy");
+            let detail = format!(
+                "parameters.audience is only for `identity`; `{entitlement}` has its audience in policy"
+            );
             Err(BadRequest::invalid(detail))
         }
         (false, None) => Ok(String::new()),
@@ -197,7 +217,9 @@ fn item(entitlement: &str, audience: Option<String>) -> Result<String, BadReques
 /// Any number above 0 is legal here; what is too large is capped by policy.
 fn seconds(value: i128) -> Result<u64, BadRequest> {
     if value < 0 {
-        return Err(BadRequest::invalid(format!("ttl_seconds is {value}: it must be a whole number above 0")));
+        return Err(BadRequest::invalid(format!(
+            "ttl_seconds is {value}: it must be a whole number above 0"
+        )));
     }
     not_zero(u64::try_from(value).unwrap_or(u64::MAX))
 }
@@ -205,7 +227,10 @@ fn seconds(value: i128) -> Result<u64, BadRequest> {
 fn not_zero(seconds: u64) -> Result<u64, BadRequest> {
     if seconds == 0 {
         let detail = "ttl_seconds is 0: ask for at least 1, or leave it out".to_owned();
-        return Err(BadRequest { code: Code::TtlZero, detail });
+        return Err(BadRequest {
+            code: Code::TtlZero,
+            detail,
+        });
     }
     Ok(seconds)
 }
@@ -225,9 +250,24 @@ mod tests {
             r#"{{"entitlement":"identity","parameters":{{"audience":"billing"}},"reason":"INC-1","ttl_seconds":60,"bind":"parent","request_id":"{request}","subject":"spiffe://td/a"}}"#
         ));
         let got = got.unwrap();
-        assert_eq!((got.entitlement.as_str(), got.item.as_str(), got.reason.as_str()), ("identity", "billing", "INC-1"));
-        assert_eq!((got.ttl_seconds, got.bind, got.request), (Some(60), Some(Bind::Parent), Some(request)));
-        assert_eq!(body(r#"{"entitlement":"billing-api","bind":7}"#).unwrap().bind, Some(Bind::Ancestor(7)));
+        assert_eq!(
+            (
+                got.entitlement.as_str(),
+                got.item.as_str(),
+                got.reason.as_str()
+            ),
+            ("identity", "billing", "INC-1")
+        );
+        assert_eq!(
+            (got.ttl_seconds, got.bind, got.request),
+            (Some(60), Some(Bind::Parent), Some(request))
+        );
+        assert_eq!(
+            body(r#"{"entitlement":"billing-api","bind":7}"#)
+                .unwrap()
+                .bind,
+            Some(Bind::Ancestor(7))
+        );
     }
 
     #[test]
@@ -235,43 +275,110 @@ mod tests {
         for (json, code, hint) in [
             ("", Code::InvalidRequest, "no credential request"),
             ("[]", Code::InvalidRequest, "no credential request"),
-            (r#"{"entitlement":"x"} {}"#, Code::InvalidRequest, "trailing"),
-            (r#"{"entitlement":"x","entitlement":"y"}"#, Code::InvalidRequest, "duplicate"),
-            (r#"{"entitlement":"x","tll_seconds":1}"#, Code::InvalidRequest, "tll_seconds"),
-            (r#"{"entitlement":"x","parameters":{"aud":"y"}}"#, Code::InvalidRequest, "aud"),
+            (
+                r#"{"entitlement":"x"} {}"#,
+                Code::InvalidRequest,
+                "trailing",
+            ),
+            (
+                r#"{"entitlement":"x","entitlement":"y"}"#,
+                Code::InvalidRequest,
+                "duplicate",
+            ),
+            (
+                r#"{"entitlement":"x","tll_seconds":1}"#,
+                Code::InvalidRequest,
+                "tll_seconds",
+            ),
+            (
+                r#"{"entitlement":"x","parameters":{"aud":"y"}}"#,
+                Code::InvalidRequest,
+                "aud",
+            ),
             (r#"{"entitlement":"X"}"#, Code::InvalidRequest, "a-z"),
-            (r#"{"entitlement":"identity"}"#, Code::InvalidRequest, "audience is missing"),
-            (r#"{"entitlement":"identity","parameters":{"audience":""}}"#, Code::InvalidRequest, "empty"),
-            (r#"{"entitlement":"x","parameters":{"audience":"y"}}"#, Code::InvalidRequest, "only for `identity`"),
-            (r#"{"entitlement":"x","ttl_seconds":0}"#, Code::TtlZero, "at least 1"),
-            (r#"{"entitlement":"x","ttl_seconds":-1}"#, Code::InvalidRequest, "-1"),
-            (r#"{"entitlement":"x","ttl_seconds":1.5}"#, Code::InvalidRequest, "1.5"),
-            (r#"{"entitlement":"x","bind":0}"#, Code::InvalidRequest, "pid"),
-            (r#"{"entitlement":"x","bind":"child"}"#, Code::InvalidRequest, "child"),
-            (r#"{"entitlement":"x","request_id":"1"}"#, Code::InvalidRequest, "id"),
+            (
+                r#"{"entitlement":"identity"}"#,
+                Code::InvalidRequest,
+                "audience is missing",
+            ),
+            (
+                r#"{"entitlement":"identity","parameters":{"audience":""}}"#,
+                Code::InvalidRequest,
+                "empty",
+            ),
+            (
+                r#"{"entitlement":"x","parameters":{"audience":"y"}}"#,
+                Code::InvalidRequest,
+                "only for `identity`",
+            ),
+            (
+                r#"{"entitlement":"x","ttl_seconds":0}"#,
+                Code::TtlZero,
+                "at least 1",
+            ),
+            (
+                r#"{"entitlement":"x","ttl_seconds":-1}"#,
+                Code::InvalidRequest,
+                "-1",
+            ),
+            (
+                r#"{"entitlement":"x","ttl_seconds":1.5}"#,
+                Code::InvalidRequest,
+                "1.5",
+            ),
+            (
+                r#"{"entitlement":"x","bind":0}"#,
+                Code::InvalidRequest,
+                "pid",
+            ),
+            (
+                r#"{"entitlement":"x","bind":"child"}"#,
+                Code::InvalidRequest,
+                "child",
+            ),
+            (
+                r#"{"entitlement":"x","request_id":"1"}"#,
+                Code::InvalidRequest,
+                "id",
+            ),
         ] {
             let error = body(json).unwrap_err();
             assert_eq!(error.code, code, "{json}");
             assert!(error.detail.contains(hint), "{json}: {}", error.detail);
         }
-        let long = format!(r#"{{"entitlement":"x","reason":"{}"}}"#, "r".repeat(MAX_REASON_LEN + 1));
+        let long = format!(
+            r#"{{"entitlement":"x","reason":"{}"}}"#,
+            "r".repeat(MAX_REASON_LEN + 1)
+        );
         assert_eq!(body(&long).unwrap_err().code, Code::TooLarge);
     }
 
     #[test]
     fn huge_ttls_are_legal_and_capped_later() {
-        for (text, seconds) in [("9223372036854775808", 1 << 63), ("18446744073709551615", u64::MAX)] {
+        for (text, seconds) in [
+            ("9223372036854775808", 1 << 63),
+            ("18446744073709551615", u64::MAX),
+        ] {
             let got = body(&format!(r#"{{"entitlement":"x","ttl_seconds":{text}}}"#)).unwrap();
             assert_eq!(got.ttl_seconds, Some(seconds));
             let query = format!("audience=a&ttl_seconds={text}");
-            assert_eq!(Requested::from_query(Some(&query)).unwrap().ttl_seconds, Some(seconds));
+            assert_eq!(
+                Requested::from_query(Some(&query)).unwrap().ttl_seconds,
+                Some(seconds)
+            );
         }
     }
 
     #[test]
     fn queries() {
-        let got = Requested::from_query(Some("audience=https%3A%2F%2Fapi%2Fv1&bind=parent&ttl_seconds=30")).unwrap();
-        assert_eq!((got.item.as_str(), got.bind, got.ttl_seconds), ("https://api/v1", Some(Bind::Parent), Some(30)));
+        let got = Requested::from_query(Some(
+            "audience=https%3A%2F%2Fapi%2Fv1&bind=parent&ttl_seconds=30",
+        ))
+        .unwrap();
+        assert_eq!(
+            (got.item.as_str(), got.bind, got.ttl_seconds),
+            ("https://api/v1", Some(Bind::Parent), Some(30))
+        );
         for (query, code, hint) in [
             ("", Code::InvalidRequest, "audience is missing"),
             ("audience=a&x=1", Code::InvalidRequest, "`x`"),

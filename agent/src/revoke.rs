@@ -55,9 +55,25 @@ pub async fn release(agent: &Agent, task: TaskId) -> Result<(), JournalError> {
     let cause = EndCause::Released;
     if end_task(agent, task, cause) {
         // The table noted it already; this one stands behind it in the same queue.
-        agent.journal.append(Record::TaskEnding { id: task, cause })?.durable().await?;
+        agent
+            .journal
+            .append(Record::TaskEnding { id: task, cause })?
+            .durable()
+            .await?;
     }
     Ok(())
+}
+
+/// The owner of a task that the table ended, but whose end is still in the queue to [`run`]:
+/// who started a process asks for its receipt as soon as it exits, often before we are told.
+#[must_use]
+pub fn being_ended(agent: &Agent, task: TaskId) -> Option<u32> {
+    let cause = agent.table.outcome(task)?;
+    let uid = agent.owner(task)?;
+    agent
+        .receipts
+        .begin(task, uid, cause.as_str(), agent.hold.wipe(task));
+    Some(uid)
 }
 
 /// An end that the table reported: wipe, then say so.
@@ -71,9 +87,14 @@ fn finish(agent: &Agent, ended: Ended, wiped: u32) {
     crash_point!("revoke.wiped");
     tracing::info!(%task, cause = cause.as_str(), wiped, "task ended; what was held for it is wiped");
     let contact = agent.contact(task);
-    agent.receipts.begin(task, contact.uid, cause.as_str(), wiped);
+    agent
+        .receipts
+        .begin(task, contact.uid, cause.as_str(), wiped);
     if contact.told {
-        agent.spool.add(End { task, cause: on_the_wire(cause) });
+        agent.spool.add(End {
+            task,
+            cause: on_the_wire(cause),
+        });
     } else {
         // The broker never heard of it: there is nothing to revoke and no receipt.
         agent.receipts.told(task, None);

@@ -64,8 +64,17 @@ pub struct Uplink {
 impl Uplink {
     /// A handle that is not connected yet; [`session::run`] connects it.
     #[must_use]
-    pub fn new(instance: InstanceId, correlation: NewCorrelation, clock: Arc<dyn Clock + Send + Sync>) -> Self {
-        Self { link: watch::Sender::new(Link::Connecting), instance, correlation, clock }
+    pub fn new(
+        instance: InstanceId,
+        correlation: NewCorrelation,
+        clock: Arc<dyn Clock + Send + Sync>,
+    ) -> Self {
+        Self {
+            link: watch::Sender::new(Link::Connecting),
+            instance,
+            correlation,
+            clock,
+        }
     }
 
     /// This start of the agent.
@@ -92,7 +101,10 @@ impl Uplink {
     ///
     /// # Errors
     /// The broker's refusal, or `unreachable`.
-    pub async fn issue(&self, mut request: v1::IssueRequest) -> Result<v1::IssueResponse, CallError> {
+    pub async fn issue(
+        &self,
+        mut request: v1::IssueRequest,
+    ) -> Result<v1::IssueResponse, CallError> {
         request.instance_id = self.instance.to_bytes().to_vec();
         self.repeatable(|mut client| {
             let request = request.clone();
@@ -106,7 +118,10 @@ impl Uplink {
     /// # Errors
     /// The broker's refusal, or `unreachable`.
     pub async fn whoami(&self, evidence: v1::Evidence) -> Result<v1::WhoamiResponse, CallError> {
-        let request = v1::WhoamiRequest { instance_id: self.instance.to_bytes().to_vec(), evidence: Some(evidence) };
+        let request = v1::WhoamiRequest {
+            instance_id: self.instance.to_bytes().to_vec(),
+            evidence: Some(evidence),
+        };
         self.repeatable(|mut client| {
             let request = request.clone();
             async move { client.whoami(timed(request)).await }
@@ -115,7 +130,12 @@ impl Uplink {
     }
 
     /// Tells that a task ended; answers with its receipt. Repeatable.
-    async fn complete(&self, session: &Session, task: TaskId, cause: &str) -> Result<v1::CompleteResponse, CallError> {
+    async fn complete(
+        &self,
+        session: &Session,
+        task: TaskId,
+        cause: &str,
+    ) -> Result<v1::CompleteResponse, CallError> {
         let request = v1::CompleteRequest {
             instance_id: self.instance.to_bytes().to_vec(),
             task_id: task.to_bytes().to_vec(),
@@ -142,29 +162,40 @@ impl Uplink {
         };
         match tokio::time::timeout(limits::REQUEST_DEADLINE, whole).await {
             Ok(answer) => answer,
-            Err(_elapsed) => Err(CallError::Broken(self.unreachable("the broker did not answer in time", 1))),
+            Err(_elapsed) => Err(CallError::Broken(
+                self.unreachable("the broker did not answer in time", 1),
+            )),
         }
     }
 
-    async fn call<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, CallError> {
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, CallError> {
         match tokio::time::timeout(limits::REQUEST_DEADLINE, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(refusal::from_status(&status, &self.correlation)),
-            Err(_elapsed) => Err(CallError::Broken(self.unreachable("the broker did not answer in time", 1))),
+            Err(_elapsed) => Err(CallError::Broken(
+                self.unreachable("the broker did not answer in time", 1),
+            )),
         }
     }
 
     /// The session, waited for only while the very first attempt runs.
     async fn session(&self) -> Result<Arc<Session>, CallError> {
         let mut watch = self.link.subscribe();
-        let link = watch.wait_for(|link| !matches!(link, Link::Connecting)).await;
+        let link = watch
+            .wait_for(|link| !matches!(link, Link::Connecting))
+            .await;
         let link = link.map_or(Link::Connecting, |link| link.clone());
         self.up(link)
     }
 
     async fn session_after(&self, broken: &Arc<Session>) -> Result<Arc<Session>, CallError> {
         let mut watch = self.link.subscribe();
-        let next = watch.wait_for(|link| matches!(link, Link::Up(session) if !Arc::ptr_eq(session, broken))).await;
+        let next = watch
+            .wait_for(|link| matches!(link, Link::Up(session) if !Arc::ptr_eq(session, broken)))
+            .await;
         let next = next.map_or(Link::Connecting, |link| link.clone());
         self.up(next)
     }
@@ -172,8 +203,12 @@ impl Uplink {
     fn up(&self, link: Link) -> Result<Arc<Session>, CallError> {
         match link {
             Link::Up(session) => Ok(session),
-            Link::Away { why, retry_after } => Err(CallError::Broken(self.unreachable(&why, retry_after))),
-            Link::Connecting => Err(CallError::Broken(self.unreachable("the agent is stopping", 1))),
+            Link::Away { why, retry_after } => {
+                Err(CallError::Broken(self.unreachable(&why, retry_after)))
+            }
+            Link::Connecting => Err(CallError::Broken(
+                self.unreachable("the agent is stopping", 1),
+            )),
         }
     }
 
@@ -192,7 +227,9 @@ fn timed<T>(message: T) -> tonic::Request<T> {
 
 /// A wait in whole seconds, rounded up, at least 1.
 fn seconds(wait: Duration) -> u32 {
-    u32::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX).max(1)
+    u32::try_from(wait.as_millis().div_ceil(1_000))
+        .unwrap_or(u32::MAX)
+        .max(1)
 }
 
 #[cfg(test)]

@@ -1,6 +1,12 @@
 //! The agent through its public API: its socket on one side, a broker made of memory on the other.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 #[path = "agent/broker.rs"]
 mod broker;

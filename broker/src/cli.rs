@@ -151,13 +151,18 @@ fn stop_when_stdin_ends() -> std::io::Result<()> {
         .map(drop)
 }
 
-/// No core dump and no debugger may see a key. Failure is said and not fatal: some containers
+/// No core dump and no debugger may see a key; no file of ours is for others to write. Failure is said and not fatal: some containers
 /// forbid the one or the other.
 fn harden() {
+    use rustix::fs::Mode;
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         tracing::warn!(%error, "the process stays dumpable");
     }
+    // Whatever we were started with: the CA's certificate and the ready file are for others to
+    // read, nothing is for others to write.
+    let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),

@@ -11,7 +11,7 @@ pub mod tls;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::middleware::Next;
+use axum::middleware::{Next, map_response_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
@@ -21,7 +21,7 @@ use ephor_proto::problem::Code;
 use crate::app::Broker;
 use crate::request::Refusal;
 use listener::Connection;
-use problem::ProblemResponse;
+use problem::{ProblemResponse, in_our_form};
 
 /// Agents (gRPC), OAuth, and what is public.
 pub fn https_router(broker: &Arc<Broker>) -> Router {
@@ -30,7 +30,8 @@ pub fn https_router(broker: &Arc<Broker>) -> Router {
         .merge(lists::router(Arc::clone(broker)))
         .route("/healthz", get(health).with_state(Arc::clone(broker)))
         .fallback_service(fallback(broker))
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(map_response_with_state(Arc::clone(broker), in_our_form));
     grpc::router(broker).merge(http)
 }
 
@@ -40,6 +41,7 @@ pub fn http_router(broker: &Arc<Broker>) -> Router {
         .merge(lists::router(Arc::clone(broker)))
         .fallback_service(fallback(broker))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(map_response_with_state(Arc::clone(broker), in_our_form))
 }
 
 /// Administration, for root and our own uid.
@@ -48,6 +50,7 @@ pub fn admin_router(broker: &Arc<Broker>) -> Router {
         .merge(admin::router(Arc::clone(broker)))
         .fallback_service(fallback(broker))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(map_response_with_state(Arc::clone(broker), in_our_form))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(broker), only_administrators))
 }
 

@@ -157,7 +157,8 @@ pub fn recheck(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
             what,
         })
     };
-    if process.stat()?.start_time != before.start_time || peer.pid() != before.pid {
+    // The held descriptors mean one process for ever, so its start time is not read again.
+    if process.id().start_time != before.start_time || peer.pid() != before.pid {
         return changed("start time");
     }
     let status = peer.check_ids()?;

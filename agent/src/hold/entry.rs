@@ -42,18 +42,37 @@ impl Lifetime {
     /// the wall clocks agree the wall-clock end also holds; where they do not, one second less,
     /// because the broker's times are whole seconds.
     #[must_use]
-    pub fn of(issued_at: UnixMillis, refresh_at: UnixMillis, expires_at: UnixMillis, sent: Now, now: Now) -> Self {
-        let from_sent = |at: UnixMillis| Boottime::from_millis(sent.boot.as_millis().saturating_add(at.millis_since(issued_at)));
-        let agree = issued_at.as_millis().saturating_add(CLOCKS_AGREE_MILLIS) >= sent.wall.as_millis()
+    pub fn of(
+        issued_at: UnixMillis,
+        refresh_at: UnixMillis,
+        expires_at: UnixMillis,
+        sent: Now,
+        now: Now,
+    ) -> Self {
+        let from_sent = |at: UnixMillis| {
+            Boottime::from_millis(
+                sent.boot
+                    .as_millis()
+                    .saturating_add(at.millis_since(issued_at)),
+            )
+        };
+        let agree = issued_at.as_millis().saturating_add(CLOCKS_AGREE_MILLIS)
+            >= sent.wall.as_millis()
             && issued_at.as_millis() <= now.wall.as_millis().saturating_add(CLOCKS_AGREE_MILLIS);
         let by_life = from_sent(expires_at);
         let end = if agree {
             let left = expires_at.millis_since(now.wall);
-            by_life.min(Boottime::from_millis(now.boot.as_millis().saturating_add(left)))
+            by_life.min(Boottime::from_millis(
+                now.boot.as_millis().saturating_add(left),
+            ))
         } else {
             Boottime::from_millis(by_life.as_millis().saturating_sub(1_000))
         };
-        Self { asked: sent.boot, refresh: from_sent(refresh_at).min(end), end }
+        Self {
+            asked: sent.boot,
+            refresh: from_sent(refresh_at).min(end),
+            end,
+        }
     }
 }
 
@@ -110,16 +129,26 @@ impl Held {
     ///
     /// # Errors
     /// When the answer has no credential or a bad id.
-    pub fn new(answer: v1::IssueResponse, asker: Arc<Asker>, sent: Now, now: Now) -> Result<Self, BadAnswer> {
+    pub fn new(
+        answer: v1::IssueResponse,
+        asker: Arc<Asker>,
+        sent: Now,
+        now: Now,
+    ) -> Result<Self, BadAnswer> {
         let request = RequestId::from_slice(&answer.request_id)?;
         let decision = DecisionId::from_slice(&answer.decision_id)?;
         let mut lifetime: Option<Lifetime> = None;
         let mut credentials = Vec::with_capacity(answer.credentials.len());
         for given in answer.credentials {
-            let [issued_at, refresh_at, expires_at] = [given.issued_at, given.refresh_at, given.expires_at].map(UnixMillis::from_millis);
+            let [issued_at, refresh_at, expires_at] =
+                [given.issued_at, given.refresh_at, given.expires_at].map(UnixMillis::from_millis);
             let one = Lifetime::of(issued_at, refresh_at, expires_at, sent, now);
             lifetime = Some(match lifetime {
-                Some(both) => Lifetime { asked: both.asked, refresh: both.refresh.min(one.refresh), end: both.end.min(one.end) },
+                Some(both) => Lifetime {
+                    asked: both.asked,
+                    refresh: both.refresh.min(one.refresh),
+                    end: both.end.min(one.end),
+                },
                 None => one,
             });
             credentials.push(HeldCredential {
@@ -135,7 +164,17 @@ impl Held {
         let lifetime = lifetime.ok_or(BadAnswer::Empty)?;
         let (full, flat) = (OnceLock::new(), OnceLock::new());
         let task = asker.task.id;
-        Ok(Self { request, decision, subject: answer.subject, credentials, lifetime, asker, task, full, flat })
+        Ok(Self {
+            request,
+            decision,
+            subject: answer.subject,
+            credentials,
+            lifetime,
+            asker,
+            task,
+            full,
+            flat,
+        })
     }
 
     /// Whether it may still be served.
@@ -147,7 +186,9 @@ impl Held {
     /// Whether `id` is among its credentials.
     #[must_use]
     pub fn has(&self, id: CredentialId) -> bool {
-        self.credentials.iter().any(|credential| credential.id == id)
+        self.credentials
+            .iter()
+            .any(|credential| credential.id == id)
     }
 
     /// How many credentials go when this goes.
@@ -169,7 +210,11 @@ impl Held {
                 request: self.request,
                 decision: self.decision,
                 subject: self.subject.clone(),
-                credentials: self.credentials.iter().map(HeldCredential::to_wire).collect(),
+                credentials: self
+                    .credentials
+                    .iter()
+                    .map(HeldCredential::to_wire)
+                    .collect(),
             };
             let bytes = write_secret(&body, self.size());
             body.credentials.iter_mut().for_each(wipe);
@@ -182,7 +227,9 @@ impl Held {
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn flat(&self) -> Result<Option<Bytes>, serde_json::Error> {
-        let [credential] = self.credentials.as_slice() else { return Ok(None) };
+        let [credential] = self.credentials.as_slice() else {
+            return Ok(None);
+        };
         let bytes = once(&self.flat, || {
             let mut body = wire::Token {
                 task: self.task,
@@ -202,7 +249,9 @@ impl Held {
     /// Room for the body, so that writing it never moves secrets to a larger buffer and
     /// leaves a copy behind. JSON may escape one byte as six.
     fn size(&self) -> usize {
-        let one = |c: &HeldCredential| 512 + 6 * (c.token.len() + c.audience.len() + c.kind.len() + c.capped_by.len());
+        let one = |c: &HeldCredential| {
+            512 + 6 * (c.token.len() + c.audience.len() + c.kind.len() + c.capped_by.len())
+        };
         1024 + 6 * self.subject.len() + self.credentials.iter().map(one).sum::<usize>()
     }
 }
@@ -227,7 +276,10 @@ fn wipe(credential: &mut wire::Credential) {
     }
 }
 
-fn once(cell: &OnceLock<Bytes>, make: impl FnOnce() -> Result<Bytes, serde_json::Error>) -> Result<Bytes, serde_json::Error> {
+fn once(
+    cell: &OnceLock<Bytes>,
+    make: impl FnOnce() -> Result<Bytes, serde_json::Error>,
+) -> Result<Bytes, serde_json::Error> {
     if let Some(bytes) = cell.get() {
         return Ok(bytes.clone());
     }

@@ -21,8 +21,18 @@ pub struct Lead {
 }
 
 impl Lead {
-    pub(super) fn new(hold: Hold, task: TaskId, flight: u64, sender: watch::Sender<Option<Outcome>>) -> Self {
-        Self { hold, task, flight, sender: Some(sender) }
+    pub(super) fn new(
+        hold: Hold,
+        task: TaskId,
+        flight: u64,
+        sender: watch::Sender<Option<Outcome>>,
+    ) -> Self {
+        Self {
+            hold,
+            task,
+            flight,
+            sender: Some(sender),
+        }
     }
 
     /// The broker gave it. False when the task ended meanwhile: nobody gets the copy.

@@ -22,7 +22,12 @@ use crate::uplink::backoff::jitter;
 /// Gets a newer credential in place of `held`.
 pub trait Reissue: Send + Sync + 'static {
     /// Asks the broker.
-    fn reissue(&self, task: TaskId, key: Key, held: Arc<Held>) -> Pin<Box<dyn Future<Output = Result<Arc<Held>, Problem>> + Send>>;
+    fn reissue(
+        &self,
+        task: TaskId,
+        key: Key,
+        held: Arc<Held>,
+    ) -> Pin<Box<dyn Future<Output = Result<Arc<Held>, Problem>> + Send>>;
 }
 
 /// What is kept fresh. Cheap to clone.
@@ -56,8 +61,15 @@ impl Renewer {
     /// Keeps what is in `hold` fresh.
     #[must_use]
     pub fn new(hold: Hold, clock: SharedClock) -> Self {
-        let inner = Inner { hold, clock, state: Mutex::default(), changed: Notify::new() };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            hold,
+            clock,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Begins to keep one fresh.
@@ -66,7 +78,14 @@ impl Renewer {
         let ticket = state.next;
         state.next += 1;
         state.plan.add(ticket, held.lifetime, jitter());
-        state.items.insert(ticket, Item { task, key, held: Arc::downgrade(held) });
+        state.items.insert(
+            ticket,
+            Item {
+                task,
+                key,
+                held: Arc::downgrade(held),
+            },
+        );
         drop(state);
         self.inner.changed.notify_one();
     }
@@ -110,7 +129,9 @@ impl Renewer {
             return limits::RENEWAL_TURN;
         }
         let next = self.lock().plan.next_wake();
-        let wait = next.map_or(limits::RENEWAL_LOOK, |at| Duration::from_millis(at.millis_since(now)));
+        let wait = next.map_or(limits::RENEWAL_LOOK, |at| {
+            Duration::from_millis(at.millis_since(now))
+        });
         // Never the whole of a long wait at once: the timer stands still in a suspend, the
         // plan's clock does not.
         wait.min(limits::RENEWAL_LOOK)
@@ -126,7 +147,10 @@ impl Renewer {
     fn begin(&self, ticket: Ticket, reissue: &Arc<dyn Reissue>, tasks: &Tasks) {
         let found = {
             let state = self.lock();
-            state.items.get(&ticket).and_then(|item| Some((item.task, item.key.clone(), item.held.upgrade()?)))
+            state
+                .items
+                .get(&ticket)
+                .and_then(|item| Some((item.task, item.key.clone(), item.held.upgrade()?)))
         };
         let Some((task, key, held)) = found else {
             return self.forget(ticket);
@@ -155,8 +179,12 @@ impl Renewer {
 
     fn failed(&self, ticket: Ticket, problem: &Problem) {
         tracing::info!(code = %problem.code, correlation = %problem.correlation_id, "a held credential was not renewed");
-        let again = problem.retry_after.map(|seconds| Duration::from_secs(u64::from(seconds)));
-        self.lock().plan.failed(ticket, self.inner.clock.boottime(), again, jitter());
+        let again = problem
+            .retry_after
+            .map(|seconds| Duration::from_secs(u64::from(seconds)));
+        self.lock()
+            .plan
+            .failed(ticket, self.inner.clock.boottime(), again, jitter());
         self.inner.changed.notify_one();
     }
 
@@ -167,6 +195,9 @@ impl Renewer {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -55,7 +55,16 @@ impl Schedule {
         self.remove(ticket);
         let wake = renew_at(life, jitter);
         let backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
-        self.items.insert(ticket, Item { end: life.end, wake, renewing: false, given_up: false, backoff });
+        self.items.insert(
+            ticket,
+            Item {
+                end: life.end,
+                wake,
+                renewing: false,
+                given_up: false,
+                backoff,
+            },
+        );
         self.wakes.insert((wake, ticket));
     }
 
@@ -76,9 +85,14 @@ impl Schedule {
     pub fn due(&mut self, now: Boottime, most: usize) -> Vec<Action> {
         let mut actions = Vec::new();
         while actions.len() < most {
-            let Some((at, ticket)) = self.wakes.first().copied().filter(|(at, _)| *at <= now) else { break };
+            let Some((at, ticket)) = self.wakes.first().copied().filter(|(at, _)| *at <= now)
+            else {
+                break;
+            };
             self.wakes.remove(&(at, ticket));
-            let Some(item) = self.items.get_mut(&ticket) else { continue };
+            let Some(item) = self.items.get_mut(&ticket) else {
+                continue;
+            };
             if now >= item.end {
                 self.items.remove(&ticket);
                 actions.push(Action::Drop(ticket));
@@ -105,7 +119,9 @@ impl Schedule {
     /// It failed. `retry_after` is the broker's wish; `None` for `again` means that
     /// asking again changes nothing: what is held is then served until its end.
     pub fn failed(&mut self, ticket: Ticket, now: Boottime, again: Option<Duration>, jitter: u16) {
-        let Some(item) = self.items.get_mut(&ticket) else { return };
+        let Some(item) = self.items.get_mut(&ticket) else {
+            return;
+        };
         item.renewing = false;
         self.wakes.remove(&(item.wake, ticket));
         match again {
@@ -153,16 +169,28 @@ mod tests {
 
     /// Asked at `from`, refreshed after 200 s, over after 300 s.
     fn life(from: u64) -> Lifetime {
-        Lifetime { asked: at(from), refresh: at(from + 200_000), end: at(from + 300_000) }
+        Lifetime {
+            asked: at(from),
+            refresh: at(from + 200_000),
+            end: at(from + 300_000),
+        }
     }
 
     #[test]
     fn renewal_comes_before_the_refresh_and_is_spread() {
         assert_eq!(renew_at(life(0), 0), at(192_000));
         assert_eq!(renew_at(life(0), u16::MAX), at(172_000));
-        let short = Lifetime { asked: at(0), refresh: at(2_000), end: at(3_000) };
+        let short = Lifetime {
+            asked: at(0),
+            refresh: at(2_000),
+            end: at(3_000),
+        };
         assert!(renew_at(short, u16::MAX) > at(1_500) && renew_at(short, 0) < at(2_000));
-        let instant = Lifetime { asked: at(5), refresh: at(5), end: at(5) };
+        let instant = Lifetime {
+            asked: at(5),
+            refresh: at(5),
+            end: at(5),
+        };
         assert_eq!(renew_at(instant, u16::MAX), at(5));
     }
 
@@ -174,12 +202,20 @@ mod tests {
         assert_eq!(schedule.next_wake(), Some(at(192_000)));
         assert_eq!(schedule.due(at(191_999), 9), []);
         assert_eq!(schedule.due(at(192_000), 9), [Renew(1)]);
-        assert_eq!(schedule.next_wake(), Some(at(300_000)), "on its way: only the end is left");
+        assert_eq!(
+            schedule.next_wake(),
+            Some(at(300_000)),
+            "on its way: only the end is left"
+        );
         assert_eq!(schedule.due(at(250_000), 9), []);
         schedule.renewed(1, life(192_100), 0);
         assert_eq!(schedule.due(at(300_000), 9), []);
         assert_eq!(schedule.due(at(384_100), 9), [Renew(1)]);
-        assert_eq!(schedule.due(at(492_100), 9), [Drop(1)], "never answered: over at its end");
+        assert_eq!(
+            schedule.due(at(492_100), 9),
+            [Drop(1)],
+            "never answered: over at its end"
+        );
         assert!(schedule.is_empty() && schedule.next_wake().is_none());
         schedule.renewed(1, life(500_000), 0);
         assert!(schedule.is_empty(), "a late answer brings nothing back");

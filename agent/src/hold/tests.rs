@@ -40,7 +40,12 @@ impl Identity for Present {
 fn fingerprint() -> Fingerprint {
     let (one, _two) = std::os::unix::net::UnixStream::pair().unwrap();
     let peer = Peer::from_stream(&one, Mode::Pidfd).unwrap();
-    let seen = attest(&peer, false, &HashCache::with_defaults(SystemClock::shared())).unwrap();
+    let seen = attest(
+        &peer,
+        false,
+        &HashCache::with_defaults(SystemClock::shared()),
+    )
+    .unwrap();
     seen.fingerprint().clone()
 }
 
@@ -61,15 +66,30 @@ fn key(item: &str) -> Key {
 }
 
 fn now(millis: u64) -> Now {
-    Now { wall: UnixMillis::from_millis(1_000_000_000 + millis), boot: Boottime::from_millis(millis) }
+    Now {
+        wall: UnixMillis::from_millis(1_000_000_000 + millis),
+        boot: Boottime::from_millis(millis),
+    }
 }
 
 /// Issued at boot time 0 for 300 s.
 fn held(n: u8, credentials: u8) -> Arc<Held> {
-    let task = BoundTask { id: task(n), rule: "peer", pid: 1, start_time: 1, opened_seq: 1 };
-    let asker = Arc::new(Asker { task, fingerprint: fingerprint(), identity: Box::new(Present) });
+    let task = BoundTask {
+        id: task(n),
+        rule: "peer",
+        pid: 1,
+        start_time: 1,
+        opened_seq: 1,
+    };
+    let asker = Arc::new(Asker {
+        task,
+        fingerprint: fingerprint(),
+        identity: Box::new(Present),
+    });
     let credential = |c: u8| v1::Credential {
-        id: CredentialId::from_parts(u64::from(c), [c; 10]).to_bytes().to_vec(),
+        id: CredentialId::from_parts(u64::from(c), [c; 10])
+            .to_bytes()
+            .to_vec(),
         kind: "jwt".into(),
         issued_at: 1_000_000_000,
         expires_at: 1_000_300_000,
@@ -89,7 +109,11 @@ fn held(n: u8, credentials: u8) -> Arc<Held> {
 }
 
 fn problem() -> Problem {
-    Problem::new(Code::TaskEnded, ephor_proto::id::CorrelationId::from_parts(1, [1; 10]), "over")
+    Problem::new(
+        Code::TaskEnded,
+        ephor_proto::id::CorrelationId::from_parts(1, [1; 10]),
+        "over",
+    )
 }
 
 fn lead(hold: &Hold, n: u8, key: &Key) -> (Lead, watch::Receiver<Option<Outcome>>) {
@@ -111,13 +135,19 @@ fn lives_end_by_the_smaller_bound() {
     };
     // Clocks agree: exact, and a slow answer does not lengthen it.
     assert_eq!(of(1_000_000_000, now(0), now(0)).end.as_millis(), 300_000);
-    assert_eq!(of(1_000_000_000, now(0), now(4_000)).end.as_millis(), 300_000);
+    assert_eq!(
+        of(1_000_000_000, now(0), now(4_000)).end.as_millis(),
+        300_000
+    );
     // The broker's whole second lies 900 ms back: the wall-clock end is the earlier one.
     assert_eq!(of(999_999_100, now(0), now(10)).end.as_millis(), 299_100);
     // The host is a day wrong, either way: by life, one second less.
     for issued in [1_000_000_000 - 86_400_000, 1_000_000_000 + 86_400_000] {
         let life = of(issued, now(500), now(600));
-        assert_eq!((life.end.as_millis(), life.refresh.as_millis()), (299_500, 200_500));
+        assert_eq!(
+            (life.end.as_millis(), life.refresh.as_millis()),
+            (299_500, 200_500)
+        );
     }
 }
 
@@ -125,17 +155,43 @@ fn lives_end_by_the_smaller_bound() {
 fn equal_requests_share_a_flight_and_then_the_credential() {
     let (hold, key) = (Hold::default(), key("a"));
     let (first, outcome) = lead(&hold, 1, &key);
-    assert!(is_flying(&hold.enter(task(1), &key, Boottime::from_millis(0))));
-    assert!(matches!(hold.enter(task(2), &key, Boottime::from_millis(0)), Found::Lead(..)), "another task is another");
+    assert!(is_flying(&hold.enter(
+        task(1),
+        &key,
+        Boottime::from_millis(0)
+    )));
+    assert!(
+        matches!(
+            hold.enter(task(2), &key, Boottime::from_millis(0)),
+            Found::Lead(..)
+        ),
+        "another task is another"
+    );
     let credential = held(1, 1);
     assert!(first.land(Arc::clone(&credential), problem));
     assert!(matches!(&*outcome.borrow(), Some(Ok(landed)) if Arc::ptr_eq(landed, &credential)));
-    assert!(hold.serve(task(1), &key, Boottime::from_millis(299_999)).is_some());
-    assert!(hold.serve(task(1), &key, Boottime::from_millis(300_000)).is_none(), "never at its end");
+    assert!(
+        hold.serve(task(1), &key, Boottime::from_millis(299_999))
+            .is_some()
+    );
+    assert!(
+        hold.serve(task(1), &key, Boottime::from_millis(300_000))
+            .is_none(),
+        "never at its end"
+    );
     let mut other = key.clone();
     other.ttl_seconds = Some(1);
-    assert!(hold.serve(task(1), &other, Boottime::from_millis(0)).is_none());
-    assert!(matches!(hold.enter(task(1), &key, Boottime::from_millis(300_000)), Found::Lead(..)), "asked for anew");
+    assert!(
+        hold.serve(task(1), &other, Boottime::from_millis(0))
+            .is_none()
+    );
+    assert!(
+        matches!(
+            hold.enter(task(1), &key, Boottime::from_millis(300_000)),
+            Found::Lead(..)
+        ),
+        "asked for anew"
+    );
 }
 
 #[test]
@@ -157,17 +213,33 @@ fn a_wipe_is_for_good_and_counts_every_copy() {
     let mut other = key.clone();
     other.item = "b".into();
     let (late, outcome) = lead(&hold, 1, &other);
-    let bytes = hold.serve(task(1), &key, Boottime::from_millis(0)).unwrap().full().unwrap();
+    let bytes = hold
+        .serve(task(1), &key, Boottime::from_millis(0))
+        .unwrap()
+        .full()
+        .unwrap();
     let weak = Arc::downgrade(&hold.serve(task(1), &key, Boottime::from_millis(0)).unwrap());
     assert_eq!(hold.wipe(task(1)), 2);
     assert!(weak.upgrade().is_none(), "nobody keeps it");
     assert!(!bytes.is_empty(), "an answer being written is still whole");
     assert_eq!(hold.wipe(task(1)), 0);
-    assert!(!late.land(held(1, 1), problem), "what comes late finds no place");
+    assert!(
+        !late.land(held(1, 1), problem),
+        "what comes late finds no place"
+    );
     assert!(matches!(&*outcome.borrow(), Some(Err(_))));
-    assert!(matches!(hold.enter(task(1), &key, Boottime::from_millis(0)), Found::Ended));
+    assert!(matches!(
+        hold.enter(task(1), &key, Boottime::from_millis(0)),
+        Found::Ended
+    ));
     assert_eq!(hold.wipe(task(9)), 0);
-    assert!(matches!(hold.enter(task(9), &key, Boottime::from_millis(0)), Found::Ended), "even when nothing was held");
+    assert!(
+        matches!(
+            hold.enter(task(9), &key, Boottime::from_millis(0)),
+            Found::Ended
+        ),
+        "even when nothing was held"
+    );
 }
 
 #[test]
@@ -177,8 +249,14 @@ fn one_credential_can_be_wiped_or_replaced() {
     assert!(lead(&hold, 1, &key).0.land(Arc::clone(&old), problem));
     let new = held(1, 1);
     assert!(hold.replace(task(1), &old, Arc::clone(&new)));
-    assert!(!hold.replace(task(1), &old, held(1, 1)), "only what is there is replaced");
-    assert_eq!(hold.wipe_credential(task(1), CredentialId::from_parts(7, [7; 10])), 0);
+    assert!(
+        !hold.replace(task(1), &old, held(1, 1)),
+        "only what is there is replaced"
+    );
+    assert_eq!(
+        hold.wipe_credential(task(1), CredentialId::from_parts(7, [7; 10])),
+        0
+    );
     assert_eq!(hold.wipe_credential(task(1), new.credentials[0].id), 1);
     assert!(hold.list(task(1), Boottime::from_millis(0)).is_empty());
 }
@@ -192,22 +270,31 @@ fn a_task_holds_only_so_many() {
         leads.push(lead(&hold, 1, &key));
     }
     key.item = "one more".into();
-    assert!(matches!(hold.enter(task(1), &key, Boottime::from_millis(0)), Found::Full));
+    assert!(matches!(
+        hold.enter(task(1), &key, Boottime::from_millis(0)),
+        Found::Full
+    ));
     leads.clear();
     let _room = lead(&hold, 1, &key);
-    assert_eq!(hold.inner.held.load(Ordering::Relaxed), 1, "the count of all is right again");
+    assert_eq!(
+        hold.inner.held.load(Ordering::Relaxed),
+        1,
+        "the count of all is right again"
+    );
 }
 
 #[test]
 fn bodies_are_json_and_made_once() {
     let one = held(1, 1);
-    let flat: ephor_proto::http::agent::Token = serde_json::from_slice(&one.flat().unwrap().unwrap()).unwrap_or_else(|e| panic!("{e}"));
+    let flat: ephor_proto::http::agent::Token =
+        serde_json::from_slice(&one.flat().unwrap().unwrap()).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(flat.credential.token.as_deref(), Some("secret-\"0\"-"));
     let (first, second) = (one.full().unwrap(), one.full().unwrap());
     assert_eq!(first.as_ptr(), second.as_ptr());
     let two = held(1, 2);
     assert!(two.flat().unwrap().is_none());
     assert_eq!(two.copies(), 2);
-    let full: ephor_proto::http::agent::Credentials = serde_json::from_slice(&two.full().unwrap()).unwrap_or_else(|e| panic!("{e}"));
+    let full: ephor_proto::http::agent::Credentials =
+        serde_json::from_slice(&two.full().unwrap()).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(full.credentials.len(), 2);
 }

@@ -42,7 +42,12 @@ use caller::Caller;
 pub struct Api(pub Arc<Agent>);
 
 impl Serve for Api {
-    async fn serve(self: Arc<Self>, stream: UnixStream, activity: Arc<Activity>, drain: CancellationToken) {
+    async fn serve(
+        self: Arc<Self>,
+        stream: UnixStream,
+        activity: Arc<Activity>,
+        drain: CancellationToken,
+    ) {
         let stream = match PeerStream::new(stream, self.0.mode) {
             Ok(stream) => stream,
             Err(error) => {
@@ -82,7 +87,10 @@ impl Serve for Api {
     }
 
     fn too_many(&self) -> Vec<u8> {
-        let problem = self.0.problem(Code::RateLimited, "this user has too many connections to the agent; close some");
+        let problem = self.0.problem(
+            Code::RateLimited,
+            "this user has too many connections to the agent; close some",
+        );
         answer::raw(&problem)
     }
 }
@@ -119,8 +127,15 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
             no_body(head).map_err(refuse)?;
             let requested = Requested::from_query(query).map_err(refuse)?;
             let held = credential(caller, &requested).await?;
-            let flat = held.flat().map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
-            let flat = flat.ok_or_else(|| agent.problem(Code::Conflict, "it gives several credentials: POST /v1/credentials"))?;
+            let flat = held
+                .flat()
+                .map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
+            let flat = flat.ok_or_else(|| {
+                agent.problem(
+                    Code::Conflict,
+                    "it gives several credentials: POST /v1/credentials",
+                )
+            })?;
             Ok(Answer::Json(flat))
         }
         Route::Credentials => {
@@ -128,7 +143,9 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
             let body = read(agent, body).await?;
             let requested = Requested::from_body(&body).map_err(refuse)?;
             let held = credential(caller, &requested).await?;
-            Ok(Answer::Json(held.full().map_err(|error| agent.problem(Code::Internal, error.to_string()))?))
+            Ok(Answer::Json(held.full().map_err(|error| {
+                agent.problem(Code::Internal, error.to_string())
+            })?))
         }
         Route::Tasks => {
             query::only(query, []).map_err(refuse)?;
@@ -143,7 +160,12 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
             let bind = bind(query).map_err(refuse)?;
             empty(&read(agent, body).await?).map_err(refuse)?;
             let (_, task) = caller.find(bind)?;
-            complete(caller, task.ok_or_else(|| agent.problem(Code::NotFound, "the caller has no open task"))?.id()).await
+            complete(
+                caller,
+                task.ok_or_else(|| agent.problem(Code::NotFound, "the caller has no open task"))?
+                    .id(),
+            )
+            .await
         }
         Route::Whoami => {
             no_body(head).map_err(refuse)?;
@@ -171,9 +193,17 @@ fn route(head: &Parts) -> Result<Route, BadRequest> {
         "/v1/task/complete" => (post, Route::CompleteOwn),
         "/v1/tasks" => (post, Route::Tasks),
         other => {
-            let id = other.strip_prefix("/v1/tasks/").and_then(|rest| rest.strip_suffix("/complete"));
-            let not_found = || BadRequest { code: Code::NotFound, detail: "there is no such path on the agent's socket".to_owned() };
-            let id = id.ok_or_else(not_found)?.parse().map_err(|error: ephor_proto::id::BadId| BadRequest::invalid(error.to_string()))?;
+            let id = other
+                .strip_prefix("/v1/tasks/")
+                .and_then(|rest| rest.strip_suffix("/complete"));
+            let not_found = || BadRequest {
+                code: Code::NotFound,
+                detail: "there is no such path on the agent's socket".to_owned(),
+            };
+            let id = id
+                .ok_or_else(not_found)?
+                .parse()
+                .map_err(|error: ephor_proto::id::BadId| BadRequest::invalid(error.to_string()))?;
             (post, Route::CompleteOther(id))
         }
     };
@@ -181,7 +211,10 @@ fn route(head: &Parts) -> Result<Route, BadRequest> {
         return Ok(route);
     }
     let detail = format!("{path} takes {method} only");
-    Err(BadRequest { code: Code::MethodNotAllowed, detail })
+    Err(BadRequest {
+        code: Code::MethodNotAllowed,
+        detail,
+    })
 }
 
 /// From memory or the broker, for the caller as it is right before the answer is written.
@@ -192,7 +225,13 @@ async fn credential(caller: &Caller, requested: &Requested) -> Result<Arc<Held>,
     loop {
         tries += 1;
         let asker = caller.asker(requested.bind)?;
-        let fetched = deliver::fetch(agent, &asker, deliver::key_of(&asker, requested), caller.uid()).await;
+        let fetched = deliver::fetch(
+            agent,
+            &asker,
+            deliver::key_of(&asker, requested),
+            caller.uid(),
+        )
+        .await;
         match fetched {
             Err(problem) if problem.code == Code::TaskEnded && tries == 1 => caller.forget(),
             Err(problem) => return Err(problem),
@@ -207,8 +246,12 @@ async fn credential(caller: &Caller, requested: &Requested) -> Result<Arc<Held>,
 fn open_task(caller: &Caller, body: &[u8]) -> Result<Answer, Problem> {
     let agent = caller.agent();
     let body = if body.is_empty() { b"{}" } else { body };
-    let _: wire::TaskOpen = serde_json::from_slice(body)
-        .map_err(|error| agent.problem(Code::InvalidRequest, format!("the body opens no task: {error}")))?;
+    let _: wire::TaskOpen = serde_json::from_slice(body).map_err(|error| {
+        agent.problem(
+            Code::InvalidRequest,
+            format!("the body opens no task: {error}"),
+        )
+    })?;
     let task = caller.open_run()?;
     Ok(Answer::json(&wire::TaskOpened { task }))
 }
@@ -218,14 +261,21 @@ async fn complete(caller: &Caller, task: TaskId) -> Result<Answer, Problem> {
     let agent = caller.agent();
     caller.attested()?;
     let open = agent.table.open_task(task).map(|open| open.uid());
-    let owner = open.or_else(|| agent.receipts.owner(task));
+    let owner = open
+        .or_else(|| revoke::being_ended(agent, task))
+        .or_else(|| agent.receipts.owner(task));
     if owner != Some(caller.uid()) {
-        return Err(agent.problem(Code::NotFound, format!("no task {task} of this user is known here")));
+        return Err(agent.problem(
+            Code::NotFound,
+            format!("no task {task} of this user is known here"),
+        ));
     }
     if open.is_some()
         && let Err(error) = revoke::release(agent, task).await
     {
-        let detail = format!("{error}. The task is ended and wiped here, but a crash now could forget that: ask again");
+        let detail = format!(
+            "{error}. The task is ended and wiped here, but a crash now could forget that: ask again"
+        );
         return Err(agent.problem(Code::StoreUnavailable, detail));
     }
     let patience = match agent.uplink.link() {
@@ -234,7 +284,12 @@ async fn complete(caller: &Caller, task: TaskId) -> Result<Answer, Problem> {
         Link::Away { .. } => Duration::ZERO,
     };
     let completed = agent.receipts.completed(task, patience).await;
-    let completed = completed.ok_or_else(|| agent.problem(Code::NotFound, "that task ended too long ago to be known here"))?;
+    let completed = completed.ok_or_else(|| {
+        agent.problem(
+            Code::NotFound,
+            "that task ended too long ago to be known here",
+        )
+    })?;
     Ok(Answer::json(&completed))
 }
 
@@ -244,7 +299,10 @@ async fn whoami(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Pro
     let (evidence, to_broker) = caller.evidence(bind, false).await?;
     let answer = match agent.uplink.whoami(to_broker).await {
         Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
-            agent.uplink.whoami(caller.evidence(bind, true).await?.1).await
+            agent
+                .uplink
+                .whoami(caller.evidence(bind, true).await?.1)
+                .await
         }
         answer => answer,
     };
@@ -262,7 +320,12 @@ async fn whoami(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Pro
 fn task(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
     let agent = caller.agent();
     let (rule, task) = caller.find(bind)?;
-    let task = task.ok_or_else(|| agent.problem(Code::NotFound, "the caller has no open task; asking for a credential opens one"))?;
+    let task = task.ok_or_else(|| {
+        agent.problem(
+            Code::NotFound,
+            "the caller has no open task; asking for a credential opens one",
+        )
+    })?;
     let mut credentials = Vec::new();
     for (key, held) in agent.hold.list(task.id(), agent.clock.boottime()) {
         for credential in &held.credentials {
@@ -276,31 +339,50 @@ fn task(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
     }
     let state = if task.is_open() { "open" } else { "completing" };
     let cause = agent.receipts.cause(task.id()).map(str::to_owned);
-    Ok(Answer::json(&wire::Task { task: task.id(), rule: rule.to_owned(), state: state.to_owned(), cause, credentials }))
+    Ok(Answer::json(&wire::Task {
+        task: task.id(),
+        rule: rule.to_owned(),
+        state: state.to_owned(),
+        cause,
+        credentials,
+    }))
 }
 
 fn ready(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
     let agent = caller.agent();
     let (_, task) = caller.find(bind)?;
-    let held = task.is_some_and(|task| !agent.hold.list(task.id(), agent.clock.boottime()).is_empty());
+    let held = task.is_some_and(|task| {
+        !agent
+            .hold
+            .list(task.id(), agent.clock.boottime())
+            .is_empty()
+    });
     let missing = match (held, agent.uplink.link()) {
         (true, _) => None,
-        (false, Link::Up(_)) => Some("no credential was fetched for the caller's task yet".to_owned()),
+        (false, Link::Up(_)) => {
+            Some("no credential was fetched for the caller's task yet".to_owned())
+        }
         (false, Link::Connecting) => Some("the agent is connecting to the broker".to_owned()),
         (false, Link::Away { why, .. }) => Some(why.to_string()),
     };
-    Ok(Answer::json(&wire::Ready { ready: held, missing }))
+    Ok(Answer::json(&wire::Ready {
+        ready: held,
+        missing,
+    }))
 }
 
 fn bind(raw: Option<&str>) -> Result<Option<wire::Bind>, BadRequest> {
     let [bind] = query::only(raw, ["bind"])?;
-    bind.map(|text| text.parse().map_err(BadRequest::invalid)).transpose()
+    bind.map(|text| text.parse().map_err(BadRequest::invalid))
+        .transpose()
 }
 
 /// A GET has no body: one would only be a way to smuggle a second request.
 fn no_body(head: &Parts) -> Result<(), BadRequest> {
     let length = head.headers.get(http::header::CONTENT_LENGTH);
-    if length.is_some_and(|length| length != "0") || head.headers.contains_key(http::header::TRANSFER_ENCODING) {
+    if length.is_some_and(|length| length != "0")
+        || head.headers.contains_key(http::header::TRANSFER_ENCODING)
+    {
         return Err(BadRequest::invalid("GET takes no body here"));
     }
     Ok(())
@@ -315,12 +397,17 @@ fn empty(body: &[u8]) -> Result<(), BadRequest> {
 
 /// The whole body, within size and time.
 async fn read(agent: &Agent, body: Incoming) -> Result<Bytes, Problem> {
-    let collected = tokio::time::timeout(limits::BODY_READ, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+    let collected = tokio::time::timeout(
+        limits::BODY_READ,
+        Limited::new(body, MAX_BODY_BYTES).collect(),
+    )
+    .await;
     match collected {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(agent.problem(Code::TooLarge, format!("the body is larger than {MAX_BODY_BYTES} bytes")))
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(agent.problem(
+            Code::TooLarge,
+            format!("the body is larger than {MAX_BODY_BYTES} bytes"),
+        )),
         Ok(Err(_)) => Err(agent.problem(Code::InvalidRequest, "the body broke off")),
         Err(_elapsed) => Err(agent.problem(Code::InvalidRequest, "the body did not come in time")),
     }

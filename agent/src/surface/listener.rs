@@ -8,8 +8,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,10 @@ pub fn check_path(path: &Path) -> Result<(), ListenError> {
     } else {
         return Ok(());
     };
-    Err(ListenError::Path { path: path.to_owned(), problem })
+    Err(ListenError::Path {
+        path: path.to_owned(),
+        problem,
+    })
 }
 
 /// Makes the socket: everyone may connect, because who may have what is decided by
@@ -70,7 +73,10 @@ pub fn check_path(path: &Path) -> Result<(), ListenError> {
 /// When path or directory are not safe, or another agent listens there.
 pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     check_path(path)?;
-    let io = |error| ListenError::Io { path: path.to_owned(), error };
+    let io = |error| ListenError::Io {
+        path: path.to_owned(),
+        error,
+    };
     let parent = path.parent().unwrap_or(Path::new("/"));
     if !parent.exists() {
         fs::create_dir_all(parent).map_err(io)?;
@@ -86,7 +92,10 @@ pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
 
 /// Others must not be able to put their own socket in our place.
 fn check_directory(path: &Path, parent: &Path) -> Result<(), ListenError> {
-    let metadata = fs::metadata(parent).map_err(|error| ListenError::Io { path: path.to_owned(), error })?;
+    let metadata = fs::metadata(parent).map_err(|error| ListenError::Io {
+        path: path.to_owned(),
+        error,
+    })?;
     let own = rustix::process::geteuid().as_raw();
     let problem = if !metadata.is_dir() {
         "its directory is not a directory"
@@ -97,22 +106,33 @@ fn check_directory(path: &Path, parent: &Path) -> Result<(), ListenError> {
     } else {
         return Ok(());
     };
-    Err(ListenError::Path { path: path.to_owned(), problem })
+    Err(ListenError::Path {
+        path: path.to_owned(),
+        problem,
+    })
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let io = |error| ListenError::Io { path: path.to_owned(), error };
+    let io = |error| ListenError::Io {
+        path: path.to_owned(),
+        error,
+    };
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io(error)),
     };
     if !metadata.file_type().is_socket() {
-        return Err(ListenError::Path { path: path.to_owned(), problem: "something that is no socket is there; it is left alone" });
+        return Err(ListenError::Path {
+            path: path.to_owned(),
+            problem: "something that is no socket is there; it is left alone",
+        });
     }
     match StdStream::connect(path) {
         Ok(_) => Err(ListenError::InUse(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(io)
+        }
         Err(error) => Err(io(error)),
     }
 }
@@ -121,7 +141,12 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 pub trait Serve: Send + Sync + 'static {
     /// Runs the connection. `activity` is to be told of requests; when `drain` is
     /// cancelled the request on its way is answered and then the connection closed.
-    fn serve(self: Arc<Self>, stream: UnixStream, activity: Arc<Activity>, drain: CancellationToken) -> impl Future<Output = ()> + Send;
+    fn serve(
+        self: Arc<Self>,
+        stream: UnixStream,
+        activity: Arc<Activity>,
+        drain: CancellationToken,
+    ) -> impl Future<Output = ()> + Send;
     /// The bytes of an answer to a uid that has too many connections.
     fn too_many(&self) -> Vec<u8>;
 }
@@ -145,7 +170,10 @@ impl Activity {
     }
 
     fn look(&self) -> (u64, u64) {
-        (self.started.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed))
+        (
+            self.started.load(Ordering::Relaxed),
+            self.ended.load(Ordering::Relaxed),
+        )
     }
 }
 
@@ -167,7 +195,9 @@ pub async fn run<S: Serve>(listener: UnixListener, serve: Arc<S>, tasks: Tasks) 
                 continue;
             }
         };
-        let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
+        let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else {
+            continue;
+        };
         let Some(place) = quota.take(uid) else {
             tracing::warn!(uid, "refused a connection: this uid or all have too many");
             // Best effort: a caller that does not read is not waited for.
@@ -231,7 +261,10 @@ mod tests {
         let path = dir.path().join("sub/agent.sock");
         let listener = bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
-        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o755);
+        assert_eq!(
+            fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777,
+            0o755
+        );
         assert!(matches!(bind(&path), Err(ListenError::InUse(_))));
         drop(listener);
         drop(bind(&path).unwrap());
@@ -247,7 +280,12 @@ mod tests {
     struct Echo;
 
     impl Serve for Echo {
-        async fn serve(self: Arc<Self>, mut stream: UnixStream, activity: Arc<Activity>, drain: CancellationToken) {
+        async fn serve(
+            self: Arc<Self>,
+            mut stream: UnixStream,
+            activity: Arc<Activity>,
+            drain: CancellationToken,
+        ) {
             let mut byte = [0];
             loop {
                 tokio::select! {
@@ -313,7 +351,15 @@ mod tests {
         assert_eq!(one_byte(&mut used).await, Some(b'x'));
         assert_eq!(one_byte(&mut silent).await, None);
         used.write_all(b"y").await.unwrap();
-        assert_eq!(one_byte(&mut used).await, Some(b'y'), "used connections outlive the first deadline");
-        assert_eq!(one_byte(&mut used).await, None, "idle ones are closed in the end");
+        assert_eq!(
+            one_byte(&mut used).await,
+            Some(b'y'),
+            "used connections outlive the first deadline"
+        );
+        assert_eq!(
+            one_byte(&mut used).await,
+            None,
+            "idle ones are closed in the end"
+        );
     }
 }

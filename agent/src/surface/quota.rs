@@ -33,7 +33,13 @@ impl Quota {
     /// so that an administrator finds a place when users took every other.
     #[must_use]
     pub fn new(per_uid: usize, all: usize) -> Self {
-        Self { inner: Arc::new(Inner { per_uid, all, taken: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                per_uid,
+                all,
+                taken: Mutex::default(),
+            }),
+        }
     }
 
     /// A place, if there is one left for this uid.
@@ -41,18 +47,28 @@ impl Quota {
     pub fn take(&self, uid: u32) -> Option<Place> {
         let Inner { per_uid, all, .. } = *self.inner;
         let mut taken = self.lock();
-        let most = if uid == 0 { all.saturating_add(per_uid) } else { all };
+        let most = if uid == 0 {
+            all.saturating_add(per_uid)
+        } else {
+            all
+        };
         let own = taken.by_uid.get(&uid).copied().unwrap_or(0);
         if own >= per_uid || taken.all >= most {
             return None;
         }
         taken.by_uid.insert(uid, own + 1);
         taken.all += 1;
-        Some(Place { quota: self.clone(), uid })
+        Some(Place {
+            quota: self.clone(),
+            uid,
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Taken> {
-        self.inner.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,7 +76,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.quota.lock();
         taken.all = taken.all.saturating_sub(1);
-        let left = taken.by_uid.get(&self.uid).map_or(0, |own| own.saturating_sub(1));
+        let left = taken
+            .by_uid
+            .get(&self.uid)
+            .map_or(0, |own| own.saturating_sub(1));
         if left == 0 {
             taken.by_uid.remove(&self.uid);
         } else {

@@ -15,12 +15,19 @@ impl Backoff {
     /// Waits of about `first`, then twice that, up to `cap`.
     #[must_use]
     pub const fn new(first: Duration, cap: Duration) -> Self {
-        Self { first, cap, attempts: 0 }
+        Self {
+            first,
+            cap,
+            attempts: 0,
+        }
     }
 
     /// The next wait: between half and all of the current step. `jitter` is any random number.
     pub fn next(&mut self, jitter: u16) -> Duration {
-        let step = self.first.saturating_mul(1 << self.attempts.min(20)).min(self.cap);
+        let step = self
+            .first
+            .saturating_mul(1 << self.attempts.min(20))
+            .min(self.cap);
         self.attempts = self.attempts.saturating_add(1);
         let half = step / 2;
         half + half.mul_f64(f64::from(jitter) / f64::from(u16::MAX))

@@ -24,14 +24,22 @@ impl Highest {
     /// check weaker, never wrong.
     #[must_use]
     pub fn open(path: PathBuf) -> Self {
-        let current = std::fs::read_to_string(&path).ok().and_then(|note| Some((tree_size(&note)?, note)));
-        Self { path, current: Mutex::new(current) }
+        let current = std::fs::read_to_string(&path)
+            .ok()
+            .and_then(|note| Some((tree_size(&note)?, note)));
+        Self {
+            path,
+            current: Mutex::new(current),
+        }
     }
 
     /// The note, empty when none was seen.
     #[must_use]
     pub fn note(&self) -> String {
-        self.lock().as_ref().map(|(_, note)| note.clone()).unwrap_or_default()
+        self.lock()
+            .as_ref()
+            .map(|(_, note)| note.clone())
+            .unwrap_or_default()
     }
 
     /// Keeps `note` if its tree is larger than any before; durable when this returns true.
@@ -39,9 +47,14 @@ impl Highest {
     /// # Errors
     /// When the file cannot be written.
     pub fn raise(&self, note: &str) -> io::Result<bool> {
-        let Some(size) = tree_size(note) else { return Ok(false) };
+        let Some(size) = tree_size(note) else {
+            return Ok(false);
+        };
         let mut current = self.lock();
-        if current.as_ref().is_some_and(|(highest, _)| *highest >= size) {
+        if current
+            .as_ref()
+            .is_some_and(|(highest, _)| *highest >= size)
+        {
             return Ok(false);
         }
         write_private(&self.path, note.as_bytes())?;
@@ -61,8 +74,14 @@ impl Highest {
 pub(super) fn verify(note: &str, log_key: &str) -> Result<(), String> {
     let key: VerifierKey = log_key.parse().map_err(|error| format!("{error}"))?;
     let note: SignedNote = note.parse().map_err(|error| format!("{error}"))?;
-    let text = note.verify(&key, |public, message, signature| ed25519::verify(public, message, signature)).map_err(|error| error.to_string())?;
-    text.parse::<Checkpoint>().map(drop).map_err(|error| error.to_string())
+    let text = note
+        .verify(&key, |public, message, signature| {
+            ed25519::verify(public, message, signature)
+        })
+        .map_err(|error| error.to_string())?;
+    text.parse::<Checkpoint>()
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 /// The second line of a checkpoint (C2SP tlog-checkpoint): the number of leaves.
@@ -71,7 +90,8 @@ fn tree_size(note: &str) -> Option<u64> {
         return None;
     }
     let line = note.lines().nth(1)?;
-    let canonical = line.bytes().all(|b| b.is_ascii_digit()) && (line == "0" || !line.starts_with('0'));
+    let canonical =
+        line.bytes().all(|b| b.is_ascii_digit()) && (line == "0" || !line.starts_with('0'));
     line.parse().ok().filter(|_| canonical)
 }
 
@@ -87,11 +107,17 @@ mod tests {
     fn only_the_logs_own_signature_counts() {
         let key = ed25519::LogKey::generate().unwrap();
         let verifier = VerifierKey::new("ephor.test/log", key.public()).unwrap();
-        let text = Checkpoint::new("ephor.test/log", 7, [1; 32]).unwrap().to_string();
+        let text = Checkpoint::new("ephor.test/log", 7, [1; 32])
+            .unwrap()
+            .to_string();
         let note = SignedNote::new(text.clone(), &verifier, key.sign(text.as_bytes())).to_string();
         verify(&note, &verifier.to_string()).unwrap();
         assert!(verify(&note.replace("\n7\n", "\n8\n"), &verifier.to_string()).is_err());
-        let other = VerifierKey::new("ephor.test/log", ed25519::LogKey::generate().unwrap().public()).unwrap();
+        let other = VerifierKey::new(
+            "ephor.test/log",
+            ed25519::LogKey::generate().unwrap().public(),
+        )
+        .unwrap();
         assert!(verify(&note, &other.to_string()).is_err());
         assert!(verify(&note, "").is_err() && verify("rubbish", &verifier.to_string()).is_err());
     }

@@ -26,7 +26,8 @@ pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// A byte stream on its way, or why there is none.
-pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Wire>, ConnectError>> + Send + 'a>>;
+pub type Connecting<'a> =
+    Pin<Box<dyn Future<Output = Result<Box<dyn Wire>, ConnectError>> + Send + 'a>>;
 
 /// How a byte stream to the broker is made; tests hand in one without a network.
 pub trait Connect: Send + Sync + 'static {
@@ -85,12 +86,21 @@ impl Address {
         let bad = || ConnectError::Url(url.chars().take(200).collect());
         let uri: Uri = url.parse().map_err(|_| bad())?;
         let authority = uri.authority().ok_or_else(bad)?;
-        let plain = uri.scheme_str() == Some("https") && matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let plain = uri.scheme_str() == Some("https")
+            && matches!(uri.path(), "" | "/")
+            && uri.query().is_none();
         if !plain || authority.as_str().contains('@') || authority.host().is_empty() {
             return Err(bad());
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { host, port: authority.port_u16().unwrap_or(limits::BROKER_PORT) })
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        Ok(Self {
+            host,
+            port: authority.port_u16().unwrap_or(limits::BROKER_PORT),
+        })
     }
 }
 
@@ -113,18 +123,35 @@ pub struct TlsConnect {
 impl TlsConnect {
     /// Connects to `address` with `config`, whose verifier decides who is accepted there.
     #[must_use]
-    pub fn new(address: Address, peer: rustls::pki_types::ServerName<'static>, config: Arc<rustls::ClientConfig>) -> Self {
-        Self { address, peer, connector: tokio_rustls::TlsConnector::from(config) }
+    pub fn new(
+        address: Address,
+        peer: rustls::pki_types::ServerName<'static>,
+        config: Arc<rustls::ClientConfig>,
+    ) -> Self {
+        Self {
+            address,
+            peer,
+            connector: tokio_rustls::TlsConnector::from(config),
+        }
     }
 
     async fn dial(&self) -> Result<Box<dyn Wire>, ConnectError> {
         let address = || self.address.to_string();
         let tcp = TcpStream::connect((self.address.host.as_str(), self.address.port))
             .await
-            .map_err(|error| ConnectError::Tcp { address: address(), error })?;
-        tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: address(), error })?;
+            .map_err(|error| ConnectError::Tcp {
+                address: address(),
+                error,
+            })?;
+        tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp {
+            address: address(),
+            error,
+        })?;
         let tls = self.connector.connect(self.peer.clone(), tcp).await;
-        let tls = tls.map_err(|error| ConnectError::Tls { address: address(), error: spoken(&error) })?;
+        let tls = tls.map_err(|error| ConnectError::Tls {
+            address: address(),
+            error: spoken(&error),
+        })?;
         Ok(Box::new(tls))
     }
 }
@@ -146,7 +173,9 @@ impl Connect for TlsConnect {
 /// Why a handshake failed, without the names of Rust types around the reason.
 fn spoken(error: &std::io::Error) -> String {
     use rustls::CertificateError::Other;
-    let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let reason = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match reason {
         Some(rustls::Error::InvalidCertificate(Other(inner))) => inner.0.to_string(),
         Some(reason) => reason.to_string(),
@@ -158,7 +187,10 @@ fn spoken(error: &std::io::Error) -> String {
 ///
 /// # Errors
 /// When the HTTP/2 preface cannot be exchanged.
-pub async fn handshake(wire: Box<dyn Wire>, tasks: &Tasks) -> Result<(H2, CancellationToken), ConnectError> {
+pub async fn handshake(
+    wire: Box<dyn Wire>,
+    tasks: &Tasks,
+) -> Result<(H2, CancellationToken), ConnectError> {
     let (sender, connection) = http2::Builder::new(Spawner(tasks.clone()))
         .timer(TokioTimer::new())
         .keep_alive_interval(limits::KEEP_ALIVE_INTERVAL)
@@ -227,7 +259,16 @@ mod tests {
         ] {
             assert_eq!(Address::parse(url).unwrap().to_string(), shown, "{url}");
         }
-        for url in ["", "broker:8443", "http://b:1", "https://", "https://b/x", "https://b?q", "https://u:p@b", "ftp://b"] {
+        for url in [
+            "",
+            "broker:8443",
+            "http://b:1",
+            "https://",
+            "https://b/x",
+            "https://b?q",
+            "https://u:p@b",
+            "ftp://b",
+        ] {
             assert!(Address::parse(url).is_err(), "{url}");
         }
     }

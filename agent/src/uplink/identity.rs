@@ -30,10 +30,14 @@ const JOINED: &str = "joined.json";
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The host did not join.
-    #[error("this host has not joined: there is no {0}. Join it with: ephor-agent join --broker URL --token-file F --host NAME")]
+    #[error(
+        "this host has not joined: there is no {0}. Join it with: ephor-agent join --broker URL --token-file F --host NAME"
+    )]
     NotJoined(PathBuf),
     /// Others may read the key.
-    #[error("{path} can be read by others (mode {mode:04o}); the key may be known. Ban the host, then join it again")]
+    #[error(
+        "{path} can be read by others (mode {mode:04o}); the key may be known. Ban the host, then join it again"
+    )]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -88,20 +92,42 @@ impl Identity {
     ///
     /// # Errors
     /// Says which part does not: the certificate's key or name, or a CA.
-    pub fn assemble(key: SigningKey, certificate_der: Vec<u8>, ca_ders: &[Vec<u8>]) -> Result<Self, String> {
+    pub fn assemble(
+        key: SigningKey,
+        certificate_der: Vec<u8>,
+        ca_ders: &[Vec<u8>],
+    ) -> Result<Self, String> {
         let leaf = Leaf::parse(&certificate_der).map_err(|error| error.to_string())?;
         if leaf.spki != key.public_key().spki() {
             return Err("the certificate is for another key".to_owned());
         }
-        let id: SpiffeId = leaf.spiffe_id.parse().map_err(|_| format!("`{}` is no SPIFFE ID", leaf.spiffe_id))?;
-        let host = id.agent_host().ok_or_else(|| format!("`{id}` is no agent's SPIFFE ID"))?;
-        let parsed = ca_ders.iter().map(|der| CaCertificate::from_der(der).map_err(|error| error.to_string()));
+        let id: SpiffeId = leaf
+            .spiffe_id
+            .parse()
+            .map_err(|_| format!("`{}` is no SPIFFE ID", leaf.spiffe_id))?;
+        let host = id
+            .agent_host()
+            .ok_or_else(|| format!("`{id}` is no agent's SPIFFE ID"))?;
+        let parsed = ca_ders
+            .iter()
+            .map(|der| CaCertificate::from_der(der).map_err(|error| error.to_string()));
         let cas = parsed.collect::<Result<Vec<_>, _>>()?;
         let trust_domain = id.trust_domain();
-        if cas.is_empty() || cas.iter().any(|ca| ca.trust_domain() != trust_domain.as_str()) {
+        if cas.is_empty()
+            || cas
+                .iter()
+                .any(|ca| ca.trust_domain() != trust_domain.as_str())
+        {
             return Err("the CA certificates are not those of its trust domain".to_owned());
         }
-        Ok(Self { key: Arc::new(key), certificate_der, leaf, cas, host, trust_domain })
+        Ok(Self {
+            key: Arc::new(key),
+            certificate_der,
+            leaf,
+            cas,
+            host,
+            trust_domain,
+        })
     }
 
     /// Reads the identity of the state directory.
@@ -110,10 +136,15 @@ impl Identity {
     /// When the host did not join, the file is damaged, or others could read it.
     pub fn load(state_dir: &Path) -> Result<Self, IdentityError> {
         let path = state_dir.join(IDENTITY);
-        let io = |error| IdentityError::Io { path: path.clone(), error };
+        let io = |error| IdentityError::Io {
+            path: path.clone(),
+            error,
+        };
         let mode = match fs::metadata(&path) {
             Ok(metadata) => metadata.mode() & 0o7777,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(IdentityError::NotJoined(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(IdentityError::NotJoined(path));
+            }
             Err(error) => return Err(io(error)),
         };
         if mode & 0o077 != 0 {
@@ -129,7 +160,8 @@ impl Identity {
     /// When the file cannot be written.
     pub fn store(&self, state_dir: &Path) -> Result<(), IdentityError> {
         let path = state_dir.join(IDENTITY);
-        write_private(&path, self.to_pem().as_bytes()).map_err(|error| IdentityError::Io { path, error })
+        write_private(&path, self.to_pem().as_bytes())
+            .map_err(|error| IdentityError::Io { path, error })
     }
 
     /// Whether an identity is there at all.
@@ -147,11 +179,15 @@ impl Identity {
     }
 
     fn from_pem(pem: &[u8]) -> Result<Self, String> {
-        let key = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| "it holds no private key".to_owned())?;
+        let key = PrivatePkcs8KeyDer::from_pem_slice(pem)
+            .map_err(|_| "it holds no private key".to_owned())?;
         let key = Secret::new(key.secret_pkcs8_der().to_vec());
         let key = SigningKey::from_pkcs8(&key).map_err(|error| error.to_string())?;
-        let certificates = CertificateDer::pem_slice_iter(pem).map(|der| der.map(|der| der.to_vec()));
-        let mut certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(|_| "a certificate is damaged".to_owned())?;
+        let certificates =
+            CertificateDer::pem_slice_iter(pem).map(|der| der.map(|der| der.to_vec()));
+        let mut certificates = certificates
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| "a certificate is damaged".to_owned())?;
         if certificates.is_empty() {
             return Err("it holds no certificate".to_owned());
         }
@@ -195,8 +231,14 @@ impl Joined {
 /// # Errors
 /// When it cannot be made.
 pub fn make_state_dir(path: &Path) -> Result<(), IdentityError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| IdentityError::Io { path: path.to_owned(), error })
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.map_err(|error| IdentityError::Io {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 /// Replaces a file of mode 0600 by rename, durable when this returns.
@@ -212,7 +254,11 @@ pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -242,7 +288,12 @@ fn push_pem(out: &mut String, label: &str, der: &[u8]) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 pub(crate) mod tests {
     use super::*;
     use ephor_crypto::x509::Ca;
@@ -251,7 +302,13 @@ pub(crate) mod tests {
     pub(crate) fn sample(ca: &Ca, not_before: i64, not_after: i64) -> Identity {
         let key = SigningKey::generate().unwrap();
         let der = ca
-            .issue_agent("spiffe://td.test/agent/host-1", &key.public_key().spki(), [5; 16], not_before, not_after)
+            .issue_agent(
+                "spiffe://td.test/agent/host-1",
+                &key.public_key().spki(),
+                [5; 16],
+                not_before,
+                not_after,
+            )
             .unwrap();
         Identity::assemble(key, der, &[ca.certificate().der().to_vec()]).unwrap()
     }
@@ -265,7 +322,10 @@ pub(crate) mod tests {
     #[test]
     fn what_is_stored_is_loaded_and_only_the_owner_may_read_it() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::NotJoined(_))));
+        assert!(matches!(
+            Identity::load(dir.path()),
+            Err(IdentityError::NotJoined(_))
+        ));
         let identity = sample(&ca(), BEGIN, BEGIN + 86_400);
         identity.store(dir.path()).unwrap();
         identity.store(dir.path()).unwrap();
@@ -273,11 +333,20 @@ pub(crate) mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         let loaded = Identity::load(dir.path()).unwrap();
         assert_eq!(loaded.leaf, identity.leaf);
-        assert_eq!((loaded.host.as_str(), loaded.trust_domain.as_str()), ("host-1", "td.test"));
-        assert_eq!(loaded.renew_at_millis(), u64::try_from(BEGIN + 57_600).unwrap() * 1000);
+        assert_eq!(
+            (loaded.host.as_str(), loaded.trust_domain.as_str()),
+            ("host-1", "td.test")
+        );
+        assert_eq!(
+            loaded.renew_at_millis(),
+            u64::try_from(BEGIN + 57_600).unwrap() * 1000
+        );
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Exposed { mode: 0o640, .. })));
+        assert!(matches!(
+            Identity::load(dir.path()),
+            Err(IdentityError::Exposed { mode: 0o640, .. })
+        ));
     }
 
     #[test]
@@ -288,7 +357,11 @@ pub(crate) mod tests {
         assert!(Identity::assemble(other_key, identity.certificate_der.clone(), &cas).is_err());
         let key = || SigningKey::from_pkcs8(identity.key.to_pkcs8()).unwrap();
         assert!(Identity::assemble(key(), identity.certificate_der.clone(), &[]).is_err());
-        let foreign = Ca::create("x", "other.test", BEGIN, BEGIN + 10).unwrap().certificate().der().to_vec();
+        let foreign = Ca::create("x", "other.test", BEGIN, BEGIN + 10)
+            .unwrap()
+            .certificate()
+            .der()
+            .to_vec();
         assert!(Identity::assemble(key(), identity.certificate_der.clone(), &[foreign]).is_err());
         assert!(Identity::assemble(key(), identity.certificate_der.clone(), &cas).is_ok());
     }
@@ -301,7 +374,13 @@ pub(crate) mod tests {
         let half = &pem[..pem.len() / 2];
         for bad in ["", "rubbish", half] {
             write_private(&dir.path().join(IDENTITY), bad.as_bytes()).unwrap();
-            assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Damaged { .. })), "{bad}");
+            assert!(
+                matches!(
+                    Identity::load(dir.path()),
+                    Err(IdentityError::Damaged { .. })
+                ),
+                "{bad}"
+            );
         }
     }
 }

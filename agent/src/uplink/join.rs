@@ -34,10 +34,14 @@ use crate::tasks::Tasks;
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The token's text is not one.
-    #[error("invalid: {0} holds no join token (ej1.…). Nothing was sent. Get one on the broker: ephor host invite")]
+    #[error(
+        "invalid: {0} holds no join token (ej1.…). Nothing was sent. Get one on the broker: ephor host invite"
+    )]
     Token(String),
     /// It has joined before.
-    #[error("invalid: this host has joined already, as {0}. To join it again, remove identity.pem from its state directory first")]
+    #[error(
+        "invalid: this host has joined already, as {0}. To join it again, remove identity.pem from its state directory first"
+    )]
     Joined(String),
     /// No connection, or to someone else.
     #[error("unreachable: {0}. Nothing was changed; the token was not sent")]
@@ -46,10 +50,14 @@ pub enum JoinError {
     #[error("{0}. Nothing was changed on this host")]
     Refused(Problem),
     /// The answer did not come.
-    #[error("unreachable: {0}. Whether the token was used is not known: try again, else get a new token")]
+    #[error(
+        "unreachable: {0}. Whether the token was used is not known: try again, else get a new token"
+    )]
     Broken(Problem),
     /// The answer cannot be used.
-    #[error("invalid: the broker's answer cannot be used: {0}. Nothing was changed on this host; the token is used up")]
+    #[error(
+        "invalid: the broker's answer cannot be used: {0}. Nothing was changed on this host; the token is used up"
+    )]
     Answer(String),
     /// The state directory.
     #[error("invalid: {0}")]
@@ -71,7 +79,8 @@ impl Token {
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let mut parts = text.split('.');
-        let (version, id, secret, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let (version, id, secret, hash) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         if version != "ej1" || parts.next().is_some() {
             return None;
         }
@@ -80,7 +89,10 @@ impl Token {
         let whole = decoded.len() == 32;
         decoded.zeroize();
         let ca_sha256 = URL_SAFE_NO_PAD.decode(hash).ok()?.try_into().ok()?;
-        whole.then(|| Self { text: Secret::from_string(text.to_owned()), ca_sha256 })
+        whole.then(|| Self {
+            text: Secret::from_string(text.to_owned()),
+            ca_sha256,
+        })
     }
 }
 
@@ -112,18 +124,35 @@ pub async fn join(join: &Join<'_>, token: &Token) -> Result<Identity, JoinError>
     let csr_der = csr(&key).map_err(|error| JoinError::Crypto(error.to_string()))?;
     let answer = ask(join, token, address, csr_der).await?;
     let identity = assemble(join, token, key, answer)?;
-    Joined { broker: join.broker.to_owned(), installation: identity.1 }.store(join.state_dir)?;
+    Joined {
+        broker: join.broker.to_owned(),
+        installation: identity.1,
+    }
+    .store(join.state_dir)?;
     // Last: where this file is, the host has joined.
     identity.0.store(join.state_dir)?;
     Ok(identity.0)
 }
 
-async fn ask(join: &Join<'_>, token: &Token, address: Address, csr_der: Vec<u8>) -> Result<v1::JoinResponse, JoinError> {
-    let verifier = Arc::new(FirstContact { ca_sha256: token.ca_sha256, pin: JoinPin::new(token.ca_sha256, Peer::spiffe_id("")) });
-    let config = tls::client_config(verifier, None, &[b"h2"]).map_err(|error| JoinError::Crypto(error.to_string()))?;
+async fn ask(
+    join: &Join<'_>,
+    token: &Token,
+    address: Address,
+    csr_der: Vec<u8>,
+) -> Result<v1::JoinResponse, JoinError> {
+    let verifier = Arc::new(FirstContact {
+        ca_sha256: token.ca_sha256,
+        pin: JoinPin::new(token.ca_sha256, Peer::spiffe_id("")),
+    });
+    let config = tls::client_config(verifier, None, &[b"h2"])
+        .map_err(|error| JoinError::Crypto(error.to_string()))?;
     let dial = TlsConnect::new(address, Peer::spiffe_id("").server_name(), Arc::new(config));
-    let wire = connect::Connect::connect(&dial).await.map_err(JoinError::Connect)?;
-    let (h2, _over) = connect::handshake(wire, join.tasks).await.map_err(JoinError::Connect)?;
+    let wire = connect::Connect::connect(&dial)
+        .await
+        .map_err(JoinError::Connect)?;
+    let (h2, _over) = connect::handshake(wire, join.tasks)
+        .await
+        .map_err(JoinError::Connect)?;
     let mut client = EnrolmentClient::with_origin(h2, http::Uri::from_static("https://broker"));
     let request = v1::JoinRequest {
         version: Some(grpc::VERSION),
@@ -138,20 +167,40 @@ async fn ask(join: &Join<'_>, token: &Token, address: Address, csr_der: Vec<u8>)
             CallError::Broken(problem) => JoinError::Broken(problem),
         }),
         Err(_elapsed) => {
-            let problem = Problem::new(ephor_proto::problem::Code::Unreachable, (join.correlation)(), "the broker did not answer in time");
+            let problem = Problem::new(
+                ephor_proto::problem::Code::Unreachable,
+                (join.correlation)(),
+                "the broker did not answer in time",
+            );
             Err(JoinError::Broken(problem))
         }
     }
 }
 
-fn assemble(join: &Join<'_>, token: &Token, key: SigningKey, answer: v1::JoinResponse) -> Result<(Identity, String), JoinError> {
-    let pinned = answer.ca_certificates_der.iter().filter_map(|der| CaCertificate::from_der(der).ok());
+fn assemble(
+    join: &Join<'_>,
+    token: &Token,
+    key: SigningKey,
+    answer: v1::JoinResponse,
+) -> Result<(Identity, String), JoinError> {
+    let pinned = answer
+        .ca_certificates_der
+        .iter()
+        .filter_map(|der| CaCertificate::from_der(der).ok());
     if !pinned.into_iter().any(|ca| ca.sha256() == token.ca_sha256) {
-        return Err(JoinError::Answer("its CA set lacks the CA of the join token".to_owned()));
+        return Err(JoinError::Answer(
+            "its CA set lacks the CA of the join token".to_owned(),
+        ));
     }
-    let identity = Identity::assemble(key, answer.certificate_der, &answer.ca_certificates_der).map_err(JoinError::Answer)?;
-    if identity.host.as_str() != join.host.as_str() || identity.trust_domain.as_str() != answer.trust_domain {
-        return Err(JoinError::Answer(format!("it is for {}, not for {}", identity.leaf.spiffe_id, join.host)));
+    let identity = Identity::assemble(key, answer.certificate_der, &answer.ca_certificates_der)
+        .map_err(JoinError::Answer)?;
+    if identity.host.as_str() != join.host.as_str()
+        || identity.trust_domain.as_str() != answer.trust_domain
+    {
+        return Err(JoinError::Answer(format!(
+            "it is for {}, not for {}",
+            identity.leaf.spiffe_id, join.host
+        )));
     }
     Ok((identity, answer.installation))
 }
@@ -179,7 +228,9 @@ impl ServerCertVerifier for FirstContact {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let ca = tls::pinned_ca(intermediates, &self.ca_sha256).map_err(|error| {
-            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
+            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(
+                Arc::new(error),
+            )))
         })?;
         let broker = Peer::spiffe_id(&format!("spiffe://{}/broker", ca.trust_domain()));
         let pin = JoinPin::new(self.ca_sha256, broker);
@@ -192,7 +243,8 @@ impl ServerCertVerifier for FirstContact {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.pin.verify_tls12_signature(message, certificate, signature)
+        self.pin
+            .verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -201,7 +253,8 @@ impl ServerCertVerifier for FirstContact {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.pin.verify_tls13_signature(message, certificate, signature)
+        self.pin
+            .verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

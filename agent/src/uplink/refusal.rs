@@ -37,8 +37,12 @@ impl CallError {
 
 /// A status with a problem in its metadata is a refusal; any other came from the connection.
 pub(super) fn from_status(status: &tonic::Status, correlation: &NewCorrelation) -> CallError {
-    let carried = status.metadata().get_bin(PROBLEM_METADATA).and_then(|value| value.to_bytes().ok());
-    if let Some(problem) = carried.and_then(|bytes| serde_json::from_slice::<Problem>(&bytes).ok()) {
+    let carried = status
+        .metadata()
+        .get_bin(PROBLEM_METADATA)
+        .and_then(|value| value.to_bytes().ok());
+    if let Some(problem) = carried.and_then(|bytes| serde_json::from_slice::<Problem>(&bytes).ok())
+    {
         return CallError::Refused(problem);
     }
     tracing::debug!(code = ?status.code(), message = status.message(), "call to the broker failed");
@@ -59,19 +63,28 @@ mod tests {
 
     #[test]
     fn a_problem_in_the_metadata_is_the_brokers_own_word() {
-        let problem = Problem::new(Code::UnknownEntitlement, CorrelationId::from_parts(2, [2; 10]), "no `x` for you");
+        let problem = Problem::new(
+            Code::UnknownEntitlement,
+            CorrelationId::from_parts(2, [2; 10]),
+            "no `x` for you",
+        );
         let mut metadata = MetadataMap::new();
         let value = MetadataValue::from_bytes(&serde_json::to_vec(&problem).unwrap());
         metadata.insert_bin(PROBLEM_METADATA, value);
-        let status = tonic::Status::with_metadata(tonic::Code::PermissionDenied, "denied", metadata);
-        let CallError::Refused(got) = from_status(&status, &correlation()) else { panic!("not a refusal") };
+        let status =
+            tonic::Status::with_metadata(tonic::Code::PermissionDenied, "denied", metadata);
+        let CallError::Refused(got) = from_status(&status, &correlation()) else {
+            panic!("not a refusal")
+        };
         assert_eq!(got, problem);
     }
 
     #[test]
     fn a_bare_status_is_a_broken_connection() {
         let status = tonic::Status::unavailable("h2: secret-looking text");
-        let CallError::Broken(got) = from_status(&status, &correlation()) else { panic!("a refusal") };
+        let CallError::Broken(got) = from_status(&status, &correlation()) else {
+            panic!("a refusal")
+        };
         assert_eq!(got.code, Code::Unreachable);
         assert!(got.retry_after.is_some() && !got.detail.contains("secret-looking"));
     }

@@ -83,7 +83,9 @@ enum Over {
     Call(#[from] CallError),
     #[error("the connection to the broker was lost")]
     Lost,
-    #[error("the broker speaks version {0}, this agent {1}: more than one minor version apart. Update the older one")]
+    #[error(
+        "the broker speaks version {0}, this agent {1}: more than one minor version apart. Update the older one"
+    )]
     VersionSkew(String, String),
     #[error("the agent's certificate was renewed")]
     Renewed,
@@ -110,10 +112,15 @@ pub async fn run(wiring: Arc<Wiring>) {
                 tracing::info!("connecting again with the renewed certificate");
                 continue;
             }
-            Over::Connect(_) | Over::Call(_) | Over::Lost | Over::VersionSkew(..) => pause(&over, &mut backoff),
+            Over::Connect(_) | Over::Call(_) | Over::Lost | Over::VersionSkew(..) => {
+                pause(&over, &mut backoff)
+            }
         };
         tracing::warn!(reason = %over, wait = ?wait, "no connection to the broker");
-        let away = Link::Away { why: public(&over).into(), retry_after: seconds(wait) };
+        let away = Link::Away {
+            why: public(&over).into(),
+            retry_after: seconds(wait),
+        };
         wiring.uplink.link.send_replace(away);
         tokio::select! {
             () = wiring.stop.cancelled() => return,
@@ -127,7 +134,11 @@ fn pause(over: &Over, backoff: &mut Backoff) -> Duration {
     let next = backoff.next(jitter());
     match over {
         Over::VersionSkew(..) => limits::REFUSED_PAUSE,
-        Over::Call(error) if matches!(error.refused(), Some(Code::AgentBanned | Code::VersionSkew)) => limits::REFUSED_PAUSE,
+        Over::Call(error)
+            if matches!(error.refused(), Some(Code::AgentBanned | Code::VersionSkew)) =>
+        {
+            limits::REFUSED_PAUSE
+        }
         Over::Connect(_) | Over::Call(_) | Over::Lost | Over::Renewed | Over::Stopping => next,
     }
 }
@@ -170,7 +181,10 @@ async fn begin(wiring: &Wiring) -> Result<(Arc<Session>, CancellationToken), Ove
         boot_id: wiring.boot_id.clone(),
         checkpoint: wiring.highest.note(),
     };
-    let info = wiring.uplink.call(client.clone().hello(timed(hello))).await?;
+    let info = wiring
+        .uplink
+        .call(client.clone().hello(timed(hello)))
+        .await?;
     let theirs = info.version.unwrap_or_default();
     if !grpc::compatible(grpc::VERSION, theirs) {
         let shown = |v: v1::Version| format!("{}.{}", v.major, v.minor);
@@ -187,7 +201,10 @@ async fn live(wiring: &Arc<Wiring>, session: &Arc<Session>, over: &CancellationT
     if let Err(over) = heartbeat(wiring, session).await {
         return over;
     }
-    wiring.uplink.link.send_replace(Link::Up(Arc::clone(session)));
+    wiring
+        .uplink
+        .link
+        .send_replace(Link::Up(Arc::clone(session)));
     tokio::select! {
         biased;
         () = over.cancelled() => Over::Lost,
@@ -220,8 +237,15 @@ async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
         seq,
         open_tasks: tasks.iter().map(|task| task.to_bytes().to_vec()).collect(),
     };
-    let answer = wiring.uplink.call(session.client.clone().heartbeat(timed(request))).await?;
-    let closed: Vec<TaskId> = answer.closed_tasks.iter().filter_map(|id| TaskId::from_slice(id).ok()).collect();
+    let answer = wiring
+        .uplink
+        .call(session.client.clone().heartbeat(timed(request)))
+        .await?;
+    let closed: Vec<TaskId> = answer
+        .closed_tasks
+        .iter()
+        .filter_map(|id| TaskId::from_slice(id).ok())
+        .collect();
     wiring.downlink.tasks_closed(&closed, sent);
     raise(wiring, &session.info.log_key, answer.checkpoint).await;
     Ok(())
@@ -237,22 +261,36 @@ async fn raise(wiring: &Wiring, log_key: &str, note: String) {
         return;
     }
     let highest = Arc::clone(&wiring.highest);
-    let raised = wiring.tasks.blocking("uplink.checkpoint", move || highest.raise(&note)).await;
+    let raised = wiring
+        .tasks
+        .blocking("uplink.checkpoint", move || highest.raise(&note))
+        .await;
     if let Ok(Err(error)) = raised {
         tracing::warn!(%error, "the highest checkpoint could not be stored; check the state directory");
     }
 }
 
 async fn watch(wiring: &Wiring, session: &Session) -> Over {
-    let request = v1::WatchRequest { instance_id: wiring.uplink.instance.to_bytes().to_vec() };
-    let mut stream = match session.client.clone().watch(tonic::Request::new(request)).await {
+    let request = v1::WatchRequest {
+        instance_id: wiring.uplink.instance.to_bytes().to_vec(),
+    };
+    let mut stream = match session
+        .client
+        .clone()
+        .watch(tonic::Request::new(request))
+        .await
+    {
         Ok(answer) => answer.into_inner(),
-        Err(status) => return Over::Call(refusal::from_status(&status, &wiring.uplink.correlation)),
+        Err(status) => {
+            return Over::Call(refusal::from_status(&status, &wiring.uplink.correlation));
+        }
     };
     loop {
         match stream.next().await {
             Some(Ok(push)) => take_push(wiring, push),
-            Some(Err(status)) => return Over::Call(refusal::from_status(&status, &wiring.uplink.correlation)),
+            Some(Err(status)) => {
+                return Over::Call(refusal::from_status(&status, &wiring.uplink.correlation));
+            }
             None => return Over::Lost,
         }
     }
@@ -265,9 +303,14 @@ fn take_push(wiring: &Wiring, push: v1::Push) {
             Err(error) => tracing::warn!(%error, "the broker revoked a task with a bad id"),
         },
         Some(v1::push::What::CredentialRevoked(revoked)) => {
-            match (TaskId::from_slice(&revoked.task_id), CredentialId::from_slice(&revoked.credential_id)) {
+            match (
+                TaskId::from_slice(&revoked.task_id),
+                CredentialId::from_slice(&revoked.credential_id),
+            ) {
                 (Ok(task), Ok(credential)) => wiring.downlink.credential_revoked(task, credential),
-                (Err(error), _) | (_, Err(error)) => tracing::warn!(%error, "the broker revoked a credential with a bad id"),
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::warn!(%error, "the broker revoked a credential with a bad id")
+                }
             }
         }
         // A newer broker's push that this version does not know.
@@ -281,7 +324,9 @@ async fn tell_ends(wiring: &Arc<Wiring>, session: &Arc<Session>) -> Over {
     let mut calls = JoinSet::new();
     loop {
         while calls.len() < limits::ENDS_IN_FLIGHT {
-            let Some((place, end)) = wiring.spool.oldest(&taken) else { break };
+            let Some((place, end)) = wiring.spool.oldest(&taken) else {
+                break;
+            };
             taken.insert(place);
             let (wiring, session) = (Arc::clone(wiring), Arc::clone(session));
             calls.spawn(async move { (place, tell(&wiring, &session, end).await) });
@@ -319,7 +364,9 @@ async fn tell(wiring: &Wiring, session: &Session, end: End) -> Result<(), Over> 
                 wiring.downlink.end_acknowledged(end.task, None);
                 return Ok(());
             }
-            Some(Code::StaleInstance | Code::AgentBanned | Code::Unauthenticated) | None => return Err(error.into()),
+            Some(Code::StaleInstance | Code::AgentBanned | Code::Unauthenticated) | None => {
+                return Err(error.into());
+            }
             Some(code) => {
                 let wait = backoff.next(jitter());
                 tracing::warn!(task = %end.task, %code, ?wait, "the broker did not take a task's end; telling it again");
@@ -332,7 +379,9 @@ async fn tell(wiring: &Wiring, session: &Session, end: End) -> Result<(), Over> 
 /// Waits until the agent's certificate is due, and renews it. Never ends otherwise.
 async fn renew(wiring: &Wiring, session: &Session) -> Over {
     use std::sync::atomic::Ordering;
-    let Some(renewal) = &wiring.renewal else { return std::future::pending().await };
+    let Some(renewal) = &wiring.renewal else {
+        return std::future::pending().await;
+    };
     let mut backoff = Backoff::new(limits::RENEW_IDENTITY_FIRST, limits::RENEW_IDENTITY_CAP);
     loop {
         let due = match session.info.renew_identity_at {
@@ -349,7 +398,11 @@ async fn renew(wiring: &Wiring, session: &Session) -> Over {
             Ok(()) => return Over::Renewed,
             Err(reason) => {
                 let wait = backoff.next(jitter());
-                tracing::warn!(reason, ?wait, "the agent's certificate could not be renewed yet");
+                tracing::warn!(
+                    reason,
+                    ?wait,
+                    "the agent's certificate could not be renewed yet"
+                );
                 tokio::time::sleep(wait).await;
             }
         }
@@ -369,9 +422,16 @@ async fn renew_once(wiring: &Wiring, session: &Session, renewal: &Renewal) -> Re
     let state_dir = renewal.state_dir.clone();
     let store = move || identity.store(&state_dir).map(|()| identity);
     let stored = wiring.tasks.blocking("uplink.identity", store).await;
-    let identity = stored.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    renewal.renew_at_millis.store(identity.renew_at_millis(), std::sync::atomic::Ordering::Relaxed);
+    let identity = stored
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    renewal.renew_at_millis.store(
+        identity.renew_at_millis(),
+        std::sync::atomic::Ordering::Relaxed,
+    );
     renewal.trust.replace(identity.cas.clone());
-    renewal.slot.replace(certified_key(&[&identity.certificate_der], identity.key));
+    renewal
+        .slot
+        .replace(certified_key(&[&identity.certificate_der], identity.key));
     Ok(())
 }

@@ -50,7 +50,11 @@ impl Spool {
     #[must_use]
     pub fn oldest(&self, taken: &BTreeSet<u64>) -> Option<(u64, End)> {
         let queue = self.lock();
-        queue.waiting.iter().find(|(place, _)| !taken.contains(place)).map(|(place, end)| (*place, *end))
+        queue
+            .waiting
+            .iter()
+            .find(|(place, _)| !taken.contains(place))
+            .map(|(place, end)| (*place, *end))
     }
 
     /// The end at `place` was acknowledged.
@@ -90,7 +94,10 @@ mod tests {
     #[test]
     fn oldest_first_until_acknowledged_and_once_each() {
         let spool = Spool::default();
-        let end = |n: u8| End { task: TaskId::from_parts(u64::from(n), [n; 10]), cause: "exited" };
+        let end = |n: u8| End {
+            task: TaskId::from_parts(u64::from(n), [n; 10]),
+            cause: "exited",
+        };
         for n in [3, 1, 2, 1] {
             spool.add(end(n));
         }
@@ -98,7 +105,11 @@ mod tests {
         let (place, first) = spool.oldest(&BTreeSet::new()).unwrap();
         assert_eq!(first, end(3));
         assert_eq!(spool.oldest(&BTreeSet::from([place])).unwrap().1, end(1));
-        assert_eq!(spool.oldest(&BTreeSet::new()).unwrap().1, end(3), "taking is not removing");
+        assert_eq!(
+            spool.oldest(&BTreeSet::new()).unwrap().1,
+            end(3),
+            "taking is not removing"
+        );
         spool.done(place);
         spool.done(place);
         assert_eq!(spool.len(), 2);

@@ -10,7 +10,13 @@ async fn what_is_held_goes_on_and_what_is_new_waits() {
     let world = World::start();
     let held = world.token("billing").await;
     world.broker.go_away();
-    until("the loss is noticed", || matches!(world.agent.uplink.link(), ephor_agent::uplink::Link::Away { .. })).await;
+    until("the loss is noticed", || {
+        matches!(
+            world.agent.uplink.link(),
+            ephor_agent::uplink::Link::Away { .. }
+        )
+    })
+    .await;
     assert_eq!(world.token("billing").await, held);
     let new = world.get("/v1/token?audience=search").await;
     assert_eq!((new.status, new.code().as_str()), (503, "unreachable"));
@@ -21,7 +27,10 @@ async fn what_is_held_goes_on_and_what_is_new_waits() {
     world.broker.come_back();
     world.agent.uplink.connected().await;
     assert_eq!(world.get("/v1/token?audience=search").await.status, 200);
-    assert!(world.broker.state().hellos.len() >= 2, "hello on every connection");
+    assert!(
+        world.broker.state().hellos.len() >= 2,
+        "hello on every connection"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,12 +39,27 @@ async fn an_end_is_told_on_return() {
     let fetched = world.get("/v1/token?audience=billing").await;
     world.broker.go_away();
     let task: TaskId = fetched.task();
-    assert!(ephor_agent::revoke::end_task(&world.agent, task, ephor_proto::state::task::EndCause::Exited));
+    assert!(ephor_agent::revoke::end_task(
+        &world.agent,
+        task,
+        ephor_proto::state::task::EndCause::Exited
+    ));
     let now = ephor_proto::time::Boottime::default();
-    assert!(world.agent.hold.list(task, now).is_empty(), "wiped without the broker");
+    assert!(
+        world.agent.hold.list(task, now).is_empty(),
+        "wiped without the broker"
+    );
     assert_eq!(world.agent.spool.len(), 1);
     world.broker.come_back();
-    until("the end at the broker", || world.broker.state().completes.iter().any(|end| end.task_id == task.to_bytes())).await;
+    until("the end at the broker", || {
+        world
+            .broker
+            .state()
+            .completes
+            .iter()
+            .any(|end| end.task_id == task.to_bytes())
+    })
+    .await;
     until("the spool is empty", || world.agent.spool.is_empty()).await;
 }
 
@@ -44,15 +68,37 @@ async fn an_end_survives_a_restart_of_the_agent() {
     let world = World::start();
     let fetched = world.get("/v1/token?audience=billing").await;
     world.broker.go_away();
-    until("the loss is noticed", || matches!(world.agent.uplink.link(), ephor_agent::uplink::Link::Away { .. })).await;
+    until("the loss is noticed", || {
+        matches!(
+            world.agent.uplink.link(),
+            ephor_agent::uplink::Link::Away { .. }
+        )
+    })
+    .await;
     let done = world.post("/v1/task/complete", "").await.json();
-    assert_eq!((done["wiped"].as_u64(), done.get("receipt")), (Some(1), None), "{done}");
+    assert_eq!(
+        (done["wiped"].as_u64(), done.get("receipt")),
+        (Some(1), None),
+        "{done}"
+    );
     let world = world.restart().await;
     world.broker.come_back();
     let task_id = fetched.task().to_bytes();
-    until("the end at the broker", || world.broker.state().completes.iter().any(|end| end.task_id == task_id)).await;
+    until("the end at the broker", || {
+        world
+            .broker
+            .state()
+            .completes
+            .iter()
+            .any(|end| end.task_id == task_id)
+    })
+    .await;
     let again = world.get("/v1/token?audience=billing").await;
-    assert_ne!(again.task(), fetched.task(), "an ended task is not open again");
+    assert_ne!(
+        again.task(),
+        fetched.task(),
+        "an ended task is not open again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,15 +110,30 @@ async fn a_living_task_is_adopted_and_in_the_first_heartbeat() {
     until("a heartbeat of the new instance", || {
         let state = world.broker.state();
         let hello = state.hellos.get(1).map(|hello| hello.instance_id.clone());
-        hello.is_some_and(|instance| state.heartbeats.iter().any(|beat| beat.instance_id == instance))
+        hello.is_some_and(|instance| {
+            state
+                .heartbeats
+                .iter()
+                .any(|beat| beat.instance_id == instance)
+        })
     })
     .await;
     let first = {
         let state = world.broker.state();
         let instance = state.hellos[1].instance_id.clone();
-        state.heartbeats.iter().skip(before).find(|beat| beat.instance_id == instance).unwrap().clone()
+        state
+            .heartbeats
+            .iter()
+            .skip(before)
+            .find(|beat| beat.instance_id == instance)
+            .unwrap()
+            .clone()
     };
-    assert!(first.open_tasks.contains(&fetched.task().to_bytes().to_vec()));
+    assert!(
+        first
+            .open_tasks
+            .contains(&fetched.task().to_bytes().to_vec())
+    );
     let again = world.get("/v1/token?audience=billing").await;
     assert_eq!(again.task(), fetched.task(), "the same task goes on");
     assert_ne!(again.token(), fetched.token(), "but memory did not survive");
@@ -86,7 +147,14 @@ async fn a_broker_too_far_apart_is_not_used() {
     until("a hello", || !world.broker.state().hellos.is_empty()).await;
     let refused = world.get("/v1/token?audience=billing").await;
     assert_eq!(refused.code(), "unreachable");
-    assert!(refused.json()["detail"].as_str().unwrap().contains("minor version"), "{}", refused.body);
+    assert!(
+        refused.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("minor version"),
+        "{}",
+        refused.body
+    );
     assert_eq!(world.issues(), 0);
 }
 
@@ -99,11 +167,20 @@ async fn an_issue_that_lost_its_connection_is_sent_again_with_the_same_id() {
         until("the call", || world.issues() == 1).await;
         world.broker.go_away();
         world.broker.come_back();
-        until("another connection", || world.broker.state().hellos.len() >= 2).await;
+        until("another connection", || {
+            world.broker.state().hellos.len() >= 2
+        })
+        .await;
         world.broker.gate.add_permits(10);
     };
     let (fetched, ()) = tokio::join!(world.get("/v1/token?audience=billing"), cut);
     assert_eq!(fetched.status, 200, "{}", fetched.body);
-    let ids: std::collections::BTreeSet<Vec<u8>> = world.broker.state().issues.iter().map(|issue| issue.request_id.clone()).collect();
+    let ids: std::collections::BTreeSet<Vec<u8>> = world
+        .broker
+        .state()
+        .issues
+        .iter()
+        .map(|issue| issue.request_id.clone())
+        .collect();
     assert_eq!((ids.len(), world.issues()), (1, 2));
 }

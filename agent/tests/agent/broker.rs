@@ -87,7 +87,9 @@ impl Broker {
     /// Cuts every connection and takes no new one.
     pub fn go_away(&self) {
         self.up.store(false, Ordering::SeqCst);
-        self.generation.send_replace(CancellationToken::new()).cancel();
+        self.generation
+            .send_replace(CancellationToken::new())
+            .cancel();
         self.state().pushes.clear();
     }
 
@@ -98,7 +100,11 @@ impl Broker {
     pub async fn push(&self, what: v1::push::What) {
         let pushes = self.state().pushes.clone();
         for push in pushes {
-            let _ = push.send(Ok(v1::Push { what: Some(what.clone()) })).await;
+            let _ = push
+                .send(Ok(v1::Push {
+                    what: Some(what.clone()),
+                }))
+                .await;
         }
     }
 
@@ -108,17 +114,28 @@ impl Broker {
 
     fn refusal(&self, code: Code) -> Status {
         let correlation = CorrelationId::from_parts(1, [9; 10]);
-        let problem = Problem::new(code, correlation, "the broker says no").with_decision(DecisionId::from_parts(1, [3; 10]));
+        let problem = Problem::new(code, correlation, "the broker says no")
+            .with_decision(DecisionId::from_parts(1, [3; 10]));
         let mut metadata = MetadataMap::new();
-        metadata.insert_bin(PROBLEM_METADATA, MetadataValue::from_bytes(&serde_json::to_vec(&problem).unwrap()));
+        metadata.insert_bin(
+            PROBLEM_METADATA,
+            MetadataValue::from_bytes(&serde_json::to_vec(&problem).unwrap()),
+        );
         Status::with_metadata(tonic::Code::PermissionDenied, "refused", metadata)
     }
 
     fn credential(&self, request: &v1::IssueRequest, ttl_millis: u64) -> v1::Credential {
         let number = self.serial.fetch_add(1, Ordering::SeqCst);
         let now = ephor_agent::clock::SystemClock.wall().as_millis();
-        let fresh = CredentialId::from_parts(now, number.to_be_bytes().repeat(2)[..10].try_into().unwrap());
-        let id = if request.renews.is_empty() { fresh.to_bytes().to_vec() } else { request.renews.clone() };
+        let fresh = CredentialId::from_parts(
+            now,
+            number.to_be_bytes().repeat(2)[..10].try_into().unwrap(),
+        );
+        let id = if request.renews.is_empty() {
+            fresh.to_bytes().to_vec()
+        } else {
+            request.renews.clone()
+        };
         v1::Credential {
             id,
             kind: "jwt".into(),
@@ -134,7 +151,10 @@ impl Broker {
 
 #[tonic::async_trait]
 impl Uplink for Broker {
-    async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloResponse>, Status> {
+    async fn hello(
+        &self,
+        request: Request<v1::HelloRequest>,
+    ) -> Result<Response<v1::HelloResponse>, Status> {
         let mut state = self.state();
         state.hellos.push(request.into_inner());
         Ok(Response::new(v1::HelloResponse {
@@ -148,7 +168,10 @@ impl Uplink for Broker {
         }))
     }
 
-    async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Result<Response<v1::HeartbeatResponse>, Status> {
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let mut state = self.state();
         state.heartbeats.push(request.into_inner());
         let answer = v1::HeartbeatResponse {
@@ -159,16 +182,28 @@ impl Uplink for Broker {
         Ok(Response::new(answer))
     }
 
-    async fn whoami(&self, _request: Request<v1::WhoamiRequest>) -> Result<Response<v1::WhoamiResponse>, Status> {
-        Ok(Response::new(v1::WhoamiResponse { subjects: vec!["spiffe://td.test/tests".into()], policy_version: "p".into() }))
+    async fn whoami(
+        &self,
+        _request: Request<v1::WhoamiRequest>,
+    ) -> Result<Response<v1::WhoamiResponse>, Status> {
+        Ok(Response::new(v1::WhoamiResponse {
+            subjects: vec!["spiffe://td.test/tests".into()],
+            policy_version: "p".into(),
+        }))
     }
 
-    async fn issue(&self, request: Request<v1::IssueRequest>) -> Result<Response<v1::IssueResponse>, Status> {
+    async fn issue(
+        &self,
+        request: Request<v1::IssueRequest>,
+    ) -> Result<Response<v1::IssueResponse>, Status> {
         let request = request.into_inner();
         let ttl_millis = {
             let mut state = self.state();
             state.issues.push(request.clone());
-            let hash = request.evidence.as_ref().map_or(0, |evidence| evidence.exe_sha256.len());
+            let hash = request
+                .evidence
+                .as_ref()
+                .map_or(0, |evidence| evidence.exe_sha256.len());
             if state.want_hash && hash != 32 {
                 return Err(self.refusal(Code::EvidenceNeeded));
             }
@@ -189,22 +224,40 @@ impl Uplink for Broker {
         }))
     }
 
-    async fn complete(&self, request: Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+    async fn complete(
+        &self,
+        request: Request<v1::CompleteRequest>,
+    ) -> Result<Response<v1::CompleteResponse>, Status> {
         self.state().completes.push(request.into_inner());
         let receipt = r#"{"leaf":"proven"}"#.into();
-        Ok(Response::new(v1::CompleteResponse { receipt, dead: 0, listed: 1, listed_until: 5, revoke_microseconds: 1 }))
+        Ok(Response::new(v1::CompleteResponse {
+            receipt,
+            dead: 0,
+            listed: 1,
+            listed_until: 5,
+            revoke_microseconds: 1,
+        }))
     }
 
     type WatchStream = ReceiverStream<Result<v1::Push, Status>>;
 
-    async fn watch(&self, _request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        _request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let (sender, receiver) = mpsc::channel(16);
         self.state().pushes.push(sender);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    async fn renew_identity(&self, request: Request<v1::RenewIdentityRequest>) -> Result<Response<v1::RenewIdentityResponse>, Status> {
-        let ca = self.ca.as_ref().ok_or_else(|| Status::unimplemented("not here"))?;
+    async fn renew_identity(
+        &self,
+        request: Request<v1::RenewIdentityRequest>,
+    ) -> Result<Response<v1::RenewIdentityResponse>, Status> {
+        let ca = self
+            .ca
+            .as_ref()
+            .ok_or_else(|| Status::unimplemented("not here"))?;
         let public_key = request.into_inner().public_key_der;
         self.state().renewed.push(public_key.clone());
         Ok(Response::new(v1::RenewIdentityResponse {
@@ -216,14 +269,21 @@ impl Uplink for Broker {
 
 #[tonic::async_trait]
 impl Enrolment for Broker {
-    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+    async fn join(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinResponse>, Status> {
         let request = request.into_inner();
-        let ca = self.ca.as_ref().ok_or_else(|| Status::unimplemented("not here"))?;
+        let ca = self
+            .ca
+            .as_ref()
+            .ok_or_else(|| Status::unimplemented("not here"))?;
         self.state().joins.push(request.clone());
         if request.host == "refused" {
             return Err(self.refusal(Code::JoinRefused));
         }
-        let public = verify_csr(&request.csr_der).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let public = verify_csr(&request.csr_der)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let seconds = self.state().certificate_seconds;
         Ok(Response::new(v1::JoinResponse {
             certificate_der: crate::join::agent_certificate(ca, &public.spki(), seconds),
@@ -238,7 +298,10 @@ impl Connect for Broker {
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async {
             if !self.up.load(Ordering::SeqCst) {
-                return Err(ConnectError::Timeout { address: "memory".into(), seconds: 0 });
+                return Err(ConnectError::Timeout {
+                    address: "memory".into(),
+                    seconds: 0,
+                });
             }
             let (ours, theirs) = tokio::io::duplex(64 * 1024);
             let service = TowerToHyperService::new(UplinkServer::new(self.clone()));

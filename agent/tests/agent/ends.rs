@@ -53,13 +53,25 @@ fn send_with(stream: &StdStream, bytes: &[u8], descriptor: BorrowedFd<'_>) {
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors = [descriptor];
     assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+    let sent = sendmsg(
+        stream,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::empty(),
+    )
+    .unwrap();
     let mut stream = stream;
     stream.write_all(&bytes[sent..]).unwrap();
 }
 
 fn told(world: &World, task: TaskId) -> usize {
-    world.broker.state().completes.iter().filter(|end| end.task_id == task.to_bytes()).count()
+    world
+        .broker
+        .state()
+        .completes
+        .iter()
+        .filter(|end| end.task_id == task.to_bytes())
+        .count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,10 +80,20 @@ async fn releasing_the_own_task_wipes_and_gives_the_receipt() {
     let fetched = world.get("/v1/token?audience=billing").await;
     let done = world.post("/v1/task/complete", "").await.json();
     assert_eq!(done["task"], fetched.json()["task"]);
-    assert_eq!((done["wiped"].as_u64(), done["listed"].as_u64(), done["receipt"]["leaf"].as_str()), (Some(1), Some(1), Some("proven")));
+    assert_eq!(
+        (
+            done["wiped"].as_u64(),
+            done["listed"].as_u64(),
+            done["receipt"]["leaf"].as_str()
+        ),
+        (Some(1), Some(1), Some("proven"))
+    );
     assert_eq!(world.broker.state().completes[0].cause, "released");
     // Asked again by its id: the same receipt, told once.
-    let again = world.post(&format!("/v1/tasks/{}/complete", fetched.task()), "{}").await.json();
+    let again = world
+        .post(&format!("/v1/tasks/{}/complete", fetched.task()), "{}")
+        .await
+        .json();
     assert_eq!(again, done);
     assert_eq!(told(&world, fetched.task()), 1);
     // The caller may begin anew.
@@ -87,12 +109,29 @@ async fn the_exit_of_a_run_is_told_at_once() {
     let (opened, _connection) = open_run(&world, &child.0).await;
     assert_eq!(opened.status, 200, "{}", opened.body);
     let task = opened.task();
-    until("the task in a heartbeat", || world.broker.state().heartbeats.iter().any(|beat| beat.open_tasks.contains(&task.to_bytes().to_vec()))).await;
+    until("the task in a heartbeat", || {
+        world
+            .broker
+            .state()
+            .heartbeats
+            .iter()
+            .any(|beat| beat.open_tasks.contains(&task.to_bytes().to_vec()))
+    })
+    .await;
     child.kill();
-    until("its end here", || world.agent.table.open_task(task).is_none()).await;
+    until("its end here", || {
+        world.agent.table.open_task(task).is_none()
+    })
+    .await;
     // Nothing was issued for it, so the broker never heard of it, and there is no receipt.
-    let done = world.post(&format!("/v1/tasks/{task}/complete"), "").await.json();
-    assert_eq!((done["wiped"].as_u64(), done.get("receipt")), (Some(0), None));
+    let done = world
+        .post(&format!("/v1/tasks/{task}/complete"), "")
+        .await
+        .json();
+    assert_eq!(
+        (done["wiped"].as_u64(), done.get("receipt")),
+        (Some(0), None)
+    );
     assert_eq!(told(&world, task), 0);
 }
 
@@ -100,7 +139,10 @@ async fn the_exit_of_a_run_is_told_at_once() {
 async fn a_descriptor_is_needed_for_a_run_and_must_be_a_pidfd() {
     let world = World::start();
     let without = world.post("/v1/tasks", "{}").await;
-    assert_eq!((without.status, without.code().as_str()), (400, "invalid_request"));
+    assert_eq!(
+        (without.status, without.code().as_str()),
+        (400, "invalid_request")
+    );
     let stream = StdStream::connect(&world.socket).unwrap();
     let file = std::fs::File::open("/dev/null").unwrap();
     let request = format!("POST /v1/tasks HTTP/1.1\r\n{LOCAL}Content-Length: 2\r\n\r\n{{}}");
@@ -134,7 +176,10 @@ sys.stdin.read()
         .spawn()
         .unwrap();
     until("the child's request", || world.issues() == 1).await;
-    until("the hand-over", || world.agent.hold.served() + 1 > 0 && world.agent.renewer.len() == 1).await;
+    until("the hand-over", || {
+        world.agent.hold.served() + 1 > 0 && world.agent.renewer.len() == 1
+    })
+    .await;
     let issue = world.broker.state().issues[0].clone();
     assert_eq!(issue.evidence.as_ref().unwrap().pid, child.id());
     let task = TaskId::from_slice(&issue.task.as_ref().unwrap().id).unwrap();
@@ -142,7 +187,13 @@ sys.stdin.read()
         child.kill().unwrap();
         child.wait().unwrap();
         until("the end at the broker", || told(&world, task) == 1).await;
-        assert!(world.agent.hold.list(task, ephor_proto::time::Boottime::default()).is_empty());
+        assert!(
+            world
+                .agent
+                .hold
+                .list(task, ephor_proto::time::Boottime::default())
+                .is_empty()
+        );
         assert_eq!(world.broker.state().completes[0].cause, "exited");
         until("the receipt", || world.agent.receipts.is_told(task)).await;
     } else {
@@ -157,23 +208,46 @@ async fn a_revoked_task_is_wiped_and_barred() {
     let fetched = world.get("/v1/token?audience=billing").await;
     until("the watch stream", || world.broker.is_watched()).await;
     let task_id = fetched.task().to_bytes().to_vec();
-    world.broker.push(What::TaskRevoked(v1::TaskRevoked { task_id, cause: "revoked".into() })).await;
-    until("the wipe", || world.agent.table.open_task(fetched.task()).is_none()).await;
+    world
+        .broker
+        .push(What::TaskRevoked(v1::TaskRevoked {
+            task_id,
+            cause: "revoked".into(),
+        }))
+        .await;
+    until("the wipe", || {
+        world.agent.table.open_task(fetched.task()).is_none()
+    })
+    .await;
     let after = world.get("/v1/token?audience=billing").await;
-    assert_eq!((after.status, after.code().as_str()), (409, "task_ended"), "{}", after.body);
+    assert_eq!(
+        (after.status, after.code().as_str()),
+        (409, "task_ended"),
+        "{}",
+        after.body
+    );
     assert_eq!(world.issues(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_credential_is_wiped_and_the_task_goes_on() {
     let world = World::start();
-    let (one, other) = (world.get("/v1/token?audience=one").await, world.token("other").await);
+    let (one, other) = (
+        world.get("/v1/token?audience=one").await,
+        world.token("other").await,
+    );
     until("the watch stream", || world.broker.is_watched()).await;
     let id: ephor_proto::id::CredentialId = one.json()["id"].as_str().unwrap().parse().unwrap();
-    let revoked = v1::CredentialRevoked { task_id: one.task().to_bytes().to_vec(), credential_id: id.to_bytes().to_vec() };
+    let revoked = v1::CredentialRevoked {
+        task_id: one.task().to_bytes().to_vec(),
+        credential_id: id.to_bytes().to_vec(),
+    };
     world.broker.push(What::CredentialRevoked(revoked)).await;
     let now = ephor_proto::time::Boottime::default();
-    until("the wipe", || world.agent.hold.list(one.task(), now).len() == 1).await;
+    until("the wipe", || {
+        world.agent.hold.list(one.task(), now).len() == 1
+    })
+    .await;
     assert_eq!(world.token("other").await, other);
     assert_ne!(world.token("one").await, one.token());
 }
@@ -186,8 +260,14 @@ async fn a_task_closed_at_the_broker_ends_here_but_not_one_it_never_had() {
     let fetched = world.get("/v1/token?audience=billing").await;
     let ids = [opened.task(), fetched.task()].map(|task| task.to_bytes().to_vec());
     world.broker.state().closed = ids.to_vec();
-    until("the end", || world.agent.table.open_task(fetched.task()).is_none()).await;
-    assert!(world.agent.table.open_task(opened.task()).is_some(), "the broker was never told of it");
+    until("the end", || {
+        world.agent.table.open_task(fetched.task()).is_none()
+    })
+    .await;
+    assert!(
+        world.agent.table.open_task(opened.task()).is_some(),
+        "the broker was never told of it"
+    );
     child.kill();
 }
 
@@ -198,14 +278,22 @@ async fn what_comes_after_the_end_is_dropped() {
     let fetch = world.get("/v1/token?audience=billing");
     let end = async {
         until("the call", || world.issues() == 1).await;
-        let task = TaskId::from_slice(&world.broker.state().issues[0].task.as_ref().unwrap().id).unwrap();
+        let task =
+            TaskId::from_slice(&world.broker.state().issues[0].task.as_ref().unwrap().id).unwrap();
         let agent = Arc::clone(&world.agent);
-        assert!(ephor_agent::revoke::end_task(&agent, task, ephor_proto::state::task::EndCause::Revoked));
+        assert!(ephor_agent::revoke::end_task(
+            &agent,
+            task,
+            ephor_proto::state::task::EndCause::Revoked
+        ));
         world.broker.gate.add_permits(1);
         task
     };
     let (refused, task) = tokio::join!(fetch, end);
-    assert_eq!((refused.status, refused.code().as_str()), (409, "task_ended"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (409, "task_ended")
+    );
     assert!(!refused.body.contains("token-"));
     until("the end at the broker", || told(&world, task) == 1).await;
 }

@@ -35,11 +35,15 @@ pub struct Reply {
 
 impl Reply {
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}\n{}", self.head, self.body))
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}\n{}", self.head, self.body))
     }
 
     pub fn token(&self) -> String {
-        self.json()["token"].as_str().unwrap_or_else(|| panic!("{}\n{}", self.head, self.body)).to_owned()
+        self.json()["token"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{}\n{}", self.head, self.body))
+            .to_owned()
     }
 
     pub fn code(&self) -> String {
@@ -72,8 +76,17 @@ impl World {
         let agent = Agent::start(parts).unwrap();
         let socket = dir.path().join("s");
         let listening = listener::bind(&socket).unwrap();
-        tasks.spawn("listener", listener::run(listening, Arc::new(Api(Arc::clone(&agent))), tasks.clone()));
-        Self { broker, agent, socket, tasks, dir: Some(dir) }
+        tasks.spawn(
+            "listener",
+            listener::run(listening, Arc::new(Api(Arc::clone(&agent))), tasks.clone()),
+        );
+        Self {
+            broker,
+            agent,
+            socket,
+            tasks,
+            dir: Some(dir),
+        }
     }
 
     /// Stops the agent and starts another on the same state.
@@ -86,16 +99,26 @@ impl World {
     }
 
     pub async fn get(&self, target: &str) -> Reply {
-        say(&self.socket, &format!("GET {target} HTTP/1.1\r\n{LOCAL}\r\n")).await
+        say(
+            &self.socket,
+            &format!("GET {target} HTTP/1.1\r\n{LOCAL}\r\n"),
+        )
+        .await
     }
 
     pub async fn post(&self, target: &str, body: &str) -> Reply {
         let length = body.len();
-        say(&self.socket, &format!("POST {target} HTTP/1.1\r\n{LOCAL}Content-Length: {length}\r\n\r\n{body}")).await
+        say(
+            &self.socket,
+            &format!("POST {target} HTTP/1.1\r\n{LOCAL}Content-Length: {length}\r\n\r\n{body}"),
+        )
+        .await
     }
 
     pub async fn token(&self, audience: &str) -> String {
-        self.get(&format!("/v1/token?audience={audience}")).await.token()
+        self.get(&format!("/v1/token?audience={audience}"))
+            .await
+            .token()
     }
 
     pub fn issues(&self) -> usize {
@@ -118,7 +141,12 @@ pub async fn reply(stream: &mut UnixStream) -> Reply {
         let mut part = [0; 4096];
         let read = stream.read(&mut part).await.unwrap_or(0);
         if read == 0 {
-            return Reply { status: 0, head: String::from_utf8_lossy(&bytes).into(), body: String::new(), closed: true };
+            return Reply {
+                status: 0,
+                head: String::from_utf8_lossy(&bytes).into(),
+                body: String::new(),
+                closed: true,
+            };
         }
         bytes.extend_from_slice(&part[..read]);
         head_end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
@@ -126,7 +154,10 @@ pub async fn reply(stream: &mut UnixStream) -> Reply {
     let head_end = head_end.unwrap() + 4;
     let head = String::from_utf8(bytes[..head_end].to_vec()).unwrap();
     let lower = head.to_ascii_lowercase();
-    let length = lower.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    let length = lower
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .map_or(0, |n| n.parse().unwrap());
     while bytes.len() < head_end + length {
         let mut part = [0; 4096];
         let read = stream.read(&mut part).await.unwrap();
@@ -135,8 +166,17 @@ pub async fn reply(stream: &mut UnixStream) -> Reply {
     }
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     let body = String::from_utf8(bytes[head_end..].to_vec()).unwrap();
-    let closed = if lower.contains("connection: close") { stream.read(&mut [0; 1]).await.unwrap_or(0) == 0 } else { false };
-    Reply { status, head, body, closed }
+    let closed = if lower.contains("connection: close") {
+        stream.read(&mut [0; 1]).await.unwrap_or(0) == 0
+    } else {
+        false
+    };
+    Reply {
+        status,
+        head,
+        body,
+        closed,
+    }
 }
 
 /// Waits for a condition, with a deadline.

@@ -256,9 +256,16 @@ impl Answer {
     /// A refusal with this status and code, an id to ask about, and nothing for a browser.
     #[track_caller]
     pub fn assert_problem(&self, status: u16, code: &str, what: &str) {
-        assert_eq!((self.status, self.code().as_str()), (status, code), "{what}: {self:?}");
+        self.assert_refusal(status, code, what);
         let head = self.head.to_ascii_lowercase();
         assert!(head.contains("application/problem+json"), "{what}: {self:?}");
+    }
+
+    /// The same in the form of OAuth (RFC 6749 §5.2) or of RFC 9457.
+    #[track_caller]
+    pub fn assert_refusal(&self, status: u16, code: &str, what: &str) {
+        assert_eq!((self.status, self.code().as_str()), (status, code), "{what}: {self:?}");
+        let head = self.head.to_ascii_lowercase();
         assert!(self.body.contains("\"correlation_id\":\""), "{what}: {self:?}");
         assert!(!head.contains("access-control"), "{what}: {self:?}");
     }

@@ -9,11 +9,7 @@ use ephor_testkit::workload::Workload;
 /// The caller names its request, and asks until it is answered.
 #[test]
 fn named_2_a_commit_without_an_answer_is_one_usable_credential() {
-    for point in [
-        "issue.after_commit",
-        "issue.before_answer",
-        "ledger.after_answer:3",
-    ] {
+    for point in ["issue.after_commit", "issue.before_answer"] {
         let kit = super::running();
         kit.stop(Side::Broker).unwrap();
         kit.start_daemon(Side::Broker, &[("EPHOR_CRASH", point)])
@@ -59,7 +55,7 @@ fn named_2_a_commit_without_an_answer_is_one_usable_credential() {
             .as_array()
             .unwrap()
             .iter()
-            .filter(|row| row["audience"] == "once")
+            .filter(|row| row["scope"] == "once")
             .collect();
         assert_eq!(
             (once.len(), &once[0]["id"], &once[0]["state"]),

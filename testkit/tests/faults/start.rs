@@ -116,5 +116,6 @@ fn one_bad_row_is_set_aside_and_reported() {
     // Its task has an end all the same.
     one.kill().unwrap();
     history.gone.push(one.pid());
+    history.damaged.push(bad.jti);
     judge(&kit, &history).unwrap_or_else(|why| panic!("{why:#}\n{}", kit.tail(Side::Broker)));
 }

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use ephor_proto::problem::{CONTENT_TYPE as PROBLEM, Code, FirstWord, Problem};
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
@@ -27,10 +29,18 @@ impl Answer {
     #[must_use]
     pub fn into_response(self) -> Response<Full<Bytes>> {
         match self {
-            Self::Json(json) => response(StatusCode::OK, HeaderValue::from_static("application/json"), json),
+            Self::Json(json) => response(
+                StatusCode::OK,
+                HeaderValue::from_static("application/json"),
+                json,
+            ),
             Self::Broken(error) => {
                 tracing::error!(%error, "an answer could not be written as JSON");
-                response(StatusCode::INTERNAL_SERVER_ERROR, HeaderValue::from_static(PROBLEM), Bytes::new())
+                response(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    HeaderValue::from_static(PROBLEM),
+                    Bytes::new(),
+                )
             }
         }
     }
@@ -48,11 +58,20 @@ pub fn refusal(problem: &Problem) -> Response<Full<Bytes>> {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if problem.code == Code::MethodNotAllowed {
-        let allowed = if problem.detail.ends_with("POST only") { "POST" } else { "GET" };
+        let allowed = if problem.detail.ends_with("POST only") {
+            "POST"
+        } else {
+            "GET"
+        };
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
     let form = problem.code.first_word() == FirstWord::Invalid && problem.code != Code::NotFound;
-    if form || matches!(problem.code, Code::Proxied | Code::CallerGone | Code::AttestationFailed) {
+    if form
+        || matches!(
+            problem.code,
+            Code::Proxied | Code::CallerGone | Code::AttestationFailed
+        )
+    {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -63,7 +82,10 @@ pub fn refusal(problem: &Problem) -> Response<Full<Bytes>> {
 pub fn raw(problem: &Problem) -> Vec<u8> {
     let body = serde_json::to_string(problem).unwrap_or_default();
     let (status, length) = (problem.status, body.len());
-    let retry = problem.retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+    let retry = problem
+        .retry_after
+        .map(|seconds| format!("Retry-After: {seconds}\r\n"))
+        .unwrap_or_default();
     format!(
         "HTTP/1.1 {status} {}\r\nContent-Type: {PROBLEM}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}",
         problem.title

@@ -31,7 +31,12 @@ impl Caller {
     /// A caller that was not looked at yet.
     #[must_use]
     pub fn new(agent: Arc<Agent>, speaker: Speaker) -> Self {
-        Self { agent, speaker, attested: OnceLock::new(), bound: Mutex::default() }
+        Self {
+            agent,
+            speaker,
+            attested: OnceLock::new(),
+            bound: Mutex::default(),
+        }
     }
 
     /// The agent it speaks to.
@@ -54,7 +59,8 @@ impl Caller {
         if let Some(attested) = self.attested.get() {
             return Ok(attested);
         }
-        let attested = attest::attest(self.speaker.peer(), false, &self.agent.hashes).map_err(|error| self.refused(&error))?;
+        let attested = attest::attest(self.speaker.peer(), false, &self.agent.hashes)
+            .map_err(|error| self.refused(&error))?;
         Ok(self.attested.get_or_init(|| attested))
     }
 
@@ -70,6 +76,10 @@ impl Caller {
         {
             return Ok(Arc::clone(asker));
         }
+        // What was attested earlier on this connection opens no task for what is there now.
+        if let Some(before) = self.attested.get() {
+            attest::recheck(self.speaker.peer(), before).map_err(|error| self.refused(&error))?;
+        }
         let asker = Arc::new(self.resolve(bind)?);
         *bound = Some((bind, Arc::clone(&asker)));
         Ok(asker)
@@ -84,9 +94,15 @@ impl Caller {
     ///
     /// # Errors
     /// When it cannot be attested, or `bind` names a wrong process.
-    pub fn find(&self, bind: Option<wire::Bind>) -> Result<(&'static str, Option<TaskHandle>), Problem> {
+    pub fn find(
+        &self,
+        bind: Option<wire::Bind>,
+    ) -> Result<(&'static str, Option<TaskHandle>), Problem> {
         let attested = self.attested()?;
-        self.agent.table.find(self.speaker.peer(), attested, bind).map_err(|error| self.no_task(&error))
+        self.agent
+            .table
+            .find(self.speaker.peer(), attested, bind)
+            .map_err(|error| self.no_task(&error))
     }
 
     /// Opens the task of `ephor run` with the descriptor that came beside the request.
@@ -96,10 +112,15 @@ impl Caller {
     pub fn open_run(&self) -> Result<TaskId, Problem> {
         self.attested()?;
         let Some(descriptor) = self.speaker.take_descriptor() else {
-            let detail = "send one pidfd of the task's main process (SCM_RIGHTS) beside the request";
+            let detail =
+                "send one pidfd of the task's main process (SCM_RIGHTS) beside the request";
             return Err(self.agent.problem(Code::InvalidRequest, detail));
         };
-        let task = self.agent.table.open_run(self.speaker.peer(), descriptor).map_err(|error| self.no_task(&error))?;
+        let task = self
+            .agent
+            .table
+            .open_run(self.speaker.peer(), descriptor)
+            .map_err(|error| self.no_task(&error))?;
         self.agent.opened(task.id(), task.uid());
         Ok(task.id())
     }
@@ -108,14 +129,20 @@ impl Caller {
     ///
     /// # Errors
     /// When it cannot be attested.
-    pub async fn evidence(&self, bind: Option<wire::Bind>, hash: bool) -> Result<(wire::Evidence, v1::Evidence), Problem> {
+    pub async fn evidence(
+        &self,
+        bind: Option<wire::Bind>,
+        hash: bool,
+    ) -> Result<(wire::Evidence, v1::Evidence), Problem> {
         let (speaker, hashes) = (self.speaker.clone(), Arc::clone(&self.agent.hashes));
         let seen = self.agent.tasks.blocking("attest.evidence", move || {
             let attested = match bind {
-                Some(bind) => attest::attest_ancestor(speaker.peer(), bind, hash, &hashes)?.map(|(_, attested)| attested),
+                Some(bind) => attest::attest_ancestor(speaker.peer(), bind, hash, &hashes)?
+                    .map(|(_, attested)| attested),
                 None => None,
             };
-            let attested = attested.map_or_else(|| attest::attest(speaker.peer(), hash, &hashes), Ok)?;
+            let attested =
+                attested.map_or_else(|| attest::attest(speaker.peer(), hash, &hashes), Ok)?;
             Ok::<_, AttestError>((attested.evidence().to_http(), attested.evidence().to_wire()))
         });
         match seen.await {
@@ -134,14 +161,20 @@ impl Caller {
             return Err(self.agent.problem(Code::CallerGone, refused.to_string()));
         }
         if !asker.identity.is_open() {
-            return Err(self.agent.problem(Code::TaskEnded, "the task ended before the hand-over; nothing was handed out"));
+            return Err(self.agent.problem(
+                Code::TaskEnded,
+                "the task ended before the hand-over; nothing was handed out",
+            ));
         }
         let checked = self.attested().and_then(|attested| {
             attest::recheck(self.speaker.peer(), attested).map_err(|error| self.refused(&error))
         });
         // The caller itself is the asker, unless it stands in for another process.
         let checked = checked.and_then(|()| match asker.task.rule {
-            "ancestor" => asker.identity.still().map_err(|why| self.agent.problem(Code::CallerGone, why)),
+            "ancestor" => asker
+                .identity
+                .still()
+                .map_err(|why| self.agent.problem(Code::CallerGone, why)),
             _ => Ok(()),
         });
         if let Err(problem) = checked {
@@ -165,14 +198,19 @@ impl Caller {
     fn resolve(&self, bind: Option<wire::Bind>) -> Result<Asker, Problem> {
         let (peer, own) = (self.speaker.peer(), self.attested()?);
         let ancestor = match bind {
-            Some(bind) => attest::attest_ancestor(peer, bind, false, &self.agent.hashes).map_err(|error| self.refused(&error))?,
+            Some(bind) => attest::attest_ancestor(peer, bind, false, &self.agent.hashes)
+                .map_err(|error| self.refused(&error))?,
             None => None,
         };
         let (named, attested) = match ancestor {
             Some((named, attested)) => (Some(named), attested),
             None => (None, own.clone()),
         };
-        let handle = self.agent.table.resolve(peer, &attested, bind, named.as_ref()).map_err(|error| self.no_task(&error))?;
+        let handle = self
+            .agent
+            .table
+            .resolve(peer, &attested, bind, named.as_ref())
+            .map_err(|error| self.no_task(&error))?;
         self.agent.opened(handle.id(), handle.uid());
         let task = BoundTask {
             id: handle.id(),
@@ -184,11 +222,21 @@ impl Caller {
         let fingerprint = attested.fingerprint().clone();
         let who = named.map_or_else(|| Who::Speaker(self.speaker.clone()), Who::Ancestor);
         let hashes = Arc::clone(&self.agent.hashes);
-        Ok(Asker { task, fingerprint, identity: Box::new(Process { who, attested, handle, hashes }) })
+        Ok(Asker {
+            task,
+            fingerprint,
+            identity: Box::new(Process {
+                who,
+                attested,
+                handle,
+                hashes,
+            }),
+        })
     }
 
     fn refused(&self, error: &AttestError) -> Problem {
-        self.agent.problem(error.code(), format!("{error}. Nothing was handed out"))
+        self.agent
+            .problem(error.code(), format!("{error}. Nothing was handed out"))
     }
 
     fn no_task(&self, error: &TaskError) -> Problem {
@@ -236,7 +284,8 @@ impl Identity for Process {
     }
 
     fn hashed_evidence(&self) -> Result<v1::Evidence, String> {
-        let hashed = attest::attest(self.peer(), true, &self.hashes).map_err(|error| error.to_string())?;
+        let hashed =
+            attest::attest(self.peer(), true, &self.hashes).map_err(|error| error.to_string())?;
         if hashed.fingerprint() != self.attested.fingerprint() {
             return Err("the process changed while it was attested; ask again".to_owned());
         }

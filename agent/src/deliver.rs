@@ -139,12 +139,18 @@ async fn issue(
     request: RequestId,
     renews: Option<&Held>,
 ) -> Result<Arc<Held>, Problem> {
-    let identity = Arc::clone(asker);
-    let evidence = agent
-        .tasks
-        .blocking("attest.evidence", move || identity.identity.evidence())
-        .await;
-    let evidence = evidence.map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
+    let evidence = match asker.identity.known_evidence() {
+        Some(evidence) => evidence,
+        None => {
+            let identity = Arc::clone(asker);
+            let asked = agent.tasks.blocking("attest.evidence", move || {
+                identity.identity.evidence()
+            });
+            asked
+                .await
+                .map_err(|error| agent.problem(Code::Internal, error.to_string()))?
+        }
+    };
     let mut message = v1::IssueRequest {
         instance_id: Vec::new(),
         request_id: request.to_bytes().to_vec(),

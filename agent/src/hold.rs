@@ -29,20 +29,21 @@ pub use flight::{Lead, Outcome};
 /// What makes two requests of one task equal: the whole attested identity and everything asked for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
-    /// Who asked.
-    pub fingerprint: Fingerprint,
-    /// For what.
-    pub entitlement: Box<str>,
-    /// Audience for `identity`; else empty.
-    pub item: Box<str>,
+    // What differs most stands first: keys of one task are compared one after the other.
     /// Why, this time.
     pub reason: Box<str>,
+    /// Audience for `identity`; else empty.
+    pub item: Box<str>,
+    /// For what.
+    pub entitlement: Box<str>,
     /// Wanted seconds, if any were named.
     pub ttl_seconds: Option<u64>,
     /// Workload named by the request; else empty.
     pub subject: Box<str>,
     /// Set only when the caller brought its own idempotency key.
     pub request: Option<RequestId>,
+    /// Who asked.
+    pub fingerprint: Fingerprint,
 }
 
 /// What a look-up found.
@@ -130,10 +131,13 @@ impl Hold {
             Some(State::Held(_)) | None => {}
         }
         let before = slots.len();
-        slots.retain(|slot| match &slot.state {
-            State::Flying { .. } => true,
-            State::Held(held) => held.is_good(now),
-        });
+        // Not at every look-up: each time the slots have doubled, and before one is refused.
+        if before.is_power_of_two() || before >= limits::CREDENTIALS_PER_TASK {
+            slots.retain(|slot| match &slot.state {
+                State::Flying { .. } => true,
+                State::Held(held) => held.is_good(now),
+            });
+        }
         self.inner
             .held
             .fetch_sub(before - slots.len(), Ordering::Relaxed);

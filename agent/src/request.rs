@@ -111,8 +111,11 @@ pub trait Identity: Send + Sync {
     /// # Errors
     /// When it could not be journalled: nothing may be handed over.
     fn journalled(&self) -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send + '_>>;
-    /// What to tell the broker of it. May ask the host's name service: not for an async thread.
+    /// What to tell the broker of it. The first time this may ask the host's name service: not for
+    /// an async thread.
     fn evidence(&self) -> v1::Evidence;
+    /// The same, if it was asked for before.
+    fn known_evidence(&self) -> Option<v1::Evidence>;
     /// The same with the digest of its executable. May take seconds: not for an async thread.
     ///
     /// # Errors

@@ -32,6 +32,9 @@ impl Identity for Present {
         v1::Evidence::default()
     }
 
+    fn known_evidence(&self) -> Option<v1::Evidence> {
+        None
+    }
     fn hashed_evidence(&self) -> Result<v1::Evidence, String> {
         Ok(v1::Evidence::default())
     }

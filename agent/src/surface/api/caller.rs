@@ -246,6 +246,7 @@ impl Caller {
                 attested,
                 handle,
                 hashes,
+                sent: OnceLock::new(),
             }),
         })
     }
@@ -271,6 +272,8 @@ struct Process {
     attested: Attested,
     handle: TaskHandle,
     hashes: Arc<HashCache>,
+    /// The evidence as sent, with the login name.
+    sent: OnceLock<v1::Evidence>,
 }
 
 impl Process {
@@ -296,7 +299,12 @@ impl Identity for Process {
     }
 
     fn evidence(&self) -> v1::Evidence {
-        self.attested.evidence().to_wire()
+        let made = || self.attested.evidence().to_wire();
+        self.sent.get_or_init(made).clone()
+    }
+
+    fn known_evidence(&self) -> Option<v1::Evidence> {
+        self.sent.get().cloned()
     }
 
     fn hashed_evidence(&self) -> Result<v1::Evidence, String> {

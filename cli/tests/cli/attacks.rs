@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::support::{Dev, assert_code, end_of, send, text, wait_for};
 use super::wire::{
-    Checker, Door, Stream, answer, assert_alive, bare, below, command, once, own_token, pids_of, policy, python, say, scratch,
+    Checker, Door, answer, assert_alive, bare, below, command, once, own_token, pids_of, policy, python, say, scratch,
     shared, until_line,
 };
 
@@ -123,9 +123,10 @@ fn attack_19_administration_and_callers_have_sockets_of_their_own() {
 }
 
 #[test]
-fn attack_20_idle_connections_of_one_uid_do_not_starve_another() {
+fn attack_20_and_23_idle_connections_of_one_uid_do_not_starve_another() {
     let dev = Dev::with_policy(&policy());
     let pids = pids_of(&dev);
+    let before = rss_kib(pids[1]);
     let mut idle = Vec::new();
     let refused = loop {
         assert!(idle.len() < 1_000, "one uid has every connection it wants");
@@ -135,6 +136,8 @@ fn attack_20_idle_connections_of_one_uid_do_not_starve_another() {
         break got;
     };
     refused.assert_problem(429, "rate_limited", "one connection too many");
+    let after = rss_kib(pids[1]);
+    assert!(after < before + 32 * 1024, "the agent grew from {before} to {after} KiB");
     for door in [Door::Admin, Door::Https, Door::Http] {
         assert_eq!(once(&dev, door, door.good("")).status, 200, "{door:?}");
     }
@@ -159,6 +162,35 @@ fn attack_20_idle_connections_of_one_uid_do_not_starve_another() {
         (got.status == 200).then_some(())
     });
     assert_alive(&dev, pids, "idle connections");
+}
+
+fn rss_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn attack_24_programs_of_one_user_and_task_share_nothing_that_is_held() {
+    let dev = shared();
+    let fetch = "import http.client, socket, os\nc = http.client.HTTPConnection('localhost')\n\
+                 c.sock = socket.socket(socket.AF_UNIX); c.sock.connect(os.environ['EPHOR_SOCKET'])\n\
+                 c.request('GET', '/v1/token?audience=billing', headers={'Ephor-Local': '1'})\nprint(c.getresponse().read().decode())";
+    let curl = "curl --silent --show-error --fail --unix-socket \"$EPHOR_SOCKET\" -H 'Ephor-Local: 1' \
+                'http://localhost/v1/token?audience=billing'; echo";
+    let script = format!("{curl}; {curl}; \"$1\" -c \"$2\"");
+    let output = command(&dev, env!("CARGO_BIN_EXE_ephor"))
+        .args(["run", "--", "sh", "-euc", &script, "sh"])
+        .arg(python())
+        .arg(fetch)
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let answers: Vec<serde_json::Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [first, again, other] = &answers[..] else { panic!("{answers:?}") };
+    assert_eq!((&first["task_rule"], &first["task"]), (&"run".into(), &other["task"]));
+    assert_eq!(first["id"], again["id"], "the same program is served from memory");
+    assert_ne!(first["id"], other["id"], "another program got what was held for the first");
 }
 
 #[test]
@@ -300,7 +332,8 @@ fn attack_46_a_file_of_a_task_follows_no_link() {
     run.env("XDG_RUNTIME_DIR", runtime.path());
     let output = run.args(["run", "--env", "F=cred://billing-api?as=file", "--", "cat", "/dev/null"]).output().unwrap();
     assert_ne!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert_eq!(super::examples::files(victim.path()), [std::path::PathBuf::new(); 0]);
+    let written = super::examples::files(victim.path());
+    assert!(written.is_empty(), "{written:?}");
 }
 
 #[test]
@@ -475,5 +508,16 @@ fn rubbish_where_tls_is_spoken_ends_only_its_connection() {
     assert_alive(&dev, pids, "rubbish before TLS");
 }
 
-/// A stream is what a door opens; named so that the compiler checks that each is one.
-const _: fn(&mut dyn Stream, &str) -> super::wire::Answer = |stream, request| say(stream, request);
+#[test]
+fn the_tests_that_the_threat_model_names_exist() {
+    let root = super::wire::workspace();
+    let model = std::fs::read_to_string(root.join("docs/threat-model.md")).unwrap();
+    let is_test = |name: &&str| name.matches('_').count() > 2 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let named: HashSet<&str> = model.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let folders = ["proto", "crypto", "broker", "agent", "cli", "testkit"];
+    let sources = folders.iter().flat_map(|folder| super::examples::files(&root.join(folder)));
+    let sources: String = sources.filter(|file| file.extension().is_some_and(|end| end == "rs")).map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let missing: Vec<_> = named.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert_eq!(missing, [""; 0]);
+}

@@ -91,9 +91,10 @@ fn no_secret_is_anywhere_but_where_it_belongs() {
 
     needles.assert_absent("the log of a join", join_log.as_bytes());
     what_commands_print(&dev, &needles);
-    for pid in pids_of(&dev).into_iter().chain([dev.process.id()]) {
+    for pid in pids_of(&dev) {
         in_proc(pid, &needles);
     }
+    needles.assert_absent("cmdline of dev", &std::fs::read(format!("/proc/{}/cmdline", dev.process.id())).unwrap());
     leaves_no_core(&mut dev, cwd.path());
     at_rest(&dev, &needles);
 }
@@ -247,6 +248,10 @@ fn what_commands_print(dev: &Dev, needles: &Needles) {
 
 /// What any process of the same user may read of ours, and that no other file is a way to it.
 fn in_proc(pid: u32, needles: &Needles) {
+    if !rustix::process::geteuid().is_root() {
+        // Not dumpable: closed even to our own user (root may always look).
+        assert!(std::fs::read(format!("/proc/{pid}/environ")).is_err(), "{pid} is dumpable");
+    }
     for file in ["environ", "cmdline"] {
         // Unreadable is as good as empty, and is what a user other than root meets.
         let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
@@ -278,7 +283,8 @@ fn leaves_no_core(dev: &mut Dev, cwd: &Path) {
     for pid in [broker, agent] {
         wait_for("the end of a daemon", || (!is_running(pid)).then_some(()));
     }
-    assert_eq!(files(cwd), [PathBuf::new(); 0], "a core, or something else, was left");
+    let left = files(cwd);
+    assert!(left.is_empty(), "a core, or something else, was left: {left:?}");
 }
 
 /// Every file of the installation but the two that hold keys in clear, and what dev said.

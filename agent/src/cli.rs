@@ -133,7 +133,10 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Run(args) => (args.settings.clone(), args.socket.clone()),
         Command::CheckConfig(settings) => (settings.clone(), None),
         #[cfg(feature = "failpoints")]
-        Command::CrashPoints => return Ok(list_crash_points()),
+        Command::CrashPoints => {
+            list_crash_points();
+            return Ok(());
+        }
     };
     let flags = Partial {
         broker: settings.broker,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use ephor_proto::log::{bundle_path, split_bundle, tile_path};
+use ephor_proto::log::{bundle_path, split_bundle};
 use serde_json::Value;
 
 use crate::installation::{Installation, SETTLE, TOKEN_SECONDS};
@@ -23,8 +23,6 @@ pub struct History {
     pub running: Vec<Held>,
     /// Processes that were killed, whether or not they were given anything.
     pub gone: Vec<u32>,
-    /// Credentials whose rows a test has damaged.
-    pub damaged: Vec<String>,
 }
 
 impl History {
@@ -56,54 +54,18 @@ pub fn judge(installation: &Installation, history: &History) -> anyhow::Result<(
     one_receipt_a_task(&leaves)?;
     one_credential_a_request(&leaves)?;
     store_agrees(&installation.database(), history)?;
-    strangers_agree(installation, &dir, &leaves, history)
+    strangers_agree(installation, &dir)
 }
 
-/// Writes what `ephor audit export` writes, from what anyone may fetch: checkpoint and tiles of
-/// the plain listener, and receipts.
-///
-/// # Errors
-/// When the broker does not give them.
-pub fn export(installation: &Installation, dir: &Path) -> anyhow::Result<()> {
-    let fetch = |path: &str| {
-        let answer = installation.public(&format!("/{path}"))?;
-        ensure!(answer.status == 200, "{path}: {}", answer.status);
-        let file = dir.join("log").join(path);
-        std::fs::create_dir_all(file.parent().context("a folder")?)?;
-        std::fs::write(file, &answer.bytes)?;
-        Ok(answer.bytes)
-    };
-    // Before the log, which must not be older than any of them.
-    std::fs::create_dir_all(dir.join("receipts"))?;
-    for task in installation
-        .admin("/v1/tasks?state=closed")?
-        .as_array()
-        .context("a list")?
-    {
-        let task = text(task, "id");
-        let receipt = installation.admin(&format!("/v1/tasks/{task}/receipt"))?;
-        std::fs::write(
-            dir.join(format!("receipts/{task}.json")),
-            receipt.to_string(),
-        )?;
-    }
-    let checkpoint = String::from_utf8(fetch("checkpoint")?)?;
-    let size: u64 = checkpoint.lines().nth(1).context("a size")?.parse()?;
-    let widths = |count: u64| {
-        (0..count.div_ceil(256)).map(move |n| (n, u16::try_from((count - n * 256).min(256))))
-    };
-    for (number, width) in widths(size) {
-        fetch(&bundle_path(number, width?))?;
-    }
-    let (mut count, mut level) = (size, 0);
-    while count > 0 {
-        for (number, width) in widths(count) {
-            fetch(&tile_path(level, number, width?))?;
-        }
-        (count, level) = (count / 256, level + 1);
-    }
-    let verifier = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/verify.py");
-    std::fs::copy(verifier, dir.join("verify.py"))?;
+/// What an auditor takes away.
+fn export(installation: &Installation, dir: &Path) -> anyhow::Result<()> {
+    let mut command = installation.ephor();
+    let done = command
+        .args(["audit", "export", "--to"])
+        .arg(dir)
+        .output()?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "audit export: {said}");
     Ok(())
 }
 
@@ -266,44 +228,14 @@ fn store_agrees(database: &Path, history: &History) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// P6: `verify.py`, which shares no code with us, accepts the log and every receipt; but not the
-/// receipt of a task of which a record is damaged, because it cannot tell the whole truth.
-fn strangers_agree(
-    installation: &Installation,
-    dir: &Path,
-    leaves: &[Value],
-    history: &History,
-) -> anyhow::Result<()> {
-    let key = log_key(installation)?;
-    for jti in &history.damaged {
-        let issued = leaves
-            .iter()
-            .find(|leaf| leaf.pointer("/credential/id").and_then(Value::as_str) == Some(jti));
-        let task = text(issued.context("it was recorded")?, "task");
-        let said = verify(dir, Some(task), &key)?;
-        ensure!(
-            said.is_err(),
-            "P8: the receipt of {task} is accepted though {jti} is missing from it"
-        );
-        std::fs::remove_file(dir.join(format!("receipts/{task}.json")))?;
-    }
-    verify(dir, None, &key)?.map_err(|why| anyhow::anyhow!("P6: {why}"))
-}
-
-/// Runs `verify.py` on an export, for one task or all; inside is what it says against it.
-fn verify(dir: &Path, task: Option<&str>, key: &str) -> anyhow::Result<Result<(), String>> {
+/// P6: `verify.py`, which shares no code with us, accepts the log and every receipt.
+fn strangers_agree(installation: &Installation, dir: &Path) -> anyhow::Result<()> {
     let mut command = std::process::Command::new(python());
-    command
-        .arg(dir.join("verify.py"))
-        .arg(dir)
-        .args(task)
-        .args(["--key", key]);
-    let done = command.output()?;
-    Ok(if done.status.success() {
-        Ok(())
-    } else {
-        Err(String::from_utf8_lossy(&done.stderr).into_owned())
-    })
+    command.arg(dir.join("verify.py")).arg(dir);
+    let done = command.args(["--key", &log_key(installation)?]).output()?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "P6: {said}");
+    Ok(())
 }
 
 /// The log's verifier key, as `ephor audit key` gives it.

@@ -53,3 +53,38 @@ fn running() -> Installation {
     kit.wait_connected().unwrap();
     kit
 }
+
+/// The list in the library's documentation names tests, each of which is there.
+#[test]
+fn every_test_of_the_list_exists() {
+    let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let list = std::fs::read_to_string(root.join("testkit/src/lib.rs")).unwrap();
+    let mut sources = String::new();
+    let mut folders = vec![
+        root.join("broker/src"),
+        root.join("agent/src"),
+        root.join("agent/tests"),
+        root.join("testkit/tests"),
+    ];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let rows = list.lines().filter(|line| line.starts_with("//! |"));
+    let named: Vec<&str> = rows
+        .flat_map(|row| row.split('`').skip(1).step_by(2))
+        .filter_map(|name| name.rsplit_once("::"))
+        .map(|(_, test)| test)
+        .filter(|test| test.len() > "crash".len() && !test.ends_with('*'))
+        .collect();
+    assert!(named.len() > 15, "{named:?}");
+    for test in named {
+        assert!(sources.contains(&format!("fn {test}(")), "{test}");
+    }
+}

@@ -282,7 +282,9 @@ impl AsyncWrite for PeerStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.speaker.check()?;
-        Pin::new(&mut this.stream).poll_write_vectored(context, data)
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, data));
+        crate::crash_point!("deliver.written");
+        Poll::Ready(written)
     }
 
     /// So that hyper hands on a secret's own buffer instead of copying it into one that is not wiped.

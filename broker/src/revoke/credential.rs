@@ -28,12 +28,26 @@ impl Broker {
     ///
     /// # Errors
     /// `not_found`, or that its end is not proven yet; it is driven on all the same.
-    pub async fn revoke(&self, id: CredentialId, reason: &str) -> Result<RevokedCredential, Refusal> {
-        if self.ledger.reader().credential(id).map_err(store_unavailable)?.is_none() {
-            return Err(Refusal::new(Code::NotFound, format!("there is no credential {id}")));
+    pub async fn revoke(
+        &self,
+        id: CredentialId,
+        reason: &str,
+    ) -> Result<RevokedCredential, Refusal> {
+        if self
+            .ledger
+            .reader()
+            .credential(id)
+            .map_err(store_unavailable)?
+            .is_none()
+        {
+            return Err(Refusal::new(
+                Code::NotFound,
+                format!("there is no credential {id}"),
+            ));
         }
         let work = Work::Credential(id);
-        self.pending.add_after(work.clone(), self.clock.boottime(), limits::SWEEP_GRACE);
+        self.pending
+            .add_after(work.clone(), self.clock.boottime(), limits::SWEEP_GRACE);
         match self.drive_credential(id, reason).await {
             Ok(row) => {
                 self.pending.done(&work);
@@ -52,10 +66,15 @@ impl Broker {
     }
 
     /// Steps until the credential is contained or dead.
-    pub(super) async fn drive_credential(&self, id: CredentialId, reason: &str) -> Result<CredentialRow, NotEnded> {
+    pub(super) async fn drive_credential(
+        &self,
+        id: CredentialId,
+        reason: &str,
+    ) -> Result<CredentialRow, NotEnded> {
         for _ in 0..limits::CONFLICT_TRIES {
             let row = self.ledger.reader().credential(id)?;
-            let row = row.ok_or_else(|| NotEnded::Defect(format!("there is no credential {id}")))?;
+            let row =
+                row.ok_or_else(|| NotEnded::Defect(format!("there is no credential {id}")))?;
             match row.state {
                 CredentialState::Intended | CredentialState::Live | CredentialState::Replacing => {
                     self.begin_revoking(row, reason).await?;
@@ -87,7 +106,12 @@ impl Broker {
                 task_id: row.task.to_bytes().to_vec(),
                 credential_id: row.id.to_bytes().to_vec(),
             };
-            self.fleet.push(&row.host, v1::Push { what: Some(v1::push::What::CredentialRevoked(revoked)) });
+            self.fleet.push(
+                &row.host,
+                v1::Push {
+                    what: Some(v1::push::What::CredentialRevoked(revoked)),
+                },
+            );
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 
 use ephor_testkit::checker::{History, judge};
 use ephor_testkit::daemon::Started;
-use ephor_testkit::installation::{Installation, Side};
+use ephor_testkit::installation::{Installation, SETTLE, Side};
+use ephor_testkit::wait;
 use ephor_testkit::workload::Workload;
 
 /// The exit code for settings, policy or database that cannot be used.
@@ -113,9 +114,17 @@ fn one_bad_row_is_set_aside_and_reported() {
         ..History::default()
     };
     history.running.push(other.ask("more").unwrap().unwrap());
+    judge(&kit, &history).unwrap_or_else(|why| panic!("{why:#}\n{}", kit.tail(Side::Broker)));
     // Its task has an end all the same.
     one.kill().unwrap();
-    history.gone.push(one.pid());
-    history.damaged.push(bad.jti);
-    judge(&kit, &history).unwrap_or_else(|why| panic!("{why:#}\n{}", kit.tail(Side::Broker)));
+    wait::until("the task of the bad row is closed", SETTLE, || {
+        let tasks = kit.admin("/v1/tasks?state=closed").ok()?;
+        let closed = tasks
+            .as_array()?
+            .iter()
+            .any(|task| task["pid"] == one.pid());
+        closed.then_some(())
+    })
+    .unwrap();
+    assert_ne!(kit.introspect(&bad.token).unwrap().body["active"], true);
 }

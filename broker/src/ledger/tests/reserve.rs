@@ -245,3 +245,20 @@ fn a_full_reserve_refuses_and_keeps_what_it_has() {
     ledger.shutdown();
     assert_eq!(store.open().head().size, size + 2 * taken);
 }
+
+#[test]
+fn a_full_store_finds_space_by_itself_though_nothing_is_asked_of_it() {
+    let store = Store::new();
+    let ledger = store.open();
+    fill(&ledger);
+    // Nothing lies in the reserve, and who sees the store full asks nothing new of it.
+    assert!(matches!(ledger.health().stopped, Some(Reason::DiskFull)));
+    ledger.faults().set_max_pages(1_000_000);
+    for _ in 0..200 {
+        if ledger.health().stopped.is_none() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("still refused: {:?}", ledger.health());
+}

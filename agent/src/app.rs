@@ -260,6 +260,12 @@ impl Agent {
             .unwrap_or_default()
     }
 
+    /// The uid of a task whose end the broker does not have yet.
+    #[must_use]
+    pub fn owner(&self, task: TaskId) -> Option<u32> {
+        self.contacts.view(&task, |_, contact| contact.uid)
+    }
+
     /// The broker has the end of a task, or never had the task.
     pub fn forget(&self, task: TaskId) {
         self.contacts.remove(&task);

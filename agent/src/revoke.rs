@@ -64,6 +64,18 @@ pub async fn release(agent: &Agent, task: TaskId) -> Result<(), JournalError> {
     Ok(())
 }
 
+/// The owner of a task that the table ended, but whose end is still in the queue to [`run`]:
+/// who started a process asks for its receipt as soon as it exits, often before we are told.
+#[must_use]
+pub fn being_ended(agent: &Agent, task: TaskId) -> Option<u32> {
+    let cause = agent.table.outcome(task)?;
+    let uid = agent.owner(task)?;
+    agent
+        .receipts
+        .begin(task, uid, cause.as_str(), agent.hold.wipe(task));
+    Some(uid)
+}
+
 /// An end that the table reported: wipe, then say so.
 pub fn end(agent: &Agent, ended: Ended) {
     let wiped = agent.hold.wipe(ended.task);

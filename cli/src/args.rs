@@ -83,7 +83,6 @@ pub struct Dev {
 
 /// `ephor run`
 #[derive(Debug, Args)]
-#[allow(rustdoc::broken_intra_doc_links)] // brackets are usage text, for --help
 pub struct Run {
     /// References to credentials, by variable name; may be repeated
     #[arg(

@@ -261,7 +261,9 @@ async fn complete(caller: &Caller, task: TaskId) -> Result<Answer, Problem> {
     let agent = caller.agent();
     caller.attested()?;
     let open = agent.table.open_task(task).map(|open| open.uid());
-    let owner = open.or_else(|| agent.receipts.owner(task));
+    let owner = open
+        .or_else(|| revoke::being_ended(agent, task))
+        .or_else(|| agent.receipts.owner(task));
     if owner != Some(caller.uid()) {
         return Err(agent.problem(
             Code::NotFound,

@@ -90,22 +90,64 @@ fn start_time(pid: u32) -> Option<u64> {
 /// Epoch and holder that every commit must find.
 #[derive(Debug)]
 pub(super) struct Fence {
-    pub(super) epoch: u32,
-    pub(super) holder: String,
+    epoch: u32,
+    holder: String,
+    /// What to become with the first commit, when the disk was too full to say it at the start.
+    claim: Option<(u32, String)>,
 }
 
 impl Fence {
-    /// Checks inside a transaction that the store is still ours.
-    pub(super) fn check(&self, connection: &Connection) -> Result<(), Trouble> {
-        let ours = connection
-            .prepare_cached("SELECT 1 FROM installation WHERE epoch = ?1 AND holder = ?2")
-            .and_then(|mut statement| {
-                statement
-                    .query_row(params![self.epoch, self.holder], |_| Ok(()))
-                    .optional()
-            })
-            .map_err(|error| Trouble::before_commit(&error))?;
-        ours.ok_or(Trouble::Fenced)
+    /// Of a store that was taken.
+    pub(super) fn taken(epoch: u32, holder: String) -> Self {
+        Self {
+            epoch,
+            holder,
+            claim: None,
+        }
+    }
+
+    /// Of a store that has no space to be taken: it stays that of `before`, who is dead, until
+    /// the first commit. A revocation must not wait for space, and goes to the reserve.
+    pub(super) fn deferred(before: (u32, String), claim: (u32, String)) -> Self {
+        Self {
+            epoch: before.0,
+            holder: before.1,
+            claim: Some(claim),
+        }
+    }
+
+    /// Checks inside a transaction that the store is still ours, and takes it where that is
+    /// still to be done.
+    pub(super) fn check(&mut self, connection: &Connection) -> Result<(), Trouble> {
+        let before = |error: rusqlite::Error| Trouble::before_commit(&error);
+        if Self::is_holder(connection, self.epoch, &self.holder).map_err(before)? {
+            let Some((epoch, holder)) = &self.claim else {
+                return Ok(());
+            };
+            let sql = "UPDATE installation SET epoch = ?1, holder = ?2";
+            connection
+                .execute(sql, params![epoch, holder])
+                .map_err(before)?;
+            return Ok(());
+        }
+        // A claim stays open until it is found here: the commit that made it may have failed.
+        if let Some((epoch, holder)) = self.claim.take() {
+            let ours = Self::is_holder(connection, epoch, &holder).map_err(before)?;
+            (self.epoch, self.holder) = (epoch, holder);
+            if ours {
+                return Ok(());
+            }
+        }
+        Err(Trouble::Fenced)
+    }
+
+    fn is_holder(connection: &Connection, epoch: u32, holder: &str) -> rusqlite::Result<bool> {
+        let sql = "SELECT 1 FROM installation WHERE epoch = ?1 AND holder = ?2";
+        let found = connection
+            .prepare_cached(sql)?
+            .query_row(params![epoch, holder], |_| Ok(()))
+            .optional()?;
+        Ok(found.is_some())
     }
 
     /// Gives the store back, if it is still ours.

@@ -289,20 +289,30 @@ fn hold(path: &Path, connection: &mut Connection, take_over: bool) -> Result<Fen
             pid,
         });
     }
-    let epoch = if take_over {
+    let claim = if take_over {
         epoch.saturating_add(1)
     } else {
         epoch
     };
-    let holder = Holder::this_process()?.to_string();
-    transaction
+    let own = Holder::this_process()?.to_string();
+    let taken = transaction
         .execute(
             "UPDATE installation SET epoch = ?1, holder = ?2",
-            params![epoch, holder],
+            params![claim, own],
         )
-        .map_err(sqlite)?;
-    transaction.commit().map_err(sqlite)?;
-    Ok(Fence { epoch, holder })
+        .and_then(|_| transaction.commit());
+    match taken {
+        Ok(()) => Ok(Fence::taken(claim, own)),
+        // Revocations go on without space, so a broker that died must be able to come back.
+        Err(error)
+            if error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+                && Holder::is_alive(&holder).is_none() =>
+        {
+            tracing::error!(path = %path.display(), "the store has no space left; free some. Until then only revocations are taken");
+            Ok(Fence::deferred((epoch, holder), (claim, own)))
+        }
+        Err(error) => Err(refused(path, error)),
+    }
 }
 
 /// The last checkpoint must be what the stored hashes give, and every leaf must be there.

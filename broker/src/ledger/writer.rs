@@ -130,17 +130,31 @@ impl Writer {
     /// Runs until the queue is closed and empty.
     pub(super) fn run(mut self) {
         loop {
-            let waiting = !self.shared.overlay.load().is_empty();
+            let full = self.shared.full.load(Ordering::Acquire);
+            let waiting = full || !self.shared.overlay.load().is_empty();
             let patience = waiting.then_some(limits::LEDGER_RESERVE_RETRY);
             match self.shared.queue.take(patience) {
                 Taken::Group(jobs) => self.serve(jobs),
-                Taken::Idle => {
-                    let _ = self.merge_reserve();
-                }
+                Taken::Idle => self.look_for_space(),
                 Taken::Closed => break,
             }
         }
         self.fence.release(&self.connection);
+    }
+
+    /// Nothing new is asked of a full store, so it has to find out by itself that it is not full
+    /// any more: what lies in the reserve is moved in, or else a row is written as it is.
+    fn look_for_space(&mut self) {
+        let reserved = !self.shared.overlay.load().is_empty();
+        let found = match self.merge_reserve() {
+            Ok(()) if reserved => true,
+            Ok(()) => self.touch().is_ok(),
+            Err(_) => false,
+        };
+        if found {
+            self.shared.full.store(false, Ordering::Release);
+            tracing::info!("the store has space again");
+        }
     }
 
     fn serve(&mut self, jobs: Vec<Job>) {

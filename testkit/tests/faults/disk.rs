@@ -115,7 +115,7 @@ fn a_full_disk_stops_issuing_and_no_revocation() {
             let answer = kit.introspect(&history.ended.last()?.token).ok()?;
             (answer.body["active"] == false).then_some(())
         })
-        .unwrap_or_else(|why| panic!("{why}; {}", kit.tail(Side::Broker)));
+        .unwrap_or_else(|why| panic!("{why}; {}\n{}", kit.tail(Side::Broker), std::fs::read_to_string(kit.path("workload.log")).unwrap_or_default()));
     };
     history.end(&mut first).unwrap();
     refused(&history);
@@ -131,7 +131,7 @@ fn a_full_disk_stops_issuing_and_no_revocation() {
     });
     history
         .running
-        .push(held.unwrap_or_else(|why| panic!("{why}; {}", kit.tail(Side::Broker))));
+        .push(held.unwrap_or_else(|why| panic!("{why}; {}\n{}", kit.tail(Side::Broker), std::fs::read_to_string(kit.path("workload.log")).unwrap_or_default())));
     judge(&kit, &history).unwrap_or_else(|why| panic!("{why:#}; {}", kit.tail(Side::Broker)));
 }
 
@@ -161,7 +161,7 @@ fn a_full_disk_and_a_kill() {
     wait::until("the broker died", SETTLE, || {
         (kit.killed_by(Side::Broker) == Some(9)).then_some(())
     })
-    .unwrap_or_else(|why| panic!("{why}; {}", kit.tail(Side::Broker)));
+    .unwrap_or_else(|why| panic!("{why}; {}\n{}", kit.tail(Side::Broker), std::fs::read_to_string(kit.path("workload.log")).unwrap_or_default()));
     disk.free();
     start(&kit, &disk, None);
     judge(&kit, &history).unwrap_or_else(|why| panic!("{why:#}; {}", kit.tail(Side::Broker)));

@@ -3,7 +3,8 @@
 
 use std::io::{Read, Write};
 
-use super::wire::{Door, assert_alive, once, own_token, pids_of, shared};
+use super::support::{assert_code, text};
+use super::wire::{Door, assert_alive, command, once, own_token, pids_of, shared};
 
 #[test]
 fn malformed_bodies_are_refused_with_a_code_on_every_door() {
@@ -252,4 +253,46 @@ fn rubbish_where_tls_is_spoken_ends_only_its_connection() {
         assert!(!said.starts_with(b"HTTP"), "{said:?}");
     }
     assert_alive(&dev, pids, "rubbish before TLS");
+}
+
+#[test]
+fn grpc_without_an_agents_certificate_or_sense_is_refused() {
+    let dev = shared();
+    let pids = pids_of(&dev);
+    let url = &dev.variables["EPHOR_BROKER_URL"];
+    for (method, body) in [
+        ("Uplink/Hello", "\0\0\0\0\0"),
+        ("Uplink/Issue", "\0\0\0\0\u{2}\n\0"),
+        ("Uplink/Heartbeat", "\0\u{7f}\u{7f}\u{7f}\u{7f}rubbish"),
+        ("Enrolment/Join", "\0\0\0\0\u{3}\n\u{7f}x"),
+        ("Uplink/Nothing", ""),
+    ] {
+        let dir = super::wire::scratch();
+        let file = dir.path().join("body");
+        std::fs::write(&file, body).unwrap();
+        let mut curl = command(&dev, "curl");
+        curl.args(["--silent", "--show-error", "--http2", "--include"]);
+        curl.args([
+            "--max-time",
+            "20",
+            "--cacert",
+            &dev.variables["EPHOR_CA_FILE"],
+        ]);
+        curl.args(["-H", "Content-Type: application/grpc", "-H", "TE: trailers"]);
+        curl.arg("--data-binary")
+            .arg(format!("@{}", file.display()))
+            .arg(format!("{url}/ephor.v1.{method}"));
+        let output = curl.output().unwrap();
+        assert_code(&output, 0);
+        let said = text(&output.stdout).to_ascii_lowercase();
+        let status = said
+            .lines()
+            .find_map(|line| line.strip_prefix("grpc-status: "));
+        let refused = status.is_some_and(|status| status.trim() != "0");
+        assert!(
+            refused || said.starts_with("http/2 404"),
+            "{method}: {said}"
+        );
+    }
+    assert_alive(&dev, pids, "malformed gRPC");
 }

@@ -28,7 +28,7 @@ pub use ancestor::{ancestors, attest_ancestor, descends_from};
 pub use cgroup::{Placement, UnitRun, is_running, leader};
 pub use descriptor::named_by_descriptor;
 pub use error::AttestError;
-pub use evidence::{Attested, Evidence, Fingerprint, attest, recheck};
+pub use evidence::{Attested, Evidence, Fingerprint, attest, recheck, recheck_speaker};
 pub use exe::{Exe, FileId};
 pub use hash::HashCache;
 pub use peer::{Held, Mode, Peer};

@@ -35,7 +35,13 @@ pub fn key_of(asker: &Asker, requested: &Requested) -> Key {
     }
 }
 
-/// The credential for `key`, from memory or from the broker.
+/// The credential for `key` if it is in memory, for the path that waits for nothing.
+#[must_use]
+pub fn held(agent: &Agent, asker: &Asker, key: &Key) -> Option<Arc<Held>> {
+    agent.hold.serve(asker.task.id, key, agent.clock.boottime())
+}
+
+/// The credential for `key`, from the broker, or from memory if it landed meanwhile.
 ///
 /// # Errors
 /// The broker's refusal, `unreachable`, or that the task has ended.
@@ -46,9 +52,6 @@ pub async fn fetch(
     uid: u32,
 ) -> Result<Arc<Held>, Problem> {
     let task = asker.task.id;
-    if let Some(held) = agent.hold.serve(task, &key, agent.clock.boottime()) {
-        return Ok(held);
-    }
     let Some(_waiting) = agent.waiting.take(uid) else {
         return Err(agent.problem(
             Code::RateLimited,

@@ -87,9 +87,9 @@ pub const CONFIG_FILE: u64 = 64 * 1024;
 pub const SOCKET_PATH: usize = 107;
 
 /// Requests of one host admitted in a second, on average.
-pub const REQUESTS_PER_HOST_PER_SECOND: u64 = 5_000;
+pub const REQUESTS_PER_HOST_PER_SECOND: u64 = 20_000;
 /// Requests of one host admitted at once after a pause.
-pub const REQUEST_BURST_PER_HOST: u64 = 10_000;
+pub const REQUEST_BURST_PER_HOST: u64 = 20_000;
 /// Requests of one host in work at once.
 pub const OPEN_WORK_PER_HOST: u32 = 2_048;
 /// Hosts whose rate is remembered before idle ones are forgotten.

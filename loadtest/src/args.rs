@@ -33,6 +33,15 @@ pub enum What {
         /// The agent's socket.
         socket: PathBuf,
     },
+    /// One client process among many (internal).
+    #[command(name = "__worker", hide = true)]
+    Worker {
+        /// The socket to call.
+        socket: PathBuf,
+        /// What to call.
+        #[arg(long, value_enum)]
+        kind: crate::workers::Kind,
+    },
 }
 
 /// `ephor-loadtest run`

@@ -10,6 +10,7 @@ mod fixture; //   broker and agent under test
 mod host; //      CPU, memory and run queue, from /proc
 mod measure; //   closed loop, open loop, histograms
 mod scenario; //  what is measured
+mod workers; //   client processes with tasks of their own
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::Holder { socket } => runtime
             .block_on(scenario::exit::hold(&socket))
             .map(|()| true),
+        args::What::Worker { socket, kind } => runtime.block_on(workers::work(&socket, kind)).map(|()| true),
         args::What::Run(run) => runtime.block_on(scenario::run_all(run)),
     }
 }

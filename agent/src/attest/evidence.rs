@@ -145,38 +145,66 @@ pub fn attest(peer: &Peer, want_hash: bool, cache: &HashCache) -> Result<Atteste
 }
 
 /// Whether a peer still is what was attested: alive, the same process, ids and executable.
-/// Cheap enough to be done before every secret that is written.
+/// To be done before every secret that is written.
 ///
 /// # Errors
 /// [`AttestError::Gone`] or [`AttestError::Changed`]: nothing may be written to it.
 pub fn recheck(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
-    let (process, before) = (peer.process(), &before.evidence);
-    let changed = |what| {
-        Err(AttestError::Changed {
-            pid: peer.pid(),
-            what,
-        })
-    };
-    // The held descriptors mean one process for ever, so its start time is not read again.
-    if process.id().start_time != before.start_time || peer.pid() != before.pid {
-        return changed("start time");
-    }
+    same_process(peer, before)?;
     let status = peer.check_ids()?;
-    if status.groups != before.groups {
-        return changed("groups");
+    if status.groups != before.evidence.groups {
+        return Err(changed(peer, "groups"));
     }
-    // After an exec, pid, pidfd and start time are the same; only the file is another. The
-    // ctime is compared because an inode is used again once its last user is gone.
-    let file = Exe::file_of(process)?;
-    let same = match (&before.exe, &file) {
+    same_executable(peer, before)?;
+    peer.process().check_alive()
+}
+
+/// As [`recheck`], for a peer that spoke just now: the kernel put pid and real ids of the sender on
+/// that very message, and they were compared when it was read. What is left is the executable, and
+/// the effective ids by the owner of the process's directory; a fifth of the cost of reading
+/// `/proc/PID/status`. Groups alone cannot change without a privilege.
+///
+/// # Errors
+/// As [`recheck`].
+pub fn recheck_speaker(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
+    if !peer.process().has_same_owner() {
+        return recheck(peer, before);
+    }
+    same_process(peer, before)?;
+    same_executable(peer, before)?;
+    peer.process().check_alive()
+}
+
+fn changed(peer: &Peer, what: &'static str) -> AttestError {
+    AttestError::Changed {
+        pid: peer.pid(),
+        what,
+    }
+}
+
+/// The held descriptors mean one process for ever, so its start time is not read again.
+fn same_process(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
+    let (process, before) = (peer.process(), &before.evidence);
+    if process.id().start_time != before.start_time || peer.pid() != before.pid {
+        return Err(changed(peer, "start time"));
+    }
+    Ok(())
+}
+
+/// After an exec, pid, pidfd and start time are the same; only the file is another. The ctime is
+/// compared because an inode is used again once its last user is gone.
+fn same_executable(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
+    let file = Exe::file_of(peer.process())?;
+    let same = match (&before.evidence.exe, &file) {
         (Some(before), Some(now)) => before.file.same_file(now) && before.file.ctime == now.ctime,
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,
     };
-    if !same {
-        return changed("executable");
+    if same {
+        Ok(())
+    } else {
+        Err(changed(peer, "executable"))
     }
-    process.check_alive()
 }
 
 impl Fingerprint {

@@ -23,6 +23,8 @@ pub struct HeldProcess {
     id: Process,
     pidfd: OwnedFd,
     dir: OwnedFd,
+    /// Owner of the directory when it was opened; `None` if it could not be told.
+    owner: Option<(u32, u32)>,
 }
 
 impl HeldProcess {
@@ -58,6 +60,7 @@ impl HeldProcess {
         let mut held = Self {
             id: Process { pid, start_time: 0 },
             pidfd,
+            owner: owner_of(&dir),
             dir,
         };
         // Alive after the open: a living process keeps its pid, so the directory is its own.
@@ -97,6 +100,12 @@ impl HeldProcess {
         } else {
             Err(AttestError::Gone { pid: self.id.pid })
         }
+    }
+
+    /// Whether the directory's owner is who it was at first: the effective ids of a process that
+    /// may be dumped, root of any other.
+    pub(super) fn has_same_owner(&self) -> bool {
+        self.owner.is_some() && owner_of(&self.dir) == self.owner
     }
 
     /// `/proc/PID/stat`.
@@ -206,4 +215,9 @@ fn proc_error(what: &'static str, pid: u32, error: Errno) -> AttestError {
             source: source.into(),
         },
     }
+}
+
+fn owner_of(dir: &OwnedFd) -> Option<(u32, u32)> {
+    let stat = rustix::fs::fstat(dir).ok()?;
+    Some((stat.st_uid, stat.st_gid))
 }

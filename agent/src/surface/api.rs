@@ -225,13 +225,12 @@ async fn credential(caller: &Caller, requested: &Requested) -> Result<Arc<Held>,
     loop {
         tries += 1;
         let asker = caller.asker(requested.bind)?;
-        let fetched = deliver::fetch(
-            agent,
-            &asker,
-            deliver::key_of(&asker, requested),
-            caller.uid(),
-        )
-        .await;
+        let key = deliver::key_of(&asker, requested);
+        if let Some(held) = deliver::held(agent, &asker, &key) {
+            caller.check_at_once(&asker)?;
+            return Ok(held);
+        }
+        let fetched = deliver::fetch(agent, &asker, key, caller.uid()).await;
         match fetched {
             Err(problem) if problem.code == Code::TaskEnded && tries == 1 => caller.forget(),
             Err(problem) => return Err(problem),

@@ -1,8 +1,5 @@
 //! Resident memory: the agent with 100 live credentials, the broker with many.
 
-use std::rc::Rc;
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::cold::cold_call;
@@ -11,9 +8,10 @@ use crate::args::Run;
 use crate::client::Connection;
 use crate::fixture::Fixture;
 use crate::host;
-use crate::measure::{Calls, closed_loop};
+use crate::workers::{CALLS_EACH, Kind, Workers};
 
 const AT_THE_AGENT: usize = 100;
+const WORKERS_AT_ONCE: usize = 40;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// See the module.
@@ -28,17 +26,19 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
     }
     let agent = host::resident(fixture.agent) as f64 / MIB;
     let small = host::resident(fixture.broker) as f64 / MIB;
+    let mut crowd = Vec::new();
     let mut live = AT_THE_AGENT;
     while live < run.live {
-        let start = live;
-        let calls: Calls = Rc::new(move |number| cold_call(&format!("memory {start} {number}")));
-        let length = Duration::from_secs(2);
-        let rate = closed_loop(&socket, 64, length, calls).await?;
-        live += (rate * length.as_secs_f64()) as usize;
+        let mut workers = Workers::start(&socket, Kind::Cold, WORKERS_AT_ONCE).await?;
+        workers.work().await?;
+        live += WORKERS_AT_ONCE * CALLS_EACH;
+        // Dismissed only at the end: credentials live as long as their process.
+        crowd.push(workers);
         host::say(&format!("{live} live"));
     }
     let broker = host::resident(fixture.broker) as f64 / MIB;
     let agent_large = host::resident(fixture.agent) as f64 / MIB;
+    drop(crowd);
     fixture.stop().await?;
     Ok(Finding {
         scenario: "memory",

@@ -157,6 +157,22 @@ impl Caller {
     /// # Errors
     /// Then nothing may be written.
     pub fn check_before_write(&self, asker: &Asker) -> Result<(), Problem> {
+        self.check(asker, attest::recheck)
+    }
+
+    /// As [`Self::check_before_write`], when nothing was waited for since the request was read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_at_once(&self, asker: &Asker) -> Result<(), Problem> {
+        self.check(asker, attest::recheck_speaker)
+    }
+
+    fn check(
+        &self,
+        asker: &Asker,
+        recheck: fn(&Peer, &Attested) -> Result<(), AttestError>,
+    ) -> Result<(), Problem> {
         if let Some(refused) = self.speaker.refused() {
             return Err(self.agent.problem(Code::CallerGone, refused.to_string()));
         }
@@ -167,7 +183,7 @@ impl Caller {
             ));
         }
         let checked = self.attested().and_then(|attested| {
-            attest::recheck(self.speaker.peer(), attested).map_err(|error| self.refused(&error))
+            recheck(self.speaker.peer(), attested).map_err(|error| self.refused(&error))
         });
         // The caller itself is the asker, unless it stands in for another process.
         let checked = checked.and_then(|()| match asker.task.rule {

@@ -7,7 +7,7 @@ use ephor_proto::event::AuditEvent;
 use ephor_proto::http::admin::Record;
 use ephor_proto::http::agent::Credentials;
 use ephor_proto::id::TaskId;
-use ephor_proto::log::{Receipt, VerifierKey, verify_receipt};
+use ephor_proto::log::{Receipt, Verified, VerifierKey, verify_receipt};
 use ephor_proto::time::UnixMillis;
 use nix::sys::signal::SigSet;
 
@@ -225,27 +225,17 @@ impl Tour<'_> {
         at: UnixMillis,
         refused: Duration,
     ) -> Result<(), Failure> {
-        let receipt = self.receipt(task).await?;
-        let verified = verify_receipt(&receipt, &self.log_key, |key, message, signature| {
-            ephor_crypto::ed25519::verify(key, message, signature)
-        });
-        let verified =
-            verified.map_err(|why| not_held(&format!("the receipt does not verify: {why}")))?;
-        held(
-            verified.event.task == Some(task),
-            "the receipt is of another task",
-        )?;
+        let (receipt, verified) = self.proven(task).await?;
         let records = self.records(task).await?;
+        let ends = |(_, event): &&(u64, AuditEvent)| event.event_type.starts_with("complete.");
         let (_, complete) = records
             .iter()
-            .find(|(_, event)| event.event_type.starts_with("complete."))
-            .cloned()
+            .find(ends)
             .ok_or_else(|| not_held("the log has no end of the task"))?;
+        let ended_as = format!("the task ended as {:?}", complete.cause);
+        held(complete.cause.as_deref() == Some("exited"), &ended_as)?;
         let (_, listed) = find(&records, "revoke.listed")?;
-        held(
-            complete.cause.as_deref() == Some("exited"),
-            &format!("the task ended as {:?}", complete.cause),
-        )?;
+
         let noticed = Duration::from_millis(complete.time.millis_since(at));
         stage(
             "complete",
@@ -260,28 +250,36 @@ impl Tour<'_> {
         )?;
         let rest = refused.saturating_sub(noticed + revoked);
         stage("prove", "the thief tries his copy", Some(took(rest)))?;
-        let totals = verified.event.totals.unwrap_or_default();
-        held(
-            (totals.dead, totals.listed) == (0, 1),
-            &format!("the receipt counts {totals:?}"),
-        )?;
         line("  token  introspection says active=false               listed")?;
         line("  token  its bit is set in a freshly fetched list      listed")?;
-        let id = task.receipt().short();
+        let (time, id) = (took(refused), task.receipt().short());
+        line(&format!("1 listed {time} after kill -9.  Receipt {id}."))?;
+        let (leaf, size) = (receipt.index, verified.checkpoint.size());
         line(&format!(
-            "1 listed {} after kill -9.  Receipt {id}.",
-            took(refused)
-        ))?;
-        line(&format!(
-            "Receipt verified: leaf {} of {}, signed by the log.",
-            receipt.index,
-            verified.checkpoint.size()
+            "Receipt verified: leaf {leaf} of {size}, signed by the log."
         ))?;
         let until = time_of_day(issued.expires_at);
         line(&format!(
             "Limit: a verifier that never asks us takes the token to {until}."
-        ))?;
-        Ok(())
+        ))
+    }
+
+    /// The receipt, verified against the key that the broker had before anything happened.
+    async fn proven(&self, task: TaskId) -> Result<(Receipt, Verified), Failure> {
+        let receipt = self.receipt(task).await?;
+        let verified = verify_receipt(&receipt, &self.log_key, |key, message, signature| {
+            ephor_crypto::ed25519::verify(key, message, signature)
+        });
+        let verified =
+            verified.map_err(|why| not_held(&format!("the receipt does not verify: {why}")))?;
+        held(
+            verified.event.task == Some(task),
+            "the receipt is of another task",
+        )?;
+        let totals = verified.event.totals.unwrap_or_default();
+        let counts = format!("the receipt counts {totals:?}");
+        held((totals.dead, totals.listed) == (0, 1), &counts)?;
+        Ok((receipt, verified))
     }
 
     async fn receipt(&self, task: TaskId) -> Result<Receipt, Failure> {

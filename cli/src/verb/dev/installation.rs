@@ -7,6 +7,7 @@ use ephor_proto::http::admin::{Invite, Invited};
 use ephor_proto::spiffe::HostName;
 use nix::sys::signal::SigSet;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::daemon::{Daemon, Plan};
@@ -48,66 +49,22 @@ impl Installation {
     /// Which step failed, with the end of that process' log. Nothing is left running.
     pub async fn start(layout: Layout, mask: SigSet) -> Result<Self, Failure> {
         let _ = std::fs::remove_file(layout.env_file());
-        let host = host_name();
-        let plan = |what: &'static str, args: &[&str]| {
-            let config: OsString = layout.file(what, "toml").into();
-            let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
-            all.extend(["--config".into(), config]);
-            Plan {
-                what,
-                args: all,
-                log: layout.file(what, "log"),
-                mask: &mask,
-            }
+        let starting = Starting {
+            layout: &layout,
+            mask: &mask,
         };
-        layout.write(&layout.file("broker", "toml"), &broker_settings(&layout))?;
-        if !layout.broker_state().join("ephor.db").exists() {
-            plan("broker", &["init", "--no-token"]).complete().await?;
-        }
-        let path = layout.file("broker", "ready");
-        let serving = plan(
-            "broker",
-            &["run", "--stop-on-stdin-eof", "--ready-file", text(&path)?],
-        );
-        let (broker, ready) = serving.serve::<BrokerReady>(&path).await?;
-
-        layout.write(
-            &layout.file("agent", "toml"),
-            &agent_settings(&layout, &ready.issuer, &host),
-        )?;
-        if !layout.joined().exists() {
-            let token = layout.file("join", "token");
-            invite(&layout, &host, &token).await?;
-            let broker = [
-                "--broker",
-                &ready.issuer,
-                "--host",
-                &host,
-                "--token-file",
-                text(&token)?,
-            ];
-            let joined = plan("agent", &[&["join"], &broker[..]].concat())
-                .complete()
-                .await;
-            let _ = std::fs::remove_file(&token);
-            joined?;
-            layout.write(&layout.joined(), "")?;
-        }
-        let path = layout.file("agent", "ready");
-        let serving = plan(
-            "agent",
-            &["run", "--stop-on-stdin-eof", "--ready-file", text(&path)?],
-        );
-        let (agent, AgentReady {}) = serving.serve(&path).await?;
+        let (broker, ready) = starting.broker().await?;
+        let agent = starting.agent(&ready.issuer).await?;
         let installation = Self {
             agent,
             broker,
             ready,
             layout,
         };
+        let env_file = installation.layout.env_file();
         installation
             .layout
-            .write(&installation.layout.env_file(), &installation.env_text())?;
+            .write(&env_file, &installation.env_text())?;
         Ok(installation)
     }
 
@@ -150,6 +107,74 @@ impl Installation {
         let _ = std::fs::remove_file(self.layout.env_file());
         self.agent.stop().await;
         self.broker.stop().await;
+    }
+}
+
+/// The steps of a start.
+struct Starting<'a> {
+    layout: &'a Layout,
+    mask: &'a SigSet,
+}
+
+impl Starting<'_> {
+    async fn broker(&self) -> Result<(Daemon, BrokerReady), Failure> {
+        let settings = broker_settings(self.layout);
+        self.layout
+            .write(&self.layout.file("broker", "toml"), &settings)?;
+        if !self.layout.broker_state().join("ephor.db").exists() {
+            self.plan("broker", &["init", "--no-token"])
+                .complete()
+                .await?;
+        }
+        self.serve("broker").await
+    }
+
+    async fn agent(&self, broker: &str) -> Result<Daemon, Failure> {
+        let host = host_name();
+        let settings = agent_settings(self.layout, broker, &host);
+        self.layout
+            .write(&self.layout.file("agent", "toml"), &settings)?;
+        if !self.layout.joined().exists() {
+            self.join(broker, &host).await?;
+        }
+        let (agent, AgentReady {}) = self.serve("agent").await?;
+        Ok(agent)
+    }
+
+    async fn join(&self, broker: &str, host: &str) -> Result<(), Failure> {
+        let token = self.layout.file("join", "token");
+        invite(self.layout, host, &token).await?;
+        let args = [
+            "join",
+            "--broker",
+            broker,
+            "--host",
+            host,
+            "--token-file",
+            text(&token)?,
+        ];
+        let joined = self.plan("agent", &args).complete().await;
+        let _ = std::fs::remove_file(&token);
+        joined?;
+        self.layout.write(&self.layout.joined(), "")
+    }
+
+    async fn serve<T: DeserializeOwned>(&self, what: &'static str) -> Result<(Daemon, T), Failure> {
+        let ready = self.layout.file(what, "ready");
+        let args = ["run", "--stop-on-stdin-eof", "--ready-file", text(&ready)?];
+        self.plan(what, &args).serve(&ready).await
+    }
+
+    fn plan(&self, what: &'static str, args: &[&str]) -> Plan<'_> {
+        let config: OsString = self.layout.file(what, "toml").into();
+        let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
+        all.extend(["--config".into(), config]);
+        Plan {
+            what,
+            args: all,
+            log: self.layout.file(what, "log"),
+            mask: self.mask,
+        }
     }
 }
 

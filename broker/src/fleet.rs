@@ -16,7 +16,7 @@ mod silence;
 mod token;
 mod update;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ephor_proto::grpc::v1;
@@ -70,6 +70,9 @@ struct Live {
     watch: Option<mpsc::Sender<v1::Push>>,
     /// When it was banned, while requests from before may still commit.
     swept_since: Option<Boottime>,
+    /// Earlier starts of this agent, the latest last. One that speaks again runs beside its
+    /// successor: the host, or its state, was copied.
+    superseded: VecDeque<InstanceId>,
 }
 
 /// An agent whose connection's certificate is its host's present one. It has not yet
@@ -146,6 +149,7 @@ impl Host {
             // After a restart: requests of the run before may have committed behind the ban.
             swept_since: (row.state == AgentState::Banned).then_some(now),
             row,
+            superseded: VecDeque::new(),
         };
         Self {
             name,

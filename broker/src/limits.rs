@@ -48,6 +48,8 @@ pub const HOSTS: usize = 100_000;
 /// Messages waiting for one agent's watch stream; a stream that falls further behind is
 /// closed, and the agent learns the rest from its next heartbeat.
 pub const PUSHES_PER_HOST: usize = 256;
+/// Earlier starts of an agent that are remembered, to notice one that speaks again.
+pub const SUPERSEDED_STARTS: usize = 16;
 /// How often silence is judged.
 pub const SILENCE_TICK: Duration = Duration::from_secs(1);
 /// A gap between two silence ticks longer than this means that the broker itself stood

@@ -48,3 +48,6 @@ mod secrets;
 
 #[path = "cli/attacks.rs"]
 mod attacks;
+
+#[path = "cli/malformed.rs"]
+mod malformed;

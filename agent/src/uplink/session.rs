@@ -135,7 +135,10 @@ fn pause(over: &Over, backoff: &mut Backoff) -> Duration {
     match over {
         Over::VersionSkew(..) => limits::REFUSED_PAUSE,
         Over::Call(error)
-            if matches!(error.refused(), Some(Code::AgentBanned | Code::VersionSkew)) =>
+            if matches!(
+                error.refused(),
+                Some(Code::AgentBanned | Code::VersionSkew | Code::StaleInstance)
+            ) =>
         {
             limits::REFUSED_PAUSE
         }

@@ -2,6 +2,7 @@
 
 use ephor_proto::event::Outcome;
 use ephor_proto::grpc::{VERSION, v1};
+use ephor_proto::id::InstanceId;
 use ephor_proto::limits::HEARTBEAT_MILLIS;
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::stage::Stage;
@@ -12,7 +13,7 @@ use ephor_proto::time::UnixMillis;
 use super::join::check_version;
 use super::rollcall::{Standing, of_earlier_boots};
 use super::update::Change;
-use super::{Member, parse_instance};
+use super::{Live, Member, parse_instance};
 use crate::app::Broker;
 use crate::issue::store_unavailable;
 use crate::ledger::{HostRow, Lane};
@@ -23,7 +24,8 @@ impl Broker {
     /// Makes the caller the current start of its agent; ends what earlier boots left open.
     ///
     /// # Errors
-    /// `version_skew`, `invalid_request`, or what the store says.
+    /// `version_skew`, `invalid_request`, `stale_instance` for a start that another has followed,
+    /// or what the store says.
     pub async fn hello(
         &self,
         member: &Member,
@@ -45,6 +47,7 @@ impl Broker {
         check_boot_id(&r.boot_id)?;
         self.compare_with_seen(member.host(), &r.checkpoint)?;
         let name = &member.host.name;
+        let before = not_superseded(member, instance)?;
         let (host, changed) = self
             .update_host("fleet.hello", Lane::Normal, name, |stored| {
                 let row = still_member(member, stored)?;
@@ -79,6 +82,7 @@ impl Broker {
             live.step(AgentEvent::Heard, self.clock.boottime());
             live.last_heard = self.clock.boottime();
             live.last_heard_at = Some(self.clock.wall());
+            live.supersede(before.filter(|before| *before != instance));
             renew_identity_at(live.row.certificate_expires_at)
         };
         if changed {
@@ -129,6 +133,35 @@ impl Broker {
                 "cannot read the open tasks of a host"
             ),
         }
+    }
+}
+
+/// The start that is current now, unless the caller is one that another has followed. Two of one
+/// identity would otherwise take turns for ever, each turn an event.
+fn not_superseded(member: &Member, caller: InstanceId) -> Result<Option<InstanceId>, Refusal> {
+    let live = member.host.live();
+    if !live.superseded.contains(&caller) {
+        return Ok(live.row.instance);
+    }
+    let host = member.host();
+    tracing::warn!(%host, instance = %caller, "an earlier start of an agent speaks again: its state was copied");
+    let detail = format!(
+        "a later start of the agent of `{host}` is active. Was this host or its state copied? Then ban it, and join \
+         again. If not, restart this agent"
+    );
+    Err(Refusal::new(Code::StaleInstance, detail))
+}
+
+impl Live {
+    /// Remembers a start that was followed by another.
+    fn supersede(&mut self, start: Option<InstanceId>) {
+        let Some(start) = start.filter(|start| !self.superseded.contains(start)) else {
+            return;
+        };
+        if self.superseded.len() >= limits::SUPERSEDED_STARTS {
+            self.superseded.pop_front();
+        }
+        self.superseded.push_back(start);
     }
 }
 

@@ -3,7 +3,7 @@
 //! What one crate can show alone is in that crate's tests, and the table says where.
 
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 
 use super::support::{Dev, assert_code, end_of, send, text, wait_for};
 use super::wire::{
-    Checker, Door, answer, assert_alive, bare, below, command, once, own_token, pids_of, policy, python, say, scratch,
-    shared, until_line,
+    Checker, Door, answer, assert_alive, bare, below, command, once, pids_of, policy, python, say,
+    scratch, shared, until_line,
 };
 
 #[test]
@@ -22,10 +22,21 @@ fn attack_15_and_41_the_same_user_reads_the_environment_that_was_asked_for() {
     let dev = shared();
     let mut checker = Checker::start(&dev);
     let mut run = command(&dev, env!("CARGO_BIN_EXE_ephor"));
-    run.args(["run", "--env", "T=cred://identity/billing", "--", "sh", "-c", "echo $$; read forever"]);
+    run.args([
+        "run",
+        "--env",
+        "T=cred://identity/billing",
+        "--",
+        "sh",
+        "-c",
+        "echo $$; read forever",
+    ]);
     let (_run, pid) = until_line(run.stdin(Stdio::piped()).stderr(Stdio::null()));
     let environ = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
-    let token = environ.split('\0').find_map(|pair| pair.strip_prefix("T=")).unwrap();
+    let token = environ
+        .split('\0')
+        .find_map(|pair| pair.strip_prefix("T="))
+        .unwrap();
     checker.assert_good("billing", token);
     send(pid.parse().unwrap(), Signal::SIGKILL);
     checker.assert_refused("billing", token);
@@ -34,41 +45,75 @@ fn attack_15_and_41_the_same_user_reads_the_environment_that_was_asked_for() {
 #[test]
 fn attack_17_and_33_no_abstract_socket_and_no_tcp_port_of_the_agent() {
     let dev = shared();
+    let names = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let names: Vec<(&str, &str)> = names
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(6);
+            Some((fields.next()?, fields.next()?))
+        })
+        .collect();
+    for name in ["EPHOR_SOCKET", "EPHOR_ADMIN_SOCKET"] {
+        assert!(
+            names.iter().any(|(_, path)| *path == dev.variables[name]),
+            "{name}: {names:?}"
+        );
+    }
+    let ephor = |path: &&(&str, &str)| path.1.starts_with('@') && path.1.contains("ephor");
+    assert_eq!(names.iter().find(ephor), None, "an abstract socket");
     let [broker, agent] = pids_of(&dev);
-    let mut paths = Vec::new();
     for pid in [broker, agent] {
-        let sockets = sockets(pid);
-        for line in std::fs::read_to_string("/proc/net/unix").unwrap().lines().skip(1) {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            if sockets.contains(fields[6]) && fields.len() > 7 {
-                paths.push(fields[7].to_owned());
-            }
-        }
+        let Some(sockets) = sockets(pid) else {
+            continue;
+        };
+        let abstract_one = names
+            .iter()
+            .find(|(inode, path)| path.starts_with('@') && sockets.contains(*inode));
+        assert_eq!(abstract_one, None, "an abstract socket of {pid}");
         let listening = listening(&sockets);
         if pid == agent {
             assert_eq!(listening, [""; 0], "the agent has no TCP port");
         } else {
             // `ephor dev` is for this host only: no port on 0.0.0.0.
             assert_eq!(listening.len(), 2);
-            assert!(listening.iter().all(|address| address.starts_with("0100007F:")), "{listening:?}");
+            assert!(
+                listening
+                    .iter()
+                    .all(|address| address.starts_with("0100007F:")),
+                "{listening:?}"
+            );
         }
     }
-    for name in ["EPHOR_SOCKET", "EPHOR_ADMIN_SOCKET"] {
-        assert!(paths.contains(&dev.variables[name]), "{name}: {paths:?}");
-    }
-    assert!(paths.iter().all(|path| path.starts_with('/')), "an abstract socket: {paths:?}");
 }
 
-/// Inodes of a process's sockets.
-fn sockets(pid: u32) -> HashSet<String> {
-    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|fd| std::fs::read_link(fd.unwrap().path()));
-    let names = links.filter_map(|link| Some(link.ok()?.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()));
-    names.collect()
+/// Inodes of a process's sockets; only root may look at those of a process that is not dumpable.
+fn sockets(pid: u32) -> Option<HashSet<String>> {
+    let listed = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    assert_eq!(
+        listed.is_ok(),
+        rustix::process::geteuid().is_root(),
+        "{pid} is dumpable, or root may not look"
+    );
+    let links = listed
+        .ok()?
+        .map(|fd| std::fs::read_link(fd.unwrap().path()));
+    let names = links.filter_map(|link| {
+        Some(
+            link.ok()?
+                .to_str()?
+                .strip_prefix("socket:[")?
+                .trim_end_matches(']')
+                .to_owned(),
+        )
+    });
+    Some(names.collect())
 }
 
 /// Local addresses, as the kernel writes them, of listening TCP sockets with these inodes.
 fn listening(sockets: &HashSet<String>) -> Vec<String> {
-    let read = |table: &str| std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
+    let read =
+        |table: &str| std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
     let mut found = Vec::new();
     for line in (read("tcp") + &read("tcp6")).lines() {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -82,16 +127,34 @@ fn listening(sockets: &HashSet<String>) -> Vec<String> {
 #[test]
 fn attack_18_an_open_umask_opens_no_socket_and_no_file() {
     use std::os::unix::fs::PermissionsExt;
-    let mut dev = Dev::with(&policy(), |command| below(&["sh", "-c", "umask 0; exec \"$@\"", "sh"], &command));
-    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mut dev = Dev::with(&policy(), |command| {
+        below(&["sh", "-c", "umask 0; exec \"$@\"", "sh"], &command)
+    });
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(dev.variables["EPHOR_ADMIN_SOCKET"].as_ref()), 0o600);
-    assert_eq!(mode(dev.variables["EPHOR_SOCKET"].as_ref()), 0o666, "everyone may ask; attestation decides");
+    assert_eq!(
+        mode(dev.variables["EPHOR_SOCKET"].as_ref()),
+        0o666,
+        "everyone may ask; attestation decides"
+    );
     assert_eq!(mode(&dev.dir), 0o700);
-    for secret in ["broker/master.key", "broker/ephor.db", "agent/identity.pem", "broker.log", "agent.log"] {
+    for secret in [
+        "broker/master.key",
+        "broker/ephor.db",
+        "agent/identity.pem",
+        "broker.log",
+        "agent.log",
+    ] {
         assert_eq!(mode(&dev.dir.join(secret)) & 0o077, 0, "{secret}");
     }
     for file in super::examples::files(&dev.dir) {
-        assert_eq!(mode(&file) & 0o022, 0, "{} can be written by others", file.display());
+        assert_eq!(
+            mode(&file) & 0o022,
+            0,
+            "{} can be written by others",
+            file.display()
+        );
     }
     assert_eq!(dev.stop(), Some(0));
 }
@@ -99,8 +162,16 @@ fn attack_18_an_open_umask_opens_no_socket_and_no_file() {
 #[test]
 fn attack_19_administration_and_callers_have_sockets_of_their_own() {
     let dev = shared();
-    for verb in ["GET /v1/status", "GET /v1/hosts", "GET /v1/tasks", "GET /v1/credentials", "GET /v1/audit", "POST /v1/hosts/invite"] {
-        let request = format!("{verb} HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nContent-Length: 0\r\n\r\n");
+    for verb in [
+        "GET /v1/status",
+        "GET /v1/hosts",
+        "GET /v1/tasks",
+        "GET /v1/credentials",
+        "GET /v1/audit",
+        "POST /v1/hosts/invite",
+    ] {
+        let request =
+            format!("{verb} HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nContent-Length: 0\r\n\r\n");
         let got = once(&dev, Door::Agent, request);
         // Two paths mean something else here, to callers: another method of them is refused.
         let expected = match verb {
@@ -109,15 +180,26 @@ fn attack_19_administration_and_callers_have_sockets_of_their_own() {
         };
         got.assert_problem(expected.0, expected.1, verb);
     }
-    for verb in ["GET /v1/token?audience=a", "GET /v1/whoami", "GET /v1/task", "POST /v1/task/complete"] {
+    for verb in [
+        "GET /v1/token?audience=a",
+        "GET /v1/whoami",
+        "GET /v1/task",
+        "POST /v1/task/complete",
+    ] {
         for door in [Door::Admin, Door::Https, Door::Http] {
-            let request = format!("{verb} HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nContent-Length: 0\r\n\r\n");
+            let request = format!(
+                "{verb} HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nContent-Length: 0\r\n\r\n"
+            );
             once(&dev, door, request).assert_problem(404, "not_found", verb);
         }
     }
     for verb in ["GET /v1/hosts", "GET /v1/audit", "GET /v1/status"] {
         for door in [Door::Https, Door::Http] {
-            once(&dev, door, format!("{verb} HTTP/1.1\r\nHost: x\r\n\r\n")).assert_problem(404, "not_found", verb);
+            once(&dev, door, format!("{verb} HTTP/1.1\r\nHost: x\r\n\r\n")).assert_problem(
+                404,
+                "not_found",
+                verb,
+            );
         }
     }
 }
@@ -128,16 +210,24 @@ fn attack_20_and_23_idle_connections_of_one_uid_do_not_starve_another() {
     let pids = pids_of(&dev);
     let before = rss_kib(pids[1]);
     let mut idle = Vec::new();
-    let refused = loop {
-        assert!(idle.len() < 1_000, "one uid has every connection it wants");
-        let mut stream = Door::Agent.open(&dev);
-        // Connections that are served say nothing; the one too many is answered at once.
-        let got = if idle.len() >= 512 { answer(&mut *stream) } else { idle.push(stream); continue };
-        break got;
-    };
+    let refused = wait_for("a refusal of one connection too many", || {
+        while idle.len() < 512 {
+            idle.push(Door::Agent.open(&dev));
+        }
+        // Connections that are served say nothing; the one too many is answered at once. On a
+        // machine so slow that the first were closed as idle meanwhile, all are opened again.
+        let got = answer(&mut *Door::Agent.open(&dev));
+        if got.status == 0 {
+            idle.clear();
+        }
+        (got.status != 0).then_some(got)
+    });
     refused.assert_problem(429, "rate_limited", "one connection too many");
     let after = rss_kib(pids[1]);
-    assert!(after < before + 32 * 1024, "the agent grew from {before} to {after} KiB");
+    assert!(
+        after < before + 32 * 1024,
+        "the agent grew from {before} to {after} KiB"
+    );
     for door in [Door::Admin, Door::Https, Door::Http] {
         assert_eq!(once(&dev, door, door.good("")).status, 200, "{door:?}");
     }
@@ -152,9 +242,16 @@ fn attack_20_and_23_idle_connections_of_one_uid_do_not_starve_another() {
             let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(path, open).unwrap();
         }
-        let output = command(&dev, python()).args(["-c", other, &dev.variables["EPHOR_SOCKET"]]).output().unwrap();
+        let output = command(&dev, python())
+            .args(["-c", other, &dev.variables["EPHOR_SOCKET"]])
+            .output()
+            .unwrap();
         assert_code(&output, 0);
-        assert!(text(&output.stdout).starts_with("HTTP/1.1 200"), "{}", text(&output.stdout));
+        assert!(
+            text(&output.stdout).starts_with("HTTP/1.1 200"),
+            "{}",
+            text(&output.stdout)
+        );
     }
     drop(idle);
     wait_for("the places to be given back", || {
@@ -166,7 +263,10 @@ fn attack_20_and_23_idle_connections_of_one_uid_do_not_starve_another() {
 
 fn rss_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
@@ -186,25 +286,47 @@ fn attack_24_programs_of_one_user_and_task_share_nothing_that_is_held() {
         .output()
         .unwrap();
     assert_code(&output, 0);
-    let answers: Vec<serde_json::Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let [first, again, other] = &answers[..] else { panic!("{answers:?}") };
-    assert_eq!((&first["task_rule"], &first["task"]), (&"run".into(), &other["task"]));
-    assert_eq!(first["id"], again["id"], "the same program is served from memory");
-    assert_ne!(first["id"], other["id"], "another program got what was held for the first");
+    let answers: Vec<serde_json::Value> = text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [first, again, other] = &answers[..] else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(
+        (&first["task_rule"], &first["task"]),
+        (&"run".into(), &other["task"])
+    );
+    assert_eq!(
+        first["id"], again["id"],
+        "the same program is served from memory"
+    );
+    assert_ne!(
+        first["id"], other["id"],
+        "another program got what was held for the first"
+    );
 }
 
 #[test]
 fn attack_21_a_header_of_one_byte_at_a_time_is_not_waited_for() {
     let dev = shared();
     std::thread::scope(|scope| {
-        for (door, within) in [(Door::Agent, 15), (Door::Admin, 20), (Door::Https, 20), (Door::Http, 20)] {
+        for (door, within) in [
+            (Door::Agent, 15),
+            (Door::Admin, 20),
+            (Door::Https, 20),
+            (Door::Http, 20),
+        ] {
             let dev = &dev;
             scope.spawn(move || {
                 let mut stream = door.open(dev);
                 let start = Instant::now();
                 let _ = stream.write_all(b"GET /v1/whoami HTTP/1.1\r\nX: ");
                 while stream.write_all(b"y").and_then(|()| stream.flush()).is_ok() {
-                    assert!(start.elapsed() < Duration::from_secs(within), "{door:?} still listens");
+                    assert!(
+                        start.elapsed() < Duration::from_secs(within),
+                        "{door:?} still listens"
+                    );
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 assert_eq!(once(dev, door, door.good("")).status, 200, "{door:?}");
@@ -216,16 +338,32 @@ fn attack_21_a_header_of_one_byte_at_a_time_is_not_waited_for() {
 #[test]
 fn attack_22_connections_that_come_and_go_leave_no_descriptor() {
     let dev = Dev::with_policy(&policy());
-    let count = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    // Who is not root sees of a process that is not dumpable only the size of its table, which
+    // grows by powers of two.
+    let table = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("FDSize:"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    let count = |pid: u32| {
+        std::fs::read_dir(format!("/proc/{pid}/fd")).map_or_else(|_| table(pid), Iterator::count)
+    };
     let pids = pids_of(&dev);
     for door in Door::ALL {
         assert_eq!(once(&dev, door, door.good("")).status, 200);
     }
     let settled = |most: [usize; 2]| {
-        wait_for("descriptors to be closed", || (count(pids[0]) <= most[0] && count(pids[1]) <= most[1]).then_some(()));
+        wait_for("descriptors to be closed", || {
+            (count(pids[0]) <= most[0] && count(pids[1]) <= most[1]).then_some(())
+        });
     };
     // Readers of the store and the like open at first use.
-    let before = pids.map(|pid| count(pid) + 4);
+    let before = pids.map(|pid| count(pid) * 2 + 4);
     for round in 0..1_000 {
         for door in [Door::Agent, Door::Admin, Door::Http] {
             let mut stream = door.open(&dev);
@@ -247,14 +385,35 @@ fn attack_27_to_31_a_browser_a_proxy_and_a_forged_url_get_nothing() {
     let get = "GET /v1/token?audience=billing HTTP/1.1\r\n";
     for (headers, code) in [
         ("Host: localhost\r\n", "header_required"),
-        ("Host: evil.example\r\nUser-Agent: Mozilla/5.0\r\nAccept: */*\r\n", "header_required"),
+        (
+            "Host: evil.example\r\nUser-Agent: Mozilla/5.0\r\nAccept: */*\r\n",
+            "header_required",
+        ),
         ("Host: localhost\r\nEphor-Local: 0\r\n", "header_required"),
-        ("Host: localhost\r\nEphor-Local: 1\r\nOrigin: http://evil.example\r\n", "proxied"),
-        ("Host: localhost\r\nEphor-Local: 1\r\nSec-Fetch-Site: cross-site\r\n", "proxied"),
-        ("Host: localhost\r\nEphor-Local: 1\r\nX-Forwarded-For: 10.0.0.1\r\n", "proxied"),
-        ("Host: localhost\r\nEphor-Local: 1\r\nForwarded: for=10.0.0.1\r\n", "proxied"),
-        ("Host: localhost\r\nEphor-Local: 1\r\nVia: 1.1 proxy\r\n", "proxied"),
-        ("Host: localhost\r\nEphor-Local: 1\r\nCookie: a=b\r\n", "proxied"),
+        (
+            "Host: localhost\r\nEphor-Local: 1\r\nOrigin: http://evil.example\r\n",
+            "proxied",
+        ),
+        (
+            "Host: localhost\r\nEphor-Local: 1\r\nSec-Fetch-Site: cross-site\r\n",
+            "proxied",
+        ),
+        (
+            "Host: localhost\r\nEphor-Local: 1\r\nX-Forwarded-For: 10.0.0.1\r\n",
+            "proxied",
+        ),
+        (
+            "Host: localhost\r\nEphor-Local: 1\r\nForwarded: for=10.0.0.1\r\n",
+            "proxied",
+        ),
+        (
+            "Host: localhost\r\nEphor-Local: 1\r\nVia: 1.1 proxy\r\n",
+            "proxied",
+        ),
+        (
+            "Host: localhost\r\nEphor-Local: 1\r\nCookie: a=b\r\n",
+            "proxied",
+        ),
     ] {
         once(&dev, Door::Agent, format!("{get}{headers}\r\n")).assert_problem(403, code, headers);
     }
@@ -262,7 +421,10 @@ fn attack_27_to_31_a_browser_a_proxy_and_a_forged_url_get_nothing() {
     once(&dev, Door::Agent, preflight).assert_problem(403, "proxied", "preflight");
     for door in [Door::Https, Door::Http, Door::Admin] {
         let got = once(&dev, door, door.good("Origin: http://evil.example\r\n"));
-        assert!(!got.head.to_ascii_lowercase().contains("access-control"), "{door:?}: {got:?}");
+        assert!(
+            !got.head.to_ascii_lowercase().contains("access-control"),
+            "{door:?}: {got:?}"
+        );
     }
 }
 
@@ -276,12 +438,17 @@ fn attack_34_one_request_cannot_hide_another() {
         let local = "Host: localhost\r\nEphor-Local: 1\r\n";
         for bad in [
             format!("{line}{local}Content-Length: 6\r\nContent-Length: 5\r\n\r\n"),
-            format!("{line}{local}Content-Length: 0\r\nTransfer-Encoding: chunked, identity\r\n\r\n"),
+            format!(
+                "{line}{local}Content-Length: 0\r\nTransfer-Encoding: chunked, identity\r\n\r\n"
+            ),
             format!("{line}{local}Content-Length: +3\r\n\r\nabc"),
             format!("{line}{local}X : y\r\n\r\n"),
             format!("{line}{local}X: y\r\n folded\r\n\r\n"),
             format!("{line}{local}X: a\0b\r\n\r\n"),
-            format!("{}HTTP/3.7\r\n{local}\r\n", line.split("HTTP").next().unwrap()),
+            format!(
+                "{}HTTP/3.7\r\n{local}\r\n",
+                line.split("HTTP").next().unwrap()
+            ),
             format!("{line}{local}{}\r\n", "X: y\r\n".repeat(500)),
             format!("{line}{local}X: {}\r\n\r\n", "y".repeat(1 << 20)),
             "\u{16}\u{3}\u{1}\0\u{5}hello".to_owned() + &"\0".repeat(64) + "\r\n\r\n",
@@ -294,11 +461,16 @@ fn attack_34_one_request_cannot_hide_another() {
             assert_eq!(second.status, 0, "{shown}: a second answer: {second:?}");
         }
         // Both lengths: refused, or read as chunked and the connection ended (RFC 9112 §6.1).
-        let both = format!("{line}{local}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+        let both = format!(
+            "{line}{local}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        );
         let mut stream = door.open(&dev);
         let first = say(&mut *stream, format!("{both}{good}"));
         let second = answer(&mut *stream);
-        assert!(first.status >= 400 || second.status == 0, "{door:?}: {first:?} and {second:?}");
+        assert!(
+            first.status >= 400 || second.status == 0,
+            "{door:?}: {first:?} and {second:?}"
+        );
     }
     assert_alive(&dev, pids, "malformed HTTP");
 }
@@ -306,18 +478,28 @@ fn attack_34_one_request_cannot_hide_another() {
 #[test]
 fn attack_38_no_compressed_body_is_unpacked() {
     let dev = shared();
-    let bomb = [0x1f_u8, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xed, 0xc1, 1, 1, 0, 0, 0, 0x80, 0x90, 0xfe, 0xaf, 0xee, 8];
+    let bomb = [
+        0x1f_u8, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xed, 0xc1, 1, 1, 0, 0, 0, 0x80, 0x90, 0xfe, 0xaf,
+        0xee, 8,
+    ];
     for (door, path, kind) in [
         (Door::Agent, "/v1/credentials", "application/json"),
         (Door::Admin, "/v1/hosts/invite", "application/json"),
-        (Door::Https, "/introspect", "application/x-www-form-urlencoded"),
+        (
+            Door::Https,
+            "/introspect",
+            "application/x-www-form-urlencoded",
+        ),
     ] {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nContent-Type: {kind}\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
             bomb.len()
         );
         let got = once(&dev, door, [head.as_bytes(), &bomb].concat());
-        assert!((400..=499).contains(&got.status) && !got.code().is_empty(), "{door:?}: {got:?}");
+        assert!(
+            (400..=499).contains(&got.status) && !got.code().is_empty(),
+            "{door:?}: {got:?}"
+        );
     }
 }
 
@@ -330,7 +512,17 @@ fn attack_46_a_file_of_a_task_follows_no_link() {
     symlink(victim.path(), runtime.path().join("ephor")).unwrap();
     let mut run = dev.ephor();
     run.env("XDG_RUNTIME_DIR", runtime.path());
-    let output = run.args(["run", "--env", "F=cred://billing-api?as=file", "--", "cat", "/dev/null"]).output().unwrap();
+    let output = run
+        .args([
+            "run",
+            "--env",
+            "F=cred://billing-api?as=file",
+            "--",
+            "cat",
+            "/dev/null",
+        ])
+        .output()
+        .unwrap();
     assert_ne!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let written = super::examples::files(victim.path());
     assert!(written.is_empty(), "{written:?}");
@@ -350,174 +542,66 @@ fn attack_48_a_copied_agent_is_on_the_record() {
     }
     let (socket, ready) = (dir.path().join("s"), dir.path().join("ready"));
     let mut second = bare();
-    second.args(["__agent", "run", "--config"]).arg(dev.dir.join("agent.toml"));
-    second.arg("--state-dir").arg(&copy).arg("--socket").arg(&socket).arg("--ready-file").arg(&ready);
+    second
+        .args(["__agent", "run", "--config"])
+        .arg(dev.dir.join("agent.toml"));
+    second
+        .arg("--state-dir")
+        .arg(&copy)
+        .arg("--socket")
+        .arg(&socket)
+        .arg("--ready-file")
+        .arg(&ready);
     let mut second = super::wire::Running(second.stderr(Stdio::null()).spawn().unwrap());
     wait_for("the copy to serve", || ready.exists().then_some(()));
-    let seen = || text(&dev.ephor().args(["audit", "ls", "--limit", "1000", "-o", "json"]).output().unwrap().stdout);
-    wait_for("a record of the second instance", || (seen().matches("operate.agent_started").count() >= 2).then_some(()));
+    // The first is refused from then on; they do not take turns, an event each.
+    wait_for("the first to be refused", || {
+        let refused = "a later start of the agent of";
+        dev.log("agent").contains(refused).then_some(())
+    });
+    let events = dev
+        .ephor()
+        .args(["audit", "ls", "--limit", "1000", "-o", "json"])
+        .output()
+        .unwrap();
+    let events = text(&events.stdout);
+    assert_eq!(
+        events.matches("operate.agent_started").count(),
+        2,
+        "{events}"
+    );
     send(second.0.id(), Signal::SIGTERM);
     end_of(&mut second.0, "the end of the copy");
-}
-
-#[test]
-fn malformed_bodies_are_refused_with_a_code_on_every_door() {
-    let dev = shared();
-    let pids = pids_of(&dev);
-    let post = |path: &str, kind: &str, body: &str| {
-        let length = body.len();
-        format!("POST {path} HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}")
-    };
-    let deep = "[".repeat(50_000);
-    for body in ["", "{", "null", "[]", "\"x\"", "{\"a\":1}", "{\"entitlement\":7}", "{\"host\":[]}", "\u{0}", &deep] {
-        for (door, path) in [(Door::Agent, "/v1/credentials"), (Door::Admin, "/v1/hosts/invite")] {
-            let got = once(&dev, door, post(path, "application/json", body));
-            got.assert_problem(400, "invalid_request", &format!("{door:?} {:?}", &body[..body.len().min(40)]));
-        }
-    }
-    // A little over the bound, so that all of it was read: what is left unread when a connection
-    // closes may take the answer with it.
-    let large = " ".repeat(66_000);
-    let form = "token=".to_owned() + &"x".repeat(33_000);
-    for (door, path, body) in [
-        (Door::Agent, "/v1/credentials", &large),
-        (Door::Admin, "/v1/hosts/invite", &large),
-        (Door::Https, "/introspect", &form),
-        (Door::Https, "/revoke", &form),
-    ] {
-        let kind = if door == Door::Https { "application/x-www-form-urlencoded" } else { "application/json" };
-        once(&dev, door, post(path, kind, body)).assert_refusal(413, "too_large", path);
-    }
-    for (door, request) in [
-        (Door::Https, "PUT /introspect"),
-        (Door::Https, "GET /introspect"),
-        (Door::Https, "DELETE /jwks"),
-        (Door::Http, "POST /checkpoint"),
-        (Door::Admin, "DELETE /v1/hosts"),
-    ] {
-        let got = once(&dev, door, format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"));
-        got.assert_problem(405, "method_not_allowed", request);
-    }
-    for (door, path, status) in [
-        (Door::Http, "/status/99999999999999999999", 404),
-        (Door::Http, "/status/-1", 404),
-        (Door::Http, "/tile/0/x999/999", 404),
-        (Door::Http, "/tile/../../etc/passwd", 404),
-        (Door::Http, "/tile/entries/%2e%2e/%2e%2e/x", 404),
-        (Door::Admin, "/v1/tasks/%ff", 400),
-        (Door::Admin, "/v1/tasks/nope", 400),
-        (Door::Admin, "/v1/tasks?limit=-1", 400),
-        (Door::Admin, "/v1/credentials?state=undead", 400),
-        (Door::Admin, "/v1/audit?limit=18446744073709551616", 400),
-    ] {
-        let got = once(&dev, door, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
-        assert!(got.status == status || matches!(got.status, 400 | 404), "{path}: {got:?}");
-        assert!(!got.code().is_empty() && got.body.contains("correlation_id"), "{path}: {got:?}");
-    }
-    assert_alive(&dev, pids, "malformed bodies");
-}
-
-#[test]
-fn malformed_tokens_are_inactive_and_prove_no_caller() {
-    let dev = shared();
-    let pids = pids_of(&dev);
-    let asker = own_token(&dev, &dev.variables["EPHOR_BROKER_URL"]);
-    let good = own_token(&dev, "billing");
-    let (head, rest) = good.split_once('.').unwrap();
-    let (claims, signature) = rest.split_once('.').unwrap();
-    let none = "eyJhbGciOiJub25lIn0";
-    let long = "a".repeat(20_000);
-    let ask = |path: &str, bearer: &str, token: &str| {
-        let form = format!("token={token}");
-        let length = form.len();
-        once(&dev, Door::Https, format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {bearer}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n\r\n{form}"
-        ))
-    };
-    let bad = [
-        String::new(), ".".into(), "..".into(), "a.b.c".into(), "....".into(),
-        format!("{none}.{claims}."), format!("{none}.{claims}.{signature}"), format!("{head}.{claims}."),
-        format!("{head}.{claims}"), format!("{head}.{claims}.{signature}.{signature}"),
-        format!("{head}.{claims}.{}", "A".repeat(86)), format!("{head}.e30.{signature}"), format!("{head}.!!.{signature}"), long,
-    ];
-    for token in &bad {
-        let shown = &token[..token.len().min(60)];
-        let got = ask("/introspect", &asker, token);
-        assert_eq!((got.status, got.body.as_str()), (200, "{\"active\":false}"), "{shown}");
-        if token.len() < 10_000 {
-            ask("/introspect", token, &good).assert_problem(401, "unauthenticated", shown);
-            ask("/revoke", token, &good).assert_problem(401, "unauthenticated", shown);
-        }
-        assert_eq!(ask("/revoke", &asker, token).status, 200, "{shown}");
-    }
-    let missing = "POST /introspect HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n\r\na=b";
-    once(&dev, Door::Https, missing).assert_refusal(400, "invalid_request", "no token");
-    // The good one was hurt by none of this, and a token for another audience asks about nobody.
-    assert!(ask("/introspect", &asker, &good).body.contains("\"active\":true"));
-    ask("/introspect", &good, &asker).assert_problem(401, "unauthenticated", "a token for billing is no caller");
-    assert_alive(&dev, pids, "malformed tokens");
-}
-
-#[test]
-fn lifetimes_and_names_out_of_bounds_are_refused_by_name() {
-    let dev = shared();
-    let get = |ttl: &str| {
-        once(&dev, Door::Agent, format!("GET /v1/token?audience=billing&ttl_seconds={ttl} HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\n\r\n"))
-    };
-    let post = |body: &str| {
-        let length = body.len();
-        once(&dev, Door::Agent, format!("POST /v1/credentials HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nContent-Length: {length}\r\n\r\n{body}"))
-    };
-    for ttl in ["-1", "-9223372036854775808", "1.5", "x", ""] {
-        get(ttl).assert_problem(400, "invalid_request", ttl);
-    }
-    get("0").assert_problem(400, "ttl_zero", "0");
-    for ttl in ["-1", "1.5", "\"9\"", "-9223372036854775808"] {
-        post(&format!("{{\"entitlement\":\"billing-api\",\"ttl_seconds\":{ttl}}}")).assert_problem(400, "invalid_request", ttl);
-    }
-    post("{\"entitlement\":\"billing-api\",\"ttl_seconds\":0}").assert_problem(400, "ttl_zero", "0");
-    for huge in ["9223372036854775808", "18446744073709551615"] {
-        let got = post(&format!("{{\"entitlement\":\"billing-api\",\"ttl_seconds\":{huge}}}"));
-        assert_eq!(got.status, 200, "capped, not refused: {got:?}");
-        assert!(got.body.contains("\"capped_by\":\"ttl.max\""), "{huge}");
-        let got = get(huge);
-        assert!(got.status == 200 && got.body.contains("\"capped_by\":\"ttl.max\""), "{huge}: {got:?}");
-    }
-    let unknown = post("{\"entitlement\":\"nobody-has-this\"}");
-    unknown.assert_problem(403, "unknown_entitlement", "unknown");
-    assert!(unknown.body.contains("\"decision\":\""), "{unknown:?}");
-    for body in ["{\"entitlement\":\"../../etc\"}", "{\"entitlement\":\"\"}", "{\"entitlement\":\"A B\"}"] {
-        post(body).assert_problem(400, "invalid_request", body);
-    }
-    let bound = once(&dev, Door::Agent, "GET /v1/token?audience=a&bind=1 HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\n\r\n");
-    assert!((400..=499).contains(&bound.status) && !bound.code().is_empty(), "pid 1 is no ancestor of the same uid: {bound:?}");
-}
-
-#[test]
-fn rubbish_where_tls_is_spoken_ends_only_its_connection() {
-    let dev = shared();
-    let pids = pids_of(&dev);
-    for rubbish in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 1000], &[0x16, 3, 1, 0xff, 0xff, 1], b"\x80\x2e\x01\x03\x01"] {
-        let mut stream = super::wire::tcp(&dev.variables["EPHOR_BROKER_URL"]);
-        let _ = stream.write_all(rubbish);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut said = Vec::new();
-        let _ = stream.read_to_end(&mut said);
-        assert!(!said.starts_with(b"HTTP"), "{said:?}");
-    }
-    assert_alive(&dev, pids, "rubbish before TLS");
 }
 
 #[test]
 fn the_tests_that_the_threat_model_names_exist() {
     let root = super::wire::workspace();
     let model = std::fs::read_to_string(root.join("docs/threat-model.md")).unwrap();
-    let is_test = |name: &&str| name.matches('_').count() > 2 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    let named: HashSet<&str> = model.split('`').skip(1).step_by(2).filter(is_test).collect();
+    let is_test = |name: &&str| {
+        name.matches('_').count() > 2
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    let named: HashSet<&str> = model
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(is_test)
+        .collect();
     assert!(named.len() > 40, "{named:?}");
     let folders = ["proto", "crypto", "broker", "agent", "cli", "testkit"];
-    let sources = folders.iter().flat_map(|folder| super::examples::files(&root.join(folder)));
-    let sources: String = sources.filter(|file| file.extension().is_some_and(|end| end == "rs")).map(|file| std::fs::read_to_string(file).unwrap()).collect();
-    let missing: Vec<_> = named.into_iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    let sources = folders
+        .iter()
+        .flat_map(|folder| super::examples::files(&root.join(folder)));
+    let sources: String = sources
+        .filter(|file| file.extension().is_some_and(|end| end == "rs"))
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .collect();
+    let missing: Vec<_> = named
+        .into_iter()
+        .filter(|name| !sources.contains(&format!("fn {name}(")))
+        .collect();
     assert_eq!(missing, [""; 0]);
 }

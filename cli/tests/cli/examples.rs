@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 
 use super::support::{Dev, assert_code, is_token, send, text, wait_for};
 use super::wire::{
-    Checker, REFUSED_WITHIN, command, example, python, refused_within, scratch, say, shared, shell, tcp, until_line,
+    Checker, REFUSED_WITHIN, command, example, python, refused_within, say, scratch, shared, shell,
+    tcp, until_line,
 };
 
 /// How long a verifier may go on with its copy of the status list.
@@ -17,7 +18,9 @@ const LIST_TTL: Duration = Duration::from_secs(5);
 /// Calls the example service with a token that somebody kept.
 fn call(port: &str, token: &str) -> Result<String, String> {
     let mut stream = tcp(&format!("http://127.0.0.1:{port}"));
-    let request = format!("GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+    );
     let answer = say(&mut stream, request);
     match answer.status {
         200 => Ok(answer.body),
@@ -35,24 +38,50 @@ fn the_token_service_takes_its_client_and_refuses_a_killed_ones_token() {
         ("status", REFUSED_WITHIN + LIST_TTL, "listed"),
     ] {
         let service = example("token-service/service.py");
-        let (_service, port) = until_line(command(&dev, python()).arg(service).args(["billing", way]));
-        let client = command(&dev, python()).arg(example("token-service/client.py")).args([&port, "billing"]).output().unwrap();
+        let (_service, port) =
+            until_line(command(&dev, python()).arg(service).args(["billing", way]));
+        let client = command(&dev, python())
+            .arg(example("token-service/client.py"))
+            .args([&port, "billing"])
+            .output()
+            .unwrap();
         assert_code(&client, 0);
-        assert_eq!(text(&client.stdout), "200 hello spiffe://test.ephor/dev/me\n", "{way}");
-        let elsewhere = command(&dev, python()).arg(example("token-service/client.py")).args([&port, "search"]).output().unwrap();
+        assert_eq!(
+            text(&client.stdout),
+            "200 hello spiffe://test.ephor/dev/me\n",
+            "{way}"
+        );
+        let elsewhere = command(&dev, python())
+            .arg(example("token-service/client.py"))
+            .args([&port, "search"])
+            .output()
+            .unwrap();
         assert_code(&elsewhere, 1);
 
         let dir = scratch();
         let kept = dir.path().join("token");
-        let (mut holder, _) = shell(&dev, &format!("\"$EPHOR\" token --audience billing >'{}'", kept.display()));
-        let token = std::fs::read_to_string(&kept).unwrap().trim_end().to_owned();
+        let (mut holder, _) = shell(
+            &dev,
+            &format!("\"$EPHOR\" token --audience billing >'{}'", kept.display()),
+        );
+        let token = std::fs::read_to_string(&kept)
+            .unwrap()
+            .trim_end()
+            .to_owned();
         call(&port, &token).unwrap();
         holder.kill();
         refused_within(within, way, || call(&port, &token));
         let said = call(&port, &token).unwrap_err();
         assert!(said.contains(why), "{way}: {said}");
-        let forged = format!("{}x{}", &token[..token.len() - 9], &token[token.len() - 8..]);
-        assert!(call(&port, &forged).is_err() && call(&port, "").is_err(), "{way}");
+        let forged = format!(
+            "{}x{}",
+            &token[..token.len() - 9],
+            &token[token.len() - 8..]
+        );
+        assert!(
+            call(&port, &forged).is_err() && call(&port, "").is_err(),
+            "{way}"
+        );
     }
 }
 
@@ -62,11 +91,19 @@ fn a_token_by_run_dies_with_its_command() {
     let mut checker = Checker::start(&dev);
     let dir = scratch();
     let kept = dir.path().join("token");
-    let script = format!("\"$EPHOR\" token --audience billing >'{}'; echo $$; read forever", kept.display());
+    let script = format!(
+        "\"$EPHOR\" token --audience billing >'{}'; echo $$; read forever",
+        kept.display()
+    );
     let mut run = command(&dev, env!("CARGO_BIN_EXE_ephor"));
-    run.args(["run", "--", "sh", "-euc", &script]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    run.args(["run", "--", "sh", "-euc", &script])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped());
     let (mut run, pid) = until_line(&mut run);
-    let token = std::fs::read_to_string(&kept).unwrap().trim_end().to_owned();
+    let token = std::fs::read_to_string(&kept)
+        .unwrap()
+        .trim_end()
+        .to_owned();
     checker.assert_good("billing", &token);
     send(pid.parse().unwrap(), Signal::SIGKILL);
     checker.assert_refused("billing", &token);
@@ -84,7 +121,8 @@ fn a_token_by_curl_dies_with_the_shell_that_called_it() {
         kept.display()
     );
     dies_with_its_shell(&shared(), &curl, || {
-        let answer: serde_json::Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+        let answer: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
         assert_eq!(answer["task_rule"], "ancestor");
         answer["token"].as_str().unwrap().to_owned()
     });
@@ -95,7 +133,12 @@ fn a_token_by_the_helper_dies_with_the_shell_that_called_it() {
     let dir = scratch();
     let kept = dir.path().join("token");
     let helper = format!("\"$EPHOR\" token --audience billing >'{}'", kept.display());
-    dies_with_its_shell(&shared(), &helper, || std::fs::read_to_string(&kept).unwrap().trim_end().to_owned());
+    dies_with_its_shell(&shared(), &helper, || {
+        std::fs::read_to_string(&kept)
+            .unwrap()
+            .trim_end()
+            .to_owned()
+    });
 }
 
 fn dies_with_its_shell(dev: &Dev, script: &str, token: impl FnOnce() -> String) {
@@ -114,16 +157,33 @@ fn the_curl_session_shows_its_receipt_and_its_token_is_over() {
     let mut checker = Checker::start(&dev);
     let dir = scratch();
     let kept = dir.path().join("answer");
-    let session = command(&dev, "sh").arg(example("curl-session.sh")).env("TOKEN_FILE", &kept).output().unwrap();
+    let session = command(&dev, "sh")
+        .arg(example("curl-session.sh"))
+        .env("TOKEN_FILE", &kept)
+        .output()
+        .unwrap();
     assert_code(&session, 0);
     let answers = text(&session.stdout);
-    let answers: Vec<serde_json::Value> =
-        answers.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect();
-    let [who, task, end] = &answers[..] else { panic!("{answers:?}") };
+    let answers: Vec<serde_json::Value> = answers
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [who, task, end] = &answers[..] else {
+        panic!("{answers:?}")
+    };
     assert_eq!(who["subjects"][0], "spiffe://test.ephor/dev/me");
-    assert_eq!((&task["rule"], &task["state"]), (&"ancestor".into(), &"open".into()), "{task}");
+    assert_eq!(
+        (&task["rule"], &task["state"]),
+        (&"ancestor".into(), &"open".into()),
+        "{task}"
+    );
     assert_eq!(task["credentials"][0]["entitlement"], "identity");
-    assert_eq!((&end["task"], &end["listed"], &end["wiped"]), (&task["task"], &1.into(), &1.into()), "{end}");
+    assert_eq!(
+        (&end["task"], &end["listed"], &end["wiped"]),
+        (&task["task"], &1.into(), &1.into()),
+        "{end}"
+    );
     assert!(end["receipt"]["checkpoint"].is_string(), "{end}");
     let token: serde_json::Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
     checker.assert_refused("billing", token["token"].as_str().unwrap());
@@ -132,20 +192,44 @@ fn the_curl_session_shows_its_receipt_and_its_token_is_over() {
 #[test]
 fn the_export_is_taken_by_the_verifier_and_a_changed_byte_is_not() {
     let dev = shared();
-    let output = dev.run(&["--", env!("CARGO_BIN_EXE_ephor"), "token", "--audience", "billing"]);
+    let output = dev.run(&[
+        "--",
+        env!("CARGO_BIN_EXE_ephor"),
+        "token",
+        "--audience",
+        "billing",
+    ]);
     assert_code(&output, 0);
     let dir = scratch();
     let export = dir.path().join("export");
-    assert_code(&dev.ephor().args(["audit", "export", "--to"]).arg(&export).output().unwrap(), 0);
-    let key = text(&dev.ephor().args(["audit", "key"]).output().unwrap().stdout).trim().to_owned();
+    assert_code(
+        &dev.ephor()
+            .args(["audit", "export", "--to"])
+            .arg(&export)
+            .output()
+            .unwrap(),
+        0,
+    );
+    let key = text(&dev.ephor().args(["audit", "key"]).output().unwrap().stdout)
+        .trim()
+        .to_owned();
     let verify = |script: std::path::PathBuf| {
-        command(&dev, python()).arg(script).arg(&export).args(["--key", &key]).output().unwrap()
+        command(&dev, python())
+            .arg(script)
+            .arg(&export)
+            .args(["--key", &key])
+            .output()
+            .unwrap()
     };
     // The one in the repository, and the one that every export brings.
     for script in [example("verify.py"), export.join("verify.py")] {
         let taken = verify(script);
         assert_code(&taken, 0);
-        assert!(text(&taken.stdout).contains("receipt"), "{}", text(&taken.stdout));
+        assert!(
+            text(&taken.stdout).contains("receipt"),
+            "{}",
+            text(&taken.stdout)
+        );
     }
     let entries = files(&export.join("log/tile/entries"));
     let mut bytes = std::fs::read(&entries[0]).unwrap();

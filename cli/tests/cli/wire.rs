@@ -41,7 +41,9 @@ pub fn shared() -> Arc<Dev> {
 pub fn python() -> PathBuf {
     let default = || workspace().join("target/venv/bin/python3");
     let python = std::env::var_os("EPHOR_TEST_PYTHON").map_or_else(default, PathBuf::from);
-    let probe = Command::new(&python).args(["-c", "import cryptography, jwt"]).output();
+    let probe = Command::new(&python)
+        .args(["-c", "import cryptography, jwt"])
+        .output();
     assert!(
         probe.is_ok_and(|probe| probe.status.success()),
         "{} is no Python with PyJWT and cryptography: run scripts/test, or set EPHOR_TEST_PYTHON to one \
@@ -52,7 +54,10 @@ pub fn python() -> PathBuf {
 }
 
 pub fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 pub fn example(path: &str) -> PathBuf {
@@ -93,33 +98,53 @@ impl Drop for Running {
 pub fn until_line(command: &mut Command) -> (Running, String) {
     let mut child = Running(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
-    BufReader::new(child.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.ends_with('\n'), "{command:?} ended before it printed a line: {line:?}");
+    BufReader::new(child.0.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(
+        line.ends_with('\n'),
+        "{command:?} ended before it printed a line: {line:?}"
+    );
     (child, line.trim_end().to_owned())
 }
 
 /// A shell that runs `script`, prints a line and then does nothing until it is killed.
 pub fn shell(dev: &Dev, script: &str) -> (Running, String) {
     let script = format!("{script}\necho \"$$\"\nread forever");
-    until_line(command(dev, "sh").args(["-euc", &script]).stdin(Stdio::piped()))
+    until_line(
+        command(dev, "sh")
+            .args(["-euc", &script])
+            .stdin(Stdio::piped()),
+    )
 }
 
 /// `ephor token --audience A` for the test's own process, until it ends.
 pub fn own_token(dev: &Dev, audience: &str) -> String {
-    let output = dev.ephor().args(["token", "--audience", audience]).output().unwrap();
+    let output = dev
+        .ephor()
+        .args(["token", "--audience", audience])
+        .output()
+        .unwrap();
     support::assert_code(&output, 0);
     support::text(&output.stdout).trim_end().to_owned()
 }
 
 /// Waits until `refused` says so, for no longer than `within`.
 #[track_caller]
-pub fn refused_within(within: Duration, what: &str, mut refused: impl FnMut() -> Result<String, String>) {
+pub fn refused_within(
+    within: Duration,
+    what: &str,
+    mut refused: impl FnMut() -> Result<String, String>,
+) {
     let start = Instant::now();
     loop {
         let asked = start.elapsed();
         match refused() {
             Err(_why) => return,
-            Ok(said) => assert!(asked < within, "{what}: still taken {asked:?} after the end: {said}"),
+            Ok(said) => assert!(
+                asked < within,
+                "{what}: still taken {asked:?} after the end: {said}"
+            ),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -136,11 +161,19 @@ impl Checker {
     pub fn start(dev: &Dev) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/checker.py");
         let mut process = command(dev, python());
-        process.arg(script).arg(example("token-service")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        process
+            .arg(script)
+            .arg(example("token-service"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut process = Running(process.spawn().unwrap());
         let stdin = process.0.stdin.take().unwrap();
         let stdout = BufReader::new(process.0.stdout.take().unwrap());
-        Self { stdin, stdout, _process: process }
+        Self {
+            stdin,
+            stdout,
+            _process: process,
+        }
     }
 
     /// `way` is `jwt`, `introspect` or `status`. The error is why it was refused.
@@ -159,7 +192,11 @@ impl Checker {
     #[track_caller]
     pub fn assert_good(&mut self, audience: &str, token: &str) {
         for way in ["jwt", "introspect", "status"] {
-            assert_eq!(self.ask(way, audience, token).as_deref(), Ok("spiffe://test.ephor/dev/me"), "{way}");
+            assert_eq!(
+                self.ask(way, audience, token).as_deref(),
+                Ok("spiffe://test.ephor/dev/me"),
+                "{way}"
+            );
         }
     }
 
@@ -208,7 +245,11 @@ impl Door {
             Self::Https => "/jwks",
             Self::Http => "/checkpoint",
         };
-        let local = if self == Self::Agent { "Ephor-Local: 1\r\n" } else { "" };
+        let local = if self == Self::Agent {
+            "Ephor-Local: 1\r\n"
+        } else {
+            ""
+        };
         format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{local}{headers}\r\n")
     }
 }
@@ -224,7 +265,8 @@ fn unix(path: &str) -> Box<dyn Stream> {
 
 /// A plain connection to the host and port of a URL.
 pub fn tcp(url: &str) -> TcpStream {
-    let stream = TcpStream::connect(url.split_once("://").unwrap().1.trim_end_matches('/')).unwrap();
+    let stream =
+        TcpStream::connect(url.split_once("://").unwrap().1.trim_end_matches('/')).unwrap();
     stream.set_read_timeout(Some(READ_MAX)).unwrap();
     stream
 }
@@ -258,15 +300,25 @@ impl Answer {
     pub fn assert_problem(&self, status: u16, code: &str, what: &str) {
         self.assert_refusal(status, code, what);
         let head = self.head.to_ascii_lowercase();
-        assert!(head.contains("application/problem+json"), "{what}: {self:?}");
+        assert!(
+            head.contains("application/problem+json"),
+            "{what}: {self:?}"
+        );
     }
 
     /// The same in the form of OAuth (RFC 6749 §5.2) or of RFC 9457.
     #[track_caller]
     pub fn assert_refusal(&self, status: u16, code: &str, what: &str) {
-        assert_eq!((self.status, self.code().as_str()), (status, code), "{what}: {self:?}");
+        assert_eq!(
+            (self.status, self.code().as_str()),
+            (status, code),
+            "{what}: {self:?}"
+        );
         let head = self.head.to_ascii_lowercase();
-        assert!(self.body.contains("\"correlation_id\":\""), "{what}: {self:?}");
+        assert!(
+            self.body.contains("\"correlation_id\":\""),
+            "{what}: {self:?}"
+        );
         assert!(!head.contains("access-control"), "{what}: {self:?}");
     }
 }
@@ -286,7 +338,13 @@ pub fn answer(stream: &mut dyn Stream) -> Answer {
             return whole;
         }
         match stream.read(&mut part) {
-            Ok(0) | Err(_) => return Answer { status: 0, head: String::from_utf8_lossy(&bytes).into(), body: String::new() },
+            Ok(0) | Err(_) => {
+                return Answer {
+                    status: 0,
+                    head: String::from_utf8_lossy(&bytes).into(),
+                    body: String::new(),
+                };
+            }
             Ok(read) => bytes.extend_from_slice(&part[..read]),
         }
     }
@@ -296,10 +354,16 @@ fn parsed(bytes: &[u8]) -> Option<Answer> {
     let text = String::from_utf8_lossy(bytes);
     let (head, body) = text.split_once("\r\n\r\n")?;
     let lower = head.to_ascii_lowercase();
-    let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length = lower
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
     let length: usize = length.map_or(0, |length| length.trim().parse().unwrap());
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    (body.len() >= length).then(|| Answer { status, head: head.to_owned(), body: body.to_owned() })
+    (body.len() >= length).then(|| Answer {
+        status,
+        head: head.to_owned(),
+        body: body.to_owned(),
+    })
 }
 
 /// One request on a connection of its own.
@@ -314,7 +378,11 @@ pub fn assert_alive(dev: &Dev, pids: [u32; 2], after: &str) {
         let answer = once(dev, door, door.good(""));
         assert_eq!(answer.status, 200, "{door:?} after {after}: {answer:?}");
     }
-    assert_eq!(pids, pids_of(dev), "a daemon is another process after {after}");
+    assert_eq!(
+        pids,
+        pids_of(dev),
+        "a daemon is another process after {after}"
+    );
     assert!(pids.into_iter().all(support::is_running), "after {after}");
 }
 
@@ -326,7 +394,11 @@ pub fn pids_of(dev: &Dev) -> [u32; 2] {
 /// The same command below another program, such as a shell that sets a limit first.
 pub fn below(wrapper: &[&str], command: &Command) -> Command {
     let mut outer = Command::new(wrapper[0]);
-    outer.args(&wrapper[1..]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    outer
+        .args(&wrapper[1..])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(Stdio::null());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => outer.env(name, value),

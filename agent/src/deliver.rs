@@ -143,9 +143,9 @@ async fn issue(
         Some(evidence) => evidence,
         None => {
             let identity = Arc::clone(asker);
-            let asked = agent.tasks.blocking("attest.evidence", move || {
-                identity.identity.evidence()
-            });
+            let asked = agent
+                .tasks
+                .blocking("attest.evidence", move || identity.identity.evidence());
             asked
                 .await
                 .map_err(|error| agent.problem(Code::Internal, error.to_string()))?

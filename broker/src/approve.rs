@@ -22,7 +22,10 @@ pub struct Approved {
 impl Approved {
     /// The rule that allowed it asks for nobody.
     pub fn by_rule(decided: Decided) -> Self {
-        Self { decided, how: How::Automatic }
+        Self {
+            decided,
+            how: How::Automatic,
+        }
     }
 
     /// What was decided.

@@ -64,7 +64,10 @@ enum Step {
 /// What follows a commit once it is durable.
 enum After {
     /// Refuse and list these; tell the host, unless it was the one who told us.
-    List { credentials: Vec<CredentialRow>, tell: Option<Box<TaskRow>> },
+    List {
+        credentials: Vec<CredentialRow>,
+        tell: Option<Box<TaskRow>>,
+    },
     /// They are contained or dead; their uses were written.
     Forget { credentials: Vec<CredentialRow> },
 }
@@ -75,7 +78,11 @@ impl Broker {
     /// # Errors
     /// When the request is malformed, or the end is not proven yet; it is driven on all the same, and
     /// asking again gives its one receipt.
-    pub async fn complete(&self, peer: &Peer, r: v1::CompleteRequest) -> Result<v1::CompleteResponse, Problem> {
+    pub async fn complete(
+        &self,
+        peer: &Peer,
+        r: v1::CompleteRequest,
+    ) -> Result<v1::CompleteResponse, Problem> {
         let correlation = self.correlation();
         let outcome = self.complete_within(peer, &r, correlation).await;
         outcome.map_err(|refusal| refusal.into_problem(correlation))
@@ -88,8 +95,9 @@ impl Broker {
         correlation: CorrelationId,
     ) -> Result<v1::CompleteResponse, Refusal> {
         let watch = Stopwatch::start();
-        let task = TaskId::from_slice(&r.task_id)
-            .map_err(|e| Refusal::new(Code::InvalidRequest, format!("`task_id` is malformed: {e}")))?;
+        let task = TaskId::from_slice(&r.task_id).map_err(|e| {
+            Refusal::new(Code::InvalidRequest, format!("`task_id` is malformed: {e}"))
+        })?;
         let cause = agent_cause(&r.cause)?;
         let stored = self.ledger.reader().task(task).map_err(store_unavailable)?;
         match stored {
@@ -98,15 +106,30 @@ impl Broker {
                 return Err(Refusal::new(Code::NotFound, detail));
             }
             Some(_) => {}
-            None => self.close_unheard(peer, task, cause, correlation).await.map_err(still_ending)?,
+            None => self
+                .close_unheard(peer, task, cause, correlation)
+                .await
+                .map_err(still_ending)?,
         }
-        let proven = self.end_task(End { task, cause, by: By::Agent(correlation) }).await?;
+        let proven = self
+            .end_task(End {
+                task,
+                cause,
+                by: By::Agent(correlation),
+            })
+            .await?;
         crate::crash_point!("complete.before_answer");
         Ok(v1::CompleteResponse {
-            receipt: proven.receipt.map(|receipt| receipt.to_string()).unwrap_or_default(),
+            receipt: proven
+                .receipt
+                .map(|receipt| receipt.to_string())
+                .unwrap_or_default(),
             dead: proven.totals.dead,
             listed: proven.totals.listed,
-            listed_until: proven.totals.listed_until.map_or(0, |until| until.as_millis()),
+            listed_until: proven
+                .totals
+                .listed_until
+                .map_or(0, |until| until.as_millis()),
             revoke_microseconds: watch.micros(),
         })
     }
@@ -118,7 +141,8 @@ impl Broker {
     pub async fn end_task(&self, end: End) -> Result<Proven, Refusal> {
         let work = Work::Task(end.task, end.cause);
         // Registered before the first step: a caller that goes away midway leaves it to the sweep.
-        self.pending.add_after(work.clone(), self.clock.boottime(), limits::SWEEP_GRACE);
+        self.pending
+            .add_after(work.clone(), self.clock.boottime(), limits::SWEEP_GRACE);
         match self.drive(&end).await {
             Ok(row) => {
                 self.pending.done(&work);
@@ -138,9 +162,19 @@ impl Broker {
         for some in tasks.chunks(limits::ENDS_AT_ONCE) {
             let now = self.clock.boottime();
             for task in some {
-                self.pending.add_after(Work::Task(*task, cause), now, limits::SWEEP_GRACE);
+                self.pending
+                    .add_after(Work::Task(*task, cause), now, limits::SWEEP_GRACE);
             }
-            self.drive_together(some.iter().map(|task| End { task: *task, cause, by: By::Broker }).collect()).await;
+            self.drive_together(
+                some.iter()
+                    .map(|task| End {
+                        task: *task,
+                        cause,
+                        by: By::Broker,
+                    })
+                    .collect(),
+            )
+            .await;
         }
     }
 
@@ -170,7 +204,9 @@ impl Broker {
 
     async fn end_failed(&self, end: &End, error: &NotEnded) {
         tracing::warn!(task = %end.task, %error, "a task's end is not proven yet");
-        let failed = self.pending.failed(&Work::Task(end.task, end.cause), self.clock.boottime());
+        let failed = self
+            .pending
+            .failed(&Work::Task(end.task, end.cause), self.clock.boottime());
         if failed.is_overdue {
             self.flag_overdue(end.task, &failed, error).await;
         }

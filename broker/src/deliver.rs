@@ -71,7 +71,8 @@ pub(crate) fn deliver(
         let id = token.id();
         let opened = token.open(permit).map_err(defect)?;
         let row = permit.credentials().iter().find(|row| row.id == id);
-        let row = row.ok_or_else(|| defect("a permit that covers a credential it does not hold"))?;
+        let row =
+            row.ok_or_else(|| defect("a permit that covers a credential it does not hold"))?;
         credentials.push(encode(row, &opened)?);
     }
     Ok(v1::IssueResponse {

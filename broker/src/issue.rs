@@ -13,8 +13,8 @@ mod replay;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use intent::{Intent, Permit, Planned, Sealed, SealedToken, WrongProof};
 pub(crate) use events::credential_part;
+pub use intent::{Intent, Permit, Planned, Sealed, SealedToken, WrongProof};
 
 use std::sync::Arc;
 
@@ -64,7 +64,11 @@ impl Broker {
     ///
     /// # Errors
     /// A problem with a stable code; nothing was issued then.
-    pub async fn issue(&self, peer: &Peer, r: v1::IssueRequest) -> Result<v1::IssueResponse, Problem> {
+    pub async fn issue(
+        &self,
+        peer: &Peer,
+        r: v1::IssueRequest,
+    ) -> Result<v1::IssueResponse, Problem> {
         let correlation = self.correlation();
         let outcome = self.issue_within(peer, r, correlation).await;
         outcome.map_err(|refusal| refusal.into_problem(correlation))
@@ -85,13 +89,19 @@ impl Broker {
                 Tried::Again => {}
             }
         }
-        Err(Refusal::new(Code::Busy, "the task or request kept changing while this was decided; try again"))
+        Err(Refusal::new(
+            Code::Busy,
+            "the task or request kept changing while this was decided; try again",
+        ))
     }
 
     /// What must hold before anything is issued; wall time, once it can be believed.
     fn ready_to_issue(&self, peer: &Peer, requested: &Requested) -> Result<UnixMillis, Refusal> {
         if self.fleet.is_silent(peer.host()) {
-            let detail = format!("the agent on {} has not been heard for 15 s; nothing new there", peer.host());
+            let detail = format!(
+                "the agent on {} has not been heard for 15 s; nothing new there",
+                peer.host()
+            );
             return Err(Refusal::new(Code::AgentSilent, detail));
         }
         if self.pending.holds(&Work::Doubtful(requested.id())) {
@@ -113,7 +123,9 @@ impl Broker {
             Ok(attested) => attested,
             Err(refused) => {
                 let (requested, refusal) = *refused;
-                return Err(self.attest_refused(peer, &requested, refusal, correlation).await);
+                return Err(self
+                    .attest_refused(peer, &requested, refusal, correlation)
+                    .await);
             }
         };
         let attest_micros = attesting.micros();
@@ -121,7 +133,16 @@ impl Broker {
             return Ok(Tried::Done(answer));
         }
         if let Some(credential) = attested.requested().renews() {
-            return self.renew(&policy, attested, credential, now, attest_micros, correlation).await;
+            return self
+                .renew(
+                    &policy,
+                    attested,
+                    credential,
+                    now,
+                    attest_micros,
+                    correlation,
+                )
+                .await;
         }
         let task = self.task_of(&attested)?;
         let deciding = Stopwatch::start();
@@ -133,7 +154,11 @@ impl Broker {
             renewing: None,
         };
         let decided = self.decide(&policy, attested, given, correlation).await?;
-        let mut timings = Timings { attest: attest_micros, decide: deciding.micros(), issue: 0 };
+        let mut timings = Timings {
+            attest: attest_micros,
+            decide: deciding.micros(),
+            issue: 0,
+        };
         let issuing = Stopwatch::start();
         let plan = self.plan(Approved::by_rule(decided), task.as_ref(), correlation)?;
         crash_point!("issue.before_commit");
@@ -154,12 +179,19 @@ impl Broker {
             return Ok(None);
         };
         if task.host != attested.host() {
-            return Err(Refusal::new(Code::NotFound, format!("there is no task {id} on {}", attested.host())));
+            return Err(Refusal::new(
+                Code::NotFound,
+                format!("there is no task {id} on {}", attested.host()),
+            ));
         }
         match task.state {
             TaskState::Open => Ok(Some(task)),
             TaskState::Completing(cause) | TaskState::Closed { cause, .. } => {
-                let detail = format!("task {} has ended ({}); nothing more is issued in it", id.short(), cause.as_str());
+                let detail = format!(
+                    "task {} has ended ({}); nothing more is issued in it",
+                    id.short(),
+                    cause.as_str()
+                );
                 Err(Refusal::new(Code::TaskEnded, detail))
             }
         }
@@ -183,8 +215,17 @@ impl Broker {
     }
 
     /// Submits a plan and signs while it is flushed. `None`: a precondition did not hold.
-    async fn record(&self, plan: Plan) -> Result<Option<(Permit, Vec<SealedToken>, Delivery)>, Refusal> {
-        let Plan { intent, batch, slots, opens, delivery } = plan;
+    async fn record(
+        &self,
+        plan: Plan,
+    ) -> Result<Option<(Permit, Vec<SealedToken>, Delivery)>, Refusal> {
+        let Plan {
+            intent,
+            batch,
+            slots,
+            opens,
+            delivery,
+        } = plan;
         let release = || slots.iter().for_each(|slot| self.lists.release(*slot));
         let ticket = match self.ledger.submit(batch) {
             Ok(ticket) => ticket,
@@ -205,7 +246,9 @@ impl Broker {
                 for row in intent.rows().iter().filter(|row| row.version == 1) {
                     self.timers.set(row.id, dead_at(row.expires_at));
                 }
-                let permit = intent.recorded(number, &committed.durable).map_err(defect)?;
+                let permit = intent
+                    .recorded(number, &committed.durable)
+                    .map_err(defect)?;
                 Ok(Some((permit, sealed.map_err(defect)?, delivery)))
             }
             Err(CommitError::Conflict(key)) => {
@@ -220,7 +263,8 @@ impl Broker {
             Err(CommitError::Unknown) => {
                 // Whatever was signed is wiped here; the sweep finds out and revokes by id.
                 drop(sealed);
-                self.pending.add(Work::Doubtful(delivery.request), self.clock.boottime());
+                self.pending
+                    .add(Work::Doubtful(delivery.request), self.clock.boottime());
                 Err(unknown_fate())
             }
         }
@@ -231,7 +275,9 @@ impl Broker {
         intent
             .planned()
             .map(|planned| {
-                let signer = self.keys.token_signer(jwt::token_kind(planned.entitlement()));
+                let signer = self
+                    .keys
+                    .token_signer(jwt::token_kind(planned.entitlement()));
                 jwt::Signer::new(Arc::clone(signer)).sign(&planned)
             })
             .collect()
@@ -256,13 +302,19 @@ pub(crate) fn refused_by_store(reason: &Reason) -> Refusal {
 /// The store could not be read.
 pub(crate) fn store_unavailable(error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "reading the store failed");
-    Refusal::new(Code::StoreUnavailable, "the store could not be read; nothing was changed, try again")
+    Refusal::new(
+        Code::StoreUnavailable,
+        "the store could not be read; nothing was changed, try again",
+    )
 }
 
 /// A defect of ours; the log has the detail.
 pub(crate) fn defect(error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "defect");
-    Refusal::new(Code::Internal, "a defect in the broker; nothing left it. The log has the correlation id")
+    Refusal::new(
+        Code::Internal,
+        "a defect in the broker; nothing left it. The log has the correlation id",
+    )
 }
 
 fn unknown_fate() -> Refusal {
@@ -270,4 +322,3 @@ fn unknown_fate() -> Refusal {
                   whatever was stored is being revoked. Ask again with a new request id";
     Refusal::new(Code::StoreUnavailable, detail)
 }
-

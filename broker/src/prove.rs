@@ -8,8 +8,8 @@ mod record;
 
 pub use introspect::Active;
 
-use ephor_proto::event::{AuditEvent, Evidence, Totals, Used};
 use ephor_proto::event::Outcome;
+use ephor_proto::event::{AuditEvent, Evidence, Totals, Used};
 use ephor_proto::id::TaskId;
 use ephor_proto::limits::MAX_EVIDENCE_PER_LEAF;
 use ephor_proto::log::Receipt;
@@ -63,44 +63,82 @@ impl Broker {
         if !built.is_revoked(slot(row).index) {
             return Err(NotEnded::NotProven("the status list does not show it yet"));
         }
-        Ok(Checked { at: now, list: self.lists.uri(row.status_list), list_version: built.version })
+        Ok(Checked {
+            at: now,
+            list: self.lists.uri(row.status_list),
+            list_version: built.version,
+        })
     }
 
     /// What introspection says of a credential by its record alone; committed state only.
-    pub(crate) fn is_active(&self, id: ephor_proto::id::CredentialId, now: UnixMillis) -> Result<bool, ReadError> {
+    pub(crate) fn is_active(
+        &self,
+        id: ephor_proto::id::CredentialId,
+        now: UnixMillis,
+    ) -> Result<bool, ReadError> {
         let row = self.ledger.reader().credential(id)?;
         Ok(row.is_some_and(|row| row.state.is_usable() && now < row.expires_at))
     }
 
     /// `revoke.listed`: one credential is refused by introspection and on its list.
-    pub(crate) fn listed_event(&self, row: &CredentialRow, checked: &Checked) -> Result<NewEvent, NotEnded> {
+    pub(crate) fn listed_event(
+        &self,
+        row: &CredentialRow,
+        checked: &Checked,
+    ) -> Result<NewEvent, NotEnded> {
         let mut event = self.about(Stage::Revoke, "listed", row)?;
         event.cause = row.cause.map(|cause| cause.as_str().to_owned());
         event.used = Some(self.used(row));
-        event.evidence = vec![evidence_of(row, self.lists.uri(row.status_list), checked.at)];
-        event.facts.insert("status_list_version".to_owned(), checked.list_version.to_string());
+        event.evidence = vec![evidence_of(
+            row,
+            self.lists.uri(row.status_list),
+            checked.at,
+        )];
+        event.facts.insert(
+            "status_list_version".to_owned(),
+            checked.list_version.to_string(),
+        );
         Ok(event.into())
     }
 
     /// `prove.receipt`: the end of a task and of everything it held.
-    pub(crate) fn receipt_event(&self, task: &TaskRow, all: &[CredentialRow]) -> Result<AuditEvent, NotEnded> {
+    pub(crate) fn receipt_event(
+        &self,
+        task: &TaskRow,
+        all: &[CredentialRow],
+    ) -> Result<AuditEvent, NotEnded> {
         self.sums_event("receipt", task, all)
     }
 
     /// `prove.closed`: the last listed credential of a closed task has expired everywhere.
-    pub(crate) fn closing_event(&self, task: &TaskRow, all: &[CredentialRow]) -> Result<AuditEvent, NotEnded> {
+    pub(crate) fn closing_event(
+        &self,
+        task: &TaskRow,
+        all: &[CredentialRow],
+    ) -> Result<AuditEvent, NotEnded> {
         self.sums_event("closed", task, all)
     }
 
-    fn sums_event(&self, verb: &str, task: &TaskRow, all: &[CredentialRow]) -> Result<AuditEvent, NotEnded> {
+    fn sums_event(
+        &self,
+        verb: &str,
+        task: &TaskRow,
+        all: &[CredentialRow],
+    ) -> Result<AuditEvent, NotEnded> {
         let mut event = self.task_event(Stage::Prove, verb, task, None)?;
         event.cause = task.state.cause().map(|cause| cause.as_str().to_owned());
         event.totals = Some(totals(all));
         event.evidence = self.evidence(all, event.time);
-        event.facts.insert("receipt".to_owned(), task.id.receipt().to_string());
-        event.facts.insert("opened_at".to_owned(), task.opened_at.to_string());
+        event
+            .facts
+            .insert("receipt".to_owned(), task.id.receipt().to_string());
+        event
+            .facts
+            .insert("opened_at".to_owned(), task.opened_at.to_string());
         if let Some(ended_at) = task.ended_at {
-            event.facts.insert("ended_at".to_owned(), ended_at.to_string());
+            event
+                .facts
+                .insert("ended_at".to_owned(), ended_at.to_string());
         }
         Ok(event)
     }
@@ -137,7 +175,12 @@ impl Broker {
     }
 
     /// An event about one credential.
-    pub(crate) fn about(&self, stage: Stage, verb: &str, row: &CredentialRow) -> Result<AuditEvent, crate::request::Refusal> {
+    pub(crate) fn about(
+        &self,
+        stage: Stage,
+        verb: &str,
+        row: &CredentialRow,
+    ) -> Result<AuditEvent, crate::request::Refusal> {
         let mut event = self.event(stage, verb, Outcome::Ok)?;
         event.subject = Some(row.subject.as_str().into());
         event.agent = Some(self.agent_id(&row.host));
@@ -154,13 +197,22 @@ impl Broker {
     /// The sums and the receipt of a closed task, proven against the log as it is now.
     pub(crate) fn proven(&self, task: &TaskRow) -> Result<Proven, ReadError> {
         let totals = totals(&self.ledger.reader().credentials_of(task.id)?);
-        let receipt = self.receipt(task.id)?.and_then(|receipt| serde_json::to_value(receipt).ok());
-        Ok(Proven { task: task.id, totals, receipt })
+        let receipt = self
+            .receipt(task.id)?
+            .and_then(|receipt| serde_json::to_value(receipt).ok());
+        Ok(Proven {
+            task: task.id,
+            totals,
+            receipt,
+        })
     }
 
     /// The log's name and key.
     pub(crate) fn log_signer(&self) -> log::Signer<'_> {
-        log::Signer { origin: &self.installation.origin, key: self.keys.log_key() }
+        log::Signer {
+            origin: &self.installation.origin,
+            key: self.keys.log_key(),
+        }
     }
 
     /// The receipt of a task, if it has one and the log can prove it now.
@@ -178,7 +230,9 @@ pub(crate) fn totals(all: &[CredentialRow]) -> Totals {
         let n = all.iter().filter(|row| row.state == state).count();
         u32::try_from(n).unwrap_or(u32::MAX)
     };
-    let listed = all.iter().filter(|row| row.state == CredentialState::Contained);
+    let listed = all
+        .iter()
+        .filter(|row| row.state == CredentialState::Contained);
     Totals {
         credentials: u32::try_from(all.len()).unwrap_or(u32::MAX),
         dead: count(CredentialState::Dead),

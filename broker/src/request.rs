@@ -14,7 +14,9 @@ pub use throttle::{OpenWork, Throttle};
 use ephor_crypto::digest::Sha256Hasher;
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CredentialId, RequestId, TaskId};
-use ephor_proto::limits::{MAX_AUDIENCE_LEN, MAX_ENTITLEMENT_LEN, MAX_REASON_LEN, MAX_SPIFFE_ID_LEN};
+use ephor_proto::limits::{
+    MAX_AUDIENCE_LEN, MAX_ENTITLEMENT_LEN, MAX_REASON_LEN, MAX_SPIFFE_ID_LEN,
+};
 use ephor_proto::problem::Code;
 use ephor_proto::ttl::Ttl;
 
@@ -148,12 +150,24 @@ impl Requested {
     /// Over all that decides what is issued. Evidence is left out: it is looked at anew
     /// at every try, and an agent may attest again between two tries.
     fn content_digest(&self, host: &str) -> [u8; 32] {
-        let ttl = self.ttl.map(|ttl| ttl.as_seconds().to_string()).unwrap_or_default();
+        let ttl = self
+            .ttl
+            .map(|ttl| ttl.as_seconds().to_string())
+            .unwrap_or_default();
         let renews = self.renews.map(|id| id.to_string()).unwrap_or_default();
         let task = self.task.id.to_string();
         let subject = self.subject.as_deref().unwrap_or_default();
         let mut hasher = Sha256Hasher::new();
-        for part in [host, &task, &self.entitlement, &self.item, &self.reason, &ttl, &renews, subject] {
+        for part in [
+            host,
+            &task,
+            &self.entitlement,
+            &self.item,
+            &self.reason,
+            &ttl,
+            &renews,
+            subject,
+        ] {
             // Length first, so that no two lists of parts have the same bytes.
             hasher.update(&(part.len() as u64).to_be_bytes());
             hasher.update(part.as_bytes());
@@ -167,7 +181,8 @@ fn parse_task(task: Option<&v1::Task>) -> Result<RequestedTask, Refusal> {
     let rule = TASK_RULES.into_iter().find(|rule| *rule == task.rule);
     Ok(RequestedTask {
         id: TaskId::from_slice(&task.id).map_err(|e| malformed("task.id", &e))?,
-        rule: rule.ok_or_else(|| malformed("task.rule", &"it is none of run, unit, ancestor, peer"))?,
+        rule: rule
+            .ok_or_else(|| malformed("task.rule", &"it is none of run, unit, ancestor, peer"))?,
         pid: task.pid,
         start_time: task.start_time,
         opened_seq: task.opened_seq,
@@ -176,10 +191,16 @@ fn parse_task(task: Option<&v1::Task>) -> Result<RequestedTask, Refusal> {
 
 fn bounded(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
     if text.len() > most {
-        let detail = format!("`{field}` has {} bytes; at most {most} are accepted", text.len());
+        let detail = format!(
+            "`{field}` has {} bytes; at most {most} are accepted",
+            text.len()
+        );
         return Err(Refusal::new(Code::TooLarge, detail));
     }
-    if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+    if text
+        .chars()
+        .any(|c| c.is_control() && !matches!(c, '\n' | '\t'))
+    {
         return Err(malformed(field, &"it holds a control character"));
     }
     Ok(())
@@ -190,11 +211,19 @@ fn missing(field: &str) -> Refusal {
 }
 
 fn malformed(field: &str, why: &dyn std::fmt::Display) -> Refusal {
-    Refusal::new(Code::InvalidRequest, format!("`{field}` is malformed: {why}"))
+    Refusal::new(
+        Code::InvalidRequest,
+        format!("`{field}` is malformed: {why}"),
+    )
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 pub(crate) mod tests {
     use super::*;
 
@@ -209,7 +238,12 @@ pub(crate) mod tests {
                 start_time: 8,
                 opened_seq: 1,
             }),
-            evidence: Some(v1::Evidence { uid: 1000, pid: 7, start_time: 8, ..Default::default() }),
+            evidence: Some(v1::Evidence {
+                uid: 1000,
+                pid: 7,
+                start_time: 8,
+                ..Default::default()
+            }),
             entitlement: "billing-api".into(),
             reason: "nightly".into(),
             ..Default::default()
@@ -225,16 +259,24 @@ pub(crate) mod tests {
     #[test]
     fn the_digest_covers_host_and_content_but_not_evidence() {
         let base = digest_of("h", |_| {});
-        assert_eq!(base, digest_of("h", |r| r.evidence.as_mut().unwrap().exe_sha256 = vec![1; 32]));
+        assert_eq!(
+            base,
+            digest_of("h", |r| r.evidence.as_mut().unwrap().exe_sha256 =
+                vec![1; 32])
+        );
         let others = [
             digest_of("i", |_| {}),
             digest_of("h", |r| r.entitlement.push('x')),
             digest_of("h", |r| r.item = "a".into()),
             digest_of("h", |r| r.reason.clear()),
             digest_of("h", |r| r.ttl_seconds = Some(0)),
-            digest_of("h", |r| r.renews = CredentialId::from_parts(1, [0; 10]).to_bytes().to_vec()),
+            digest_of("h", |r| {
+                r.renews = CredentialId::from_parts(1, [0; 10]).to_bytes().to_vec()
+            }),
             digest_of("h", |r| r.subject = "spiffe://a/b".into()),
-            digest_of("h", |r| r.task.as_mut().unwrap().id = TaskId::from_parts(5, [3; 10]).to_bytes().to_vec()),
+            digest_of("h", |r| {
+                r.task.as_mut().unwrap().id = TaskId::from_parts(5, [3; 10]).to_bytes().to_vec()
+            }),
         ];
         let distinct: std::collections::HashSet<_> = others.iter().collect();
         assert_eq!(distinct.len(), others.len());
@@ -252,12 +294,28 @@ pub(crate) mod tests {
             (refusal.code, refusal.detail)
         };
         let cases: [(Change<'_>, Code, &str); 9] = [
-            (&|r| r.request_id.clear(), Code::InvalidRequest, "request_id"),
-            (&|r| r.request_id = vec![0; 16], Code::InvalidRequest, "request_id"),
+            (
+                &|r| r.request_id.clear(),
+                Code::InvalidRequest,
+                "request_id",
+            ),
+            (
+                &|r| r.request_id = vec![0; 16],
+                Code::InvalidRequest,
+                "request_id",
+            ),
             (&|r| r.task = None, Code::InvalidRequest, "`task`"),
-            (&|r| r.task.as_mut().unwrap().rule = "x".into(), Code::InvalidRequest, "task.rule"),
+            (
+                &|r| r.task.as_mut().unwrap().rule = "x".into(),
+                Code::InvalidRequest,
+                "task.rule",
+            ),
             (&|r| r.evidence = None, Code::InvalidRequest, "evidence"),
-            (&|r| r.entitlement.clear(), Code::InvalidRequest, "entitlement"),
+            (
+                &|r| r.entitlement.clear(),
+                Code::InvalidRequest,
+                "entitlement",
+            ),
             (&|r| r.reason = "x".repeat(1025), Code::TooLarge, "reason"),
             (&|r| r.item = "a\u{0}b".into(), Code::InvalidRequest, "item"),
             (&|r| r.renews = vec![1], Code::InvalidRequest, "renews"),
@@ -274,7 +332,10 @@ pub(crate) mod tests {
         for seconds in [0, 1, u64::MAX] {
             let mut r = wire();
             r.ttl_seconds = Some(seconds);
-            assert_eq!(Requested::parse("h", r).unwrap().ttl(), Some(Ttl::from_seconds(seconds)));
+            assert_eq!(
+                Requested::parse("h", r).unwrap().ttl(),
+                Some(Ttl::from_seconds(seconds))
+            );
         }
     }
 }

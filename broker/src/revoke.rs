@@ -88,10 +88,19 @@ pub(crate) fn machine(row: &CredentialRow) -> Credential {
         | CredentialState::Revoking
         | CredentialState::Contained => None,
     };
-    Credential { kind: row.kind, state: row.state, expires_at: row.expires_at, overdue: row.overdue.is_some(), proof }
+    Credential {
+        kind: row.kind,
+        state: row.state,
+        expires_at: row.expires_at,
+        overdue: row.overdue.is_some(),
+        proof,
+    }
 }
 
 /// Where a stored credential stands in the lists.
 pub(crate) fn slot(row: &CredentialRow) -> Slot {
-    Slot { list: row.status_list, index: row.status_index }
+    Slot {
+        list: row.status_list,
+        index: row.status_index,
+    }
 }

@@ -51,7 +51,10 @@ pub fn admin_router(broker: &Arc<Broker>) -> Router {
         .fallback_service(fallback(broker))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(map_response_with_state(Arc::clone(broker), in_our_form))
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(broker), only_administrators))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(broker),
+            only_administrators,
+        ))
 }
 
 async fn only_administrators(
@@ -64,8 +67,10 @@ async fn only_administrators(
     if may_administer(&connection, own_uid) {
         return next.run(request).await;
     }
-    let detail = format!("only root and uid {own_uid}, which the broker runs as, may use the admin socket");
-    ProblemResponse::of(Refusal::new(Code::Forbidden, detail), broker.clock.as_ref()).into_response()
+    let detail =
+        format!("only root and uid {own_uid}, which the broker runs as, may use the admin socket");
+    ProblemResponse::of(Refusal::new(Code::Forbidden, detail), broker.clock.as_ref())
+        .into_response()
 }
 
 /// Until people exist: root, or who the broker itself runs as, by the kernel's word.
@@ -82,7 +87,8 @@ async fn health(State(broker): State<Arc<Broker>>) -> Response {
         Ok(_) => (true, None),
         Err(refusal) => (false, Some(refusal.code.as_str())),
     };
-    Json(serde_json::json!({ "status": "ok", "issuing": issuing, "because": because })).into_response()
+    Json(serde_json::json!({ "status": "ok", "issuing": issuing, "because": because }))
+        .into_response()
 }
 
 fn fallback(broker: &Arc<Broker>) -> axum::routing::MethodRouter {
@@ -107,10 +113,16 @@ mod tests {
         let test = TestBroker::new().await;
         let router = admin_router(&test.broker);
         let stranger = rustix::process::geteuid().as_raw().wrapping_add(1);
-        for (uid, path, expected) in [(stranger, "/v1/hosts", 403), (stranger, "/nothing", 403), (0, "/v1/hosts", 200)] {
+        for (uid, path, expected) in [
+            (stranger, "/v1/hosts", 403),
+            (stranger, "/nothing", 403),
+            (0, "/v1/hosts", 200),
+        ] {
             let mut request = Request::new(Body::empty());
             *request.uri_mut() = path.parse().unwrap();
-            request.extensions_mut().insert(Connection::Admin { uid, pid: None });
+            request
+                .extensions_mut()
+                .insert(Connection::Admin { uid, pid: None });
             let answer = router.clone().oneshot(request).await.unwrap();
             assert_eq!(answer.status(), expected, "{uid} {path}");
             let body = to_bytes(answer.into_body(), 1 << 16).await.unwrap();
@@ -127,6 +139,12 @@ mod tests {
         assert!(!may_administer(&admin(1001), 1000));
         let remote = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
         assert!(!may_administer(&Connection::Http { remote }, 0));
-        assert!(!may_administer(&Connection::Https { remote, agent: None }, 0));
+        assert!(!may_administer(
+            &Connection::Https {
+                remote,
+                agent: None
+            },
+            0
+        ));
     }
 }

@@ -53,8 +53,13 @@ impl Workers {
                 .kill_on_drop(true)
                 .spawn()?;
             let input = process.stdin.take().context("no standard input")?;
-            let output = BufReader::new(process.stdout.take().context("no standard output")?).lines();
-            workers.push(Worker { _process: process, input, output });
+            let output =
+                BufReader::new(process.stdout.take().context("no standard output")?).lines();
+            workers.push(Worker {
+                _process: process,
+                input,
+                output,
+            });
         }
         for worker in &mut workers {
             worker.expect("connected").await?;

@@ -204,9 +204,9 @@ fn has_ascii_names(value: &serde_json::Value) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
         Value::Array(items) => items.iter().all(has_ascii_names),
-        Value::Object(fields) => {
-            fields.iter().all(|(name, value)| name.is_ascii() && has_ascii_names(value))
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .all(|(name, value)| name.is_ascii() && has_ascii_names(value)),
     }
 }
 

@@ -60,8 +60,14 @@ mod tests {
 
     #[test]
     fn debug_of_secret_bearing_messages_shows_no_secret() {
-        let join = v1::JoinRequest { token: "marker-secret".into(), ..Default::default() };
-        let credential = v1::Credential { token: "marker-secret".into(), ..Default::default() };
+        let join = v1::JoinRequest {
+            token: "marker-secret".into(),
+            ..Default::default()
+        };
+        let credential = v1::Credential {
+            token: "marker-secret".into(),
+            ..Default::default()
+        };
         let shown = format!("{join:?} {credential:?}");
         assert!(!shown.contains("marker-secret"), "{shown}");
     }

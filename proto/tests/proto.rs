@@ -22,5 +22,8 @@ fn generated_code_is_current() {
         std::fs::write(&kept, &made).unwrap();
     }
     let kept = std::fs::read_to_string(kept).unwrap();
-    assert!(made == kept, "proto/src/grpc/ephor.v1.rs is stale; run this test with EPHOR_REGENERATE=1");
+    assert!(
+        made == kept,
+        "proto/src/grpc/ephor.v1.rs is stale; run this test with EPHOR_REGENERATE=1"
+    );
 }

@@ -32,7 +32,11 @@ impl Attested {
     /// # Errors
     /// `evidence_needed` when a rule compares a hash that was not sent, `unknown_workload` when
     /// nothing matches.
-    pub fn check(requested: Requested, peer: &Peer, policy: &Snapshot) -> Result<Self, Box<(Requested, Refusal)>> {
+    pub fn check(
+        requested: Requested,
+        peer: &Peer,
+        policy: &Snapshot,
+    ) -> Result<Self, Box<(Requested, Refusal)>> {
         let evidence = Evidence::from(requested.evidence());
         let matched = policy.match_workloads(peer.host(), &evidence);
         if matched.wants_sha256 && evidence.exe_sha256.is_empty() {
@@ -78,8 +82,16 @@ impl Attested {
 }
 
 fn unmatched(evidence: &Evidence, host: &str) -> Refusal {
-    let exe = if evidence.exe.is_empty() { "unreadable" } else { &evidence.exe };
-    let unit = if evidence.unit.is_empty() { "none" } else { &evidence.unit };
+    let exe = if evidence.exe.is_empty() {
+        "unreadable"
+    } else {
+        &evidence.exe
+    };
+    let unit = if evidence.unit.is_empty() {
+        "none"
+    } else {
+        &evidence.unit
+    };
     let detail = format!(
         "no workload of the policy matches uid {} ({}), exe {exe}, unit {unit} on {host}; \
          add a `runs` entry, or see `ephor policy explain --host {host}`",

@@ -13,14 +13,25 @@ impl Broker {
     ///
     /// # Errors
     /// `evidence_needed` when a rule compares a hash that was not sent.
-    pub async fn whoami(&self, peer: &Peer, r: v1::WhoamiRequest) -> Result<v1::WhoamiResponse, Problem> {
-        self.whoami_within(peer, &r).map_err(|refusal| refusal.into_problem(self.correlation()))
+    pub async fn whoami(
+        &self,
+        peer: &Peer,
+        r: v1::WhoamiRequest,
+    ) -> Result<v1::WhoamiResponse, Problem> {
+        self.whoami_within(peer, &r)
+            .map_err(|refusal| refusal.into_problem(self.correlation()))
     }
 
-    fn whoami_within(&self, peer: &Peer, r: &v1::WhoamiRequest) -> Result<v1::WhoamiResponse, Refusal> {
+    fn whoami_within(
+        &self,
+        peer: &Peer,
+        r: &v1::WhoamiRequest,
+    ) -> Result<v1::WhoamiResponse, Refusal> {
         let _work = self.throttle.admit(peer.host(), self.clock.boottime())?;
-        let evidence =
-            r.evidence.as_ref().ok_or_else(|| Refusal::new(Code::InvalidRequest, "`evidence` is missing"))?;
+        let evidence = r
+            .evidence
+            .as_ref()
+            .ok_or_else(|| Refusal::new(Code::InvalidRequest, "`evidence` is missing"))?;
         let evidence = Evidence::from(evidence);
         let policy = self.policy.load();
         let matched = policy.match_workloads(peer.host(), &evidence);

@@ -24,7 +24,8 @@ impl Broker {
         let mut live = 0;
         let mut revoking = Vec::new();
         for credential in stored {
-            let is_live = credential.state.is_usable() || credential.state == CredentialState::Intended;
+            let is_live =
+                credential.state.is_usable() || credential.state == CredentialState::Intended;
             if is_live {
                 live += 1;
                 revoking.push(revoke_row(credential, end.cause, now)?);
@@ -40,15 +41,30 @@ impl Broker {
         }
         rows.extend(revoking.iter().cloned().map(Row::from));
         let event = self.completed(&row, end, revoking.len())?;
-        let require = vec![Require::LiveCredentials { task: row.id, count: live }];
-        let batch = Batch { name: "complete.begin", lane: Lane::Revoke, require, rows, events: vec![event] };
+        let require = vec![Require::LiveCredentials {
+            task: row.id,
+            count: live,
+        }];
+        let batch = Batch {
+            name: "complete.begin",
+            lane: Lane::Revoke,
+            require,
+            rows,
+            events: vec![event],
+        };
         crash_point!("complete.before_commit");
         let ticket = self.ledger.submit(batch)?;
         let tell = match end.by {
             By::Agent(_) => None,
             By::Broker | By::Person { .. } => Some(Box::new(row)),
         };
-        Ok(Step::Submitted(ticket, After::List { credentials: revoking, tell }))
+        Ok(Step::Submitted(
+            ticket,
+            After::List {
+                credentials: revoking,
+                tell,
+            },
+        ))
     }
 
     /// After the first commit: listed at once, wiped at the host if it does not know yet.
@@ -60,14 +76,29 @@ impl Broker {
         if let Some(task) = tell {
             let revoked = v1::TaskRevoked {
                 task_id: task.id.to_bytes().to_vec(),
-                cause: task.state.cause().map(EndCause::as_str).unwrap_or_default().to_owned(),
+                cause: task
+                    .state
+                    .cause()
+                    .map(EndCause::as_str)
+                    .unwrap_or_default()
+                    .to_owned(),
             };
-            self.fleet.push(&task.host, v1::Push { what: Some(v1::push::What::TaskRevoked(revoked)) });
+            self.fleet.push(
+                &task.host,
+                v1::Push {
+                    what: Some(v1::push::What::TaskRevoked(revoked)),
+                },
+            );
         }
     }
 
     /// `complete.CAUSE`
-    fn completed(&self, row: &TaskRow, end: &End, credentials: usize) -> Result<NewEvent, NotEnded> {
+    fn completed(
+        &self,
+        row: &TaskRow,
+        end: &End,
+        credentials: usize,
+    ) -> Result<NewEvent, NotEnded> {
         let (correlation, reason) = match &end.by {
             By::Agent(correlation) => (Some(*correlation), ""),
             By::Broker => (None, ""),
@@ -75,7 +106,9 @@ impl Broker {
         };
         let mut event = self.task_event(Stage::Complete, end.cause.as_str(), row, correlation)?;
         event.cause = Some(end.cause.as_str().to_owned());
-        event.facts.insert("credentials".to_owned(), credentials.to_string());
+        event
+            .facts
+            .insert("credentials".to_owned(), credentials.to_string());
         Ok(self.with_reason(event, reason)?)
     }
 

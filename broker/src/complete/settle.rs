@@ -26,7 +26,9 @@ impl Broker {
                 settling.push(credential.clone());
             }
         }
-        let contained = all.iter().any(|row| row.state == CredentialState::Contained);
+        let contained = all
+            .iter()
+            .any(|row| row.state == CredentialState::Contained);
         let (state, _) = task::step(row.state, TaskEvent::Settled { contained }, now)?;
         row.state = state;
         row.closed_at = Some(now);
@@ -34,25 +36,44 @@ impl Broker {
         let receipt = u32::try_from(events.len()).unwrap_or(u32::MAX);
         events.push(NewEvent::from(self.receipt_event(&row, &all)?));
         let mut rows: Vec<Row> = settling.iter().cloned().map(Row::from).collect();
-        rows.push(Row::Receipt { task: row.id, event: receipt });
+        rows.push(Row::Receipt {
+            task: row.id,
+            event: receipt,
+        });
         rows.push(Row::Task(row));
-        let batch =
-            Batch { name: "prove.receipt", lane: Lane::Revoke, require: Vec::new(), rows, events };
+        let batch = Batch {
+            name: "prove.receipt",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows,
+            events,
+        };
         crash_point!("prove.before_receipt");
         let ticket = self.ledger.submit(batch)?;
-        Ok(Step::Submitted(ticket, After::Forget { credentials: settling }))
+        Ok(Step::Submitted(
+            ticket,
+            After::Forget {
+                credentials: settling,
+            },
+        ))
     }
 
     /// Checks one revoking credential, and moves its row to contained (or dead, when its time is
     /// over already) if nobody takes it any more.
-    pub(crate) async fn contain(&self, row: &mut CredentialRow, now: UnixMillis) -> Result<Checked, NotEnded> {
+    pub(crate) async fn contain(
+        &self,
+        row: &mut CredentialRow,
+        now: UnixMillis,
+    ) -> Result<Checked, NotEnded> {
         crash_point!("revoke.before_listing");
         // Again after a restart; setting a set bit changes nothing.
         self.lists.revoke(slot(row));
         let checked = self.check(row).await?;
         crash_point!("revoke.after_listing");
         let (listed, _) = credential::step(machine(row), CredentialEvent::Listed, now)?;
-        let tick = CredentialEvent::Tick { outcome_due: UnixMillis::MAX };
+        let tick = CredentialEvent::Tick {
+            outcome_due: UnixMillis::MAX,
+        };
         // A clock that is not believed does not say that a time is over.
         let next = match self.clock_guard.check() {
             Ok(now) => credential::step(listed, tick, now)?.0,

@@ -24,7 +24,10 @@ impl Broker {
         correlation: CorrelationId,
     ) -> Result<(), NotEnded> {
         let now = self.clock.wall();
-        let host: HostName = peer.host().parse().map_err(|e| NotEnded::Defect(format!("host name: {e}")))?;
+        let host: HostName = peer
+            .host()
+            .parse()
+            .map_err(|e| NotEnded::Defect(format!("host name: {e}")))?;
         let row = TaskRow {
             id: task,
             version: 1,
@@ -36,20 +39,29 @@ impl Broker {
             boot_id: peer.boot_id().to_owned(),
             instance: peer.instance(),
             opened_seq: 0,
-            state: TaskState::Closed { cause, contained: false },
+            state: TaskState::Closed {
+                cause,
+                contained: false,
+            },
             opened_at: now,
             ended_at: Some(now),
             closed_at: Some(now),
             deadline: None,
         };
-        let mut ended = self.task_event(Stage::Complete, cause.as_str(), &row, Some(correlation))?;
+        let mut ended =
+            self.task_event(Stage::Complete, cause.as_str(), &row, Some(correlation))?;
         ended.cause = Some(cause.as_str().to_owned());
         ended.facts.insert("credentials".to_owned(), "0".to_owned());
         let receipt = self.receipt_event(&row, &[])?;
         let rows = vec![Row::Task(row), Row::Receipt { task, event: 1 }];
         let events = vec![ended.into(), receipt.into()];
-        let batch =
-            Batch { name: "complete.unheard", lane: Lane::Revoke, require: Vec::new(), rows, events };
+        let batch = Batch {
+            name: "complete.unheard",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows,
+            events,
+        };
         let ticket = self.ledger.submit(batch)?;
         written(ticket.await).map(drop)
     }

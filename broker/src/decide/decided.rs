@@ -58,9 +58,12 @@ impl Decided {
         given: Circumstances<'_>,
     ) -> Result<Self, Box<(Attested, Denied)>> {
         let requested = attested.requested();
-        let renewed: Option<[SpiffeId; 1]> = given.renewing.map(|renewing| [renewing.subject.clone()]);
+        let renewed: Option<[SpiffeId; 1]> =
+            given.renewing.map(|renewing| [renewing.subject.clone()]);
         let query = Query {
-            candidates: renewed.as_ref().map_or(attested.candidates(), |only| only.as_slice()),
+            candidates: renewed
+                .as_ref()
+                .map_or(attested.candidates(), |only| only.as_slice()),
             subject: requested.subject(),
             entitlement: requested.entitlement(),
             item: requested.item(),
@@ -72,9 +75,11 @@ impl Decided {
             renewing: given.renewing.map(|renewing| renewing.window),
         };
         match decide(policy, &query) {
-            Verdict::Allowed(allowed) => {
-                Ok(Self { attested, id, allowed })
-            }
+            Verdict::Allowed(allowed) => Ok(Self {
+                attested,
+                id,
+                allowed,
+            }),
             Verdict::Denied(denied) => Err(Box::new((attested, denied))),
         }
     }

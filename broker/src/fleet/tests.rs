@@ -419,10 +419,7 @@ async fn the_newest_start_of_an_agent_is_the_only_one() {
     agent.instance = old;
     assert_eq!(agent.peer(&test).unwrap_err(), Code::StaleInstance);
     // The one before, which still runs somewhere: a copy. It cannot take its place back.
-    assert_eq!(
-        agent.hello(&test).await.unwrap_err(),
-        Code::StaleInstance
-    );
+    assert_eq!(agent.hello(&test).await.unwrap_err(), Code::StaleInstance);
 }
 
 #[tokio::test]

@@ -31,7 +31,10 @@ impl Broker {
             ("boot_id", task.boot_id.clone()),
             ("uid", evidence.uid.to_string()),
             ("exe", evidence.exe.clone()),
-            ("exe_sha256", ephor_crypto::digest::hex(&evidence.exe_sha256)),
+            (
+                "exe_sha256",
+                ephor_crypto::digest::hex(&evidence.exe_sha256),
+            ),
             ("unit", evidence.unit.clone()),
             ("held_by", evidence.held_by.clone()),
         ];
@@ -46,7 +49,11 @@ impl Broker {
         correlation: CorrelationId,
     ) -> Result<NewEvent, Refusal> {
         let mut event = self.decision_event(approved.decided(), correlation)?;
-        event.approval = Some(Approval { how: approved.how(), grant: Some(grant), votes: Vec::new() });
+        event.approval = Some(Approval {
+            how: approved.how(),
+            grant: Some(grant),
+            votes: Vec::new(),
+        });
         let reason = approved.decided().attested().requested().reason();
         self.with_reason(event, reason)
     }
@@ -100,13 +107,18 @@ impl Broker {
             ("status_list", self.lists.uri(row.status_list)),
             ("status_index", row.status_index.to_string()),
         ];
-        event.facts.extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        event
+            .facts
+            .extend(facts.map(|(name, value)| (name.to_owned(), value)));
         Ok(event)
     }
 }
 
 fn known<const N: usize>(facts: [(&str, String); N]) -> impl Iterator<Item = (String, String)> {
-    facts.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.to_owned(), value))
+    facts
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (name.to_owned(), value))
 }
 
 /// The part of an event that names a credential.

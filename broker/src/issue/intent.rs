@@ -68,11 +68,15 @@ impl Intent {
         let mut credentials = Vec::with_capacity(ids.len());
         for id in ids {
             match reader.credential(*id)? {
-                Some(row) if row.state == CredentialState::Live && now < row.expires_at => credentials.push(row),
+                Some(row) if row.state == CredentialState::Live && now < row.expires_at => {
+                    credentials.push(row)
+                }
                 Some(_) | None => return Ok(None),
             }
         }
-        Ok(Some(Permit { intent: Self { credentials } }))
+        Ok(Some(Permit {
+            intent: Self { credentials },
+        }))
     }
 
     /// Its credentials.
@@ -141,7 +145,11 @@ impl<T> Sealed<T> {
     /// When it does not; what was sealed is dropped.
     pub fn open(self, permit: &Permit) -> Result<T, WrongProof> {
         let is_covered = permit.credentials().iter().any(|row| row.id == self.0);
-        if is_covered { Ok(self.1) } else { Err(WrongProof) }
+        if is_covered {
+            Ok(self.1)
+        } else {
+            Err(WrongProof)
+        }
     }
 }
 

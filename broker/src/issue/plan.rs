@@ -35,9 +35,11 @@ impl Broker {
         let decided = approved.decided();
         let grant: GrantId = self.new_id()?;
         let mut slots = Vec::new();
-        let credentials = self.credential_rows(decided, grant, &mut slots).inspect_err(|_| {
-            slots.iter().for_each(|slot| self.lists.release(*slot));
-        })?;
+        let credentials = self
+            .credential_rows(decided, grant, &mut slots)
+            .inspect_err(|_| {
+                slots.iter().for_each(|slot| self.lists.release(*slot));
+            })?;
         let mut rows = Vec::new();
         let mut events = Vec::new();
         let mut require = vec![Require::HostAdmitted(decided.attested().host().to_owned())];
@@ -59,8 +61,20 @@ impl Broker {
         }
         let delivery = Delivery::of(decided);
         let opens = rows.iter().find_map(deadline_of);
-        let batch = Batch { name: "issue.intent", lane: Lane::Normal, require, rows, events };
-        Ok(Plan { intent: Intent::new(credentials), batch, slots, opens, delivery })
+        let batch = Batch {
+            name: "issue.intent",
+            lane: Lane::Normal,
+            require,
+            rows,
+            events,
+        };
+        Ok(Plan {
+            intent: Intent::new(credentials),
+            batch,
+            slots,
+            opens,
+            delivery,
+        })
     }
 
     fn credential_rows(
@@ -72,8 +86,13 @@ impl Broker {
         let mut rows = Vec::new();
         for give in &decided.allowed().gives {
             match give {
-                Give::Jwt { audience, claims, .. } => {
-                    let slot = self.lists.reserve().map_err(|e| Refusal::new(Code::Busy, e.to_string()))?;
+                Give::Jwt {
+                    audience, claims, ..
+                } => {
+                    let slot = self
+                        .lists
+                        .reserve()
+                        .map_err(|e| Refusal::new(Code::Busy, e.to_string()))?;
                     slots.push(slot);
                     rows.push(self.jwt_row(decided, grant, slot, audience, claims)?);
                 }
@@ -213,7 +232,11 @@ fn new_task(decided: &Decided) -> TaskRow {
     }
 }
 
-pub(super) fn request_row(decided: &Decided, grant: GrantId, credentials: &[CredentialRow]) -> RequestRow {
+pub(super) fn request_row(
+    decided: &Decided,
+    grant: GrantId,
+    credentials: &[CredentialRow],
+) -> RequestRow {
     let requested = decided.attested().requested();
     RequestRow {
         id: requested.id(),

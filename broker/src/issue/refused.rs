@@ -35,8 +35,12 @@ impl Broker {
         event.correlation = Some(correlation);
         event.code = Some(refusal.code);
         event.policy_version = Some(self.policy.load().version().to_owned());
-        event.facts.insert("uid".to_owned(), requested.evidence().uid.to_string());
-        event.facts.insert("exe".to_owned(), requested.evidence().exe.clone());
+        event
+            .facts
+            .insert("uid".to_owned(), requested.evidence().uid.to_string());
+        event
+            .facts
+            .insert("exe".to_owned(), requested.evidence().exe.clone());
         let key = RefusalKey {
             host: peer.host().to_owned(),
             who: format!("uid {}", requested.evidence().uid),
@@ -61,7 +65,10 @@ impl Broker {
         };
         let requested = attested.requested();
         event.agent = Some(self.agent_id(attested.host()));
-        event.subject = denied.subject.as_ref().map(|subject| subject.as_str().into());
+        event.subject = denied
+            .subject
+            .as_ref()
+            .map(|subject| subject.as_str().into());
         event.entitlement = Some(requested.entitlement().to_owned());
         event.request = Some(requested.id());
         event.decision = Some(decision);
@@ -70,7 +77,9 @@ impl Broker {
         event.policy_version = Some(denied.policy_version.to_string());
         event.facts.insert("why".to_owned(), denied.reason.clone());
         if !requested.item().is_empty() {
-            event.facts.insert("item".to_owned(), requested.item().to_owned());
+            event
+                .facts
+                .insert("item".to_owned(), requested.item().to_owned());
         }
         if let Some(rule) = &denied.rule {
             event.facts.insert("rule".to_owned(), rule.clone());
@@ -78,7 +87,10 @@ impl Broker {
         let row = denied_row(attested, denied, decision, event.time);
         let key = RefusalKey {
             host: attested.host().to_owned(),
-            who: denied.subject.as_ref().map_or_else(|| "several".to_owned(), ToString::to_string),
+            who: denied
+                .subject
+                .as_ref()
+                .map_or_else(|| "several".to_owned(), ToString::to_string),
             what: format!("{}/{}", requested.entitlement(), requested.item()),
             code: denied.code,
         };
@@ -87,12 +99,7 @@ impl Broker {
     }
 }
 
-fn denied_row(
-    attested: &Attested,
-    denied: &Denied,
-    id: DecisionId,
-    at: UnixMillis,
-) -> DecisionRow {
+fn denied_row(attested: &Attested, denied: &Denied, id: DecisionId, at: UnixMillis) -> DecisionRow {
     let requested = attested.requested();
     DecisionRow {
         id,
@@ -100,7 +107,11 @@ fn denied_row(
         task: None,
         allowed: false,
         code: denied.code.to_string(),
-        subject: denied.subject.as_ref().map(ToString::to_string).unwrap_or_default(),
+        subject: denied
+            .subject
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         entitlement: requested.entitlement().to_owned(),
         item: requested.item().to_owned(),
         rule: denied.rule.clone().unwrap_or_default(),

@@ -7,9 +7,9 @@
 use ephor_proto::id::{CorrelationId, CredentialId};
 use ephor_proto::problem::Code;
 use ephor_proto::spiffe::SpiffeId;
+use ephor_proto::state::Effect;
 use ephor_proto::state::credential::{self, CredentialEvent};
 use ephor_proto::state::grant::{self, GrantEvent};
-use ephor_proto::state::Effect;
 use ephor_proto::time::UnixMillis;
 use serde_json::{Map, Value};
 
@@ -44,10 +44,17 @@ impl Broker {
             task_opened_at: task.opened_at,
             task_deadline: task.deadline,
             ca_end: self.keys.ca_end(),
-            renewing: Some(Renewing { subject: &row.subject, window: window(&grant) }),
+            renewing: Some(Renewing {
+                subject: &row.subject,
+                window: window(&grant),
+            }),
         };
         let decided = self.decide(policy, attested, given, correlation).await?;
-        let mut timings = Timings { attest: attest_micros, decide: deciding.micros(), issue: 0 };
+        let mut timings = Timings {
+            attest: attest_micros,
+            decide: deciding.micros(),
+            issue: 0,
+        };
         let issuing = Stopwatch::start();
         let plan = self.plan_renewal(Approved::by_rule(decided), row, &grant, now, correlation)?;
         crash_point!("renew.before_commit");
@@ -69,14 +76,25 @@ impl Broker {
         now: UnixMillis,
     ) -> Result<(CredentialRow, GrantRow, TaskRow), Refusal> {
         let requested = attested.requested();
-        let absent = || Refusal::new(Code::NotFound, format!("there is no credential {id} in this task"));
+        let absent = || {
+            Refusal::new(
+                Code::NotFound,
+                format!("there is no credential {id} in this task"),
+            )
+        };
         let reader = self.ledger.reader();
-        let row = reader.credential(id).map_err(store_unavailable)?.ok_or_else(absent)?;
+        let row = reader
+            .credential(id)
+            .map_err(store_unavailable)?
+            .ok_or_else(absent)?;
         // Another tenant's credential and one that never was look the same from outside.
         if row.host != attested.host() || row.task != requested.task().id {
             return Err(absent());
         }
-        let asked = (row.entitlement.as_str(), holder_matches(attested, &row.subject));
+        let asked = (
+            row.entitlement.as_str(),
+            holder_matches(attested, &row.subject),
+        );
         if asked != (requested.entitlement(), true) {
             return Err(absent());
         }
@@ -90,10 +108,16 @@ impl Broker {
             return Err(Refusal::new(Code::CredentialEnded, detail));
         }
         let task = self.task_of(attested)?.ok_or_else(absent)?;
-        let grant = reader.grant(row.grant).map_err(store_unavailable)?.ok_or_else(absent)?;
+        let grant = reader
+            .grant(row.grant)
+            .map_err(store_unavailable)?
+            .ok_or_else(absent)?;
         let (_, effects) = grant::step(grant.state, GrantEvent::Draw, now).map_err(defect)?;
         if !effects.contains(Effect::Admit) {
-            let detail = format!("the grant behind credential {} is over; ask for a new one", id.short());
+            let detail = format!(
+                "the grant behind credential {} is over; ask for a new one",
+                id.short()
+            );
             return Err(Refusal::new(Code::CredentialEnded, detail));
         }
         Ok((row, grant, task))
@@ -116,16 +140,33 @@ impl Broker {
         ];
         let events = vec![
             self.decision_event(decided, correlation)?.into(),
-            self.issued("renewed", &renewed, decided, correlation)?.into(),
+            self.issued("renewed", &renewed, decided, correlation)?
+                .into(),
         ];
         let rows = vec![
-            Row::Request(plan::request_row(decided, grant.id, std::slice::from_ref(&renewed))),
+            Row::Request(plan::request_row(
+                decided,
+                grant.id,
+                std::slice::from_ref(&renewed),
+            )),
             Row::Decision(plan::allowed_row(decided)),
             renewed.clone().into(),
         ];
         let delivery = Delivery::of(decided);
-        let batch = Batch { name: "issue.renewal", lane: Lane::Normal, require, rows, events };
-        Ok(Plan { intent: Intent::new(vec![renewed]), batch, slots: Vec::new(), opens: None, delivery })
+        let batch = Batch {
+            name: "issue.renewal",
+            lane: Lane::Normal,
+            require,
+            rows,
+            events,
+        };
+        Ok(Plan {
+            intent: Intent::new(vec![renewed]),
+            batch,
+            slots: Vec::new(),
+            opens: None,
+            delivery,
+        })
     }
 
     fn renewed_row(
@@ -136,7 +177,9 @@ impl Broker {
     ) -> Result<CredentialRow, Refusal> {
         let allowed = decided.allowed();
         let claims = still_given(&allowed.gives, &row)?;
-        let event = CredentialEvent::Renewed { expires_at: allowed.expires_at };
+        let event = CredentialEvent::Renewed {
+            expires_at: allowed.expires_at,
+        };
         let (next, _) = credential::step(machine(&row), event, now).map_err(defect)?;
         row.version += 1;
         row.state = next.state;
@@ -153,7 +196,9 @@ impl Broker {
 
 /// A grant without an end of its own is stored with the latest time there is.
 fn window(grant: &GrantRow) -> Window {
-    Window { until: (grant.until < UnixMillis::MAX).then_some(grant.until) }
+    Window {
+        until: (grant.until < UnixMillis::MAX).then_some(grant.until),
+    }
 }
 
 fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
@@ -165,12 +210,17 @@ fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
 fn still_given(gives: &[Give], row: &CredentialRow) -> Result<Map<String, Value>, Refusal> {
     let had = jwt::extra_claims(&row.content);
     let is_same = |give: &Give| match give {
-        Give::Jwt { audience, claims, .. } => *audience == row.item && *claims == had,
+        Give::Jwt {
+            audience, claims, ..
+        } => *audience == row.item && *claims == had,
         Give::Introspect { .. } => false,
     };
     if gives.iter().any(is_same) {
         return Ok(had);
     }
-    let detail = format!("policy no longer gives what credential {} says; ask for a new one", row.id.short());
+    let detail = format!(
+        "policy no longer gives what credential {} says; ask for a new one",
+        row.id.short()
+    );
     Err(Refusal::new(Code::CredentialEnded, detail))
 }

@@ -35,12 +35,15 @@ impl Broker {
             let detail = "this request id was used for another request; make a new id";
             return Err(Refusal::new(Code::Conflict, detail));
         }
-        let permit = Intent::recorded_before(&reader, &stored.credentials, now).map_err(store_unavailable)?;
+        let permit = Intent::recorded_before(&reader, &stored.credentials, now)
+            .map_err(store_unavailable)?;
         let Some(permit) = permit else {
-            let detail = "what this request was given has ended since; ask again with a new request id";
+            let detail =
+                "what this request was given has ended since; ask again with a new request id";
             return Err(Refusal::new(Code::CredentialEnded, detail));
         };
-        let holds = |row: &crate::ledger::CredentialRow| attested.candidates().contains(&row.subject);
+        let holds =
+            |row: &crate::ledger::CredentialRow| attested.candidates().contains(&row.subject);
         if !permit.credentials().iter().all(holds) {
             let detail = "the caller is no longer the subject that this request was answered for";
             return Err(Refusal::new(Code::AttestationFailed, detail));
@@ -49,7 +52,11 @@ impl Broker {
         let Some(delivery) = Delivery::stored(&stored, permit.credentials()) else {
             return Err(defect("a consumed request without a decision"));
         };
-        let timings = Timings { attest: attest_micros, decide: 0, issue: issuing.micros() };
+        let timings = Timings {
+            attest: attest_micros,
+            decide: 0,
+            issue: issuing.micros(),
+        };
         deliver::deliver(&permit, sealed, &delivery, timings).map(Some)
     }
 }

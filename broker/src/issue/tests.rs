@@ -1,6 +1,11 @@
 //! Issue, retry and renewal against a real store.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 pub(crate) mod harness;
 
@@ -15,7 +20,10 @@ use harness::{Bench, ISSUER, POLICY, only};
 async fn an_issued_token_is_recorded_active_and_verifies() {
     let bench = Bench::new().await;
     let task = bench.new_task();
-    let answer = bench.issue(bench.request(task, "billing-api")).await.unwrap();
+    let answer = bench
+        .issue(bench.request(task, "billing-api"))
+        .await
+        .unwrap();
     let (id, token) = only(&answer);
     assert_eq!(answer.subject, "spiffe://prod.example/orders/web");
     assert_eq!(answer.owner, "team:billing");
@@ -36,13 +44,26 @@ async fn an_issued_token_is_recorded_active_and_verifies() {
     assert_eq!(claims.jti, id.to_string());
     assert_eq!(claims.rest["plan"], "gold");
     let row = bench.row(id);
-    assert_eq!(claims.rest["status"]["status_list"]["idx"], row.status_index);
-    assert_eq!(claims.rest["status"]["status_list"]["uri"], "http://lists.test/status/0");
+    assert_eq!(
+        claims.rest["status"]["status_list"]["idx"],
+        row.status_index
+    );
+    assert_eq!(
+        claims.rest["status"]["status_list"]["uri"],
+        "http://lists.test/status/0"
+    );
 
     assert!(bench.is_active(&token));
     assert!(!bench.is_listed(id).await);
-    let types: Vec<String> = bench.events().into_iter().map(|event| event.event_type).collect();
-    assert_eq!(types, ["attest.task_opened", "decide.allowed", "issue.recorded"]);
+    let types: Vec<String> = bench
+        .events()
+        .into_iter()
+        .map(|event| event.event_type)
+        .collect();
+    assert_eq!(
+        types,
+        ["attest.task_opened", "decide.allowed", "issue.recorded"]
+    );
     let leaves = format!("{:?}", bench.events());
     assert!(!leaves.contains(&token) && !leaves.contains(token.split('.').nth(2).unwrap()));
 }
@@ -56,7 +77,10 @@ async fn the_reason_stands_in_the_leaf_as_a_commitment_only() {
     let reader = bench.broker.ledger.reader();
     let stored = reader.events(0, 10).unwrap();
     assert!(stored.iter().all(|event| !event.json.contains("INC-482")));
-    let decided = stored.iter().find(|event| event.json.contains("decide.allowed")).unwrap();
+    let decided = stored
+        .iter()
+        .find(|event| event.json.contains("decide.allowed"))
+        .unwrap();
     let kept = reader.personal(decided.index).unwrap();
     assert_eq!(kept[0].1.value, "INC-482 queue stuck");
 }
@@ -69,25 +93,49 @@ async fn a_retry_gets_the_same_credential_and_another_content_a_conflict() {
     let size = bench.broker.ledger.head().size;
     let (again, second) = only(&bench.issue(r.clone()).await.unwrap());
     assert_eq!(again, id);
-    assert_eq!(token.rsplit_once('.').unwrap().0, second.rsplit_once('.').unwrap().0, "the same content");
-    assert_eq!(bench.broker.ledger.head().size, size, "nothing was issued or recorded twice");
+    assert_eq!(
+        token.rsplit_once('.').unwrap().0,
+        second.rsplit_once('.').unwrap().0,
+        "the same content"
+    );
+    assert_eq!(
+        bench.broker.ledger.head().size,
+        size,
+        "nothing was issued or recorded twice"
+    );
 
     let mut other = r.clone();
     other.reason = "something else".into();
     assert_eq!(bench.issue(other).await.unwrap_err().code, Code::Conflict);
     let elsewhere = bench.broker.issue(&bench.peer("web-2"), r).await;
-    assert_eq!(elsewhere.unwrap_err().code, Code::Conflict, "another host cannot take it over");
+    assert_eq!(
+        elsewhere.unwrap_err().code,
+        Code::Conflict,
+        "another host cannot take it over"
+    );
 }
 
 #[tokio::test]
 async fn two_requests_of_a_new_task_at_once_open_it_once() {
     let bench = Bench::new().await;
     let task = bench.new_task();
-    let (one, two) = (bench.request(task, "billing-api"), bench.request(task, "billing-api"));
+    let (one, two) = (
+        bench.request(task, "billing-api"),
+        bench.request(task, "billing-api"),
+    );
     let (one, two) = tokio::join!(bench.issue(one), bench.issue(two));
     assert_ne!(only(&one.unwrap()).0, only(&two.unwrap()).0);
     assert_eq!(bench.events_of("attest.task_opened").len(), 1);
-    assert_eq!(bench.broker.ledger.reader().credentials_of(task).unwrap().len(), 2);
+    assert_eq!(
+        bench
+            .broker
+            .ledger
+            .reader()
+            .credentials_of(task)
+            .unwrap()
+            .len(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -111,11 +159,23 @@ async fn equal_denials_are_one_event_with_one_decision() {
         assert_eq!(again.decision, Some(decision));
     }
     assert_eq!(bench.events_of("decide.denied").len(), 1);
-    assert!(!bench.broker.ledger.reader().decision(decision).unwrap().unwrap().allowed);
+    assert!(
+        !bench
+            .broker
+            .ledger
+            .reader()
+            .decision(decision)
+            .unwrap()
+            .unwrap()
+            .allowed
+    );
     bench.pass_seconds(61);
     bench.broker.write_refusals(false).await;
     let told = bench.events_of("decide.denied");
-    assert_eq!((told.len(), told[1].count, told[1].decision), (2, Some(3), Some(decision)));
+    assert_eq!(
+        (told.len(), told[1].count, told[1].decision),
+        (2, Some(3), Some(decision))
+    );
 }
 
 #[tokio::test]
@@ -125,7 +185,11 @@ async fn a_stranger_is_told_who_he_looked_like() {
     r.evidence.as_mut().unwrap().uid = 4711;
     let refused = bench.issue(r).await.unwrap_err();
     assert_eq!(refused.code, Code::UnknownWorkload);
-    assert!(refused.detail.contains("4711") && refused.detail.contains("web-1"), "{}", refused.detail);
+    assert!(
+        refused.detail.contains("4711") && refused.detail.contains("web-1"),
+        "{}",
+        refused.detail
+    );
     assert_eq!(bench.events_of("attest.refused").len(), 1);
 }
 
@@ -156,7 +220,10 @@ async fn a_renewal_keeps_the_credential_and_moves_its_end() {
     let (same, renewed) = only(&bench.issue(r.clone()).await.unwrap());
     let after = bench.row(id);
     assert_eq!(same, id);
-    assert_eq!((after.status_list, after.status_index), (before.status_list, before.status_index));
+    assert_eq!(
+        (after.status_list, after.status_index),
+        (before.status_list, before.status_index)
+    );
     assert_eq!(after.expires_at.millis_since(before.expires_at), 200_000);
     assert_eq!(bench.events_of("issue.renewed").len(), 1);
     assert!(bench.is_active(&token) && bench.is_active(&renewed));
@@ -165,7 +232,10 @@ async fn a_renewal_keeps_the_credential_and_moves_its_end() {
     assert_eq!(bench.events_of("issue.renewed").len(), 1);
 
     bench.pass_seconds(150);
-    assert!(!bench.is_active(&token) && bench.is_active(&renewed), "each copy has its own end");
+    assert!(
+        !bench.is_active(&token) && bench.is_active(&renewed),
+        "each copy has its own end"
+    );
 }
 
 #[tokio::test]
@@ -177,20 +247,31 @@ async fn a_renewal_after_the_end_never_lives_again() {
     r.renews = id.to_bytes().to_vec();
     let late = bench.issue(r).await.unwrap_err();
     assert_eq!(late.code, Code::CredentialEnded);
-    assert!(late.detail.contains("contained (revoked)"), "{}", late.detail);
+    assert!(
+        late.detail.contains("contained (revoked)"),
+        "{}",
+        late.detail
+    );
     assert!(!bench.is_active(&token));
 
     let (task, id, _) = bench.token().await;
     bench.complete(task, "exited").await.unwrap();
     let mut r = bench.request(task, "billing-api");
     r.renews = id.to_bytes().to_vec();
-    assert_eq!(bench.issue(r).await.unwrap_err().code, Code::CredentialEnded);
+    assert_eq!(
+        bench.issue(r).await.unwrap_err().code,
+        Code::CredentialEnded
+    );
 
     let (task, id, _) = bench.token().await;
     bench.pass_seconds(300);
     let mut r = bench.request(task, "billing-api");
     r.renews = id.to_bytes().to_vec();
-    assert_eq!(bench.issue(r).await.unwrap_err().code, Code::CredentialEnded, "expired");
+    assert_eq!(
+        bench.issue(r).await.unwrap_err().code,
+        Code::CredentialEnded,
+        "expired"
+    );
 }
 
 #[tokio::test]
@@ -209,7 +290,10 @@ async fn a_newer_policy_narrows_a_renewal_and_never_widens_it() {
     bench.pass_seconds(100);
     let mut r = renew();
     r.ttl_seconds = Some(3600);
-    assert_eq!(bench.issue(r).await.unwrap().credentials[0].capped_by, "ttl.max");
+    assert_eq!(
+        bench.issue(r).await.unwrap().credentials[0].capped_by,
+        "ttl.max"
+    );
     bench.put_policy(&POLICY.replace("[\"orders/web\"]\ngives", "[\"billing/api\"]\ngives"));
     let denied = bench.issue(renew()).await.unwrap_err();
     assert_eq!(denied.code, Code::UnknownEntitlement);
@@ -223,10 +307,17 @@ async fn a_renewal_of_unknown_fate_ends_what_it_renewed_if_it_was_stored() {
         let (task, id, token) = bench.token().await;
         bench.pass_seconds(10);
         let faults = bench.broker.ledger.faults();
-        if stands { faults.doubt_next() } else { faults.lose_next() }
+        if stands {
+            faults.doubt_next()
+        } else {
+            faults.lose_next()
+        }
         let mut r = bench.request(task, "billing-api");
         r.renews = id.to_bytes().to_vec();
-        assert_eq!(bench.issue(r).await.unwrap_err().code, Code::StoreUnavailable);
+        assert_eq!(
+            bench.issue(r).await.unwrap_err().code,
+            Code::StoreUnavailable
+        );
         bench.broker.sweep().await;
         assert_eq!(bench.is_active(&token), !stands);
     }
@@ -238,8 +329,19 @@ async fn another_host_or_task_cannot_renew() {
     let (_, id, _) = bench.token().await;
     let mut r = bench.request(bench.new_task(), "billing-api");
     r.renews = id.to_bytes().to_vec();
-    assert_eq!(bench.issue(r.clone()).await.unwrap_err().code, Code::NotFound);
-    assert_eq!(bench.broker.issue(&bench.peer("web-2"), r).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(
+        bench.issue(r.clone()).await.unwrap_err().code,
+        Code::NotFound
+    );
+    assert_eq!(
+        bench
+            .broker
+            .issue(&bench.peer("web-2"), r)
+            .await
+            .unwrap_err()
+            .code,
+        Code::NotFound
+    );
 }
 
 #[tokio::test]
@@ -249,28 +351,50 @@ async fn a_commit_of_unknown_fate_lets_nothing_out_and_is_revoked() {
         // The task is open already, so that the next commit is the one in doubt.
         let (task, ..) = bench.token().await;
         let faults = bench.broker.ledger.faults();
-        if stands { faults.doubt_next() } else { faults.lose_next() }
+        if stands {
+            faults.doubt_next()
+        } else {
+            faults.lose_next()
+        }
         let r = bench.request(task, "billing-api");
         let refused = bench.issue(r.clone()).await.unwrap_err();
         assert_eq!(refused.code, Code::StoreUnavailable);
         assert!(refused.retry_after.is_some());
         let again = bench.issue(r.clone()).await.unwrap_err();
-        assert_eq!(again.code, Code::StoreUnavailable, "not while it is in doubt");
+        assert_eq!(
+            again.code,
+            Code::StoreUnavailable,
+            "not while it is in doubt"
+        );
 
         bench.broker.sweep().await;
         let stored = bench.broker.ledger.reader().credentials_of(task).unwrap();
         assert_eq!(stored.len(), if stands { 2 } else { 1 });
         if stands {
-            let doubted = stored.iter().find(|row| row.state != CredentialState::Live).unwrap();
+            let doubted = stored
+                .iter()
+                .find(|row| row.state != CredentialState::Live)
+                .unwrap();
             assert_eq!(doubted.state, CredentialState::Contained);
             assert!(bench.is_listed(doubted.id).await);
-            assert_eq!(bench.issue(r).await.unwrap_err().code, Code::CredentialEnded);
+            assert_eq!(
+                bench.issue(r).await.unwrap_err().code,
+                Code::CredentialEnded
+            );
         } else {
-            assert!(bench.issue(r).await.is_ok(), "it never happened, so it may happen now");
+            assert!(
+                bench.issue(r).await.is_ok(),
+                "it never happened, so it may happen now"
+            );
         }
         let events = bench.events_of("issue.doubted");
         assert_eq!(events.len(), 1);
-        assert!(bench.issue(bench.request(task, "billing-api")).await.is_ok());
+        assert!(
+            bench
+                .issue(bench.request(task, "billing-api"))
+                .await
+                .is_ok()
+        );
     }
 }
 
@@ -279,12 +403,26 @@ async fn a_clock_that_stepped_stops_issuing_and_nothing_else() {
     let bench = Bench::new().await;
     let (task, _, token) = bench.token().await;
     bench.clock.step_wall_millis(-7_200_000);
-    assert_eq!(bench.issue(bench.request(task, "billing-api")).await.unwrap_err().code, Code::ClockStep);
+    assert_eq!(
+        bench
+            .issue(bench.request(task, "billing-api"))
+            .await
+            .unwrap_err()
+            .code,
+        Code::ClockStep
+    );
     let ended = bench.complete(task, "exited").await.unwrap();
     assert_eq!((ended.dead, ended.listed), (0, 1));
     bench.clock.step_wall_millis(7_200_000);
     assert!(!bench.is_active(&token));
-    assert_eq!(bench.issue(bench.request(task, "billing-api")).await.unwrap_err().code, Code::TaskEnded);
+    assert_eq!(
+        bench
+            .issue(bench.request(task, "billing-api"))
+            .await
+            .unwrap_err()
+            .code,
+        Code::TaskEnded
+    );
 }
 
 #[tokio::test]
@@ -295,6 +433,9 @@ async fn a_silent_host_gets_nothing_new() {
         bench.pass_seconds(1);
         bench.broker.fleet.judge_silence();
     }
-    let refused = bench.issue(bench.request(bench.new_task(), "billing-api")).await.unwrap_err();
+    let refused = bench
+        .issue(bench.request(bench.new_task(), "billing-api"))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code, Code::AgentSilent);
 }

@@ -72,7 +72,16 @@ impl Body<'_> {
 /// The extra claims in a stored content: what policy gave beyond the registered ones.
 #[must_use]
 pub fn extra_claims(content: &str) -> Map<String, Value> {
-    const OURS: [&str; 8] = ["iss", "sub", "aud", "exp", "iat", "jti", "client_id", "status"];
+    const OURS: [&str; 8] = [
+        "iss",
+        "sub",
+        "aud",
+        "exp",
+        "iat",
+        "jti",
+        "client_id",
+        "status",
+    ];
     let Ok(Value::Object(mut all)) = serde_json::from_str(content) else {
         return Map::new();
     };
@@ -83,7 +92,11 @@ pub fn extra_claims(content: &str) -> Map<String, Value> {
 /// Which kind of token an entitlement gives.
 #[must_use]
 pub fn token_kind(entitlement: &str) -> TokenKind {
-    if entitlement == IDENTITY { TokenKind::Identity } else { TokenKind::Access }
+    if entitlement == IDENTITY {
+        TokenKind::Identity
+    } else {
+        TokenKind::Access
+    }
 }
 
 /// Signs tokens of one `typ`.
@@ -110,7 +123,12 @@ impl Signed for Signer {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -136,12 +154,18 @@ mod tests {
         let text = body(TokenKind::Access, claims).to_json();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["aud"], "billing");
-        assert_eq!(value["sub"], "spiffe://prod.example/orders/web", "policy cannot overwrite");
+        assert_eq!(
+            value["sub"], "spiffe://prod.example/orders/web",
+            "policy cannot overwrite"
+        );
         assert_eq!(value["client_id"], value["sub"]);
         assert_eq!(value["plan"], "gold");
         assert_eq!(value["exp"], 1_800_000_300_u64);
         assert_eq!(value["status"]["status_list"]["idx"], 77);
-        assert_eq!(extra_claims(&text), *json!({"plan": "gold"}).as_object().unwrap());
+        assert_eq!(
+            extra_claims(&text),
+            *json!({"plan": "gold"}).as_object().unwrap()
+        );
     }
 
     #[test]

@@ -53,7 +53,13 @@ impl Broker {
             Caller::Itself(known) => (Some(*known), None),
             Caller::Service(subject) => (self.visible_to(&subject, token, now)?, Some(subject)),
         };
-        let Some(Known { row, claims: Some(claims) }) = known else { return Ok(None) };
+        let Some(Known {
+            row,
+            claims: Some(claims),
+        }) = known
+        else {
+            return Ok(None);
+        };
         if !row.state.is_usable() || now >= row.expires_at {
             return Ok(None);
         }
@@ -67,11 +73,18 @@ impl Broker {
     ///
     /// # Errors
     /// `unauthenticated` when the caller is not proven; `overdue` while its end is not proven.
-    pub async fn revoke_token(&self, bearer: Option<&str>, token: &str) -> Result<Option<RevokedCredential>, Refusal> {
+    pub async fn revoke_token(
+        &self,
+        bearer: Option<&str>,
+        token: &str,
+    ) -> Result<Option<RevokedCredential>, Refusal> {
         let now = self.clock.wall();
         let (known, reason) = match self.caller(bearer, token, now)? {
             Caller::Itself(known) => (Some(*known), "handed in by its holder".to_owned()),
-            Caller::Service(subject) => (self.visible_to(&subject, token, now)?, format!("handed in by {subject}")),
+            Caller::Service(subject) => (
+                self.visible_to(&subject, token, now)?,
+                format!("handed in by {subject}"),
+            ),
         };
         match known {
             Some(known) => self.revoke(known.row.id, &reason).await.map(Some),
@@ -79,7 +92,12 @@ impl Broker {
         }
     }
 
-    fn caller(&self, bearer: Option<&str>, token: &str, now: UnixMillis) -> Result<Caller, Refusal> {
+    fn caller(
+        &self,
+        bearer: Option<&str>,
+        token: &str,
+        now: UnixMillis,
+    ) -> Result<Caller, Refusal> {
         let unproven = || {
             let detail = "show who you are: `Authorization: Bearer` with a live token whose audience is this \
                           issuer, or with the token itself";
@@ -91,7 +109,8 @@ impl Broker {
             return Ok(Caller::Itself(Box::new(known)));
         }
         let is_for_us = known.row.item == self.installation.issuer;
-        let is_live = known.claims.is_some() && known.row.state.is_usable() && now < known.row.expires_at;
+        let is_live =
+            known.claims.is_some() && known.row.state.is_usable() && now < known.row.expires_at;
         if !(is_for_us && is_live) {
             return Err(unproven());
         }
@@ -99,7 +118,12 @@ impl Broker {
     }
 
     /// The token, if this service may ask about tokens of its audience.
-    fn visible_to(&self, subject: &SpiffeId, token: &str, now: UnixMillis) -> Result<Option<Known>, Refusal> {
+    fn visible_to(
+        &self,
+        subject: &SpiffeId,
+        token: &str,
+        now: UnixMillis,
+    ) -> Result<Option<Known>, Refusal> {
         let known = self.known(token, now)?;
         Ok(known.filter(|known| self.policy.load().introspects(subject, &known.row.item)))
     }
@@ -107,8 +131,15 @@ impl Broker {
     /// Whether we signed this, by signature and record. The id in it is only a hint where to look:
     /// everything is then verified against the record.
     fn known(&self, token: &str, now: UnixMillis) -> Result<Option<Known>, Refusal> {
-        let Some(id) = hinted_id(token) else { return Ok(None) };
-        let Some(row) = self.ledger.reader().credential(id).map_err(store_unavailable)? else {
+        let Some(id) = hinted_id(token) else {
+            return Ok(None);
+        };
+        let Some(row) = self
+            .ledger
+            .reader()
+            .credential(id)
+            .map_err(store_unavailable)?
+        else {
             return Ok(None);
         };
         let expected = Expected {
@@ -122,7 +153,10 @@ impl Broker {
             Ok(verified) => {
                 let claims = verified.into_claims();
                 let is_it = claims.sub == row.subject.as_str() && claims.jti == row.id.to_string();
-                Ok(is_it.then_some(Known { row, claims: Some(claims) }))
+                Ok(is_it.then_some(Known {
+                    row,
+                    claims: Some(claims),
+                }))
             }
             // The signature was good; it is ours, and over.
             Err(JwtError::Expired) => Ok(Some(Known { row, claims: None })),

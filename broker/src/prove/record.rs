@@ -25,7 +25,14 @@ macro_rules! new_ids {
         }
     )*};
 }
-new_ids!(RequestId, DecisionId, GrantId, CredentialId, EventId, JoinTokenId);
+new_ids!(
+    RequestId,
+    DecisionId,
+    GrantId,
+    CredentialId,
+    EventId,
+    JoinTokenId
+);
 
 impl Broker {
     /// A fresh id of now.
@@ -40,22 +47,40 @@ impl Broker {
     }
 
     /// An event of now with the fields that every event has.
-    pub(crate) fn event(&self, stage: Stage, verb: &str, outcome: Outcome) -> Result<AuditEvent, Refusal> {
+    pub(crate) fn event(
+        &self,
+        stage: Stage,
+        verb: &str,
+        outcome: Outcome,
+    ) -> Result<AuditEvent, Refusal> {
         let id: EventId = self.new_id()?;
         let installation = (self.installation.id.as_str(), self.installation.epoch);
-        Ok(AuditEvent::new(id, self.clock.wall(), (stage, verb), outcome, installation))
+        Ok(AuditEvent::new(
+            id,
+            self.clock.wall(),
+            (stage, verb),
+            outcome,
+            installation,
+        ))
     }
 
     /// The event with a reason, which is free text: the leaf holds a commitment, the value lies in the
     /// erasable side table.
-    pub(crate) fn with_reason(&self, mut event: AuditEvent, reason: &str) -> Result<NewEvent, Refusal> {
+    pub(crate) fn with_reason(
+        &self,
+        mut event: AuditEvent,
+        reason: &str,
+    ) -> Result<NewEvent, Refusal> {
         if reason.is_empty() {
             return Ok(event.into());
         }
         let salt: [u8; SALT_LEN] = ephor_crypto::random::bytes().map_err(defect)?;
         let (commitment, kept): (Commitment, _) = commit(salt, reason);
         event.reason = Some(Text::Committed(commitment));
-        Ok(NewEvent { event, personal: vec![("reason".to_owned(), kept)] })
+        Ok(NewEvent {
+            event,
+            personal: vec![("reason".to_owned(), kept)],
+        })
     }
 
     /// Writes a refusal down, or counts it with equal ones of the last minute. Gives the id of the
@@ -67,7 +92,9 @@ impl Broker {
         row: Option<DecisionRow>,
     ) -> Option<DecisionId> {
         let decision = event.decision;
-        let told = self.refusals.count(key, event.clone(), self.clock.boottime());
+        let told = self
+            .refusals
+            .count(key, event.clone(), self.clock.boottime());
         match told {
             crate::request::Counted::Again(first) => first.decision,
             crate::request::Counted::First => {
@@ -80,10 +107,16 @@ impl Broker {
 
     /// Writes what ended windows summed up; all of them at a clean stop.
     pub(crate) async fn write_refusals(&self, all: bool) {
-        let ended = if all { self.refusals.drain() } else { self.refusals.ended(self.clock.boottime()) };
+        let ended = if all {
+            self.refusals.drain()
+        } else {
+            self.refusals.ended(self.clock.boottime())
+        };
         for summed in ended {
             let mut event = summed.first;
-            let (Ok(id), time) = (self.new_id(), self.clock.wall()) else { continue };
+            let (Ok(id), time) = (self.new_id(), self.clock.wall()) else {
+                continue;
+            };
             event.id = id;
             event.time = time;
             event.count = Some(u32::try_from(summed.count).unwrap_or(u32::MAX));

@@ -60,7 +60,9 @@ pub struct Refusals<T = AuditEvent> {
 
 impl<T> Default for Refusals<T> {
     fn default() -> Self {
-        Self { windows: Mutex::new(HashMap::new()) }
+        Self {
+            windows: Mutex::new(HashMap::new()),
+        }
     }
 }
 
@@ -76,7 +78,14 @@ impl<T: Clone> Refusals<T> {
             window.more += 1;
             return Counted::Again(window.first.clone());
         }
-        windows.insert(key, Window { since: now, more: 0, first: about });
+        windows.insert(
+            key,
+            Window {
+                since: now,
+                more: 0,
+                first: about,
+            },
+        );
         Counted::First
     }
 
@@ -94,7 +103,11 @@ impl<T: Clone> Refusals<T> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let over = windows.extract_if(|_, window| is_over(window));
         over.filter(|(_, window)| window.more > 0)
-            .map(|(key, window)| Summed { key, count: window.more, first: window.first })
+            .map(|(key, window)| Summed {
+                key,
+                count: window.more,
+                first: window.first,
+            })
             .collect()
     }
 }
@@ -103,12 +116,22 @@ impl<T: Clone> Refusals<T> {
 const MANY: &str = "(many)";
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
     fn key(who: &str) -> RefusalKey {
-        RefusalKey { host: "h".into(), who: who.into(), what: "e".into(), code: Code::Denied }
+        RefusalKey {
+            host: "h".into(),
+            who: who.into(),
+            what: "e".into(),
+            code: Code::Denied,
+        }
     }
 
     #[test]
@@ -121,8 +144,19 @@ mod tests {
             assert_eq!(refusals.count(key("a"), n, at(10)), Counted::Again(1));
         }
         assert!(refusals.ended(at(59_999)).is_empty());
-        assert_eq!(refusals.ended(at(60_000)), [Summed { key: key("a"), count: 3, first: 1 }]);
-        assert_eq!(refusals.count(key("a"), 6, at(60_001)), Counted::First, "a new window");
+        assert_eq!(
+            refusals.ended(at(60_000)),
+            [Summed {
+                key: key("a"),
+                count: 3,
+                first: 1
+            }]
+        );
+        assert_eq!(
+            refusals.count(key("a"), 6, at(60_001)),
+            Counted::First,
+            "a new window"
+        );
     }
 
     #[test]
@@ -135,6 +169,9 @@ mod tests {
         }
         assert_eq!(written, limits::REFUSAL_WINDOWS + 1);
         let summed = refusals.drain();
-        assert_eq!(summed.iter().map(|s| s.count).sum::<u64>() as usize, limits::REFUSAL_WINDOWS - 1);
+        assert_eq!(
+            summed.iter().map(|s| s.count).sum::<u64>() as usize,
+            limits::REFUSAL_WINDOWS - 1
+        );
     }
 }

@@ -20,7 +20,12 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal without a decision.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), decision: None, retry_after: None }
+        Self {
+            code,
+            detail: detail.into(),
+            decision: None,
+            retry_after: None,
+        }
     }
 
     /// With the decision that said no.

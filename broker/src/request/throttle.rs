@@ -42,45 +42,67 @@ impl Throttle {
         if hosts.len() >= limits::THROTTLED_HOSTS && !hosts.contains_key(host) {
             hosts.retain(|_, bucket| bucket.open > 0 || !bucket.is_full_at(now));
         }
-        let bucket = hosts.entry(host.to_owned()).or_insert_with(|| Bucket::full(now));
+        let bucket = hosts
+            .entry(host.to_owned())
+            .or_insert_with(|| Bucket::full(now));
         bucket.fill(now);
         if bucket.open >= limits::OPEN_WORK_PER_HOST {
-            let detail = format!("host `{host}` has {} requests open here; wait for answers", bucket.open);
+            let detail = format!(
+                "host `{host}` has {} requests open here; wait for answers",
+                bucket.open
+            );
             return Err(Refusal::new(Code::Busy, detail));
         }
         let Some(left) = bucket.milli_tokens.checked_sub(1000) else {
             let rate = limits::REQUESTS_PER_HOST_PER_SECOND;
-            let detail = format!("host `{host}` sends more than {rate} requests a second; slow down");
+            let detail =
+                format!("host `{host}` sends more than {rate} requests a second; slow down");
             return Err(Refusal::new(Code::RateLimited, detail));
         };
         bucket.milli_tokens = left;
         bucket.open += 1;
-        Ok(OpenWork { throttle: self.clone(), host: host.to_owned() })
+        Ok(OpenWork {
+            throttle: self.clone(),
+            host: host.to_owned(),
+        })
     }
 }
 
 impl Bucket {
     fn full(now: Boottime) -> Self {
-        Self { milli_tokens: limits::REQUEST_BURST_PER_HOST * 1000, filled_at: now, open: 0 }
+        Self {
+            milli_tokens: limits::REQUEST_BURST_PER_HOST * 1000,
+            filled_at: now,
+            open: 0,
+        }
     }
 
     fn fill(&mut self, now: Boottime) {
         // One token a second is one thousandth a millisecond.
-        let gained = now.millis_since(self.filled_at).saturating_mul(limits::REQUESTS_PER_HOST_PER_SECOND);
-        self.milli_tokens =
-            self.milli_tokens.saturating_add(gained).min(limits::REQUEST_BURST_PER_HOST * 1000);
+        let gained = now
+            .millis_since(self.filled_at)
+            .saturating_mul(limits::REQUESTS_PER_HOST_PER_SECOND);
+        self.milli_tokens = self
+            .milli_tokens
+            .saturating_add(gained)
+            .min(limits::REQUEST_BURST_PER_HOST * 1000);
         self.filled_at = now;
     }
 
     fn is_full_at(&self, now: Boottime) -> bool {
-        now.millis_since(self.filled_at).saturating_mul(limits::REQUESTS_PER_HOST_PER_SECOND)
+        now.millis_since(self.filled_at)
+            .saturating_mul(limits::REQUESTS_PER_HOST_PER_SECOND)
             >= limits::REQUEST_BURST_PER_HOST * 1000
     }
 }
 
 impl Drop for OpenWork {
     fn drop(&mut self) {
-        let mut hosts = self.throttle.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self
+            .throttle
+            .hosts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(bucket) = hosts.get_mut(&self.host) {
             bucket.open = bucket.open.saturating_sub(1);
         }
@@ -88,7 +110,12 @@ impl Drop for OpenWork {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -99,12 +126,21 @@ mod tests {
         for _ in 0..limits::REQUEST_BURST_PER_HOST {
             drop(throttle.admit("a", at(0)).unwrap());
         }
-        assert_eq!(throttle.admit("a", at(0)).err().unwrap().code, Code::RateLimited);
-        assert!(throttle.admit("b", at(0)).is_ok(), "a neighbour does not pay");
+        assert_eq!(
+            throttle.admit("a", at(0)).err().unwrap().code,
+            Code::RateLimited
+        );
+        assert!(
+            throttle.admit("b", at(0)).is_ok(),
+            "a neighbour does not pay"
+        );
         for _ in 0..limits::REQUESTS_PER_HOST_PER_SECOND {
             drop(throttle.admit("a", at(1000)).unwrap());
         }
-        assert_eq!(throttle.admit("a", at(1000)).err().unwrap().code, Code::RateLimited);
+        assert_eq!(
+            throttle.admit("a", at(1000)).err().unwrap().code,
+            Code::RateLimited
+        );
     }
 
     #[test]
@@ -115,7 +151,9 @@ mod tests {
             now += 1000;
             throttle.admit("a", Boottime::from_millis(now))
         };
-        let mut open: Vec<_> = (0..limits::OPEN_WORK_PER_HOST).map(|_| admit().unwrap()).collect();
+        let mut open: Vec<_> = (0..limits::OPEN_WORK_PER_HOST)
+            .map(|_| admit().unwrap())
+            .collect();
         assert_eq!(admit().err().unwrap().code, Code::Busy);
         open.pop();
         assert!(admit().is_ok());

@@ -18,7 +18,9 @@ pub struct Timers<T = CredentialId> {
 
 impl<T> Default for Timers<T> {
     fn default() -> Self {
-        Self { seconds: Mutex::default() }
+        Self {
+            seconds: Mutex::default(),
+        }
     }
 }
 
@@ -62,7 +64,12 @@ impl<T> Timers<T> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 

@@ -67,7 +67,11 @@ impl Pending {
                 inner.overflowed = true;
                 return;
             }
-            let first = Try { since: now, next: now.saturating_add(wait), attempts: 0 };
+            let first = Try {
+                since: now,
+                next: now.saturating_add(wait),
+                attempts: 0,
+            };
             inner.tries.entry(work).or_insert(first);
         });
     }
@@ -96,13 +100,21 @@ impl Pending {
         self.add(work.clone(), now);
         self.with(|inner| {
             let Some(attempt) = inner.tries.get_mut(work) else {
-                return Failed { attempts: 1, is_overdue: false };
+                return Failed {
+                    attempts: 1,
+                    is_overdue: false,
+                };
             };
             attempt.attempts = attempt.attempts.saturating_add(1);
-            let wait = limits::RETRY_FIRST.saturating_mul(1 << attempt.attempts.min(10)).min(limits::RETRY_MOST);
+            let wait = limits::RETRY_FIRST
+                .saturating_mul(1 << attempt.attempts.min(10))
+                .min(limits::RETRY_MOST);
             attempt.next = now.saturating_add(wait);
             let is_overdue = now.millis_since(attempt.since) >= OVERDUE_AFTER_MILLIS;
-            Failed { attempts: attempt.attempts, is_overdue }
+            Failed {
+                attempts: attempt.attempts,
+                is_overdue,
+            }
         })
     }
 
@@ -125,7 +137,12 @@ impl Pending {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -142,7 +159,10 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..40 {
             assert_eq!(pending.due(now, 9), [task(1)]);
-            overdue.push((now.as_millis() >= 5_000, pending.failed(&task(1), now).is_overdue));
+            overdue.push((
+                now.as_millis() >= 5_000,
+                pending.failed(&task(1), now).is_overdue,
+            ));
             let start = now;
             while pending.due(now, 9).is_empty() {
                 now = now.saturating_add(std::time::Duration::from_millis(50));
@@ -151,7 +171,10 @@ mod tests {
         }
         assert!(overdue.iter().all(|(late, told)| late == told) && overdue[39].1);
         assert!(waits[0] <= 500 && waits.is_sorted());
-        assert_eq!(*waits.last().unwrap(), limits::RETRY_MOST.as_millis() as u64);
+        assert_eq!(
+            *waits.last().unwrap(),
+            limits::RETRY_MOST.as_millis() as u64
+        );
         pending.done(&task(1));
         assert!(pending.due(now, 9).is_empty() && !pending.holds(&task(1)));
     }

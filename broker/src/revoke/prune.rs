@@ -12,9 +12,15 @@ impl Broker {
     /// Forgets listings that nobody needs any more. Never on a wall clock that is not believed: after
     /// a step forward and back a revoked token would be valid again.
     pub async fn prune_listings(&self) {
-        let Ok(now) = self.clock_guard.check() else { return };
+        let Ok(now) = self.clock_guard.check() else {
+            return;
+        };
         let before = now.saturating_sub_millis(LISTING_KEPT_MILLIS);
-        let old = match self.ledger.reader().expiring_before(CredentialState::Dead, before, limits::LEDGER_PRUNE_CHUNK) {
+        let old = match self.ledger.reader().expiring_before(
+            CredentialState::Dead,
+            before,
+            limits::LEDGER_PRUNE_CHUNK,
+        ) {
             Ok(old) => old,
             Err(error) => {
                 tracing::warn!(%error, "old listings could not be read; pruned at the next tick");
@@ -25,17 +31,29 @@ impl Broker {
             return;
         }
         let rows = old.iter().map(|row| Row::Unlist(row.id)).collect();
-        let batch =
-            Batch { name: "revoke.prune", lane: Lane::Normal, require: Vec::new(), rows, events: Vec::new() };
-        let Ok(ticket) = self.ledger.submit(batch) else { return };
+        let batch = Batch {
+            name: "revoke.prune",
+            lane: Lane::Normal,
+            require: Vec::new(),
+            rows,
+            events: Vec::new(),
+        };
+        let Ok(ticket) = self.ledger.submit(batch) else {
+            return;
+        };
         match written(ticket.await) {
             Ok(Some(_)) => {
                 for row in &old {
-                    self.lists.release(Slot { list: row.status_list, index: row.status_index });
+                    self.lists.release(Slot {
+                        list: row.status_list,
+                        index: row.status_index,
+                    });
                 }
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "old listings could not be pruned; tried at the next tick"),
+            Err(error) => {
+                tracing::warn!(%error, "old listings could not be pruned; tried at the next tick")
+            }
         }
     }
 }

@@ -18,7 +18,13 @@ impl Broker {
     pub fn restore(&self) -> Result<(), ReadError> {
         let reader = self.ledger.reader();
         reader.listings(|listing| {
-            self.lists.restore(Slot { list: listing.list, index: listing.index }, listing.revoked);
+            self.lists.restore(
+                Slot {
+                    list: listing.list,
+                    index: listing.index,
+                },
+                listing.revoked,
+            );
         })?;
         reader.expiries(|expiry| self.timers.set(expiry.id, dead_at(expiry.at)))?;
         drop(reader);
@@ -28,7 +34,10 @@ impl Broker {
             }
         }
         self.find_unfinished()?;
-        tracing::info!(credentials = self.timers.len(), "status lists and timers rebuilt");
+        tracing::info!(
+            credentials = self.timers.len(),
+            "status lists and timers rebuilt"
+        );
         Ok(())
     }
 
@@ -43,7 +52,10 @@ impl Broker {
                 self.pending.add(Work::Task(task.id, cause), now);
             }
         }
-        let revoking = CredentialFilter { state: Some(CredentialState::Revoking), ..Default::default() };
+        let revoking = CredentialFilter {
+            state: Some(CredentialState::Revoking),
+            ..Default::default()
+        };
         for row in reader.credentials(&revoking)? {
             // Those of a completing task end with it.
             if !completing.contains(&row.task) {

@@ -140,7 +140,10 @@ impl StatusLists {
         while number < limits::STATUS_LISTS_MAX {
             let list = self.list_or_new(number);
             if let Some(index) = list.reserve()? {
-                return Ok(Slot { list: number, index });
+                return Ok(Slot {
+                    list: number,
+                    index,
+                });
             }
             number += 1;
         }
@@ -156,7 +159,8 @@ impl StatusLists {
 
     /// Lists a credential. Call only after the commit that revoked it.
     pub fn revoke(&self, slot: Slot) {
-        self.list_or_new(slot.list).change(|bits| bits.set(slot.index));
+        self.list_or_new(slot.list)
+            .change(|bits| bits.set(slot.index));
     }
 
     /// The list as served now: signed again when a bit changed since, or when it grew old.
@@ -180,7 +184,8 @@ impl StatusLists {
     /// Makes every build fail.
     #[cfg(test)]
     pub(crate) fn break_builds(&self, broken: bool) {
-        self.broken.store(broken, std::sync::atomic::Ordering::SeqCst);
+        self.broken
+            .store(broken, std::sync::atomic::Ordering::SeqCst);
     }
 
     fn newest(&self) -> u32 {
@@ -198,7 +203,11 @@ impl StatusLists {
             return list;
         }
         let mut lists = self.lists.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(lists.entry(number).or_insert_with(|| Arc::new(List::new(number))))
+        Arc::clone(
+            lists
+                .entry(number)
+                .or_insert_with(|| Arc::new(List::new(number))),
+        )
     }
 
     fn build(&self, list: &List, now: UnixMillis) -> Result<Built, ListError> {
@@ -218,19 +227,35 @@ impl StatusLists {
             iat,
             exp: iat + limits::STATUS_LIST_LIFE_SECONDS,
             ttl: limits::STATUS_LIST_TTL_SECONDS,
-            status_list: Packed { bits: 1, lst: URL_SAFE_NO_PAD.encode(&packed) },
+            status_list: Packed {
+                bits: 1,
+                lst: URL_SAFE_NO_PAD.encode(&packed),
+            },
         };
         let claims = serde_json::to_vec(&claims).map_err(|e| failed(e.to_string()))?;
-        let token = self.signer.sign(&claims).map_err(|e| failed(e.to_string()))?;
+        let token = self
+            .signer
+            .sign(&claims)
+            .map_err(|e| failed(e.to_string()))?;
         // A status list is public; nothing in it is a secret.
         let token = Bytes::copy_from_slice(token.expose());
-        Ok(Built { version, token, issued_at: now, bits: read_back })
+        Ok(Built {
+            version,
+            token,
+            issued_at: now,
+            bits: read_back,
+        })
     }
 }
 
 impl List {
     fn new(number: u32) -> Self {
-        let bits = Bits { revoked: vec![0; LIST_BYTES], used: vec![0; LIST_BYTES], used_count: 0, version: 0 };
+        let bits = Bits {
+            revoked: vec![0; LIST_BYTES],
+            used: vec![0; LIST_BYTES],
+            used_count: 0,
+            version: 0,
+        };
         Self {
             number,
             bits: Mutex::new(bits),
@@ -320,7 +345,9 @@ struct Packed {
 
 /// Index `i` is bit `i % 8`, least significant first, of byte `i / 8`.
 fn bit(bytes: &[u8], index: u32) -> Option<bool> {
-    bytes.get(index as usize / 8).map(|byte| (byte >> (index % 8)) & 1 == 1)
+    bytes
+        .get(index as usize / 8)
+        .map(|byte| (byte >> (index % 8)) & 1 == 1)
 }
 
 /// True when the bit changed.
@@ -345,12 +372,19 @@ fn deflate(bits: &[u8]) -> std::io::Result<Vec<u8>> {
 
 fn inflate(packed: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut bits = Vec::with_capacity(LIST_BYTES);
-    flate2::read::ZlibDecoder::new(packed).take(LIST_BYTES as u64 + 1).read_to_end(&mut bits)?;
+    flate2::read::ZlibDecoder::new(packed)
+        .take(LIST_BYTES as u64 + 1)
+        .read_to_end(&mut bits)?;
     Ok(bits)
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
     use ephor_crypto::jwt::{Expected, TokenKind, VerifyKeys, verify};
@@ -363,7 +397,10 @@ mod tests {
         let mut keys = VerifyKeys::new();
         keys.insert("k1", key.public_key());
         let signer = Arc::new(JwsSigner::new(key, TYP, "k1").unwrap());
-        (StatusLists::new("http://lists.test/", "https://issuer.test", signer), keys)
+        (
+            StatusLists::new("http://lists.test/", "https://issuer.test", signer),
+            keys,
+        )
     }
 
     /// What a verifier does, sharing nothing with the code above but zlib.
@@ -380,9 +417,13 @@ mod tests {
         assert!(claims.sub.starts_with("http://lists.test/status/"));
         assert_eq!(claims.rest["ttl"], 5);
         assert_eq!(claims.rest["status_list"]["bits"], 1);
-        let packed = URL_SAFE_NO_PAD.decode(claims.rest["status_list"]["lst"].as_str().unwrap()).unwrap();
+        let packed = URL_SAFE_NO_PAD
+            .decode(claims.rest["status_list"]["lst"].as_str().unwrap())
+            .unwrap();
         let mut bits = Vec::new();
-        flate2::read::ZlibDecoder::new(&packed[..]).read_to_end(&mut bits).unwrap();
+        flate2::read::ZlibDecoder::new(&packed[..])
+            .read_to_end(&mut bits)
+            .unwrap();
         assert_eq!(bits.len(), 16 * 1024);
         bits[index / 8] & (1 << (index % 8)) != 0
     }
@@ -397,9 +438,16 @@ mod tests {
         lists.revoke(slot);
         let after = lists.current(slot.list, NOW).await.unwrap();
         assert!(stranger_reads(&after.token, &keys, slot.index as usize));
-        assert!(!stranger_reads(&after.token, &keys, slot.index as usize ^ 1));
+        assert!(!stranger_reads(
+            &after.token,
+            &keys,
+            slot.index as usize ^ 1
+        ));
         assert!(after.is_revoked(slot.index) && !after.is_revoked(slot.index ^ 1));
-        assert!(after.is_revoked(LIST_BITS), "an index outside the list is rejected");
+        assert!(
+            after.is_revoked(LIST_BITS),
+            "an index outside the list is rejected"
+        );
     }
 
     #[tokio::test]
@@ -407,18 +455,36 @@ mod tests {
         let (lists, _) = lists();
         let slot = lists.reserve().unwrap();
         let first = lists.current(0, NOW).await.unwrap();
-        let again = lists.current(0, NOW.saturating_add_millis(4_000)).await.unwrap();
+        let again = lists
+            .current(0, NOW.saturating_add_millis(4_000))
+            .await
+            .unwrap();
         assert!(Arc::ptr_eq(&first, &again));
         lists.revoke(slot);
-        let changed = lists.current(0, NOW.saturating_add_millis(4_000)).await.unwrap();
+        let changed = lists
+            .current(0, NOW.saturating_add_millis(4_000))
+            .await
+            .unwrap();
         assert_eq!(changed.version, first.version + 1);
         lists.revoke(slot);
-        let same = lists.current(0, NOW.saturating_add_millis(5_000)).await.unwrap();
-        assert!(Arc::ptr_eq(&changed, &same), "revoking twice changes nothing");
-        let old = lists.current(0, NOW.saturating_add_millis(60_000)).await.unwrap();
+        let same = lists
+            .current(0, NOW.saturating_add_millis(5_000))
+            .await
+            .unwrap();
+        assert!(
+            Arc::ptr_eq(&changed, &same),
+            "revoking twice changes nothing"
+        );
+        let old = lists
+            .current(0, NOW.saturating_add_millis(60_000))
+            .await
+            .unwrap();
         assert!(!Arc::ptr_eq(&changed, &old));
         let back = lists.current(0, NOW).await.unwrap();
-        assert_eq!(back.issued_at, NOW, "a token from the future is not served after a step back");
+        assert_eq!(
+            back.issued_at, NOW,
+            "a token from the future is not served after a step back"
+        );
     }
 
     #[tokio::test]
@@ -428,7 +494,10 @@ mod tests {
         lists.restore(Slot { list: 2, index: 9 }, false);
         let built = lists.current(2, NOW).await.unwrap();
         assert!(built.is_revoked(7) && !built.is_revoked(9));
-        assert!(matches!(lists.current(3, NOW).await, Err(ListError::Unknown(3))));
+        assert!(matches!(
+            lists.current(3, NOW).await,
+            Err(ListError::Unknown(3))
+        ));
         lists.release(Slot { list: 2, index: 7 });
         assert!(!lists.current(2, NOW).await.unwrap().is_revoked(7));
     }

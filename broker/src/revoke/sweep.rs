@@ -63,9 +63,16 @@ impl Broker {
             tracing::warn!(%error, "unfinished ends could not be read from the store");
         }
         let mut ends = Vec::new();
-        for work in self.pending.due(self.clock.boottime(), limits::ENDS_AT_ONCE) {
+        for work in self
+            .pending
+            .due(self.clock.boottime(), limits::ENDS_AT_ONCE)
+        {
             match work {
-                Work::Task(task, cause) => ends.push(End { task, cause, by: By::Broker }),
+                Work::Task(task, cause) => ends.push(End {
+                    task,
+                    cause,
+                    by: By::Broker,
+                }),
                 Work::Credential(id) => {
                     let outcome = self.drive_credential(id, REASON).await.map(drop);
                     self.tried(Work::Credential(id), outcome).await;
@@ -98,15 +105,21 @@ impl Broker {
         let rows = self.ledger.reader().credentials_of(task);
         match rows {
             Ok(rows) => self.flag(rows, failed, error).await,
-            Err(error) => tracing::warn!(%task, %error, "an overdue revocation could not be flagged"),
+            Err(error) => {
+                tracing::warn!(%task, %error, "an overdue revocation could not be flagged")
+            }
         }
     }
 
     async fn flag(&self, rows: Vec<CredentialRow>, failed: &Failed, error: &NotEnded) {
-        let is_unflagged = |row: &CredentialRow| row.state == CredentialState::Revoking && row.overdue.is_none();
+        let is_unflagged =
+            |row: &CredentialRow| row.state == CredentialState::Revoking && row.overdue.is_none();
         for mut row in rows.into_iter().filter(is_unflagged) {
             row.version += 1;
-            row.overdue = Some(format!("{error}; tried {} times, tried on", failed.attempts));
+            row.overdue = Some(format!(
+                "{error}; tried {} times, tried on",
+                failed.attempts
+            ));
             if let Err(error) = self.write_flag(&row).await {
                 tracing::warn!(credential = %row.id, %error, "an overdue revocation could not be flagged");
             }
@@ -117,7 +130,10 @@ impl Broker {
         let mut event = self.about(Stage::Revoke, "overdue", row)?;
         event.outcome = Outcome::Failed;
         event.cause = row.cause.map(|cause| cause.as_str().to_owned());
-        event.facts.insert("overdue".to_owned(), row.overdue.clone().unwrap_or_default());
+        event.facts.insert(
+            "overdue".to_owned(),
+            row.overdue.clone().unwrap_or_default(),
+        );
         let batch = Batch {
             name: "revoke.overdue",
             lane: Lane::Revoke,

@@ -1,6 +1,11 @@
 //! Revocation, expiry and listing against a real store.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use ephor_proto::problem::Code;
 use ephor_proto::state::credential::CredentialState;
@@ -24,7 +29,10 @@ async fn one_credential_ends_while_its_task_goes_on() {
     assert_eq!(bench.events_of("revoke.started").len(), 1);
     let ended = bench.complete(task, "exited").await.unwrap();
     assert_eq!(ended.listed, 2);
-    assert_eq!(bench.verified(&ended.receipt).totals.unwrap().credentials, 2);
+    assert_eq!(
+        bench.verified(&ended.receipt).totals.unwrap().credentials,
+        2
+    );
 }
 
 #[tokio::test]
@@ -32,12 +40,37 @@ async fn the_holder_may_hand_its_token_in_and_a_stranger_may_not() {
     let bench = Bench::new().await;
     let (_, id, token) = bench.token().await;
     let (_, _, thief) = bench.token().await;
-    assert_eq!(bench.broker.introspect(None, &token).unwrap_err().code, Code::Unauthenticated);
-    assert_eq!(bench.broker.introspect(Some("garbage"), "garbage").unwrap_err().code, Code::Unauthenticated);
+    assert_eq!(
+        bench.broker.introspect(None, &token).unwrap_err().code,
+        Code::Unauthenticated
+    );
+    assert_eq!(
+        bench
+            .broker
+            .introspect(Some("garbage"), "garbage")
+            .unwrap_err()
+            .code,
+        Code::Unauthenticated
+    );
     let refused = bench.broker.introspect(Some(&thief), &token).unwrap_err();
-    assert_eq!(refused.code, Code::Unauthenticated, "a token for another audience proves nobody here");
-    assert!(bench.broker.revoke_token(Some(&thief), &token).await.is_err());
-    let revoked = bench.broker.revoke_token(Some(&token), &token).await.unwrap().unwrap();
+    assert_eq!(
+        refused.code,
+        Code::Unauthenticated,
+        "a token for another audience proves nobody here"
+    );
+    assert!(
+        bench
+            .broker
+            .revoke_token(Some(&thief), &token)
+            .await
+            .is_err()
+    );
+    let revoked = bench
+        .broker
+        .revoke_token(Some(&token), &token)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(revoked.row.id, id);
     assert!(!bench.is_active(&token), "it may still ask about itself");
 }
@@ -50,14 +83,43 @@ async fn a_service_sees_only_its_own_audience() {
     let mut r = bench.request(task, "identity");
     r.item = "search".into();
     let (_, other) = crate::issue::tests::harness::only(&bench.issue(r).await.unwrap());
-    assert!(bench.broker.introspect(Some(&service), &token).unwrap().is_some());
-    assert!(bench.broker.introspect(Some(&service), &other).unwrap().is_none());
-    assert!(bench.broker.introspect(Some(&service), "unknown").unwrap().is_none());
-    assert!(bench.broker.revoke_token(Some(&service), &other).await.unwrap().is_none());
+    assert!(
+        bench
+            .broker
+            .introspect(Some(&service), &token)
+            .unwrap()
+            .is_some()
+    );
+    assert!(
+        bench
+            .broker
+            .introspect(Some(&service), &other)
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        bench
+            .broker
+            .introspect(Some(&service), "unknown")
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        bench
+            .broker
+            .revoke_token(Some(&service), &other)
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert!(bench.is_active(&other));
     bench.pass_seconds(300);
     let refused = bench.broker.introspect(Some(&service), &token).unwrap_err();
-    assert_eq!(refused.code, Code::Unauthenticated, "the caller's own token has expired");
+    assert_eq!(
+        refused.code,
+        Code::Unauthenticated,
+        "the caller's own token has expired"
+    );
 }
 
 #[tokio::test]
@@ -68,9 +130,21 @@ async fn a_tampered_copy_is_not_the_token() {
     let (message, signature) = token.rsplit_once('.').unwrap();
     let other = bench.token().await.2;
     let swapped = format!("{message}.{}", other.rsplit_once('.').unwrap().1);
-    assert!(bench.broker.introspect(Some(&service), &swapped).unwrap().is_none());
+    assert!(
+        bench
+            .broker
+            .introspect(Some(&service), &swapped)
+            .unwrap()
+            .is_none()
+    );
     let cut = format!("{message}.{}", &signature[..signature.len() - 2]);
-    assert!(bench.broker.introspect(Some(&service), &cut).unwrap().is_none());
+    assert!(
+        bench
+            .broker
+            .introspect(Some(&service), &cut)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -81,7 +155,11 @@ async fn time_makes_dead_what_was_live_or_contained() {
     bench.complete(closed, "exited").await.unwrap();
     bench.pass_seconds(300);
     bench.broker.expire_due().await;
-    assert_eq!(bench.row(live).state, CredentialState::Live, "a verifier's leeway is not over");
+    assert_eq!(
+        bench.row(live).state,
+        CredentialState::Live,
+        "a verifier's leeway is not over"
+    );
     bench.pass_seconds(60);
     bench.broker.expire_due().await;
     assert_eq!(bench.row(live).state, CredentialState::Dead);
@@ -90,11 +168,24 @@ async fn time_makes_dead_what_was_live_or_contained() {
     let closing = bench.events_of("prove.closed");
     assert_eq!(closing.len(), 1);
     let totals = closing[0].totals.unwrap();
-    assert_eq!((totals.dead, totals.listed, totals.listed_until), (1, 0, None));
+    assert_eq!(
+        (totals.dead, totals.listed, totals.listed_until),
+        (1, 0, None)
+    );
     let row = bench.broker.ledger.reader().task(closed).unwrap().unwrap();
-    assert!(matches!(row.state, TaskState::Closed { contained: false, .. }));
+    assert!(matches!(
+        row.state,
+        TaskState::Closed {
+            contained: false,
+            ..
+        }
+    ));
     let ended = bench.complete(open, "exited").await.unwrap();
-    assert_eq!((ended.dead, ended.listed), (1, 0), "what expired before the end is dead at the end");
+    assert_eq!(
+        (ended.dead, ended.listed),
+        (1, 0),
+        "what expired before the end is dead at the end"
+    );
     bench.broker.expire_due().await;
     assert_eq!(bench.events_of("prove.closed").len(), 1);
 }
@@ -162,7 +253,10 @@ async fn a_clock_two_hours_ahead_and_back_revives_nothing() {
         bench.clock.step_wall_millis(hours * 3_600_000);
         bench.broker.expire_due().await;
         bench.broker.prune_listings().await;
-        assert!(bench.is_listed(revoked).await, "still there {hours} h ahead");
+        assert!(
+            bench.is_listed(revoked).await,
+            "still there {hours} h ahead"
+        );
         bench.clock.step_wall_millis(-hours * 3_600_000);
         assert!(!bench.is_active(&token) && bench.is_listed(revoked).await);
         assert_eq!(bench.row(revoked).state, CredentialState::Contained);
@@ -183,7 +277,11 @@ async fn a_listing_is_pruned_a_day_after_its_expiry() {
     bench.pass_seconds(3600);
     bench.broker.prune_listings().await;
     assert!(!bench.is_listed(id).await, "the index is free again");
-    assert_eq!(bench.row(id).state, CredentialState::Dead, "the record stays");
+    assert_eq!(
+        bench.row(id).state,
+        CredentialState::Dead,
+        "the record stays"
+    );
     assert!(bench.broker.receipt(task).unwrap().is_some());
 }
 

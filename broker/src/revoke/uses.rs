@@ -39,8 +39,12 @@ impl Uses {
         if seen.len() >= limits::USES_KEPT && !seen.contains_key(&id) {
             return;
         }
-        let entry =
-            seen.entry(id).or_insert_with(|| Use { by: String::new(), first: now, last: now, count: 0 });
+        let entry = seen.entry(id).or_insert_with(|| Use {
+            by: String::new(),
+            first: now,
+            last: now,
+            count: 0,
+        });
         entry.count += 1;
         entry.last = now;
         if entry.by != by {
@@ -50,17 +54,29 @@ impl Uses {
 
     /// What is known of it; stays known until [`Uses::forget`].
     pub fn of(&self, id: CredentialId) -> Option<Use> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 
     /// Its end was recorded.
     pub fn forget(&self, id: CredentialId) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 mod tests {
     use super::*;
 
@@ -70,8 +86,12 @@ mod tests {
         let id = CredentialId::from_parts(1, [1; 10]);
         uses.record(id, "a", UnixMillis::from_millis(5));
         uses.record(id, "b", UnixMillis::from_millis(9));
-        let expected =
-            Use { by: "b".into(), first: UnixMillis::from_millis(5), last: UnixMillis::from_millis(9), count: 2 };
+        let expected = Use {
+            by: "b".into(),
+            first: UnixMillis::from_millis(5),
+            last: UnixMillis::from_millis(9),
+            count: 2,
+        };
         assert_eq!(uses.of(id), Some(expected));
         uses.forget(id);
         assert_eq!(uses.of(id), None);

@@ -60,7 +60,9 @@ pub fn router(broker: Arc<Broker>) -> Router {
 
 /// Refuses with a fresh correlation id.
 fn refuse<T>(broker: &Broker, outcome: Result<T, Refusal>) -> Answer<T> {
-    outcome.map(Json).map_err(|refusal| ProblemResponse::of(refusal, broker.clock.as_ref()))
+    outcome
+        .map(Json)
+        .map_err(|refusal| ProblemResponse::of(refusal, broker.clock.as_ref()))
 }
 
 fn read<T>(outcome: Result<T, ReadError>) -> Result<T, Refusal> {
@@ -69,7 +71,11 @@ fn read<T>(outcome: Result<T, ReadError>) -> Result<T, Refusal> {
 
 fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
     body.map(|Json(value)| value).map_err(|rejection| {
-        let code = if rejection.status().as_u16() == 413 { Code::TooLarge } else { Code::InvalidRequest };
+        let code = if rejection.status().as_u16() == 413 {
+            Code::TooLarge
+        } else {
+            Code::InvalidRequest
+        };
         Refusal::new(code, rejection.body_text())
     })
 }
@@ -112,8 +118,14 @@ struct TaskQuery {
     limit: Option<usize>,
 }
 
-async fn tasks(State(broker): Shared, asked: Result<Query<TaskQuery>, QueryRejection>) -> Answer<Vec<admin::Task>> {
-    refuse(&broker, query(asked).and_then(|asked| list_tasks(&broker, asked)))
+async fn tasks(
+    State(broker): Shared,
+    asked: Result<Query<TaskQuery>, QueryRejection>,
+) -> Answer<Vec<admin::Task>> {
+    refuse(
+        &broker,
+        query(asked).and_then(|asked| list_tasks(&broker, asked)),
+    )
 }
 
 fn list_tasks(broker: &Broker, asked: TaskQuery) -> Result<Vec<admin::Task>, Refusal> {
@@ -121,14 +133,27 @@ fn list_tasks(broker: &Broker, asked: TaskQuery) -> Result<Vec<admin::Task>, Ref
         None => None,
         Some(word) => Some(task_state(word)?),
     };
-    let limit = asked.limit.unwrap_or(limits::ADMIN_ROWS).min(limits::ADMIN_ROWS);
+    let limit = asked
+        .limit
+        .unwrap_or(limits::ADMIN_ROWS)
+        .min(limits::ADMIN_ROWS);
     let reader = broker.ledger.reader();
-    let rows = read(reader.tasks(&TaskFilter { state, host: asked.host, limit }))?;
-    read(rows.into_iter().map(|row| encode::task(&reader, row)).collect())
+    let rows = read(reader.tasks(&TaskFilter {
+        state,
+        host: asked.host,
+        limit,
+    }))?;
+    read(
+        rows.into_iter()
+            .map(|row| encode::task(&reader, row))
+            .collect(),
+    )
 }
 
 fn task_state(word: &str) -> Result<&'static str, Refusal> {
-    let known = ["open", "completing", "closed"].into_iter().find(|known| *known == word);
+    let known = ["open", "completing", "closed"]
+        .into_iter()
+        .find(|known| *known == word);
     let detail = || format!("`state={word}` is none of open, completing, closed");
     known.ok_or_else(|| Refusal::new(Code::InvalidRequest, detail()))
 }
@@ -160,7 +185,13 @@ async fn end_task_within(
 ) -> Result<admin::Ended, Refusal> {
     let Reason { reason } = body(reason)?;
     let task = resolve::task(&broker.ledger.reader(), id)?;
-    let proven = broker.end_task(End { task, cause: EndCause::Revoked, by: By::Person { reason } }).await?;
+    let proven = broker
+        .end_task(End {
+            task,
+            cause: EndCause::Revoked,
+            by: By::Person { reason },
+        })
+        .await?;
     Ok(encode::ended(proven))
 }
 
@@ -171,7 +202,10 @@ async fn receipt(State(broker): Shared, Path(id): Path<String>) -> Answer<serde_
 fn receipt_within(broker: &Broker, id: &str) -> Result<serde_json::Value, Refusal> {
     let task = resolve::task(&broker.ledger.reader(), id)?;
     let none = || {
-        let detail = format!("task {} has no receipt yet: it is made when nothing of it is live any more", task.short());
+        let detail = format!(
+            "task {} has no receipt yet: it is made when nothing of it is live any more",
+            task.short()
+        );
         Refusal::new(Code::NotFound, detail)
     };
     let receipt = read(broker.receipt(task))?.ok_or_else(none)?;
@@ -191,31 +225,55 @@ async fn credentials(
     State(broker): Shared,
     asked: Result<Query<CredentialQuery>, QueryRejection>,
 ) -> Answer<Vec<admin::Credential>> {
-    refuse(&broker, query(asked).and_then(|asked| list_credentials(&broker, &asked)))
+    refuse(
+        &broker,
+        query(asked).and_then(|asked| list_credentials(&broker, &asked)),
+    )
 }
 
-fn list_credentials(broker: &Broker, asked: &CredentialQuery) -> Result<Vec<admin::Credential>, Refusal> {
+fn list_credentials(
+    broker: &Broker,
+    asked: &CredentialQuery,
+) -> Result<Vec<admin::Credential>, Refusal> {
     let state: Option<CredentialState> = match &asked.state {
         None => None,
         Some(word) => {
             let detail = || {
-                format!("`state={word}` is none of intended, live, replacing, revoking, contained, dead")
+                format!(
+                    "`state={word}` is none of intended, live, replacing, revoking, contained, dead"
+                )
             };
-            Some(word.parse().map_err(|_| Refusal::new(Code::InvalidRequest, detail()))?)
+            Some(
+                word.parse()
+                    .map_err(|_| Refusal::new(Code::InvalidRequest, detail()))?,
+            )
         }
     };
-    let limit = asked.limit.unwrap_or(limits::ADMIN_ROWS).min(limits::ADMIN_ROWS);
+    let limit = asked
+        .limit
+        .unwrap_or(limits::ADMIN_ROWS)
+        .min(limits::ADMIN_ROWS);
     let reader = broker.ledger.reader();
     let mut rows = match &asked.task {
         Some(task) => read(reader.credentials_of(resolve::task(&reader, task)?))?,
-        None => read(reader.credentials(&CredentialFilter { state, overdue: asked.overdue, limit }))?,
+        None => read(reader.credentials(&CredentialFilter {
+            state,
+            overdue: asked.overdue,
+            limit,
+        }))?,
     };
     rows.retain(|row| {
         state.is_none_or(|state| state == row.state)
-            && asked.overdue.is_none_or(|overdue| overdue == row.overdue.is_some())
+            && asked
+                .overdue
+                .is_none_or(|overdue| overdue == row.overdue.is_some())
     });
     rows.truncate(limit);
-    read(rows.into_iter().map(|row| encode::credential(&reader, row)).collect())
+    read(
+        rows.into_iter()
+            .map(|row| encode::credential(&reader, row))
+            .collect(),
+    )
 }
 
 async fn credential(State(broker): Shared, Path(id): Path<String>) -> Answer<admin::Credential> {
@@ -226,7 +284,8 @@ fn show_credential(broker: &Broker, id: &str) -> Result<admin::Credential, Refus
     let reader = broker.ledger.reader();
     let id = resolve::credential(&reader, id)?;
     let row = read(reader.credential(id))?;
-    let row = row.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no credential {id}")))?;
+    let row =
+        row.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no credential {id}")))?;
     read(encode::credential(&reader, row))
 }
 
@@ -254,7 +313,10 @@ async fn hosts(State(broker): Shared) -> Answer<Vec<admin::Host>> {
     refuse(&broker, broker.hosts())
 }
 
-async fn invite(State(broker): Shared, asked: Result<Json<Invite>, JsonRejection>) -> Answer<admin::Invited> {
+async fn invite(
+    State(broker): Shared,
+    asked: Result<Json<Invite>, JsonRejection>,
+) -> Answer<admin::Invited> {
     refuse(&broker, invite_within(&broker, asked).await)
 }
 
@@ -265,8 +327,15 @@ async fn invite_within(
 ) -> Result<admin::Invited, Refusal> {
     let Invite { host, ttl_seconds } = body(asked)?;
     let invited = broker.invite(&host, ttl_seconds).await?;
-    let token = invited.token.expose_str().map_err(crate::issue::defect)?.to_owned();
-    Ok(admin::Invited { token, expires_at: invited.expires_at })
+    let token = invited
+        .token
+        .expose_str()
+        .map_err(crate::issue::defect)?
+        .to_owned();
+    Ok(admin::Invited {
+        token,
+        expires_at: invited.expires_at,
+    })
 }
 
 async fn ban(
@@ -281,11 +350,16 @@ async fn ban(
     refuse(&broker, outcome)
 }
 
-async fn explain(State(broker): Shared, asked: Result<Json<Explain>, JsonRejection>) -> Answer<Explained> {
+async fn explain(
+    State(broker): Shared,
+    asked: Result<Json<Explain>, JsonRejection>,
+) -> Answer<Explained> {
     let explained = body(asked).and_then(|asked| {
-        broker.policy.load().explain(&asked).map_err(|error: ExplainError| {
-            Refusal::new(Code::InvalidRequest, error.to_string())
-        })
+        broker
+            .policy
+            .load()
+            .explain(&asked)
+            .map_err(|error: ExplainError| Refusal::new(Code::InvalidRequest, error.to_string()))
     });
     refuse(&broker, explained)
 }
@@ -302,7 +376,10 @@ async fn receipts(
     asked: Result<Query<ReceiptQuery>, QueryRejection>,
 ) -> impl IntoResponse {
     let outcome = query(asked).and_then(|asked| {
-        let limit = asked.limit.unwrap_or(limits::ADMIN_ROWS).min(limits::ADMIN_ROWS);
+        let limit = asked
+            .limit
+            .unwrap_or(limits::ADMIN_ROWS)
+            .min(limits::ADMIN_ROWS);
         read(broker.ledger.reader().receipts(asked.after, limit))
     });
     refuse(&broker, outcome)

@@ -38,7 +38,10 @@ pub fn router(broker: Arc<Broker>) -> Router {
 async fn status_list(State(broker): State<Arc<Broker>>, Path(number): Path<String>) -> Response {
     let refuse = |refusal| ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
     let Ok(number) = number.parse::<u32>() else {
-        return refuse(Refusal::new(Code::NotFound, "a status list has a number: /status/0"));
+        return refuse(Refusal::new(
+            Code::NotFound,
+            "a status list has a number: /status/0",
+        ));
     };
     match broker.lists.current(number, broker.clock.wall()).await {
         Ok(built) => answer(
@@ -46,15 +49,25 @@ async fn status_list(State(broker): State<Arc<Broker>>, Path(number): Path<Strin
             STATUS_LIST,
             &format!("public, max-age={}", limits::STATUS_LIST_TTL_SECONDS),
         ),
-        Err(error @ ListError::Unknown(_)) => refuse(Refusal::new(Code::NotFound, error.to_string())),
-        Err(error @ (ListError::Full(_) | ListError::Random(_) | ListError::Build(..))) => refuse(defect(error)),
+        Err(error @ ListError::Unknown(_)) => {
+            refuse(Refusal::new(Code::NotFound, error.to_string()))
+        }
+        Err(error @ (ListError::Full(_) | ListError::Random(_) | ListError::Build(..))) => {
+            refuse(defect(error))
+        }
     }
 }
 
 async fn checkpoint(State(broker): State<Arc<Broker>>) -> Response {
     match log::signed_checkpoint(&broker.ledger.reader(), &broker.log_signer()) {
-        Ok(note) => answer(note.to_string().into(), "text/plain; charset=utf-8", NO_CACHE),
-        Err(error) => ProblemResponse::of(store_unavailable(error), broker.clock.as_ref()).into_response(),
+        Ok(note) => answer(
+            note.to_string().into(),
+            "text/plain; charset=utf-8",
+            NO_CACHE,
+        ),
+        Err(error) => {
+            ProblemResponse::of(store_unavailable(error), broker.clock.as_ref()).into_response()
+        }
     }
 }
 
@@ -62,14 +75,23 @@ async fn tile(State(broker): State<Arc<Broker>>, Path(path): Path<String>) -> Re
     match log::tile(&broker.ledger.reader(), &format!("tile/{path}")) {
         Ok(Some(bytes)) => {
             // Only a partial tile has its width in its path.
-            let cache = if path.contains(".p/") { NO_CACHE } else { IMMUTABLE };
+            let cache = if path.contains(".p/") {
+                NO_CACHE
+            } else {
+                IMMUTABLE
+            };
             answer(bytes.into(), "application/octet-stream", cache)
         }
         Ok(None) => {
-            let refusal = Refusal::new(Code::NotFound, "the log has no such tile; see /checkpoint for its size");
+            let refusal = Refusal::new(
+                Code::NotFound,
+                "the log has no such tile; see /checkpoint for its size",
+            );
             ProblemResponse::of(refusal, broker.clock.as_ref()).into_response()
         }
-        Err(error) => ProblemResponse::of(store_unavailable(error), broker.clock.as_ref()).into_response(),
+        Err(error) => {
+            ProblemResponse::of(store_unavailable(error), broker.clock.as_ref()).into_response()
+        }
     }
 }
 
@@ -80,6 +102,9 @@ fn answer(body: Bytes, content_type: &'static str, cache: &str) -> Response {
     if let Ok(cache) = HeaderValue::from_str(cache) {
         headers.insert(header::CACHE_CONTROL, cache);
     }
-    headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    headers.insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }

@@ -129,12 +129,19 @@ fn revoked_body(broker: &Broker, revoked: &RevokedCredential) -> Value {
 
 /// RFC 6750 §2.1; the scheme is case-insensitive (RFC 9110 §11.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let (scheme, token) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 fn public(document: Value) -> Response {
-    let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"))];
+    let cache = [(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("public, max-age=300"),
+    )];
     (cache, Json(document)).into_response()
 }
 
@@ -163,7 +170,9 @@ fn refused(broker: &Broker, refusal: Refusal) -> Response {
     let mut response = ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
     if is_unauthenticated {
         let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, challenge);
     }
     response
 }
@@ -174,7 +183,9 @@ mod tests {
 
     #[test]
     fn a_bearer_is_found_whatever_the_case_of_its_scheme() {
-        let with = |value: &'static str| HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))]);
+        let with = |value: &'static str| {
+            HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))])
+        };
         assert_eq!(bearer(&with("Bearer abc")), Some("abc"));
         assert_eq!(bearer(&with("bearer  abc ")), Some("abc"));
         assert_eq!(bearer(&with("Basic abc")), None);

@@ -28,7 +28,8 @@ impl ProblemResponse {
 
 impl IntoResponse for ProblemResponse {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after = self.0.retry_after;
         tracing::debug!(code = %self.0.code, correlation = %self.0.correlation_id, "refused");
         let mut response = (status, Json(self.0)).into_response();
@@ -46,21 +47,37 @@ impl IntoResponse for ProblemResponse {
 /// other refusal. For [`axum::middleware::map_response_with_state`].
 pub async fn in_our_form(State(broker): State<Arc<Broker>>, response: Response) -> Response {
     let status = response.status();
-    let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let has_our_form = kind.is_some_and(|kind| kind == CONTENT_TYPE.as_bytes() || kind == b"application/json");
+    let kind = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .map(HeaderValue::as_bytes);
+    let has_our_form =
+        kind.is_some_and(|kind| kind == CONTENT_TYPE.as_bytes() || kind == b"application/json");
     if has_our_form || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
     let (code, detail) = match status {
-        StatusCode::METHOD_NOT_ALLOWED => (Code::MethodNotAllowed, "this path takes another method; see the header `Allow`"),
+        StatusCode::METHOD_NOT_ALLOWED => (
+            Code::MethodNotAllowed,
+            "this path takes another method; see the header `Allow`",
+        ),
         StatusCode::NOT_FOUND => (Code::NotFound, "there is nothing at this path"),
-        StatusCode::PAYLOAD_TOO_LARGE => (Code::TooLarge, "the body is larger than this path takes"),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => (Code::UnsupportedMediaType, "this path does not take a body of this type"),
-        other if other.is_client_error() => (Code::InvalidRequest, "the request is not in a form that this path takes"),
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            (Code::TooLarge, "the body is larger than this path takes")
+        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => (
+            Code::UnsupportedMediaType,
+            "this path does not take a body of this type",
+        ),
+        other if other.is_client_error() => (
+            Code::InvalidRequest,
+            "the request is not in a form that this path takes",
+        ),
         _ => (Code::Internal, "the request could not be answered"),
     };
     let allowed = response.headers().get(header::ALLOW).cloned();
-    let mut refused = ProblemResponse::of(Refusal::new(code, detail), broker.clock.as_ref()).into_response();
+    let mut refused =
+        ProblemResponse::of(Refusal::new(code, detail), broker.clock.as_ref()).into_response();
     if let Some(allowed) = allowed {
         refused.headers_mut().insert(header::ALLOW, allowed);
     }

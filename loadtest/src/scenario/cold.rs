@@ -32,12 +32,25 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
         fixture.stop().await?;
         let mut workers = Workers::start(&bare.socket, Kind::Bare, IN_FLIGHT).await?;
         twins.push(workers.calls() / workers.work().await?.as_secs_f64());
-        host::say(&format!("round {round}: ours {:.0}/s, bare {:.0}/s", super::last(&ours), super::last(&twins)));
+        host::say(&format!(
+            "round {round}: ours {:.0}/s, bare {:.0}/s",
+            super::last(&ours),
+            super::last(&twins)
+        ));
     }
-    let ratio = median(ours.iter().zip(&twins).map(|(ours, bare)| ours / bare).collect());
+    let ratio = median(
+        ours.iter()
+            .zip(&twins)
+            .map(|(ours, bare)| ours / bare)
+            .collect(),
+    );
     Ok(Finding {
         scenario: "cold",
-        targets: vec![Target::at_least("cold token at 64 in flight, ratio to bare + signature", 0.3, ratio)],
+        targets: vec![Target::at_least(
+            "cold token at 64 in flight, ratio to bare + signature",
+            0.3,
+            ratio,
+        )],
         detail: json!({
             "in_flight": IN_FLIGHT, "ours": ours, "bare": twins, "ratio": ratio, "server_cpu": cpu,
             "run_queue": host::run_queue(),

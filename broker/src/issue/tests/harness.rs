@@ -78,7 +78,13 @@ impl Bench {
         ephor_crypto::tls::install();
         let dir = tempfile::tempdir().unwrap();
         let clock = FakeClock::new();
-        Ledger::create(&dir.path().join("ephor.db"), "inst-1", "broker.test/log", "prod.example").unwrap();
+        Ledger::create(
+            &dir.path().join("ephor.db"),
+            "inst-1",
+            "broker.test/log",
+            "prod.example",
+        )
+        .unwrap();
         let ledger = open(&dir, &clock);
         let mut rows: Vec<Row> = Keys::generate(&sealer(), &domain(), "inst-1", clock.wall())
             .unwrap()
@@ -86,11 +92,22 @@ impl Bench {
             .map(Row::Key)
             .collect();
         rows.extend(HOSTS.map(|name| Row::Host(host(name, clock.wall()))));
-        let batch = Batch { name: "test.init", lane: Lane::Normal, require: vec![], rows, events: vec![] };
+        let batch = Batch {
+            name: "test.init",
+            lane: Lane::Normal,
+            require: vec![],
+            rows,
+            events: vec![],
+        };
         ledger.submit(batch).unwrap().await.unwrap();
         let broker = broker_on(ledger, &clock);
         broker.restore().unwrap();
-        Self { broker, clock, dir, next: std::cell::Cell::new(100) }
+        Self {
+            broker,
+            clock,
+            dir,
+            next: std::cell::Cell::new(100),
+        }
     }
 
     pub(crate) fn put_policy(&self, text: &str) {
@@ -100,18 +117,31 @@ impl Bench {
 
     /// The same store, as after a crash and a restart.
     pub(crate) async fn reopened(self) -> Self {
-        let Self { broker, clock, dir, next } = self;
+        let Self {
+            broker,
+            clock,
+            dir,
+            next,
+        } = self;
         broker.ledger.clone().shutdown();
         drop(broker);
         let broker = broker_on(open(&dir, &clock), &clock);
         broker.restore().unwrap();
-        Self { broker, clock, dir, next }
+        Self {
+            broker,
+            clock,
+            dir,
+            next,
+        }
     }
 
     pub(crate) fn peer(&self, host: &str) -> Peer {
         let shown = AgentCertificate::for_tests(host, [1; 32], UnixMillis::MAX);
         let member = self.broker.fleet.member(&shown).unwrap();
-        self.broker.fleet.peer(member, &instance().to_bytes()).unwrap()
+        self.broker
+            .fleet
+            .peer(member, &instance().to_bytes())
+            .unwrap()
     }
 
     fn number(&self) -> u64 {
@@ -126,9 +156,12 @@ impl Bench {
     pub(crate) fn request(&self, task: TaskId, entitlement: &str) -> v1::IssueRequest {
         v1::IssueRequest {
             instance_id: instance().to_bytes().to_vec(),
-            request_id: RequestId::from_parts(self.number(), ephor_crypto::random::bytes().unwrap())
-                .to_bytes()
-                .to_vec(),
+            request_id: RequestId::from_parts(
+                self.number(),
+                ephor_crypto::random::bytes().unwrap(),
+            )
+            .to_bytes()
+            .to_vec(),
             task: Some(v1::Task {
                 id: task.to_bytes().to_vec(),
                 rule: "run".into(),
@@ -136,7 +169,12 @@ impl Bench {
                 start_time: 43,
                 opened_seq: 1,
             }),
-            evidence: Some(v1::Evidence { uid: 1000, pid: 42, start_time: 43, ..Default::default() }),
+            evidence: Some(v1::Evidence {
+                uid: 1000,
+                pid: 42,
+                start_time: 43,
+                ..Default::default()
+            }),
             entitlement: entitlement.to_owned(),
             ..Default::default()
         }
@@ -163,7 +201,11 @@ impl Bench {
         only(&self.issue(r).await.unwrap()).1
     }
 
-    pub(crate) async fn complete(&self, task: TaskId, cause: &str) -> Result<v1::CompleteResponse, Problem> {
+    pub(crate) async fn complete(
+        &self,
+        task: TaskId,
+        cause: &str,
+    ) -> Result<v1::CompleteResponse, Problem> {
         let r = v1::CompleteRequest {
             instance_id: instance().to_bytes().to_vec(),
             task_id: task.to_bytes().to_vec(),
@@ -178,22 +220,36 @@ impl Bench {
 
     pub(crate) fn events(&self) -> Vec<AuditEvent> {
         let stored = self.broker.ledger.reader().events(0, 10_000).unwrap();
-        stored.into_iter().map(|stored| stored.event().unwrap()).collect()
+        stored
+            .into_iter()
+            .map(|stored| stored.event().unwrap())
+            .collect()
     }
 
     pub(crate) fn events_of(&self, event_type: &str) -> Vec<AuditEvent> {
-        self.events().into_iter().filter(|event| event.event_type == event_type).collect()
+        self.events()
+            .into_iter()
+            .filter(|event| event.event_type == event_type)
+            .collect()
     }
 
     /// Whether a token is active, asked by itself.
     pub(crate) fn is_active(&self, token: &str) -> bool {
-        self.broker.introspect(Some(token), token).unwrap().is_some()
+        self.broker
+            .introspect(Some(token), token)
+            .unwrap()
+            .is_some()
     }
 
     /// Whether the list that is served now has the credential's bit.
     pub(crate) async fn is_listed(&self, id: CredentialId) -> bool {
         let row = self.row(id);
-        let built = self.broker.lists.current(row.status_list, self.clock.wall()).await.unwrap();
+        let built = self
+            .broker
+            .lists
+            .current(row.status_list, self.clock.wall())
+            .await
+            .unwrap();
         built.is_revoked(row.status_index)
     }
 
@@ -216,12 +272,18 @@ impl Bench {
 pub(crate) fn only(answer: &v1::IssueResponse) -> (CredentialId, String) {
     assert_eq!(answer.credentials.len(), 1);
     let credential = &answer.credentials[0];
-    (CredentialId::from_slice(&credential.id).unwrap(), credential.token.clone())
+    (
+        CredentialId::from_slice(&credential.id).unwrap(),
+        credential.token.clone(),
+    )
 }
 
 fn open(dir: &tempfile::TempDir, clock: &Arc<FakeClock>) -> Ledger {
-    let options =
-        Options { take_over: false, reserve_path: dir.path().join("reserve"), clock: Arc::clone(clock) as _ };
+    let options = Options {
+        take_over: false,
+        reserve_path: dir.path().join("reserve"),
+        clock: Arc::clone(clock) as _,
+    };
     Ledger::open(&dir.path().join("ephor.db"), options).unwrap()
 }
 

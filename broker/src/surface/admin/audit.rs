@@ -25,16 +25,32 @@ pub(super) async fn range(
     State(broker): Shared,
     asked: Result<Query<Range>, QueryRejection>,
 ) -> Answer<Vec<Record>> {
-    refuse(&broker, query(asked).and_then(|asked| records(&broker, &asked)))
+    refuse(
+        &broker,
+        query(asked).and_then(|asked| records(&broker, &asked)),
+    )
 }
 
 pub(super) async fn about(State(broker): Shared, Path(id): Path<String>) -> Answer<Vec<Record>> {
-    refuse(&broker, records(&broker, &Range { after: None, limit: None, about: Some(id) }))
+    refuse(
+        &broker,
+        records(
+            &broker,
+            &Range {
+                after: None,
+                limit: None,
+                about: Some(id),
+            },
+        ),
+    )
 }
 
 fn records(broker: &Broker, asked: &Range) -> Result<Vec<Record>, Refusal> {
     let reader = broker.ledger.reader();
-    let limit = asked.limit.unwrap_or(limits::ADMIN_ROWS).min(limits::ADMIN_ROWS);
+    let limit = asked
+        .limit
+        .unwrap_or(limits::ADMIN_ROWS)
+        .min(limits::ADMIN_ROWS);
     let mut found = match &asked.about {
         Some(id) => {
             let named = resolve::any(&reader, id)?;
@@ -46,13 +62,22 @@ fn records(broker: &Broker, asked: &Range) -> Result<Vec<Record>, Refusal> {
         }
     };
     found.retain(|event| asked.after.is_none_or(|after| event.index > after));
-    found.into_iter().map(|event| record(&reader, event)).collect()
+    found
+        .into_iter()
+        .map(|event| record(&reader, event))
+        .collect()
 }
 
 fn record(reader: &Reader, stored: StoredEvent) -> Result<Record, Refusal> {
     let personal = read(reader.personal(stored.index))?;
-    let personal: Map<String, Value> =
-        personal.into_iter().map(|(field, kept)| (field, Value::from(kept.value))).collect();
+    let personal: Map<String, Value> = personal
+        .into_iter()
+        .map(|(field, kept)| (field, Value::from(kept.value)))
+        .collect();
     let event = serde_json::from_str(&stored.json).map_err(defect)?;
-    Ok(Record { index: stored.index, event, personal })
+    Ok(Record {
+        index: stored.index,
+        event,
+        personal,
+    })
 }

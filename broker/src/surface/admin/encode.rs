@@ -20,11 +20,17 @@ pub(super) fn task(reader: &Reader, row: TaskRow) -> Result<admin::Task, ReadErr
         cause: row.state.cause().map(|cause| cause.as_str().to_owned()),
         opened_at: row.opened_at,
         ended_at: row.ended_at,
-        credentials: credentials.into_iter().map(|row| credential(reader, row)).collect::<Result<_, _>>()?,
+        credentials: credentials
+            .into_iter()
+            .map(|row| credential(reader, row))
+            .collect::<Result<_, _>>()?,
     })
 }
 
-pub(super) fn credential(reader: &Reader, row: CredentialRow) -> Result<admin::Credential, ReadError> {
+pub(super) fn credential(
+    reader: &Reader,
+    row: CredentialRow,
+) -> Result<admin::Credential, ReadError> {
     Ok(admin::Credential {
         id: row.id,
         short: reader.short(row.id)?,

@@ -49,7 +49,11 @@ pub(super) fn any(reader: &Reader, text: &str) -> Result<Named, Refusal> {
     found.extend(read(reader.find(&asked))?.into_iter().map(Named::Request));
     found.extend(read(reader.find(&asked))?.into_iter().map(Named::Decision));
     found.extend(read(reader.find(&asked))?.into_iter().map(Named::Grant));
-    found.extend(read(reader.find(&asked))?.into_iter().map(Named::Credential));
+    found.extend(
+        read(reader.find(&asked))?
+            .into_iter()
+            .map(Named::Credential),
+    );
     if let (true, IdQuery::Full(uuid)) = (found.is_empty(), &asked) {
         return Ok(Named::Other(uuid.to_string()));
     }
@@ -73,7 +77,11 @@ pub(super) fn task(reader: &Reader, text: &str) -> Result<TaskId, Refusal> {
 pub(super) fn credential(reader: &Reader, text: &str) -> Result<CredentialId, Refusal> {
     match any(reader, text)? {
         Named::Credential(id) => Ok(id),
-        Named::Task(_) | Named::Request(_) | Named::Decision(_) | Named::Grant(_) | Named::Host(_)
+        Named::Task(_)
+        | Named::Request(_)
+        | Named::Decision(_)
+        | Named::Grant(_)
+        | Named::Host(_)
         | Named::Other(_) => Err(absent(text)),
     }
 }
@@ -81,7 +89,13 @@ pub(super) fn credential(reader: &Reader, text: &str) -> Result<CredentialId, Re
 /// A receipt has the bits of its task.
 fn as_stored(typed: IdQuery) -> IdQuery {
     match typed {
-        IdQuery::Short { letter: 'r', suffix } => IdQuery::Short { letter: 't', suffix },
+        IdQuery::Short {
+            letter: 'r',
+            suffix,
+        } => IdQuery::Short {
+            letter: 't',
+            suffix,
+        },
         IdQuery::Short { .. } | IdQuery::Full(_) => typed,
     }
 }
@@ -91,8 +105,16 @@ fn only(mut found: Vec<Named>, text: &str) -> Result<Named, Refusal> {
     if found.is_empty() {
         return Ok(first);
     }
-    let all: Vec<String> = std::iter::once(&first).chain(&found).take(8).map(Named::full).collect();
-    let detail = format!("`{text}` names {} things; type more of it: {}", found.len() + 1, all.join(", "));
+    let all: Vec<String> = std::iter::once(&first)
+        .chain(&found)
+        .take(8)
+        .map(Named::full)
+        .collect();
+    let detail = format!(
+        "`{text}` names {} things; type more of it: {}",
+        found.len() + 1,
+        all.join(", ")
+    );
     Err(Refusal::new(Code::Conflict, detail))
 }
 

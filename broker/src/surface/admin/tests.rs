@@ -1,6 +1,11 @@
 //! The routes as a client sees them, without a socket.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::sync::Arc;
 
@@ -21,7 +26,8 @@ struct Got {
 
 impl Got {
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.bytes).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&self.bytes)))
+        serde_json::from_slice(&self.bytes)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&self.bytes)))
     }
 
     fn header(&self, name: header::HeaderName) -> &str {
@@ -33,7 +39,11 @@ async fn call(router: Router, request: Request<Body>) -> Got {
     let response: Response<Body> = router.oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.unwrap().to_bytes().to_vec();
-    Got { status: parts.status, headers: parts.headers, bytes }
+    Got {
+        status: parts.status,
+        headers: parts.headers,
+        bytes,
+    }
 }
 
 async fn admin(bench: &Bench, path: &str) -> Got {
@@ -86,8 +96,18 @@ async fn a_task_is_found_by_every_id_that_leads_to_it() {
     assert_eq!(absent.status, StatusCode::NOT_FOUND);
     assert_eq!(absent.json()["code"], "not_found");
     assert!(absent.json()["correlation_id"].is_string());
-    assert_eq!(absent.header(header::CONTENT_TYPE), "application/problem+json");
-    assert!(!admin(&bench, "/v1/audit/web-1").await.json().as_array().unwrap().is_empty());
+    assert_eq!(
+        absent.header(header::CONTENT_TYPE),
+        "application/problem+json"
+    );
+    assert!(
+        !admin(&bench, "/v1/audit/web-1")
+            .await
+            .json()
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -96,34 +116,70 @@ async fn an_operator_ends_a_task_and_gets_its_receipt() {
     let (task, credential, token) = bench.token().await;
     let none = admin(&bench, &format!("/v1/tasks/{task}/receipt")).await;
     assert_eq!(none.status, StatusCode::NOT_FOUND);
-    let got = admin_post(&bench, &format!("/v1/tasks/{task}/end"), r#"{"reason":"on call"}"#).await;
+    let got = admin_post(
+        &bench,
+        &format!("/v1/tasks/{task}/end"),
+        r#"{"reason":"on call"}"#,
+    )
+    .await;
     assert_eq!(got.status, StatusCode::OK);
     assert_eq!(got.json()["listed"], 1);
-    assert_eq!(bench.verified(&got.json()["receipt"].to_string()).task, Some(task));
+    assert_eq!(
+        bench.verified(&got.json()["receipt"].to_string()).task,
+        Some(task)
+    );
     assert!(!bench.is_active(&token));
     let receipt = admin(&bench, &format!("/v1/tasks/{task}/receipt")).await;
-    assert_eq!(bench.verified(&receipt.json().to_string()).cause.as_deref(), Some("revoked"));
-    let told = admin(&bench, &format!("/v1/audit?about={task}")).await.json();
-    let ended = told.as_array().unwrap().iter().find(|r| r["event"]["type"] == "complete.revoked").unwrap();
+    assert_eq!(
+        bench.verified(&receipt.json().to_string()).cause.as_deref(),
+        Some("revoked")
+    );
+    let told = admin(&bench, &format!("/v1/audit?about={task}"))
+        .await
+        .json();
+    let ended = told
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|r| r["event"]["type"] == "complete.revoked")
+        .unwrap();
     assert_eq!(ended["personal"]["reason"], "on call");
     assert!(ended["event"]["reason"]["sha256"].is_string());
-    assert_eq!(admin(&bench, "/v1/receipts").await.json()[0], task.to_string());
-    let contained = admin(&bench, "/v1/credentials?state=contained").await.json();
+    assert_eq!(
+        admin(&bench, "/v1/receipts").await.json()[0],
+        task.to_string()
+    );
+    let contained = admin(&bench, "/v1/credentials?state=contained")
+        .await
+        .json();
     assert_eq!(contained[0]["id"], credential.to_string());
-    assert_eq!(admin(&bench, "/v1/tasks?state=open").await.json(), serde_json::json!([]));
+    assert_eq!(
+        admin(&bench, "/v1/tasks?state=open").await.json(),
+        serde_json::json!([])
+    );
 }
 
 #[tokio::test]
 async fn an_operator_revokes_a_credential_by_its_short_form() {
     let bench = Bench::new().await;
     let (_, credential, token) = bench.token().await;
-    let shown = admin(&bench, &format!("/v1/credentials/{credential}")).await.json();
+    let shown = admin(&bench, &format!("/v1/credentials/{credential}"))
+        .await
+        .json();
     let short = shown["short"].as_str().unwrap().to_owned();
     let got = admin_post(&bench, &format!("/v1/credentials/{short}/revoke"), "{}").await;
-    assert_eq!((got.status, &got.json()["listed"]), (StatusCode::OK, &1.into()));
+    assert_eq!(
+        (got.status, &got.json()["listed"]),
+        (StatusCode::OK, &1.into())
+    );
     assert!(!bench.is_active(&token));
-    let shown = admin(&bench, &format!("/v1/credentials/{credential}")).await.json();
-    assert_eq!((&shown["state"], &shown["cause"]), (&"contained".into(), &"revoked".into()));
+    let shown = admin(&bench, &format!("/v1/credentials/{credential}"))
+        .await
+        .json();
+    assert_eq!(
+        (&shown["state"], &shown["cause"]),
+        (&"contained".into(), &"revoked".into())
+    );
 }
 
 #[tokio::test]
@@ -131,18 +187,47 @@ async fn malformed_calls_are_named() {
     let bench = Bench::new().await;
     let (task, ..) = bench.token().await;
     for (got, code) in [
-        (admin(&bench, "/v1/tasks?state=alive").await, "invalid_request"),
-        (admin(&bench, "/v1/tasks?colour=red").await, "invalid_request"),
-        (admin(&bench, "/v1/credentials?state=x").await, "invalid_request"),
-        (admin_post(&bench, &format!("/v1/tasks/{task}/end"), "{").await, "invalid_request"),
-        (admin_post(&bench, &format!("/v1/tasks/{task}/end"), r#"{"why":1}"#).await, "invalid_request"),
-        (admin_post(&bench, &format!("/v1/tasks/{task}/end"), &" ".repeat(100_000)).await, "too_large"),
-        (admin_post(&bench, "/v1/policy/explain", "{}").await, "invalid_request"),
+        (
+            admin(&bench, "/v1/tasks?state=alive").await,
+            "invalid_request",
+        ),
+        (
+            admin(&bench, "/v1/tasks?colour=red").await,
+            "invalid_request",
+        ),
+        (
+            admin(&bench, "/v1/credentials?state=x").await,
+            "invalid_request",
+        ),
+        (
+            admin_post(&bench, &format!("/v1/tasks/{task}/end"), "{").await,
+            "invalid_request",
+        ),
+        (
+            admin_post(&bench, &format!("/v1/tasks/{task}/end"), r#"{"why":1}"#).await,
+            "invalid_request",
+        ),
+        (
+            admin_post(
+                &bench,
+                &format!("/v1/tasks/{task}/end"),
+                &" ".repeat(100_000),
+            )
+            .await,
+            "too_large",
+        ),
+        (
+            admin_post(&bench, "/v1/policy/explain", "{}").await,
+            "invalid_request",
+        ),
     ] {
         assert_eq!(got.json()["code"], code);
     }
     let status = admin(&bench, "/v1/status").await.json();
-    assert_eq!((&status["issuing"], &status["log_size"]), (&true.into(), &3.into()));
+    assert_eq!(
+        (&status["issuing"], &status["log_size"]),
+        (&true.into(), &3.into())
+    );
 }
 
 #[tokio::test]
@@ -154,27 +239,49 @@ async fn introspection_over_http_is_rfc_7662() {
     let active = form(&bench, "/introspect", Some(&service), body()).await;
     let json = active.json();
     assert_eq!(active.header(header::CACHE_CONTROL), "no-store");
-    assert_eq!((&json["active"], &json["jti"]), (&true.into(), &credential.to_string().into()));
-    assert_eq!((&json["iss"], &json["aud"]), (&ISSUER.into(), &"billing".into()));
-    assert_eq!((&json["owner"], &json["task_id"]), (&"team:billing".into(), &task.to_string().into()));
+    assert_eq!(
+        (&json["active"], &json["jti"]),
+        (&true.into(), &credential.to_string().into())
+    );
+    assert_eq!(
+        (&json["iss"], &json["aud"]),
+        (&ISSUER.into(), &"billing".into())
+    );
+    assert_eq!(
+        (&json["owner"], &json["task_id"]),
+        (&"team:billing".into(), &task.to_string().into())
+    );
 
     for bearer in [None, Some("x"), Some(service.get(..20).unwrap())] {
         let refused = form(&bench, "/introspect", bearer, body()).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
-        assert!(refused.header(header::WWW_AUTHENTICATE).starts_with("Bearer"));
+        assert!(
+            refused
+                .header(header::WWW_AUTHENTICATE)
+                .starts_with("Bearer")
+        );
     }
     for malformed in ["", "tokn=x", "token=%zz&token=y"] {
         let refused = form(&bench, "/introspect", Some(&service), malformed.to_owned()).await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{malformed}");
         assert_eq!(refused.json()["error"], "invalid_request");
     }
-    let large = form(&bench, "/introspect", Some(&service), format!("token={}", "a".repeat(40_000))).await;
+    let large = form(
+        &bench,
+        "/introspect",
+        Some(&service),
+        format!("token={}", "a".repeat(40_000)),
+    )
+    .await;
     assert_eq!(large.status, StatusCode::PAYLOAD_TOO_LARGE);
 
     bench.complete(task, "exited").await.unwrap();
     for bearer in [&service, &token] {
         let ended = form(&bench, "/introspect", Some(bearer), body()).await;
-        assert_eq!((ended.status, ended.json()), (StatusCode::OK, serde_json::json!({"active": false})));
+        assert_eq!(
+            (ended.status, ended.json()),
+            (StatusCode::OK, serde_json::json!({"active": false}))
+        );
     }
 }
 
@@ -184,7 +291,10 @@ async fn revocation_over_http_is_rfc_7009() {
     let (_, credential, token) = bench.token().await;
     let service = bench.service_token().await;
     let unknown = form(&bench, "/revoke", Some(&service), "token=unknown".into()).await;
-    assert_eq!((unknown.status, unknown.json()), (StatusCode::OK, serde_json::json!({})));
+    assert_eq!(
+        (unknown.status, unknown.json()),
+        (StatusCode::OK, serde_json::json!({}))
+    );
     let anonymous = form(&bench, "/revoke", None, format!("token={token}")).await;
     assert_eq!(anonymous.status, StatusCode::UNAUTHORIZED);
     let revoked = form(&bench, "/revoke", Some(&token), format!("token={token}")).await;
@@ -198,22 +308,44 @@ async fn what_is_public_is_served_with_its_type_and_cache_rule() {
     let bench = Bench::new().await;
     bench.token().await;
     let list = admin(&bench, "/status/0").await;
-    assert_eq!(list.header(header::CONTENT_TYPE), "application/statuslist+jwt");
+    assert_eq!(
+        list.header(header::CONTENT_TYPE),
+        "application/statuslist+jwt"
+    );
     assert_eq!(list.header(header::CACHE_CONTROL), "public, max-age=5");
-    assert_eq!(admin(&bench, "/status/9").await.status, StatusCode::NOT_FOUND);
-    assert_eq!(admin(&bench, "/status/x").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        admin(&bench, "/status/9").await.status,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(
+        admin(&bench, "/status/x").await.status,
+        StatusCode::NOT_FOUND
+    );
     let head = admin(&bench, "/checkpoint").await;
     assert!(head.bytes.starts_with(b"broker.test/log\n3\n"));
     let tile = admin(&bench, "/tile/0/000.p/3").await;
-    assert_eq!((tile.bytes.len(), tile.header(header::CACHE_CONTROL)), (96, "no-cache"));
+    assert_eq!(
+        (tile.bytes.len(), tile.header(header::CACHE_CONTROL)),
+        (96, "no-cache")
+    );
     let bundle = admin(&bench, "/tile/entries/000.p/3").await;
     let entries = ephor_proto::log::split_bundle(&bundle.bytes).unwrap();
     assert_eq!(entries.len(), 3);
-    assert_eq!(admin(&bench, "/tile/0/000").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        admin(&bench, "/tile/0/000").await.status,
+        StatusCode::NOT_FOUND
+    );
     let router = crate::surface::oauth::router(Arc::clone(&bench.broker));
-    let found = Request::get("/.well-known/openid-configuration").body(Body::empty()).unwrap();
+    let found = Request::get("/.well-known/openid-configuration")
+        .body(Body::empty())
+        .unwrap();
     let found = call(router.clone(), found).await.json();
-    assert_eq!((&found["issuer"], &found["jwks_uri"]), (&ISSUER.into(), &format!("{ISSUER}/jwks").into()));
-    let keys = call(router, Request::get("/jwks").body(Body::empty()).unwrap()).await.json();
+    assert_eq!(
+        (&found["issuer"], &found["jwks_uri"]),
+        (&ISSUER.into(), &format!("{ISSUER}/jwks").into())
+    );
+    let keys = call(router, Request::get("/jwks").body(Body::empty()).unwrap())
+        .await
+        .json();
     assert_eq!(keys["keys"][0]["alg"], "ES256");
 }

@@ -89,9 +89,9 @@ struct RunArgs {
     stop_on_stdin_eof: bool,
 }
 
-/// Runs the program with these arguments (the first is its own name).
+/// Runs the program with these arguments (without its own name).
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(std::iter::once("ephor-agent".into()).chain(args)) {
         Ok(cli) => cli,
         Err(error) => {
             let wanted = !error.use_stderr();
@@ -324,11 +324,23 @@ mod tests {
     use super::*;
 
     fn code(args: &[&str]) -> ExitCode {
-        main(
-            std::iter::once("ephor-agent")
-                .chain(args.iter().copied())
-                .map(OsString::from),
-        )
+        main(args.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn no_setting_makes_libraries_say_more() {
+        for asked in ["trace", "h2=trace,hyper=debug,rustls=trace"] {
+            let shown = quieted(EnvFilter::new(asked)).to_string();
+            for directive in QUIET {
+                assert!(
+                    shown.split(',').any(|one| one == directive),
+                    "{directive} in {shown}"
+                );
+            }
+            for louder in ["h2=trace", "hyper=debug", "rustls=trace"] {
+                assert!(!shown.contains(louder), "{shown}");
+            }
+        }
     }
 
     #[test]

@@ -289,9 +289,21 @@ fn join_code(error: &JoinError) -> u8 {
     }
 }
 
+/// Libraries that see bytes off the wire, secrets among them. What they say below `info` is not
+/// ours to vouch for, so no setting turns it on.
+const QUIET: [&str; 6] = [
+    "h2=info",
+    "hyper=info",
+    "hyper_util=info",
+    "rustls=info",
+    "tonic=info",
+    "tower=info",
+];
+
 /// Logs go to standard error; `EPHOR_LOG` says which.
 fn logs(format: LogFormat) {
     let filter = EnvFilter::try_from_env("EPHOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = quieted(filter);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -302,6 +314,11 @@ fn logs(format: LogFormat) {
             .try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
+}
+
+fn quieted(filter: EnvFilter) -> EnvFilter {
+    let quiet = QUIET.iter().filter_map(|directive| directive.parse().ok());
+    quiet.fold(filter, EnvFilter::add_directive)
 }
 
 #[cfg(feature = "failpoints")]

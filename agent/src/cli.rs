@@ -89,9 +89,9 @@ struct RunArgs {
     stop_on_stdin_eof: bool,
 }
 
-/// Runs the program with these arguments (the first is its own name).
+/// Runs the program with these arguments (without its own name).
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(std::iter::once("ephor-agent".into()).chain(args)) {
         Ok(cli) => cli,
         Err(error) => {
             let wanted = !error.use_stderr();
@@ -289,9 +289,21 @@ fn join_code(error: &JoinError) -> u8 {
     }
 }
 
+/// Libraries that see bytes off the wire, secrets among them. What they say below `info` is not
+/// ours to vouch for, so no setting turns it on.
+const QUIET: [&str; 6] = [
+    "h2=info",
+    "hyper=info",
+    "hyper_util=info",
+    "rustls=info",
+    "tonic=info",
+    "tower=info",
+];
+
 /// Logs go to standard error; `EPHOR_LOG` says which.
 fn logs(format: LogFormat) {
     let filter = EnvFilter::try_from_env("EPHOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = quieted(filter);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -302,6 +314,11 @@ fn logs(format: LogFormat) {
             .try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
+}
+
+fn quieted(filter: EnvFilter) -> EnvFilter {
+    let quiet = QUIET.iter().filter_map(|directive| directive.parse().ok());
+    quiet.fold(filter, EnvFilter::add_directive)
 }
 
 #[cfg(feature = "failpoints")]
@@ -324,11 +341,23 @@ mod tests {
     use super::*;
 
     fn code(args: &[&str]) -> ExitCode {
-        main(
-            std::iter::once("ephor-agent")
-                .chain(args.iter().copied())
-                .map(OsString::from),
-        )
+        main(args.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn no_setting_makes_libraries_say_more() {
+        for asked in ["trace", "h2=trace,hyper=debug,rustls=trace"] {
+            let shown = quieted(EnvFilter::new(asked)).to_string();
+            for directive in QUIET {
+                assert!(
+                    shown.split(',').any(|one| one == directive),
+                    "{directive} in {shown}"
+                );
+            }
+            for louder in ["h2=trace", "hyper=debug", "rustls=trace"] {
+                assert!(!shown.contains(louder), "{shown}");
+            }
+        }
     }
 
     #[test]

@@ -219,6 +219,12 @@ impl TaskTable {
         self.lock().unclosed()
     }
 
+    /// The open tasks.
+    #[must_use]
+    pub fn open_tasks(&self) -> Vec<TaskId> {
+        self.lock().open_tasks()
+    }
+
     /// The set of open tasks for a heartbeat.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -212,6 +212,16 @@ impl Hold {
         copies
     }
 
+    /// The tasks that may hold something.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskId> {
+        let open =
+            self.inner.tasks.iter().filter_map(|entry| {
+                matches!(entry.value(), TaskHold::Open(_)).then_some(*entry.key())
+            });
+        open.collect()
+    }
+
     /// What is held for a task now.
     #[must_use]
     pub fn list(&self, task: TaskId, now: Boottime) -> Vec<(Key, Arc<Held>)> {

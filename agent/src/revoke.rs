@@ -129,6 +129,23 @@ impl Downlink for Pushes {
         tracing::info!(%task, %credential, wiped, "the broker revoked a credential");
     }
 
+    fn banned(&self) {
+        let mut ended = 0;
+        for task in self.0.table.open_tasks() {
+            ended += u32::from(end_task(&self.0, task, EndCause::Revoked));
+        }
+        // Nothing is held outside an open task; if something were, it goes too.
+        let mut wiped = 0;
+        for task in self.0.hold.tasks() {
+            wiped += self.0.hold.wipe(task);
+        }
+        tracing::warn!(
+            ended,
+            wiped,
+            "this host is banned: its tasks are ended and nothing is held any more"
+        );
+    }
+
     fn tasks_closed(&self, tasks: &[TaskId], sent: Boottime) {
         for task in tasks {
             // A task whose first credential came after the heartbeat left was not known to the

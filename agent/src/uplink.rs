@@ -20,7 +20,7 @@ use ephor_proto::grpc::v1;
 use ephor_proto::id::{CorrelationId, InstanceId, TaskId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::time::Clock;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::limits;
 use connect::Client;
@@ -59,6 +59,8 @@ pub struct Uplink {
     instance: InstanceId,
     correlation: NewCorrelation,
     clock: Arc<dyn Clock + Send + Sync>,
+    /// Rung when any call is answered that this host is banned.
+    banned: Arc<Notify>,
 }
 
 impl Uplink {
@@ -74,6 +76,7 @@ impl Uplink {
             instance,
             correlation,
             clock,
+            banned: Arc::default(),
         }
     }
 
@@ -174,7 +177,13 @@ impl Uplink {
     ) -> Result<T, CallError> {
         match tokio::time::timeout(limits::REQUEST_DEADLINE, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(refusal::from_status(&status, &self.correlation)),
+            Ok(Err(status)) => {
+                let error = refusal::from_status(&status, &self.correlation);
+                if error.refused() == Some(Code::AgentBanned) {
+                    self.banned.notify_one();
+                }
+                Err(error)
+            }
             Err(_elapsed) => Err(CallError::Broken(
                 self.unreachable("the broker did not answer in time", 1),
             )),

@@ -19,9 +19,7 @@ fn main() -> ExitCode {
     // `dev` and `demo` run broker and agent as processes of their own, from this binary.
     match argv.nth(1).as_deref().and_then(|verb| verb.to_str()) {
         Some("__broker") => ephor_broker::cli::main(argv),
-        Some("__agent") => {
-            ephor_agent::cli::main(std::iter::once("ephor-agent".into()).chain(argv))
-        }
+        Some("__agent") => ephor_agent::cli::main(argv),
         Some(_) | None => verb::main(),
     }
 }

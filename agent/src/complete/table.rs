@@ -150,6 +150,10 @@ impl State {
             .collect()
     }
 
+    pub(super) fn open_tasks(&self) -> Vec<TaskId> {
+        self.open.keys().copied().collect()
+    }
+
     /// Everything opened so far has a lower `opened_seq` than this snapshot; everything
     /// opened from now on has at least the same.
     pub(super) fn snapshot(&mut self) -> Snapshot {

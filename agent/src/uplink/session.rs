@@ -36,6 +36,8 @@ pub trait Downlink: Send + Sync + 'static {
     fn credential_revoked(&self, task: TaskId, credential: CredentialId);
     /// These tasks of a heartbeat sent at `sent` are closed or unknown at the broker.
     fn tasks_closed(&self, tasks: &[TaskId], sent: Boottime);
+    /// The broker banned this host: everything issued to it is revoked already.
+    fn banned(&self);
     /// An end was acknowledged, with the receipt where there is one.
     fn end_acknowledged(&self, task: TaskId, receipt: Option<v1::CompleteResponse>);
 }
@@ -87,6 +89,8 @@ enum Over {
         "the broker speaks version {0}, this agent {1}: more than one minor version apart. Update the older one"
     )]
     VersionSkew(String, String),
+    #[error("this host is banned at the broker")]
+    Banned,
     #[error("the agent's certificate was renewed")]
     Renewed,
     #[error("the agent is stopping")]
@@ -106,15 +110,20 @@ pub async fn run(wiring: Arc<Wiring>) {
         if reached {
             backoff.reset();
         }
+        if is_ban(&over) {
+            wiring.downlink.banned();
+        }
         let wait = match over {
             Over::Stopping => return,
             Over::Renewed => {
                 tracing::info!("connecting again with the renewed certificate");
                 continue;
             }
-            Over::Connect(_) | Over::Call(_) | Over::Lost | Over::VersionSkew(..) => {
-                pause(&over, &mut backoff)
-            }
+            Over::Connect(_)
+            | Over::Call(_)
+            | Over::Lost
+            | Over::Banned
+            | Over::VersionSkew(..) => pause(&over, &mut backoff),
         };
         tracing::warn!(reason = %over, wait = ?wait, "no connection to the broker");
         let away = Link::Away {
@@ -129,11 +138,22 @@ pub async fn run(wiring: Arc<Wiring>) {
     }
 }
 
+/// Whether the broker said, on whatever call, that this host is locked out.
+fn is_ban(over: &Over) -> bool {
+    match over {
+        Over::Banned => true,
+        Over::Call(error) => error.refused() == Some(Code::AgentBanned),
+        Over::Connect(_) | Over::Lost | Over::VersionSkew(..) | Over::Renewed | Over::Stopping => {
+            false
+        }
+    }
+}
+
 /// What waiting longer cannot mend is asked less often.
 fn pause(over: &Over, backoff: &mut Backoff) -> Duration {
     let next = backoff.next(jitter());
     match over {
-        Over::VersionSkew(..) => limits::REFUSED_PAUSE,
+        Over::VersionSkew(..) | Over::Banned => limits::REFUSED_PAUSE,
         Over::Call(error)
             if matches!(
                 error.refused(),
@@ -156,6 +176,7 @@ fn public(over: &Over) -> &'static str {
             Some(Code::StaleInstance) => "another instance of this agent is active at the broker",
             Some(_) | None => "the broker does not take this agent's calls",
         },
+        Over::Banned => "this host is banned at the broker",
         Over::VersionSkew(..) => "broker and agent are more than one minor version apart",
         Over::Renewed => "the agent is connecting again",
         Over::Stopping => "the agent is stopping",
@@ -204,12 +225,19 @@ async fn live(wiring: &Arc<Wiring>, session: &Arc<Session>, over: &CancellationT
     if let Err(over) = heartbeat(wiring, session).await {
         return over;
     }
+    // Hello and heartbeat were taken just now: a ban that rang before is not of this connection.
+    tokio::select! {
+        biased;
+        () = wiring.uplink.banned.notified() => {}
+        () = std::future::ready(()) => {}
+    }
     wiring
         .uplink
         .link
         .send_replace(Link::Up(Arc::clone(session)));
     tokio::select! {
         biased;
+        () = wiring.uplink.banned.notified() => Over::Banned,
         () = over.cancelled() => Over::Lost,
         over = watch(wiring, session) => over,
         over = heartbeats(wiring, session) => over,

@@ -26,6 +26,8 @@ pub struct State {
     pub issues: Vec<v1::IssueRequest>,
     pub completes: Vec<v1::CompleteRequest>,
     pub refuse_issue: Option<Code>,
+    /// Answers hello and heartbeats with this.
+    pub refuse_agent: Option<Code>,
     pub want_hash: bool,
     pub ttl_millis: u64,
     pub closed: Vec<Vec<u8>>,
@@ -59,6 +61,7 @@ impl Broker {
             issues: Vec::new(),
             completes: Vec::new(),
             refuse_issue: None,
+            refuse_agent: None,
             want_hash: false,
             ttl_millis: 300_000,
             closed: Vec::new(),
@@ -157,6 +160,9 @@ impl Uplink for Broker {
     ) -> Result<Response<v1::HelloResponse>, Status> {
         let mut state = self.state();
         state.hellos.push(request.into_inner());
+        if let Some(code) = state.refuse_agent {
+            return Err(self.refusal(code));
+        }
         Ok(Response::new(v1::HelloResponse {
             version: Some(state.version),
             trust_domain: "td.test".into(),
@@ -174,6 +180,9 @@ impl Uplink for Broker {
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let mut state = self.state();
         state.heartbeats.push(request.into_inner());
+        if let Some(code) = state.refuse_agent {
+            return Err(self.refusal(code));
+        }
         let answer = v1::HeartbeatResponse {
             closed_tasks: state.closed.clone(),
             policy_version: "p".into(),

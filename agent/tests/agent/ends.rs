@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ephor_proto::grpc::v1;
 use ephor_proto::grpc::v1::push::What;
 use ephor_proto::id::TaskId;
+use ephor_proto::problem::Code;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
@@ -155,9 +156,10 @@ async fn a_descriptor_is_needed_for_a_run_and_must_be_a_pidfd() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_ends_takes_its_credentials_with_it() {
     let world = World::start();
-    // A caller of its own: it fetches with bash's help, and its parent is the task (bind=parent).
+    // It asks when told to: by then it is the main process of a run, wherever the host puts it.
     let script = r#"
-import socket, sys, os
+import socket, sys
+sys.stdin.readline()
 s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
 s.sendall(b"GET /v1/token?audience=child HTTP/1.1\r\nHost: x\r\nEphor-Local: 1\r\nConnection: close\r\n\r\n")
 answer = b""
@@ -175,30 +177,74 @@ sys.stdin.read()
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    until("the child's request", || world.issues() == 1).await;
-    until("the hand-over", || {
-        world.agent.hold.served() + 1 > 0 && world.agent.renewer.len() == 1
-    })
-    .await;
+    let (opened, _connection) = open_run(&world, &child).await;
+    let task = opened.task();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"go\n").unwrap();
+    until("the hand-over", || world.agent.renewer.len() == 1).await;
     let issue = world.broker.state().issues[0].clone();
     assert_eq!(issue.evidence.as_ref().unwrap().pid, child.id());
-    let task = TaskId::from_slice(&issue.task.as_ref().unwrap().id).unwrap();
-    if issue.task.unwrap().rule == "peer" {
-        child.kill().unwrap();
-        child.wait().unwrap();
-        until("the end at the broker", || told(&world, task) == 1).await;
-        assert!(
-            world
-                .agent
-                .hold
-                .list(task, ephor_proto::time::Boottime::default())
-                .is_empty()
+    let told_task = issue.task.as_ref().unwrap();
+    assert_eq!(
+        (told_task.rule.as_str(), &told_task.id),
+        ("run", &task.to_bytes().to_vec())
+    );
+    let now = ephor_proto::time::Boottime::default();
+    assert_eq!(world.agent.hold.list(task, now).len(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("the end at the broker", || told(&world, task) == 1).await;
+    assert!(world.agent.hold.list(task, now).is_empty());
+    assert_eq!(world.broker.state().completes[0].cause, "exited");
+    until("the receipt", || world.agent.receipts.is_told(task)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ban_wipes_everything_however_it_is_heard() {
+    type Ban = fn(&World);
+    let by_heartbeat: Ban = |world| world.broker.state().refuse_agent = Some(Code::AgentBanned);
+    let by_hello: Ban = |world| {
+        world.broker.go_away();
+        world.broker.state().refuse_agent = Some(Code::AgentBanned);
+        world.broker.come_back();
+    };
+    let by_issue: Ban = |world| world.broker.state().refuse_issue = Some(Code::AgentBanned);
+    for (way, ban) in [
+        ("heartbeat", by_heartbeat),
+        ("hello", by_hello),
+        ("issue", by_issue),
+    ] {
+        let world = World::start();
+        let fetched = world.get("/v1/token?audience=billing").await;
+        assert_eq!(fetched.status, 200, "{}", fetched.body);
+        ban(&world);
+        if way == "issue" {
+            let refused = world.get("/v1/token?audience=other").await;
+            assert_eq!(
+                (refused.status, refused.code().as_str()),
+                (403, "agent_banned")
+            );
+        }
+        until(&format!("the end of its tasks, by {way}"), || {
+            world.agent.table.open_tasks().is_empty()
+        })
+        .await;
+        until(&format!("the wipe, by {way}"), || {
+            world.agent.hold.tasks().is_empty()
+        })
+        .await;
+        until(&format!("the cause, by {way}"), || {
+            world.agent.receipts.cause(fetched.task()) == Some("revoked")
+        })
+        .await;
+        // What was served from memory before is not any more.
+        let after = world.get("/v1/token?audience=billing").await;
+        assert_eq!(
+            (after.status, after.code().as_str()),
+            (409, "task_ended"),
+            "{way}: {}",
+            after.body
         );
-        assert_eq!(world.broker.state().completes[0].cause, "exited");
-        until("the receipt", || world.agent.receipts.is_told(task)).await;
-    } else {
-        child.kill().unwrap();
-        child.wait().unwrap();
     }
 }
 

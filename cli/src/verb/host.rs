@@ -62,19 +62,20 @@ async fn invite(broker: &Peer, host: String, ttl: &str, token_file: Option<&Path
 
 fn invited(host: &str, expires_at: UnixMillis, token_file: Option<&Path>, broker: &str) -> String {
     let until = moment(expires_at, clock::wall());
-    let file = token_file.map_or_else(
-        || "FILE".to_owned(),
-        |file| shell_quoted(&file.display().to_string()),
+    // Without a file the command asks for the token: it must not stand on a command line.
+    let (file, ask) = token_file.map_or_else(
+        || ("-".to_owned(), ", then the token and Ctrl-D"),
+        |file| (shell_quoted(&file.display().to_string()), ""),
     );
     let (kind, name) = if host.contains('*') {
-        ("names like", "NAME")
+        ("names like", "\"$(uname -n)\"")
     } else {
         ("the name", host)
     };
     let broker = shell_quoted(broker);
     format!(
         "ephor: good once, for {kind} {host}, until {until}.\n       \
-         On that host:  ephor-agent join --broker {broker} --token-file {file} --host {name}\n"
+         On that host{ask}:  ephor-agent join --broker {broker} --token-file {file} --host {name}\n"
     )
 }
 
@@ -236,8 +237,13 @@ mod tests {
             said.contains("for the name web-3, until 2023-11-14 22:13:20Z"),
             "{said}"
         );
+        let any = invited("web-*", at, None, "https://b");
         assert!(
-            invited("web-*", at, None, "https://b").ends_with("--token-file FILE --host NAME\n")
+            any.ends_with(
+                "On that host, then the token and Ctrl-D:  \
+                 ephor-agent join --broker https://b --token-file - --host \"$(uname -n)\"\n"
+            ),
+            "{any}"
         );
     }
 

@@ -171,7 +171,9 @@ def check(directory, task, vkey):
     print(f"ok: {size} events, root signed by {vkey.split('+')[0]}")
     history = histories(leaves)
     for name in [task] if task else sorted(path.stem for path in (directory / "receipts").iterdir()):
-        receipt = json.loads((directory / "receipts" / f"{name}.json").read_bytes())
+        path = directory / "receipts" / f"{name}.json"
+        need(path.is_file(), f"there is no receipt of {name}; name it as a file in receipts/ is named")
+        receipt = json.loads(path.read_bytes())
         event, told = check_receipt(receipt, name, leaves, heights, history, vkey)
         print(f"ok: receipt of {name} is leaf {receipt['index']}, {event['time']}")
         for entry in told.values():

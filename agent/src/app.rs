@@ -78,10 +78,20 @@ pub struct Agent {
 pub struct Contact {
     /// Who opened it.
     pub uid: u32,
-    /// The broker was told of it, whether or not it took it.
-    pub told: bool,
+    /// Requests that named it to the broker, less those that policy denied: such a task was not
+    /// opened there, and its end is nothing to record. A loop of denied callers leaves no trace
+    /// but its coalesced denials.
+    asked: u32,
     /// Since when the broker is known to know it.
     known: Option<Boottime>,
+}
+
+impl Contact {
+    /// Whether the broker knows the task, or may.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.asked > 0 || self.known.is_some()
+    }
 }
 
 /// What an agent is made of beside the host itself; tests hand in their own.
@@ -185,7 +195,7 @@ impl Agent {
                 task.opened.id,
                 Contact {
                     uid: task.opened.uid,
-                    told: true,
+                    asked: 1,
                     known,
                 },
             );
@@ -226,7 +236,7 @@ impl Agent {
     pub fn opened(&self, task: TaskId, uid: u32) {
         self.contacts.entry(task).or_insert(Contact {
             uid,
-            told: false,
+            asked: 0,
             known: None,
         });
     }
@@ -234,7 +244,14 @@ impl Agent {
     /// The broker is being told of a task.
     pub fn told(&self, task: TaskId) {
         if let Some(mut contact) = self.contacts.get_mut(&task) {
-            contact.told = true;
+            contact.asked = contact.asked.saturating_add(1);
+        }
+    }
+
+    /// Policy denied what was asked for a task: that request did not open it.
+    pub fn denied(&self, task: TaskId) {
+        if let Some(mut contact) = self.contacts.get_mut(&task) {
+            contact.asked = contact.asked.saturating_sub(1);
         }
     }
 

@@ -1,5 +1,4 @@
-//! Who a caller is, as the kernel says through a pidfd and one `/proc/PID` directory
-//! (DESIGN §8).
+//! Who a caller is, as the kernel says through a pidfd and one `/proc/PID` directory.
 //!
 //! It never reads `cmdline` or `environ`, never follows a path that the caller can swap, never
 //! touches a file on a file system that a user mounted, and never takes a pid alone for a

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{RequestId, TaskId};
-use ephor_proto::problem::{Code, Problem};
+use ephor_proto::problem::{Code, FirstWord, Problem};
 use ephor_proto::state::task::EndCause;
 
 use crate::app::Agent;
@@ -181,7 +181,17 @@ async fn issue(
         }
         answer => answer,
     };
-    let answer = answer.map_err(CallError::into_problem)?;
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => {
+            // Only a denial says for certain that nothing came of it.
+            if matches!(&error, CallError::Refused(problem) if problem.code.first_word() == FirstWord::Denied)
+            {
+                agent.denied(asker.task.id);
+            }
+            return Err(error.into_problem());
+        }
+    };
     crash_point!("issue.answered");
     agent.known(asker.task.id);
     let held = Held::new(answer, Arc::clone(asker), sent, agent.now());

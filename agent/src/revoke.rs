@@ -90,7 +90,7 @@ fn finish(agent: &Agent, ended: Ended, wiped: u32) {
     agent
         .receipts
         .begin(task, contact.uid, cause.as_str(), wiped);
-    if contact.told {
+    if contact.is_told() {
         agent.spool.add(End {
             task,
             cause: on_the_wire(cause),

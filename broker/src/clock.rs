@@ -4,7 +4,7 @@
 //! On Linux `CLOCK_REALTIME - CLOCK_BOOTTIME` is constant but for steps: a slewed clock
 //! slews both. So one remembered difference shows every step, and a clock that is put
 //! right again is believed again. While it is not believed nothing is issued and no
-//! listing is pruned; refusing, revoking and listing go on (DESIGN §10).
+//! listing is pruned; refusing, revoking and listing go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

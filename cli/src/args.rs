@@ -111,7 +111,7 @@ pub struct Run {
 /// `ephor token`
 #[derive(Debug, Args)]
 pub struct Token {
-    /// Entitlement that gives the token; absent: the caller's own identity
+    /// Entitlement that gives the token; for the caller's own identity name --audience instead
     #[arg(required_unless_present = "audience", conflicts_with = "audience")]
     pub entitlement: Option<String>,
     /// Who the identity token is for

@@ -80,14 +80,17 @@ impl Failure {
             matches!(word, FirstWord::Invalid) || problem.detail.contains("othing was issued");
         let issued = (!said).then(|| "Nothing was issued.".to_owned());
         let ask = match problem.decision {
-            Some(decision) => format!("Decision {}.", decision.short()),
-            None => format!("Ask about {}.", problem.correlation_id.short()),
+            Some(decision) => Some(format!("Decision {}.", decision.short())),
+            // A slip of the caller's is nothing to ask about.
+            None if matches!(word, FirstWord::Invalid) => None,
+            // Whole, because it is looked for in a log.
+            None => Some(format!("In the logs as {}.", problem.correlation_id)),
         };
         Self {
             code: code_of(problem.code, word),
             message: problem.to_string(),
             issued,
-            ask: Some(ask),
+            ask,
             problem: Some(problem.code),
         }
     }

@@ -1,4 +1,4 @@
-//! Bodies of the HTTP interfaces: the agent's native API ([`agent`], DESIGN §11.1) and
+//! Bodies of the HTTP interfaces: the agent's native API ([`agent`]) and
 //! the broker's admin socket ([`admin`]). Errors of both are RFC 9457 problem JSON,
 //! see [`crate::problem`].
 

@@ -1,4 +1,4 @@
-//! The processes above a caller, and binding to one of them (DESIGN §5, rule 3).
+//! The processes above a caller, and binding to one of them.
 
 use ephor_proto::limits::MAX_ANCESTORS;
 use ephor_proto::task_rule::{Ancestor, Bind, BindError, Caller, Process, TaskKey, task_of};

@@ -14,7 +14,7 @@ mod wrong;
 
 use super::*;
 
-/// DESIGN §7 as far as this version enforces it.
+/// docs/policy.md as an example.
 pub(crate) const EPHOR_TOML: &str = r#"# policy/ephor.toml
 trust_domain = "prod.example"
 
@@ -27,7 +27,7 @@ service = "none"
 jwt = "5m"
 "#;
 
-/// DESIGN §7 as far as this version enforces it.
+/// docs/policy.md as an example.
 pub(crate) const ORDERS_TOML: &str = r#"# policy/orders.toml
 [workload."orders/web"]
 owner  = "team:orders"

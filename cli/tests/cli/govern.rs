@@ -174,8 +174,9 @@ fn a_host_is_invited_and_banned() {
     });
     assert!(said(&dev, &["credential", "ls"]).starts_with("No live credentials."));
     let refused = ephor(&dev, &["token", "--audience", "shop"]);
+    // Denied, or told that its task was revoked: whichever the agent heard of first.
     assert!(
-        matches!(refused.status.code(), Some(69 | 77)),
+        matches!(refused.status.code(), Some(77 | 79)),
         "{refused:?}"
     );
     assert_code(&ephor(&dev, &["host", "ban", "nobody"]), 64);
@@ -224,4 +225,41 @@ fn a_policy_is_checked_and_explained_without_a_broker() {
         text(&output.stderr)
     );
     assert!(text(&output.stderr).contains("p.toml:"));
+}
+
+/// Each denied caller is a process, and so a task, of its own: if its end were recorded, a loop of
+/// them would fill the disk that coalesced denials save.
+#[test]
+fn a_loop_of_denied_callers_leaves_no_tasks_and_few_events() {
+    let dev = Dev::start();
+    let leaves = || {
+        json(&dev, &["audit", "ls", "--limit", "500", "-o", "json"])
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    let before = leaves();
+    for _ in 0..20 {
+        let mut shell = Command::new("sh");
+        let agent = dev.ephor();
+        shell.envs(
+            agent
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        let denied = shell
+            .args(["-c", "\"$0\" token nope; exit $?"])
+            .arg(agent.get_program())
+            .output()
+            .unwrap();
+        assert_code(&denied, 77);
+    }
+    assert_eq!(
+        said(&dev, &["task", "ls", "--all", "-o", "csv"])
+            .lines()
+            .count(),
+        1
+    );
+    let grown = leaves() - before;
+    assert!((1..=3).contains(&grown), "{grown} events of 20 denials");
 }

@@ -44,7 +44,7 @@ pub struct Parameters {
     pub audience: Option<String>,
 }
 
-/// Which process a helper verb stands in for (DESIGN §5).
+/// Which process a helper verb stands in for (`bind`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Bind {
     /// The caller's parent process.

@@ -200,7 +200,7 @@ mod tests {
         all
     }
 
-    /// The golden table, written as a reader of DESIGN §4 would.
+    /// The golden table, written as a reader of docs/lifecycle.md would.
     fn golden(state: TaskState, event: TaskEvent) -> Option<(TaskState, Vec<Effect>)> {
         use Effect::{
             Admit, CloseGrants, RevokeCredentials, WipeHost, WriteClosingLeaf, WriteReceipt,

@@ -32,6 +32,29 @@ impl Clock for SystemClock {
     }
 }
 
+/// Measures what a stage costs, on a clock that nobody can set.
+#[derive(Debug, Clone, Copy)]
+pub struct Stopwatch(Timespec);
+
+impl Stopwatch {
+    /// From now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(clock_gettime(ClockId::Monotonic))
+    }
+
+    /// Microseconds since the start.
+    #[must_use]
+    pub fn micros(self) -> u64 {
+        let now = clock_gettime(ClockId::Monotonic);
+        let seconds = now.tv_sec.saturating_sub(self.0.tv_sec);
+        let nanos = seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(now.tv_nsec - self.0.tv_nsec);
+        u64::try_from(nanos / 1000).unwrap_or(0)
+    }
+}
+
 /// Whole milliseconds; a clock before 1970 reads as 0.
 fn millis(time: Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);

@@ -13,7 +13,9 @@ use ephor_proto::problem::{Code, FirstWord, Problem};
 use ephor_proto::state::task::EndCause;
 
 use crate::app::Agent;
+use crate::clock::Stopwatch;
 use crate::crash_point;
+use crate::hold::entry::Cost;
 use crate::hold::renew::Reissue;
 use crate::hold::{Found, Held, Key, Lead};
 use crate::limits;
@@ -41,7 +43,8 @@ pub fn held(agent: &Agent, asker: &Asker, key: &Key) -> Option<Arc<Held>> {
     agent.hold.serve(asker.task.id, key, agent.clock.boottime())
 }
 
-/// The credential for `key`, from the broker, or from memory if it landed meanwhile.
+/// The credential for `key`, from the broker, or from memory if it landed meanwhile; with what
+/// asking the broker took, if this waited for it.
 ///
 /// # Errors
 /// The broker's refusal, `unreachable`, or that the task has ended.
@@ -50,7 +53,7 @@ pub async fn fetch(
     asker: &Arc<Asker>,
     key: Key,
     uid: u32,
-) -> Result<Arc<Held>, Problem> {
+) -> Result<(Arc<Held>, Option<Cost>), Problem> {
     let task = asker.task.id;
     let Some(_waiting) = agent.waiting.take(uid) else {
         return Err(agent.problem(
@@ -59,7 +62,7 @@ pub async fn fetch(
         ));
     };
     let mut outcome = match agent.hold.enter(task, &key, agent.clock.boottime()) {
-        Found::Held(held) => return Ok(held),
+        Found::Held(held) => return Ok((held, None)),
         Found::Ended => {
             return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued"));
         }
@@ -81,7 +84,7 @@ pub async fn fetch(
     let landed = tokio::time::timeout(limits::FLIGHT_WAIT, outcome.wait_for(Option::is_some)).await;
     match landed {
         Ok(Ok(outcome)) => match &*outcome {
-            Some(Ok(held)) => Ok(Arc::clone(held)),
+            Some(Ok(held)) => Ok((Arc::clone(held), Some(held.cost))),
             Some(Err(problem)) => Err(problem.clone()),
             None => Err(agent.problem(
                 Code::Internal,
@@ -139,6 +142,7 @@ async fn issue(
     request: RequestId,
     renews: Option<&Held>,
 ) -> Result<Arc<Held>, Problem> {
+    let attesting = Stopwatch::start();
     let evidence = match asker.identity.known_evidence() {
         Some(evidence) => evidence,
         None => {
@@ -151,6 +155,7 @@ async fn issue(
                 .map_err(|error| agent.problem(Code::Internal, error.to_string()))?
         }
     };
+    let mut attested = attesting.micros();
     let mut message = v1::IssueRequest {
         instance_id: Vec::new(),
         request_id: request.to_bytes().to_vec(),
@@ -176,7 +181,9 @@ async fn issue(
     crash_point!("issue.before_send");
     let answer = match agent.uplink.issue(message.clone()).await {
         Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
+            let hashing = Stopwatch::start();
             message.evidence = Some(hashed(agent, asker).await?);
+            attested += hashing.micros();
             agent.uplink.issue(message).await
         }
         answer => answer,
@@ -195,9 +202,10 @@ async fn issue(
     crash_point!("issue.answered");
     agent.known(asker.task.id);
     let held = Held::new(answer, Arc::clone(asker), sent, agent.now());
-    let held = held.map_err(|error| {
+    let mut held = held.map_err(|error| {
         agent.problem(Code::Internal, format!("{error}; nothing was handed out"))
     })?;
+    held.cost.attest += attested;
     Ok(Arc::new(held))
 }
 

@@ -6,6 +6,7 @@
 //! of callers, late, early or twice, come to the same end.
 
 mod begin;
+mod set_aside;
 mod settle;
 #[cfg(test)]
 mod tests;

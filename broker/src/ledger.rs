@@ -114,6 +114,7 @@ struct Inner {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
     installation: Installation,
+    set_aside: usize,
     /// Guards the handles; taken once, at shutdown.
     threads: Mutex<Option<Threads>>,
 }
@@ -143,6 +144,7 @@ impl Ledger {
     /// When it is not there, not ours, of a newer version, damaged, or held by a living broker.
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
         let opened = open::open(path, options)?;
+        let set_aside = opened.set_aside;
         let (shared, pool) = (opened.writer.shared.clone(), Arc::new(Pool::new(path)));
         let (writer, wal_connection, signal) = (opened.writer, opened.wal, shared.wal.clone());
         let threads = Threads {
@@ -156,6 +158,7 @@ impl Ledger {
                 shared,
                 pool,
                 installation,
+                set_aside,
                 threads,
             }),
         })
@@ -195,6 +198,12 @@ impl Ledger {
     /// What the store says about itself.
     pub fn installation(&self) -> &Installation {
         &self.inner.installation
+    }
+
+    /// How many rows and batches this open set aside because they could not be used.
+    #[must_use]
+    pub fn set_aside_at_open(&self) -> usize {
+        self.inner.set_aside
     }
 
     /// Highest wall time ever stored with a commit.

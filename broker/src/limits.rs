@@ -165,6 +165,8 @@ pub const LEDGER_READ_CACHE_KIB: i64 = 1024;
 pub const LEDGER_STATEMENTS: usize = 96;
 /// Rows that one listing returns at most.
 pub const LEDGER_LIST_MAX: usize = 10_000;
+/// Rows set aside at a start that are told one by one in the audit log.
+pub const QUARANTINED_TOLD: usize = 100;
 /// Size of the reserve file for revocations that the store has no space for, in bytes.
 pub const LEDGER_RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 /// Between two attempts to move the reserve into the store.

@@ -26,6 +26,12 @@ const CALL_MAX: Duration = Duration::from_secs(20);
 /// Largest answer taken: listings and tiles are paged below this.
 const ANSWER_MAX: usize = 64 << 20;
 
+/// A good answer.
+struct Answer {
+    body: Bytes,
+    timing: Option<String>,
+}
+
 /// A peer on a Unix socket, the agent or the broker's admin interface.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -74,12 +80,18 @@ impl Peer {
 
     /// `GET target`, JSON back.
     pub async fn read<T: DeserializeOwned>(&self, target: &str) -> Result<T, Failure> {
-        self.json(&self.send(Method::GET, target, Bytes::new(), None).await?)
+        self.json(
+            &self
+                .send(Method::GET, target, Bytes::new(), None)
+                .await?
+                .body,
+        )
     }
 
     /// `GET target`, bytes back.
     pub async fn bytes(&self, target: &str) -> Result<Bytes, Failure> {
-        self.send(Method::GET, target, Bytes::new(), None).await
+        let answer = self.send(Method::GET, target, Bytes::new(), None).await?;
+        Ok(answer.body)
     }
 
     /// `POST target` with a JSON body, JSON back.
@@ -88,7 +100,19 @@ impl Peer {
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        self.json(&self.send(Method::POST, target, encode(body)?, None).await?)
+        self.post_timed(target, body)
+            .await
+            .map(|(answer, _)| answer)
+    }
+
+    /// As [`Self::post`], with what the peer says its stages took (`Server-Timing`), if it does.
+    pub async fn post_timed<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<(T, Option<String>), Failure> {
+        let answer = self.send(Method::POST, target, encode(body)?, None).await?;
+        Ok((self.json(&answer.body)?, answer.timing))
     }
 
     /// As [`Self::post`], with a descriptor by `SCM_RIGHTS`.
@@ -101,7 +125,8 @@ impl Peer {
         self.json(
             &self
                 .send(Method::POST, target, encode(body)?, Some(fd))
-                .await?,
+                .await?
+                .body,
         )
     }
 
@@ -121,7 +146,7 @@ impl Peer {
         target: &str,
         body: Bytes,
         fd: Option<OwnedFd>,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Answer, Failure> {
         match tokio::time::timeout(CALL_MAX, self.exchange(method, target, body, fd)).await {
             Ok(answer) => answer,
             Err(_) => Err(Failure::unreachable(format!(
@@ -139,7 +164,7 @@ impl Peer {
         target: &str,
         body: Bytes,
         fd: Option<OwnedFd>,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Answer, Failure> {
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|why| self.away(&why))?;
@@ -161,10 +186,12 @@ impl Peer {
                 .await
                 .map_err(|why| self.away(&why))?;
             let status = answer.status();
+            let timing = answer.headers().get("server-timing");
+            let timing = timing.and_then(|value| value.to_str().ok().map(str::to_owned));
             let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
             let body = body.map_err(|why| self.away(&why))?.to_bytes();
             if status.is_success() {
-                return Ok(body);
+                return Ok(Answer { body, timing });
             }
             match serde_json::from_slice::<Problem>(&body) {
                 Ok(problem) => Err(Failure::refused(&problem)),

@@ -21,6 +21,15 @@ pub fn took(time: Duration) -> String {
     }
 }
 
+/// As [`took`], for what was measured in microseconds: `0.3 ms`, `14.2 ms`.
+pub fn took_finely(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+    } else {
+        took(time)
+    }
+}
+
 /// Time from `from` to `to`, rounded to whole seconds: `5m`, `3m20s`.
 pub fn span(from: UnixMillis, to: UnixMillis) -> String {
     Ttl::from_seconds(to.millis_since(from).saturating_add(500) / 1000).to_string()

@@ -76,6 +76,17 @@ impl Lifetime {
     }
 }
 
+/// What the stages before the hand-over took for one request, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Here and at the broker.
+    pub attest: u64,
+    /// At the broker.
+    pub decide: u64,
+    /// At the broker.
+    pub issue: u64,
+}
+
 /// One credential of an answer.
 pub struct HeldCredential {
     /// Its id.
@@ -108,6 +119,8 @@ pub struct Held {
     pub lifetime: Lifetime,
     /// Whose identity it was issued to; renewed only while that one is still there.
     pub asker: Arc<Asker>,
+    /// What getting it took; of those who asked for it then, not of a later hit.
+    pub cost: Cost,
     task: TaskId,
     full: OnceLock<Bytes>,
     flat: OnceLock<Bytes>,
@@ -137,6 +150,11 @@ impl Held {
     ) -> Result<Self, BadAnswer> {
         let request = RequestId::from_slice(&answer.request_id)?;
         let decision = DecisionId::from_slice(&answer.decision_id)?;
+        let cost = Cost {
+            attest: answer.attest_microseconds,
+            decide: answer.decide_microseconds,
+            issue: answer.issue_microseconds,
+        };
         let mut lifetime: Option<Lifetime> = None;
         let mut credentials = Vec::with_capacity(answer.credentials.len());
         for given in answer.credentials {
@@ -171,6 +189,7 @@ impl Held {
             credentials,
             lifetime,
             asker,
+            cost,
             task,
             full,
             flat,

@@ -27,8 +27,10 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Agent;
+use crate::clock::Stopwatch;
 use crate::deliver;
 use crate::hold::Held;
+use crate::hold::entry::Cost;
 use crate::limits;
 use crate::request::{BadRequest, Requested, query};
 use crate::revoke;
@@ -126,7 +128,7 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
         Route::Token => {
             no_body(head).map_err(refuse)?;
             let requested = Requested::from_query(query).map_err(refuse)?;
-            let held = credential(caller, &requested).await?;
+            let (held, cost) = credential(caller, &requested).await?;
             let flat = held
                 .flat()
                 .map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
@@ -136,16 +138,16 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
                     "it gives several credentials: POST /v1/credentials",
                 )
             })?;
-            Ok(Answer::Json(flat))
+            Ok(Answer::Issued(flat, cost))
         }
         Route::Credentials => {
             query::only(query, []).map_err(refuse)?;
             let body = read(agent, body).await?;
             let requested = Requested::from_body(&body).map_err(refuse)?;
-            let held = credential(caller, &requested).await?;
-            Ok(Answer::Json(held.full().map_err(|error| {
-                agent.problem(Code::Internal, error.to_string())
-            })?))
+            let (held, cost) = credential(caller, &requested).await?;
+            let full = held.full();
+            let full = full.map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
+            Ok(Answer::Issued(full, cost))
         }
         Route::Tasks => {
             query::only(query, []).map_err(refuse)?;
@@ -217,26 +219,36 @@ fn route(head: &Parts) -> Result<Route, BadRequest> {
     })
 }
 
-/// From memory or the broker, for the caller as it is right before the answer is written.
-async fn credential(caller: &Caller, requested: &Requested) -> Result<Arc<Held>, Problem> {
+/// From memory or the broker, for the caller as it is right before the answer is written; with
+/// what the stages took, if the broker was asked.
+async fn credential(
+    caller: &Caller,
+    requested: &Requested,
+) -> Result<(Arc<Held>, Option<Cost>), Problem> {
     let agent = caller.agent();
     // Twice, because the task that the connection remembers may have ended meanwhile.
     let mut tries = 0;
     loop {
         tries += 1;
+        let attesting = Stopwatch::start();
         let asker = caller.asker(requested.bind)?;
         let key = deliver::key_of(&asker, requested);
         if let Some(held) = deliver::held(agent, &asker, &key) {
             caller.check_at_once(&asker)?;
-            return Ok(held);
+            return Ok((held, None));
         }
+        let attested = attesting.micros();
         let fetched = deliver::fetch(agent, &asker, key, caller.uid()).await;
         match fetched {
             Err(problem) if problem.code == Code::TaskEnded && tries == 1 => caller.forget(),
             Err(problem) => return Err(problem),
-            Ok(held) => {
+            Ok((held, cost)) => {
                 caller.check_before_write(&asker)?;
-                return Ok(held);
+                let cost = cost.map(|cost| Cost {
+                    attest: cost.attest + attested,
+                    ..cost
+                });
+                return Ok((held, cost));
             }
         }
     }

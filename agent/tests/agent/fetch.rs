@@ -240,3 +240,27 @@ async fn the_highest_checkpoint_is_shown_after_a_restart() {
     assert_ne!(hellos[0].instance_id, hellos[1].instance_id);
     assert_eq!(hellos[0].boot_id, hellos[1].boot_id);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_stages_took_is_told_when_the_broker_was_asked_and_not_from_memory() {
+    let world = World::start();
+    let head = world
+        .get("/v1/token?audience=billing")
+        .await
+        .head
+        .to_ascii_lowercase();
+    let timing = head
+        .lines()
+        .find_map(|line| line.strip_prefix("server-timing: attest;dur="))
+        .unwrap_or_else(|| panic!("{head}"));
+    let (attest, rest) = timing.split_once(", ").unwrap();
+    // The broker's share, and this host's own on top of it.
+    assert!(attest.parse::<f64>().unwrap() > 1.04, "{timing}");
+    assert_eq!(rest, "decide;dur=0.080, issue;dur=4.200");
+    let again = world.get("/v1/token?audience=billing").await;
+    assert!(
+        !again.head.to_ascii_lowercase().contains("server-timing"),
+        "{}",
+        again.head
+    );
+}

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ephor_crypto::tls::CertificateSlot;
-use ephor_proto::event::Outcome;
+use ephor_proto::event::{AuditEvent, Outcome};
+use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::stage::Stage;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -314,12 +315,14 @@ async fn record_start(broker: &Broker) {
     event
         .facts
         .insert("crypto".to_owned(), ephor_crypto::tls::name().to_owned());
+    let mut events = vec![event.into()];
+    events.extend(quarantined(broker).into_iter().map(Into::into));
     let batch = Batch {
         name: "operate.started",
         lane: Lane::Normal,
         require: Vec::new(),
         rows: Vec::new(),
-        events: vec![event.into()],
+        events,
     };
     let outcome = match broker.ledger.submit(batch) {
         Ok(ticket) => ticket.await.map(drop).map_err(|error| error.to_string()),
@@ -328,6 +331,42 @@ async fn record_start(broker: &Broker) {
     if let Err(error) = outcome {
         tracing::error!(error, "the start could not be recorded");
     }
+}
+
+/// `operate.quarantined`: one for each row that this start set aside. What the row holds stays in
+/// the store: it may be anything.
+fn quarantined(broker: &Broker) -> Vec<AuditEvent> {
+    let aside = broker.ledger.set_aside_at_open();
+    let rows = match broker
+        .ledger
+        .reader()
+        .quarantined(aside.min(limits::QUARANTINED_TOLD))
+    {
+        Ok(rows) => rows,
+        Err(error) => {
+            tracing::error!(%error, "which rows were set aside could not be recorded");
+            return Vec::new();
+        }
+    };
+    let mut events = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let Ok(mut event) = broker.event(Stage::Operate, "quarantined", Outcome::Failed) else {
+            continue;
+        };
+        let of = if row.kind == "task" { "id" } else { "task" };
+        event.task = row.id(of).and_then(|id| TaskId::from_bytes(id).ok());
+        event.facts.insert("table".to_owned(), row.kind.clone());
+        let credential = row.id("id").filter(|_| row.kind == "credential");
+        if let Some(id) = credential.and_then(|id| CredentialId::from_bytes(id).ok()) {
+            event.facts.insert("credential".to_owned(), id.to_string());
+        }
+        events.push(event);
+    }
+    let more = aside.saturating_sub(rows.len());
+    if let Some(last) = events.last_mut().filter(|_| more > 0) {
+        last.facts.insert("more".to_owned(), more.to_string());
+    }
+    events
 }
 
 /// Tells whoever started us where we are. Whole or not at all.

@@ -8,6 +8,7 @@ use ephor_proto::time::UnixMillis;
 use super::{After, Step};
 use crate::app::Broker;
 use crate::crash_point;
+use crate::issue::dead_at;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
 use crate::prove::Checked;
 use crate::revoke::{NotEnded, machine, slot};
@@ -17,6 +18,13 @@ impl Broker {
     pub(super) async fn settle(&self, mut row: TaskRow) -> Result<Step, NotEnded> {
         let now = self.clock.wall();
         let mut all = self.ledger.reader().credentials_of(row.id)?;
+        let set_aside = self.set_aside_of(&row, &all)?;
+        for credential in &set_aside {
+            tracing::warn!(task = %row.id, credential = %credential.id, "its row was set aside; it is revoked by what the log says of it");
+            self.timers
+                .set(credential.id, dead_at(credential.expires_at));
+        }
+        all.extend(set_aside);
         let mut settling = Vec::new();
         let mut events = Vec::new();
         for credential in &mut all {

@@ -90,6 +90,8 @@ pub(super) struct Opened {
     pub(super) writer: Writer,
     pub(super) wal: Connection,
     pub(super) installation: Installation,
+    /// Rows and batches that this open set aside.
+    pub(super) set_aside: usize,
 }
 
 /// See [`super::Ledger::create`].
@@ -145,6 +147,7 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, OpenError> {
     })?;
     schema::migrate(&mut connection, version).map_err(sqlite)?;
     let now = options.clock.wall();
+    let aside_before = quarantine::count(&connection).map_err(sqlite)?;
     let aside = quarantine::sweep(&mut connection, now).map_err(sqlite)?;
     if aside > 0 {
         tracing::error!(
@@ -167,12 +170,14 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, OpenError> {
         writes_since_look,
     };
     merge(path, &mut writer, &frames)?;
+    let aside = quarantine::count(&writer.connection).map_err(sqlite)?;
     let wal = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
     for_writing(&wal).map_err(sqlite)?;
     Ok(Opened {
         writer,
         wal,
         installation,
+        set_aside: aside.saturating_sub(aside_before),
     })
 }
 

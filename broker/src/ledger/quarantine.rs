@@ -25,6 +25,25 @@ pub struct Quarantined {
     pub content: String,
 }
 
+impl Quarantined {
+    /// An id in one of its columns, where that one can still be read.
+    #[must_use]
+    pub fn id(&self, column: &str) -> Option<[u8; 16]> {
+        let content: serde_json::Value = serde_json::from_str(&self.content).ok()?;
+        let hex = content.get(column)?.as_str()?;
+        let bits = u128::from_str_radix(hex, 16).ok()?;
+        (hex.len() == 32).then(|| bits.to_be_bytes())
+    }
+}
+
+/// How many rows and batches were ever set aside.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<usize> {
+    connection.query_row("SELECT count(*) FROM quarantine", [], |row| {
+        row.get::<_, i64>(0)
+            .map(|count| usize::try_from(count).unwrap_or(0))
+    })
+}
+
 struct Bad {
     /// Key and second column, as stored.
     key: (Value, Value),

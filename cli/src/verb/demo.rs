@@ -7,6 +7,7 @@
 mod app;
 mod scene;
 mod service;
+mod stages;
 mod status_list;
 mod tell;
 mod tour;

@@ -26,7 +26,7 @@ fn every_step_holds_and_nothing_is_left() {
         ", exe sha256:",
         ", held by ",
         "  decide    allowed by orders.toml:",
-        ", owner team:billing\n",
+        ", owner team:billing ",
         "  approve   by rule",
         "  issue     recorded first (leaf ",
         "token  jti k-",
@@ -34,7 +34,7 @@ fn every_step_holds_and_nothing_is_left() {
         "  deliver   used: 1 call answered 200",
         "  $ kill -9 ",
         "  complete  the kernel reported the exit",
-        "  revoke    ",
+        "  revoke    host: 1 copy wiped.  target: token listed ",
         "  prove     the thief tries his copy",
         "introspection says active=false               listed\n",
         "freshly fetched list      listed\n",
@@ -52,6 +52,20 @@ fn every_step_holds_and_nothing_is_left() {
             .find(part)
             .unwrap_or_else(|| panic!("{part:?} is missing or out of order in {out}"));
         rest = &rest[at + part.len()..];
+    }
+    for name in [
+        "attest", "decide", "issue", "deliver", "complete", "revoke", "prove",
+    ] {
+        let line = out
+            .lines()
+            .find(|line| line.starts_with(&format!("  {name:8}  ")))
+            .unwrap();
+        let mut words = line.rsplit(' ');
+        let (unit, figure) = (words.next().unwrap(), words.next().unwrap());
+        assert!(
+            matches!(unit, "ms" | "s") && figure.parse::<f64>().is_ok() && line.len() == 76,
+            "no measured time in its column: {line:?}"
+        );
     }
     assert_eq!(text(&output.stderr), "");
     assert_eq!(

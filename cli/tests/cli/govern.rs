@@ -173,6 +173,11 @@ fn a_host_is_invited_and_banned() {
             .then_some(())
     });
     assert!(said(&dev, &["credential", "ls"]).starts_with("No live credentials."));
+    // What the agent held is not served from its memory either, once it heard of the ban.
+    super::support::wait_for("the agent to have wiped what it held", || {
+        let held = ephor(&dev, &["token", "--audience", "billing"]);
+        (held.status.code() == Some(79)).then_some(())
+    });
     let refused = ephor(&dev, &["token", "--audience", "shop"]);
     // Denied, or told that its task was revoked: whichever the agent heard of first.
     assert!(

@@ -3,11 +3,12 @@
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 
-use ephor_testkit::checker::{History, judge};
+use ephor_testkit::checker::{History, judge, leaves};
 use ephor_testkit::daemon::Started;
 use ephor_testkit::installation::{Installation, SETTLE, Side};
 use ephor_testkit::wait;
 use ephor_testkit::workload::Workload;
+use serde_json::Value;
 
 /// The exit code for settings, policy or database that cannot be used.
 const CONFIG: i32 = 78;
@@ -126,5 +127,38 @@ fn one_bad_row_is_set_aside_and_reported() {
         closed.then_some(())
     })
     .unwrap();
+    assert_ne!(kit.introspect(&bad.token).unwrap().body["active"], true);
+    // An export works and strangers accept every receipt, and that of this task tells of the token.
+    judge(&kit, &history).unwrap_or_else(|why| panic!("{why:#}\n{}", kit.tail(Side::Broker)));
+    let leaves = leaves(&kit.path("export")).unwrap();
+    let of_type =
+        |name: &str| -> Vec<&Value> { leaves.iter().filter(|leaf| leaf["type"] == name).collect() };
+    let told = of_type("operate.quarantined");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(
+        (&told[0]["facts"]["table"], &told[0]["facts"]["credential"]),
+        (&Value::from("credential"), &Value::from(bad.jti.as_str()))
+    );
+    let receipts = of_type("prove.receipt");
+    let [receipt] = receipts.as_slice() else {
+        panic!("one task ended: {receipts:?}")
+    };
+    assert_eq!(receipt["task"], told[0]["task"]);
+    assert_eq!(
+        (
+            &receipt["totals"]["credentials"],
+            &receipt["totals"]["listed"]
+        ),
+        (&Value::from(1), &Value::from(1))
+    );
+    let evidence = &receipt["evidence"][0];
+    assert_eq!(
+        (&evidence["credential"], &evidence["state"]),
+        (&Value::from(bad.jti.as_str()), &Value::from("contained"))
+    );
+    // Another start sets nothing aside, and has the whole row again.
+    kit.stop(Side::Broker).unwrap();
+    kit.start_daemon(Side::Broker, &[]).unwrap();
+    assert_eq!(kit.admin("/v1/status").unwrap()["quarantined"], 1);
     assert_ne!(kit.introspect(&bad.token).unwrap().body["active"], true);
 }

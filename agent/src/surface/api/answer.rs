@@ -5,13 +5,20 @@ use ephor_proto::problem::{CONTENT_TYPE as PROBLEM, Code, FirstWord, Problem};
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
+
+use crate::hold::entry::Cost;
+
+/// W3C Server Timing.
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// A good answer.
 pub enum Answer {
     /// JSON that is there already.
     Json(Bytes),
+    /// A credential's JSON, with what the stages took if the broker was asked for it.
+    Issued(Bytes, Option<Cost>),
     /// It could not be written as JSON.
     Broken(serde_json::Error),
 }
@@ -29,11 +36,14 @@ impl Answer {
     #[must_use]
     pub fn into_response(self) -> Response<Full<Bytes>> {
         match self {
-            Self::Json(json) => response(
-                StatusCode::OK,
-                HeaderValue::from_static("application/json"),
-                json,
-            ),
+            Self::Json(json) => good(json),
+            Self::Issued(json, cost) => {
+                let mut response = good(json);
+                if let Some(timing) = cost.and_then(timing) {
+                    response.headers_mut().insert(SERVER_TIMING, timing);
+                }
+                response
+            }
             Self::Broken(error) => {
                 tracing::error!(%error, "an answer could not be written as JSON");
                 response(
@@ -93,6 +103,27 @@ pub fn raw(problem: &Problem) -> Vec<u8> {
         problem.title
     )
     .into_bytes()
+}
+
+fn good(json: Bytes) -> Response<Full<Bytes>> {
+    response(
+        StatusCode::OK,
+        HeaderValue::from_static("application/json"),
+        json,
+    )
+}
+
+/// Stages as W3C Server Timing, durations in milliseconds.
+fn timing(cost: Cost) -> Option<HeaderValue> {
+    let stages = [
+        ("attest", cost.attest),
+        ("decide", cost.decide),
+        ("issue", cost.issue),
+    ];
+    let shown = stages
+        .map(|(name, micros)| format!("{name};dur={}.{:03}", micros / 1000, micros % 1000))
+        .join(", ");
+    HeaderValue::from_str(&shown).ok()
 }
 
 fn response(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response<Full<Bytes>> {

@@ -197,7 +197,10 @@ fn a_row_that_cannot_be_read_is_set_aside_and_stays_listed() {
     let ledger = store.open();
     let reader = ledger.reader();
     assert_eq!(reader.quarantined_count().unwrap(), 1);
+    assert_eq!(ledger.set_aside_at_open(), 1);
     let aside = reader.quarantined(10).unwrap().remove(0);
+    assert_eq!(aside.id("id"), Some(bad.id.to_bytes()));
+    assert_eq!((aside.id("state"), aside.id("nothing")), (None, None));
     assert_eq!(aside.kind, "credential");
     assert!(
         aside.reason.contains("state") && aside.reason.contains("undead"),
@@ -216,7 +219,9 @@ fn a_row_that_cannot_be_read_is_set_aside_and_stays_listed() {
     drop(reader);
     ledger.shutdown();
     // Set aside once.
-    assert_eq!(store.open().reader().quarantined_count().unwrap(), 1);
+    let ledger = store.open();
+    assert_eq!(ledger.reader().quarantined_count().unwrap(), 1);
+    assert_eq!(ledger.set_aside_at_open(), 0);
 }
 
 #[test]

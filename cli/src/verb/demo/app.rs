@@ -32,6 +32,8 @@ const SAID_MAX: Duration = Duration::from_secs(10);
 pub struct Said {
     /// From its request to the token in its memory.
     pub asked_to_delivered_micros: u64,
+    /// What the agent says its stages took (`Server-Timing`).
+    pub timing: Option<String>,
     /// The whole answer of the agent.
     pub answer: Credentials,
     /// How the service answered its call.
@@ -46,7 +48,7 @@ pub async fn app_main(port: u16, audience: &str) -> Outcome {
         ..CredentialRequest::default()
     };
     let asked = Stopwatch::start();
-    let answer: Credentials = agent.post("/v1/credentials", &request).await?;
+    let (answer, timing): (Credentials, _) = agent.post_timed("/v1/credentials", &request).await?;
     let asked_to_delivered_micros = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);
     let wanted = answer
         .credentials
@@ -58,6 +60,7 @@ pub async fn app_main(port: u16, audience: &str) -> Outcome {
     let status = charge(port, token).await?;
     let said = Said {
         asked_to_delivered_micros,
+        timing,
         answer,
         status,
     };

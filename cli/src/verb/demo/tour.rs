@@ -5,7 +5,7 @@ use std::time::Duration;
 use ephor_crypto::Secret;
 use ephor_proto::event::AuditEvent;
 use ephor_proto::http::admin::Record;
-use ephor_proto::http::agent::Credentials;
+use ephor_proto::http::agent::{Completed, Credentials};
 use ephor_proto::id::TaskId;
 use ephor_proto::log::{Receipt, Verified, VerifierKey, verify_receipt};
 use ephor_proto::time::UnixMillis;
@@ -14,13 +14,14 @@ use nix::sys::signal::SigSet;
 use super::app::{self, App};
 use super::scene::{AUDIENCE, Cast, PROGRAM};
 use super::service::Service;
+use super::stages::Stages;
 use super::status_list::{Place, Verifier};
 use super::tell::{aside, attested_line, fact, find, held, line, not_held, owner, stage, token_of};
 use crate::client::Peer;
 use crate::clock::{self, Stopwatch};
 use crate::exit::Failure;
 use crate::verb::dev::Installation;
-use crate::words::{span, time_of_day, took};
+use crate::words::{span, time_of_day, took, took_finely};
 
 /// Longest wait for a refusal: promise P2's "always".
 const REFUSED_MAX: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ pub struct Seen {
 /// Everything the steps share.
 struct Tour<'a> {
     admin: Peer,
+    agent: Peer,
     service: &'a Service,
     verifier: Verifier,
     log_key: VerifierKey,
@@ -64,6 +66,7 @@ pub async fn tour(
     let log_key = installation.broker().log_key.clone();
     let tour = Tour {
         admin: Peer::broker_at(installation.layout().admin_socket()),
+        agent: Peer::agent_at(installation.layout().socket()),
         service,
         verifier: Verifier::new(&installation.broker().issuer, &service.keys().await?)?,
         log_key: log_key
@@ -84,7 +87,8 @@ pub async fn tour(
     )?;
     let said = app.said().await?;
     let task = said.answer.task;
-    let credential = tour.issued(&said.answer).await?;
+    let stages = Stages::parse(said.timing.as_deref().unwrap_or_default());
+    let credential = tour.issued(&said.answer, stages).await?;
     let thief = tour.deliver(said).await?;
 
     aside(
@@ -108,10 +112,11 @@ struct Issued {
 
 impl Tour<'_> {
     /// Attest, decide, approve, issue: from the audit log, where each was recorded first.
-    async fn issued(&self, answer: &Credentials) -> Result<Issued, Failure> {
+    async fn issued(&self, answer: &Credentials, stages: Stages) -> Result<Issued, Failure> {
         let records = self.records(answer.task).await?;
         let attested = find(&records, "attest.task_opened")?.1;
-        stage("attest", &attested_line(&attested)?, None)?;
+        let time = stages.attest.map(took_finely);
+        stage("attest", &attested_line(&attested)?, time)?;
         let decided = find(&records, "decide.allowed")?.1;
         stage(
             "decide",
@@ -120,7 +125,7 @@ impl Tour<'_> {
                 fact(&decided, "rule")?,
                 owner(&decided)
             ),
-            None,
+            stages.decide.map(took_finely),
         )?;
         held(
             decided.approval.is_some(),
@@ -137,7 +142,7 @@ impl Tour<'_> {
         stage(
             "issue",
             &format!("recorded first (leaf {leaf}), then made"),
-            None,
+            stages.issue.map(took_finely),
         )?;
         let life = part.map_or_else(String::new, |part| span(part.issued_at, part.expires_at));
         let until = time_of_day(credential.expires_at);
@@ -176,7 +181,7 @@ impl Tour<'_> {
         let time = Duration::from_micros(said.asked_to_delivered_micros);
         stage(
             "deliver",
-            "used: 1 call answered 200; the thief's copy works as well",
+            "used: 1 call answered 200; the thief's copy works too",
             Some(took(time)),
         )?;
         Ok(Thief {
@@ -243,9 +248,13 @@ impl Tour<'_> {
             Some(took(noticed)),
         )?;
         let revoked = Duration::from_millis(listed.time.millis_since(complete.time));
+        let copies = match self.wiped(task).await? {
+            1 => "1 copy".to_owned(),
+            many => format!("{many} copies"),
+        };
         stage(
             "revoke",
-            "token listed, and refused by introspection",
+            &format!("host: {copies} wiped.  target: token listed"),
             Some(took(revoked)),
         )?;
         let rest = refused.saturating_sub(noticed + revoked);
@@ -262,6 +271,14 @@ impl Tour<'_> {
         line(&format!(
             "Limit: a verifier that never asks us takes the token to {until}."
         ))
+    }
+
+    /// How many copies the agent wiped from its memory: it tells whoever owned the task.
+    async fn wiped(&self, task: TaskId) -> Result<u32, Failure> {
+        let target = format!("/v1/tasks/{task}/complete");
+        let ended: Completed = self.agent.post(&target, &serde_json::json!({})).await?;
+        held(ended.wiped > 0, "the agent wiped no copy")?;
+        Ok(ended.wiped)
     }
 
     /// The receipt, verified against the key that the broker had before anything happened.

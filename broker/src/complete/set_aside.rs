@@ -1,0 +1,109 @@
+//! Credentials whose rows could not be read and were set aside: the log still says that they were
+//! issued, so the end of their task must tell of them. Their rows are made anew from the log.
+//!
+//! It must never leave one out: a receipt that counts fewer than the log issued proves nothing.
+
+use std::collections::BTreeMap;
+
+use ephor_proto::event::{AuditEvent, Outcome, Text};
+use ephor_proto::id::{CredentialId, DecisionId, GrantId};
+use ephor_proto::state::credential::CredentialState;
+
+use crate::app::Broker;
+use crate::ledger::{CredentialRow, TaskRow};
+use crate::revoke::NotEnded;
+
+impl Broker {
+    /// The rows of a task's credentials that the log has and the store has not, as revoking.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or says too little of one: then the task does not close.
+    pub(super) fn set_aside_of(
+        &self,
+        task: &TaskRow,
+        stored: &[CredentialRow],
+    ) -> Result<Vec<CredentialRow>, NotEnded> {
+        let reader = self.ledger.reader();
+        // Nearly always: nothing was ever set aside, and the log need not be read.
+        if reader.quarantined_count()? == 0 {
+            return Ok(Vec::new());
+        }
+        let mut grants = BTreeMap::<DecisionId, GrantId>::new();
+        let mut missing = BTreeMap::<CredentialId, CredentialRow>::new();
+        for leaf in reader.events_of_task(task.id, usize::MAX)? {
+            let event = leaf
+                .event()
+                .map_err(|error| unreadable(leaf.index, &error.to_string()))?;
+            if let (Some(decision), Some(approval)) = (event.decision, &event.approval) {
+                grants.extend(approval.grant.map(|grant| (decision, grant)));
+            }
+            let Some(part) = &event.credential else {
+                continue;
+            };
+            if event.outcome != Outcome::Ok || stored.iter().any(|row| row.id == part.id) {
+                continue;
+            }
+            match event.event_type.as_str() {
+                "issue.recorded" => {
+                    let row = row_of(task, &event, &grants)
+                        .ok_or_else(|| unreadable(leaf.index, "a field is missing"))?;
+                    missing.insert(row.id, row);
+                }
+                "issue.renewed" => {
+                    if let Some(row) = missing.get_mut(&part.id) {
+                        row.issued_at = part.issued_at;
+                        row.expires_at = part.expires_at;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(missing.into_values().collect())
+    }
+}
+
+fn unreadable(index: u64, why: &str) -> NotEnded {
+    NotEnded::Defect(format!(
+        "leaf {index} does not say enough of a credential whose row was set aside: {why}"
+    ))
+}
+
+/// The row as the record of its issue describes it. What is signed is not in the log, and is not
+/// needed any more.
+fn row_of(
+    task: &TaskRow,
+    event: &AuditEvent,
+    grants: &BTreeMap<DecisionId, GrantId>,
+) -> Option<CredentialRow> {
+    let part = event.credential.as_ref()?;
+    let fact = |name: &str| event.facts.get(name).cloned();
+    let plain = |text: &Option<Text>| text.as_ref().and_then(Text::plain).map(str::to_owned);
+    let decision = event.decision?;
+    Some(CredentialRow {
+        id: part.id,
+        version: 0,
+        kind: part.kind,
+        task: task.id,
+        host: task.host.clone(),
+        subject: task.subject.clone(),
+        entitlement: event.entitlement.clone()?,
+        item: part.scope.clone(),
+        owner: plain(&event.owner)?,
+        purpose: event.purpose.clone().unwrap_or_default(),
+        request: event.request?,
+        decision,
+        rule: fact("rule")?,
+        grant: *grants.get(&decision)?,
+        state: CredentialState::Revoking,
+        issued_at: part.issued_at,
+        expires_at: part.expires_at,
+        capped_by: fact("capped_by")?,
+        status_list: fact("status_list")?.rsplit('/').next()?.parse().ok()?,
+        status_index: fact("status_index")?.parse().ok()?,
+        content: String::new(),
+        cause: task.state.cause(),
+        revoked_at: task.ended_at,
+        evidence: None,
+        overdue: None,
+    })
+}

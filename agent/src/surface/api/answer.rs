@@ -61,8 +61,8 @@ impl Answer {
 #[must_use]
 pub fn refusal(problem: &Problem) -> Response<Full<Bytes>> {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    // So that the id in the answer leads somewhere: the detail is safe for the caller, and so here.
-    tracing::info!(correlation = %problem.correlation_id, code = %problem.code, detail = problem.detail, "refused");
+    // So that the id in the answer leads somewhere. Not the detail: it may quote what the caller sent.
+    tracing::info!(correlation = %problem.correlation_id, code = %problem.code, "refused");
     let json = serde_json::to_vec(problem).unwrap_or_default();
     let mut response = response(status, HeaderValue::from_static(PROBLEM), json.into());
     let headers = response.headers_mut();

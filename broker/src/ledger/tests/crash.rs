@@ -40,11 +40,13 @@ fn child() {
             batch
         };
         let committed = commit(&ledger, batch).unwrap();
-        std::fs::write(
+        // By rename: the kill may come from another thread, in the middle of this write.
+        let (writing, written) = (
+            dir.join("writing"),
             dir.join(format!("ack-{}", credential.id)),
-            committed.first_leaf.to_string(),
-        )
-        .unwrap();
+        );
+        std::fs::write(&writing, committed.first_leaf.to_string()).unwrap();
+        std::fs::rename(writing, written).unwrap();
     }
 }
 

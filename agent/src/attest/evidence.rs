@@ -155,8 +155,7 @@ pub fn recheck(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
     if status.groups != before.evidence.groups {
         return Err(changed(peer, "groups"));
     }
-    same_executable(peer, before)?;
-    peer.process().check_alive()
+    same_executable(peer, before)
 }
 
 /// As [`recheck`], for a peer that spoke just now: the kernel put pid and real ids of the sender on
@@ -171,8 +170,7 @@ pub fn recheck_speaker(peer: &Peer, before: &Attested) -> Result<(), AttestError
         return recheck(peer, before);
     }
     same_process(peer, before)?;
-    same_executable(peer, before)?;
-    peer.process().check_alive()
+    same_executable(peer, before)
 }
 
 fn changed(peer: &Peer, what: &'static str) -> AttestError {
@@ -191,7 +189,8 @@ fn same_process(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
     Ok(())
 }
 
-/// After an exec, pid, pidfd and start time are the same; only the file is another. The ctime is
+/// That the process lives, and runs the same file: after an exec, pid, pidfd and start time are the
+/// same, only the file is another. The ctime is
 /// compared because an inode is used again once its last user is gone.
 fn same_executable(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
     let file = Exe::file_of(peer.process())?;

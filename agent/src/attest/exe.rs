@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, OFlags, Statx, StatxFlags, statx};
+use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
 
 use super::error::AttestError;
 use super::process::HeldProcess;
@@ -88,13 +88,8 @@ impl Exe {
     }
 
     fn identify(process: &HeldProcess) -> Result<Option<(FileId, Statx)>, AttestError> {
-        // O_PATH: the file itself is not opened, so a file system in user space is not asked.
-        let Some(file) = process.open_link("exe", OFlags::PATH)? else {
-            return Ok(None);
-        };
-        identify(&file)
-            .map(Some)
-            .map_err(|error| process.failed("exe", error))
+        let stat = process.executable()?;
+        Ok(stat.map(|stat| (FileId::from_statx(&stat), stat)))
     }
 }
 

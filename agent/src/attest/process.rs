@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ephor_proto::task_rule::Process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -173,6 +173,23 @@ impl HeldProcess {
             Ok(file) => Ok(Some(file)),
             Err(Errno::ACCESS | Errno::PERM | Errno::NOENT) => Ok(None),
             Err(error) => Err(self.failed(what, error)),
+        }
+    }
+
+    /// The executable, from what the kernel has cached: neither opened nor asked of a file system
+    /// in user space. `None` when the agent may not look. The link leads somewhere only while the
+    /// process has its memory, so an answer is also proof of life.
+    pub(super) fn executable(&self) -> Result<Option<Statx>, AttestError> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let error = match statx(&self.dir, "exe", flags, wanted) {
+            Ok(stat) => return Ok(Some(stat)),
+            Err(error) => error,
+        };
+        self.check_alive()?;
+        match error {
+            Errno::ACCESS | Errno::PERM | Errno::NOENT => Ok(None),
+            error => Err(self.failed("exe", error)),
         }
     }
 

@@ -35,16 +35,16 @@ impl Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CredentialPart {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its id; a token's `jti`.
-    pub id: CredentialId,
-    /// What it opens, such as an audience or a role.
-    pub scope: String,
-    /// When it was issued.
-    pub issued_at: UnixMillis,
     /// When it expires.
     pub expires_at: UnixMillis,
+    /// Its id; a token's `jti`.
+    pub id: CredentialId,
+    /// When it was issued.
+    pub issued_at: UnixMillis,
+    /// Its kind.
+    pub kind: Kind,
+    /// What it opens, such as an audience or a role.
+    pub scope: String,
     /// Its state after this event.
     pub state: CredentialState,
 }
@@ -65,11 +65,11 @@ pub enum How {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Approval {
-    /// How.
-    pub how: How,
     /// The grant it opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<GrantId>,
+    /// How.
+    pub how: How,
     /// The votes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub votes: Vec<Vote>,
@@ -79,55 +79,55 @@ pub struct Approval {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vote {
-    /// Who; a name, so committed.
-    pub who: Text,
     /// When.
     pub at: UnixMillis,
     /// SHA-256 of the text they signed, in hex.
     pub text_sha256: String,
+    /// Who; a name, so committed.
+    pub who: Text,
 }
 
 /// What the target could tell of a credential's use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Used {
-    /// Where, such as a service's name or address; `unknown` where nobody can tell.
-    #[serde(rename = "where")]
-    pub place: String,
+    /// How often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
     /// First seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first: Option<UnixMillis>,
     /// Last seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<UnixMillis>,
-    /// How often.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub count: Option<u32>,
     /// Who told, such as `introspection`.
     pub source: String,
+    /// Where, such as a service's name or address; `unknown` where nobody can tell.
+    #[serde(rename = "where")]
+    pub place: String,
 }
 
 /// What was checked about one credential's end; says its reach and never more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evidence {
+    /// When.
+    pub at: UnixMillis,
     /// The credential.
     pub credential: CredentialId,
     /// Its kind.
     pub kind: Kind,
-    /// Its state as proven: `contained` or `dead`.
-    pub state: CredentialState,
     /// What was found, where it is dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
-    /// Where it was checked or published, such as `introspection` or a status list's URL.
-    #[serde(rename = "where")]
-    pub place: String,
-    /// When.
-    pub at: UnixMillis,
+    /// Its state as proven: `contained` or `dead`.
+    pub state: CredentialState,
     /// Until when a verifier that never asks would still accept it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<UnixMillis>,
+    /// Where it was checked or published, such as `introspection` or a status list's URL.
+    #[serde(rename = "where")]
+    pub place: String,
 }
 
 /// Sums over a task's credentials.

@@ -34,7 +34,7 @@ use crate::decide::{Circumstances, Decided};
 use crate::deliver::{self, Delivery, Timings};
 use crate::fleet::Peer;
 use crate::kind::{Signed, jwt};
-use crate::ledger::{Batch, CommitError, Reason, TaskRow};
+use crate::ledger::{Batch, CommitError, Reader, Reason, TaskRow};
 use crate::limits;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Requested};
@@ -129,10 +129,18 @@ impl Broker {
             }
         };
         let attest_micros = attesting.micros();
-        if let Some(answer) = self.replay(&attested, now, attest_micros)? {
-            return Ok(Tried::Done(answer));
-        }
-        if let Some(credential) = attested.requested().renews() {
+        let renews = attested.requested().renews();
+        let task = {
+            let reader = self.ledger.reader();
+            if let Some(answer) = self.replay(&reader, &attested, now, attest_micros)? {
+                return Ok(Tried::Done(answer));
+            }
+            match renews {
+                Some(_) => None,
+                None => task_of(&reader, &attested)?,
+            }
+        };
+        if let Some(credential) = renews {
             return self
                 .renew(
                     &policy,
@@ -144,7 +152,6 @@ impl Broker {
                 )
                 .await;
         }
-        let task = self.task_of(&attested)?;
         let deciding = Stopwatch::start();
         let given = Circumstances {
             now,
@@ -170,31 +177,6 @@ impl Broker {
         let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
         crash_point!("issue.before_answer");
         Ok(Tried::Done(response))
-    }
-
-    /// The task as stored, if it is open and of this host; `None` when it is new.
-    fn task_of(&self, attested: &Attested) -> Result<Option<TaskRow>, Refusal> {
-        let id = attested.requested().task().id;
-        let Some(task) = self.ledger.reader().task(id).map_err(store_unavailable)? else {
-            return Ok(None);
-        };
-        if task.host != attested.host() {
-            return Err(Refusal::new(
-                Code::NotFound,
-                format!("there is no task {id} on {}", attested.host()),
-            ));
-        }
-        match task.state {
-            TaskState::Open => Ok(Some(task)),
-            TaskState::Completing(cause) | TaskState::Closed { cause, .. } => {
-                let detail = format!(
-                    "task {} has ended ({}); nothing more is issued in it",
-                    id.short(),
-                    cause.as_str()
-                );
-                Err(Refusal::new(Code::TaskEnded, detail))
-            }
-        }
     }
 
     async fn decide(
@@ -281,6 +263,31 @@ impl Broker {
                 jwt::Signer::new(Arc::clone(signer)).sign(&planned)
             })
             .collect()
+    }
+}
+
+/// The task as stored, if it is open and of this host; `None` when it is new.
+fn task_of(reader: &Reader, attested: &Attested) -> Result<Option<TaskRow>, Refusal> {
+    let id = attested.requested().task().id;
+    let Some(task) = reader.task(id).map_err(store_unavailable)? else {
+        return Ok(None);
+    };
+    if task.host != attested.host() {
+        return Err(Refusal::new(
+            Code::NotFound,
+            format!("there is no task {id} on {}", attested.host()),
+        ));
+    }
+    match task.state {
+        TaskState::Open => Ok(Some(task)),
+        TaskState::Completing(cause) | TaskState::Closed { cause, .. } => {
+            let detail = format!(
+                "task {} has ended ({}); nothing more is issued in it",
+                id.short(),
+                cause.as_str()
+            );
+            Err(Refusal::new(Code::TaskEnded, detail))
+        }
     }
 }
 

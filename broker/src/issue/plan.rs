@@ -53,7 +53,11 @@ impl Broker {
         }
         rows.push(Row::Request(request_row(decided, grant, &credentials)));
         rows.push(Row::Decision(allowed_row(decided)));
-        rows.push(Row::Grant(grant_row(decided, grant)));
+        rows.push(Row::Grant(grant_row(
+            decided,
+            grant,
+            credentials.is_empty(),
+        )));
         events.push(self.decide_allowed(&approved, grant, correlation)?);
         for row in &credentials {
             events.push(self.issued("recorded", row, decided, correlation)?.into());
@@ -251,7 +255,7 @@ pub(super) fn request_row(
     }
 }
 
-fn grant_row(decided: &Decided, id: GrantId) -> GrantRow {
+fn grant_row(decided: &Decided, id: GrantId, alone: bool) -> GrantRow {
     let requested = decided.attested().requested();
     let until = decided.allowed().grant_until.unwrap_or(UnixMillis::MAX);
     GrantRow {
@@ -265,5 +269,6 @@ fn grant_row(decided: &Decided, id: GrantId) -> GrantRow {
         opened_at: decided.allowed().issued_at,
         until,
         closed_at: None,
+        alone,
     }
 }

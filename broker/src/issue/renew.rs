@@ -13,7 +13,7 @@ use ephor_proto::state::grant::{self, GrantEvent};
 use ephor_proto::time::UnixMillis;
 use serde_json::{Map, Value};
 
-use super::{Intent, Plan, Tried, defect, plan, store_unavailable};
+use super::{Intent, Plan, Tried, defect, plan, store_unavailable, task_of};
 use crate::app::Broker;
 use crate::approve::Approved;
 use crate::attest::Attested;
@@ -107,7 +107,7 @@ impl Broker {
             );
             return Err(Refusal::new(Code::CredentialEnded, detail));
         }
-        let task = self.task_of(attested)?.ok_or_else(absent)?;
+        let task = task_of(&reader, attested)?.ok_or_else(absent)?;
         let grant = reader
             .grant(row.grant)
             .map_err(store_unavailable)?

@@ -9,6 +9,7 @@ use crate::app::Broker;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
 use crate::deliver::{self, Delivery, Timings};
+use crate::ledger::Reader;
 use crate::request::Refusal;
 use ephor_proto::grpc::v1;
 
@@ -20,13 +21,13 @@ impl Broker {
     /// was given has ended since.
     pub(super) fn replay(
         &self,
+        reader: &Reader,
         attested: &Attested,
         now: UnixMillis,
         attest_micros: u64,
     ) -> Result<Option<v1::IssueResponse>, Refusal> {
         let issuing = Stopwatch::start();
         let requested = attested.requested();
-        let reader = self.ledger.reader();
         let Some(stored) = reader.request(requested.id()).map_err(store_unavailable)? else {
             return Ok(None);
         };
@@ -35,8 +36,8 @@ impl Broker {
             let detail = "this request id was used for another request; make a new id";
             return Err(Refusal::new(Code::Conflict, detail));
         }
-        let permit = Intent::recorded_before(&reader, &stored.credentials, now)
-            .map_err(store_unavailable)?;
+        let permit =
+            Intent::recorded_before(reader, &stored.credentials, now).map_err(store_unavailable)?;
         let Some(permit) = permit else {
             let detail =
                 "what this request was given has ended since; ask again with a new request id";

@@ -195,11 +195,14 @@ fn append(connection: &Connection, leaf: &Leaf, frontier: &mut Frontier) -> Resu
     let event = leaf.event.to_bytes();
     let hashes = frontier.append(leaf.json.as_bytes())?;
     connection
-        .prepare_cached("INSERT INTO leaf (idx, event, task, json) VALUES (?1, ?2, ?3, ?4)")?
+        .prepare_cached(
+            "INSERT INTO leaf (idx, event, task, beside, json) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
         .execute(params![
             index,
             event,
             leaf.task.map(|id| id.to_bytes()),
+            leaf.beside,
             leaf.json
         ])?;
     connection

@@ -15,6 +15,8 @@ pub(super) struct Leaf {
     pub(super) event: EventId,
     /// Its task: the way to find it.
     pub(super) task: Option<TaskId>,
+    /// It stands beside a credential that its batch records, which leads to it.
+    pub(super) beside: bool,
     /// Names by which it is found when its task does not lead there.
     pub(super) about: Vec<String>,
     /// Canonical JSON: the leaf itself.
@@ -36,11 +38,12 @@ pub(super) struct Encoded {
 impl Encoded {
     /// Encodes the events and checks what needs no store.
     pub(super) fn of(batch: Batch) -> Result<Self, Reason> {
-        let leaves = batch
+        let mut leaves = batch
             .events
             .into_iter()
             .map(Leaf::of)
             .collect::<Result<Vec<_>, _>>()?;
+        set_beside(&mut leaves, &batch.rows);
         let count = leaves.len();
         for row in &batch.rows {
             if let Row::Receipt { task, event } = row
@@ -60,6 +63,23 @@ impl Encoded {
     }
 }
 
+/// The leaves that are found through a credential: the task's opening, the decision, and one for
+/// each credential that is recorded with them.
+fn set_beside(leaves: &mut [Leaf], rows: &[Row]) {
+    let recorded = |row: &Row| match row {
+        Row::Credential(row) if row.version == 1 => Some(row.task),
+        _ => None,
+    };
+    let mut tasks = rows.iter().filter_map(recorded);
+    let Some(task) = tasks.next() else {
+        return;
+    };
+    let credentials = 1 + tasks.count();
+    for leaf in leaves.iter_mut().take(2 + credentials) {
+        leaf.beside = leaf.task == Some(task);
+    }
+}
+
 impl Leaf {
     fn of(new: NewEvent) -> Result<Self, Reason> {
         let invalid = |error: &dyn std::fmt::Display| Reason::Invalid(error.to_string());
@@ -73,6 +93,7 @@ impl Leaf {
         Ok(Self {
             event: new.event.id,
             task: new.event.task,
+            beside: false,
             about: names(&new.event),
             json,
             personal,

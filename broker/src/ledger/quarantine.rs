@@ -44,6 +44,13 @@ pub(super) fn count(connection: &Connection) -> rusqlite::Result<usize> {
     })
 }
 
+/// Of tasks that are not closed; each is `alone` or found through a credential.
+const OPEN_GRANTS: &str = "WHERE state = 'open' AND id IN (\
+    SELECT credential.grant_id FROM task CROSS JOIN credential ON credential.task = task.id \
+    WHERE task.state <> 'closed' \
+    UNION SELECT grants.id FROM task CROSS JOIN grants ON grants.task = task.id \
+    WHERE task.state <> 'closed' AND grants.alone = 1)";
+
 struct Bad {
     /// Key and second column, as stored.
     key: (Value, Value),
@@ -57,7 +64,7 @@ pub(super) fn sweep(connection: &mut Connection, now: UnixMillis) -> rusqlite::R
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut aside = 0;
     aside += table::<TaskRow>(&transaction, "WHERE state <> 'closed'", now)?;
-    aside += table::<GrantRow>(&transaction, "WHERE state = 'open'", now)?;
+    aside += table::<GrantRow>(&transaction, OPEN_GRANTS, now)?;
     aside += table::<CredentialRow>(&transaction, "WHERE listed = 1", now)?;
     aside += table::<HostRow>(&transaction, "", now)?;
     aside += table::<JoinTokenRow>(&transaction, "", now)?;

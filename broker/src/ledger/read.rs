@@ -104,7 +104,7 @@ impl Pool {
     }
 
     fn give_back(&self, connection: Connection) {
-        let ended = connection.is_autocommit() || connection.execute_batch("COMMIT").is_ok();
+        let ended = connection.is_autocommit() || end(&connection).is_ok();
         let mut state = self.state();
         if ended && !state.closed {
             state.idle.push(connection);
@@ -122,6 +122,10 @@ impl Pool {
         state.open -= state.idle.len();
         state.idle.clear();
     }
+}
+
+fn end(connection: &Connection) -> rusqlite::Result<()> {
+    connection.prepare_cached("COMMIT")?.execute([]).map(drop)
 }
 
 /// A snapshot of committed state.

@@ -209,6 +209,8 @@ pub struct GrantRow {
     pub until: UnixMillis,
     /// When it closed.
     pub closed_at: Option<UnixMillis>,
+    /// Nothing was issued with it, so that no credential leads to it.
+    pub alone: bool,
 }
 
 /// One issued thing.

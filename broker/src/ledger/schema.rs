@@ -1,5 +1,10 @@
 //! Tables and their numbered migrations. Migrations are only ever added.
 //!
+//! Every index by task costs an issue a page of its own, written and flushed: the tasks of a busy
+//! host lie far apart in it. So there is one, of credentials; a grant and the events of an issue are
+//! found through the credential that they led to (`credential.grant_id`, `credential.leaf`), and
+//! only what led to none is indexed by itself (`grants.alone`, `leaf.beside`).
+//!
 //! An auditor reads this file with `sqlite3`: words are stored as words, times as Unix
 //! milliseconds, ids as 16-byte blobs (`hex(id)`). The same tables serve another engine.
 
@@ -96,9 +101,10 @@ CREATE TABLE grants (
     opened_at INTEGER NOT NULL,
     until INTEGER NOT NULL,
     ended_by TEXT,
-    closed_at INTEGER
+    closed_at INTEGER,
+    alone INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX grants_open ON grants (task) WHERE state = 'open';
+CREATE INDEX grants_alone ON grants (task) WHERE alone = 1;
 CREATE TABLE credential (
     id BLOB NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
@@ -125,7 +131,8 @@ CREATE TABLE credential (
     revoked_at INTEGER,
     evidence TEXT,
     overdue TEXT,
-    listed INTEGER NOT NULL DEFAULT 1
+    listed INTEGER NOT NULL DEFAULT 1,
+    leaf INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX credential_task ON credential (task);
 CREATE INDEX credential_listed ON credential (state, expires_at) WHERE listed = 1;
@@ -164,9 +171,10 @@ CREATE TABLE leaf (
     idx INTEGER PRIMARY KEY,
     event BLOB NOT NULL,
     task BLOB,
+    beside INTEGER NOT NULL,
     json TEXT NOT NULL
 ) STRICT;
-CREATE INDEX leaf_task ON leaf (task) WHERE task IS NOT NULL;
+CREATE INDEX leaf_task ON leaf (task) WHERE beside = 0 AND task IS NOT NULL;
 CREATE TABLE about (
     name TEXT NOT NULL,
     leaf INTEGER NOT NULL,

@@ -155,7 +155,6 @@ impl Bench {
 
     pub(crate) fn request(&self, task: TaskId, entitlement: &str) -> v1::IssueRequest {
         v1::IssueRequest {
-            instance_id: instance().to_bytes().to_vec(),
             request_id: RequestId::from_parts(
                 self.number(),
                 ephor_crypto::random::bytes().unwrap(),

@@ -9,6 +9,25 @@ use rusqlite::{OptionalExtension as _, Params, params};
 use super::{ReadError, Reader, capped};
 use crate::ledger::codec::{Columns, int};
 
+/// The indices of the leaves of a set of tasks, each once: what is indexed by
+/// task, and what stands beside a credential, which is the task's opening, the decision, and one leaf
+/// for each credential of its request.
+macro_rules! of_tasks {
+    ($before:literal, $tasks:literal, $after:literal) => {
+        concat!(
+            $before,
+            "SELECT idx FROM leaf WHERE beside = 0 AND task IN (",
+            $tasks,
+            ") UNION SELECT leaf.idx FROM credential AS c JOIN request ON request.id = c.request \
+             JOIN leaf ON leaf.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
+             WHERE leaf.task = c.task AND c.task IN (",
+            $tasks,
+            ")",
+            $after
+        )
+    };
+}
+
 /// An event as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
@@ -49,7 +68,11 @@ impl Reader {
         task: TaskId,
         limit: usize,
     ) -> Result<Vec<StoredEvent>, ReadError> {
-        let sql = "SELECT idx, json FROM leaf WHERE task = ?1 ORDER BY idx LIMIT ?2";
+        let sql = of_tasks!(
+            "SELECT idx, json FROM leaf WHERE idx IN (",
+            "?1",
+            ") ORDER BY idx LIMIT ?2"
+        );
         self.stored(sql, params![task.to_bytes(), capped(limit)])
     }
 
@@ -65,8 +88,11 @@ impl Reader {
         match uuid_bytes(name) {
             Some(id) => self.about_id(&mut found, name, id, limit)?,
             None => {
-                let sql = "SELECT leaf.idx FROM task JOIN leaf ON leaf.task = task.id \
-                           WHERE task.host = ?1 ORDER BY leaf.idx DESC LIMIT ?2";
+                let sql = of_tasks!(
+                    "",
+                    "SELECT id FROM task WHERE host = ?1",
+                    " ORDER BY idx DESC LIMIT ?2"
+                );
                 self.collect(&mut found, sql, params![name, capped(limit)])?;
             }
         }
@@ -100,7 +126,11 @@ impl Reader {
                 .map(|id| self.credential(id))
                 .transpose()?;
             let request = request.flatten().map(|credential| credential.request);
-            let sql = "SELECT idx, json FROM leaf WHERE task = ?1 ORDER BY idx LIMIT ?2";
+            let sql = of_tasks!(
+                "SELECT idx, json FROM leaf WHERE idx IN (",
+                "?1",
+                ") ORDER BY idx LIMIT ?2"
+            );
             for stored in self.stored(sql, params![task, capped(usize::MAX)])? {
                 let event = stored.event().ok();
                 // Events of the whole task name no request.

@@ -300,7 +300,8 @@ impl Reader {
         let keep =
             |grant: &GrantRow| grant.task == task && matches!(grant.state, GrantState::Open { .. });
         self.list(
-            "WHERE task = ?1 AND state = 'open'",
+            "WHERE state = 'open' AND id IN (SELECT grant_id FROM credential WHERE task = ?1 \
+             UNION SELECT id FROM grants WHERE task = ?1 AND alone = 1)",
             [task.to_bytes()],
             keep,
         )

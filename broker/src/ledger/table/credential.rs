@@ -1,4 +1,5 @@
-//! Credentials. `listed` is not a field of the row: only forgetting a listing clears it.
+//! Credentials. `listed` is not a field of the row: only forgetting a listing clears it. Nor is
+//! `leaf`, the first leaf of the batch that recorded it, which only the writer knows.
 
 use std::sync::LazyLock;
 
@@ -10,7 +11,7 @@ use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_mil
 use crate::ledger::row::{CredentialRow, Row};
 
 static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
-    Sql::of(
+    let mut sql = Sql::of(
         "credential",
         &[
             "id",
@@ -39,7 +40,14 @@ static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
             "evidence",
             "overdue",
         ],
-    )
+    );
+    // Rows are written before the leaves of their batch: the next leaf is the first of them.
+    let next_leaf = "VALUES ((SELECT coalesce(max(idx) + 1, 0) FROM leaf), ";
+    sql.insert = sql
+        .insert
+        .replace("(id, ", "(leaf, id, ")
+        .replace("VALUES (", next_leaf);
+    sql
 });
 
 impl Stored for CredentialRow {

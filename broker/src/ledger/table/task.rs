@@ -137,6 +137,7 @@ static GRANT: LazyLock<Sql> = LazyLock::new(|| {
             "until",
             "ended_by",
             "closed_at",
+            "alone",
         ],
     )
 });
@@ -165,6 +166,7 @@ impl Stored for GrantRow {
             millis(until),
             ended_by,
             opt_millis(self.closed_at),
+            self.alone,
         ])
     }
 
@@ -185,6 +187,7 @@ impl Stored for GrantRow {
             opened_at: columns.time(7)?,
             until,
             closed_at: columns.opt_time(10)?,
+            alone: columns.number::<u8>(11)? != 0,
         })
     }
 

@@ -161,6 +161,7 @@ pub(super) fn grant(id: GrantId, task: TaskId) -> GrantRow {
         opened_at: now(),
         until,
         closed_at: None,
+        alone: true,
     }
 }
 
@@ -236,6 +237,7 @@ pub(super) fn issue(index: u32) -> (CredentialRow, Batch) {
         Row::Decision(decision(&credential)),
         Row::Grant(GrantRow {
             decision: credential.decision,
+            alone: false,
             ..grant(credential.grant, task_id)
         }),
         Row::from(credential.clone()),

@@ -152,7 +152,12 @@ impl Agent {
             hashes: Arc::new(HashCache::new(Arc::clone(&clock), parts.max_exe_hash_bytes)),
             renewer: Renewer::new(hold.clone(), Arc::clone(&clock)),
             hold,
-            uplink: Uplink::new(instance, Arc::clone(&correlation), Arc::clone(&clock)),
+            uplink: Uplink::new(
+                instance,
+                Arc::clone(&correlation),
+                Arc::clone(&clock),
+                parts.tasks.clone(),
+            ),
             table,
             journal,
             spool: Arc::default(),

@@ -156,8 +156,7 @@ async fn issue(
         }
     };
     let mut attested = attesting.micros();
-    let mut message = v1::IssueRequest {
-        instance_id: Vec::new(),
+    let message = |evidence| v1::IssueRequest {
         request_id: request.to_bytes().to_vec(),
         task: Some(asker.task.to_wire()),
         evidence: Some(evidence),
@@ -179,12 +178,12 @@ async fn issue(
         return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued"));
     }
     crash_point!("issue.before_send");
-    let answer = match agent.uplink.issue(message.clone()).await {
+    let answer = match agent.uplink.issue(message(evidence)).await {
         Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
             let hashing = Stopwatch::start();
-            message.evidence = Some(hashed(agent, asker).await?);
+            let evidence = hashed(agent, asker).await?;
             attested += hashing.micros();
-            agent.uplink.issue(message).await
+            agent.uplink.issue(message(evidence)).await
         }
         answer => answer,
     };

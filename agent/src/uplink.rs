@@ -12,6 +12,7 @@ pub mod join;
 pub mod refusal;
 pub mod session;
 pub mod spool;
+mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,10 @@ use ephor_proto::time::Clock;
 use tokio::sync::{Notify, watch};
 
 use crate::limits;
+use crate::tasks::Tasks;
 use connect::Client;
 pub use refusal::CallError;
+use together::{Asked, Together};
 
 /// A source of correlation ids.
 pub type NewCorrelation = Arc<dyn Fn() -> CorrelationId + Send + Sync>;
@@ -61,6 +64,8 @@ pub struct Uplink {
     clock: Arc<dyn Clock + Send + Sync>,
     /// Rung when any call is answered that this host is banned.
     banned: Arc<Notify>,
+    together: Arc<Together>,
+    tasks: Tasks,
 }
 
 impl Uplink {
@@ -70,6 +75,7 @@ impl Uplink {
         instance: InstanceId,
         correlation: NewCorrelation,
         clock: Arc<dyn Clock + Send + Sync>,
+        tasks: Tasks,
     ) -> Self {
         Self {
             link: watch::Sender::new(Link::Connecting),
@@ -77,6 +83,8 @@ impl Uplink {
             correlation,
             clock,
             banned: Arc::default(),
+            together: Arc::default(),
+            tasks,
         }
     }
 
@@ -99,21 +107,60 @@ impl Uplink {
         let _ = watch.wait_for(|link| matches!(link, Link::Up(_))).await;
     }
 
-    /// Request, attest, decide, approve, issue at the broker. The request id makes it
-    /// repeatable: when the connection breaks under it and returns in time, it is sent again.
+    /// Request, attest, decide, approve, issue at the broker, together with what else is asked
+    /// now. The request id makes it repeatable: when the connection breaks under it and returns
+    /// in time, it is sent again.
     ///
     /// # Errors
     /// The broker's refusal, or `unreachable`.
-    pub async fn issue(
+    pub async fn issue(&self, request: v1::IssueRequest) -> Result<v1::IssueResponse, CallError> {
+        let (asked, answered) = Asked::new(request);
+        if let Some(mut carrier) = self.together.add(asked) {
+            let uplink = self.clone();
+            self.tasks.spawn("uplink.issue", async move {
+                while let Some((requests, answers)) = carrier.next() {
+                    answers.give(uplink.issue_all(requests).await);
+                }
+            });
+        }
+        let broke =
+            |_| CallError::Broken(self.unreachable("the request broke inside the agent", 1));
+        answered.await.map_err(broke)?
+    }
+
+    async fn issue_all(
         &self,
-        mut request: v1::IssueRequest,
-    ) -> Result<v1::IssueResponse, CallError> {
-        request.instance_id = self.instance.to_bytes().to_vec();
-        self.repeatable(|mut client| {
-            let request = request.clone();
-            async move { client.issue(timed(request)).await }
-        })
-        .await
+        requests: Vec<v1::IssueRequest>,
+    ) -> Result<Vec<Result<v1::IssueResponse, CallError>>, CallError> {
+        let asked = requests.len();
+        let batch = v1::IssueBatch {
+            instance_id: self.instance.to_bytes().to_vec(),
+            requests,
+        };
+        let answer = self
+            .repeatable(|mut client| {
+                let batch = batch.clone();
+                async move { client.issue(timed(batch)).await }
+            })
+            .await?;
+        if answer.outcomes.len() != asked {
+            return Err(CallError::Broken(
+                self.unreachable("the broker's answer is not to what was asked", 1),
+            ));
+        }
+        let outcomes = answer.outcomes.into_iter();
+        Ok(outcomes.map(|outcome| self.outcome(outcome)).collect())
+    }
+
+    fn outcome(&self, outcome: v1::IssueOutcome) -> Result<v1::IssueResponse, CallError> {
+        use v1::issue_outcome::Outcome;
+        match outcome.outcome {
+            Some(Outcome::Issued(issued)) => Ok(issued),
+            Some(Outcome::Refused(problem)) => {
+                Err(self.heard(refusal::from_json(&problem, &self.correlation)))
+            }
+            None => Err(refusal::unreadable(&self.correlation)),
+        }
     }
 
     /// Which subjects a caller is.
@@ -177,17 +224,19 @@ impl Uplink {
     ) -> Result<T, CallError> {
         match tokio::time::timeout(limits::REQUEST_DEADLINE, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => {
-                let error = refusal::from_status(&status, &self.correlation);
-                if error.refused() == Some(Code::AgentBanned) {
-                    self.banned.notify_one();
-                }
-                Err(error)
-            }
+            Ok(Err(status)) => Err(self.heard(refusal::from_status(&status, &self.correlation))),
             Err(_elapsed) => Err(CallError::Broken(
                 self.unreachable("the broker did not answer in time", 1),
             )),
         }
+    }
+
+    /// A ban is news for the whole agent.
+    fn heard(&self, error: CallError) -> CallError {
+        if error.refused() == Some(Code::AgentBanned) {
+            self.banned.notify_one();
+        }
+        error
     }
 
     /// The session, waited for only while the very first attempt runs.

@@ -229,7 +229,6 @@ pub(crate) mod tests {
 
     pub(crate) fn wire() -> v1::IssueRequest {
         v1::IssueRequest {
-            instance_id: vec![1; 16],
             request_id: RequestId::from_parts(5, [1; 10]).to_bytes().to_vec(),
             task: Some(v1::Task {
                 id: TaskId::from_parts(5, [2; 10]).to_bytes().to_vec(),

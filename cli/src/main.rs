@@ -14,6 +14,10 @@ mod verb; //    one module a verb
 
 use std::process::ExitCode;
 
+/// Both daemons allocate much and briefly on many threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let mut argv = std::env::args_os();
     // `dev` and `demo` run broker and agent as processes of their own, from this binary.

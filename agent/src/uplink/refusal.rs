@@ -6,7 +6,7 @@ use ephor_proto::problem::{Code, Problem};
 use super::NewCorrelation;
 
 /// Why a call to the broker gave no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum CallError {
     /// The broker refused; asking again the same way changes nothing unless the code says so.
     #[error("{0}")]
@@ -47,6 +47,17 @@ pub(super) fn from_status(status: &tonic::Status, correlation: &NewCorrelation) 
     }
     tracing::debug!(code = ?status.code(), message = status.message(), "call to the broker failed");
     let detail = "the connection to the broker failed. Nothing was handed out; try again";
+    CallError::Broken(Problem::new(Code::Unreachable, correlation(), detail))
+}
+
+/// The refusal of one request among others.
+pub(super) fn from_json(problem: &[u8], correlation: &NewCorrelation) -> CallError {
+    serde_json::from_slice(problem).map_or_else(|_| unreadable(correlation), CallError::Refused)
+}
+
+/// An answer that says neither yes nor no.
+pub(super) fn unreadable(correlation: &NewCorrelation) -> CallError {
+    let detail = "the broker's answer could not be read. Nothing was handed out; try again";
     CallError::Broken(Problem::new(Code::Unreachable, correlation(), detail))
 }
 

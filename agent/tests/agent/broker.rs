@@ -115,16 +115,49 @@ impl Broker {
         self.state().pushes.iter().any(|push| !push.is_closed())
     }
 
-    fn refusal(&self, code: Code) -> Status {
+    fn problem(&self, code: Code) -> Problem {
         let correlation = CorrelationId::from_parts(1, [9; 10]);
-        let problem = Problem::new(code, correlation, "the broker says no")
-            .with_decision(DecisionId::from_parts(1, [3; 10]));
+        Problem::new(code, correlation, "the broker says no")
+            .with_decision(DecisionId::from_parts(1, [3; 10]))
+    }
+
+    fn refusal(&self, code: Code) -> Status {
         let mut metadata = MetadataMap::new();
         metadata.insert_bin(
             PROBLEM_METADATA,
-            MetadataValue::from_bytes(&serde_json::to_vec(&problem).unwrap()),
+            MetadataValue::from_bytes(&serde_json::to_vec(&self.problem(code)).unwrap()),
         );
         Status::with_metadata(tonic::Code::PermissionDenied, "refused", metadata)
+    }
+
+    async fn issue_one(&self, request: v1::IssueRequest) -> Result<v1::IssueResponse, Code> {
+        let ttl_millis = {
+            let mut state = self.state();
+            state.issues.push(request.clone());
+            let hash = request
+                .evidence
+                .as_ref()
+                .map_or(0, |evidence| evidence.exe_sha256.len());
+            if state.want_hash && hash != 32 {
+                return Err(Code::EvidenceNeeded);
+            }
+            if let Some(code) = state.refuse_issue {
+                return Err(code);
+            }
+            state.ttl_millis
+        };
+        self.gate.acquire().await.unwrap().forget();
+        Ok(v1::IssueResponse {
+            request_id: request.request_id.clone(),
+            decision_id: DecisionId::from_parts(1, [3; 10]).to_bytes().to_vec(),
+            subject: "spiffe://td.test/tests".into(),
+            owner: "team:tests".into(),
+            rule: "tests.toml:1".into(),
+            credentials: vec![self.credential(&request, ttl_millis)],
+            attest_microseconds: 1_040,
+            decide_microseconds: 80,
+            issue_microseconds: 4_200,
+        })
     }
 
     fn credential(&self, request: &v1::IssueRequest, ttl_millis: u64) -> v1::Credential {
@@ -203,36 +236,21 @@ impl Uplink for Broker {
 
     async fn issue(
         &self,
-        request: Request<v1::IssueRequest>,
-    ) -> Result<Response<v1::IssueResponse>, Status> {
-        let request = request.into_inner();
-        let ttl_millis = {
-            let mut state = self.state();
-            state.issues.push(request.clone());
-            let hash = request
-                .evidence
-                .as_ref()
-                .map_or(0, |evidence| evidence.exe_sha256.len());
-            if state.want_hash && hash != 32 {
-                return Err(self.refusal(Code::EvidenceNeeded));
+        request: Request<v1::IssueBatch>,
+    ) -> Result<Response<v1::IssueOutcomes>, Status> {
+        use v1::issue_outcome::Outcome;
+        let requests = request.into_inner().requests;
+        let outcomes = requests.into_iter().map(async |request| {
+            let outcome = match self.issue_one(request).await {
+                Ok(issued) => Outcome::Issued(issued),
+                Err(code) => Outcome::Refused(serde_json::to_vec(&self.problem(code)).unwrap()),
+            };
+            v1::IssueOutcome {
+                outcome: Some(outcome),
             }
-            if let Some(code) = state.refuse_issue {
-                return Err(self.refusal(code));
-            }
-            state.ttl_millis
-        };
-        self.gate.acquire().await.unwrap().forget();
-        Ok(Response::new(v1::IssueResponse {
-            request_id: request.request_id.clone(),
-            decision_id: DecisionId::from_parts(1, [3; 10]).to_bytes().to_vec(),
-            subject: "spiffe://td.test/tests".into(),
-            owner: "team:tests".into(),
-            rule: "tests.toml:1".into(),
-            credentials: vec![self.credential(&request, ttl_millis)],
-            attest_microseconds: 1_040,
-            decide_microseconds: 80,
-            issue_microseconds: 4_200,
-        }))
+        });
+        let outcomes = futures_util::future::join_all(outcomes).await;
+        Ok(Response::new(v1::IssueOutcomes { outcomes }))
     }
 
     async fn complete(

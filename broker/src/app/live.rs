@@ -241,7 +241,7 @@ async fn without_an_agents_certificate_only_join_is_open() {
         Code::Unauthenticated
     );
     assert_eq!(
-        code(uplink.issue(v1::IssueRequest::default()).await),
+        code(uplink.issue(v1::IssueBatch::default()).await),
         Code::Unauthenticated
     );
     assert_eq!(

@@ -10,8 +10,9 @@ use axum::Router;
 use ephor_proto::grpc::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use ephor_proto::grpc::v1::uplink_server::{Uplink, UplinkServer};
 use ephor_proto::grpc::{PROBLEM_METADATA, v1};
-use ephor_proto::limits::MAX_MESSAGE_BYTES;
+use ephor_proto::limits::{MAX_ISSUE_BATCH, MAX_MESSAGE_BYTES};
 use ephor_proto::problem::{Code, Problem};
+use futures_util::future::join_all;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -135,13 +136,19 @@ impl Uplink for Service {
             .map_err(|problem| status(&problem))
     }
 
-    async fn issue(&self, request: Request<v1::IssueRequest>) -> Answer<v1::IssueResponse> {
+    async fn issue(&self, request: Request<v1::IssueBatch>) -> Answer<v1::IssueOutcomes> {
         let peer = self.peer(&request, &request.get_ref().instance_id)?;
+        let requests = request.into_inner().requests;
+        if requests.len() > MAX_ISSUE_BATCH {
+            let detail = format!("more than {MAX_ISSUE_BATCH} requests in one message");
+            return Err(self.refuse(Refusal::new(Code::InvalidRequest, detail)));
+        }
         // Not to its end at any price: with nobody to take it, nothing should be issued.
-        let answer = self.broker.issue(&peer, request.into_inner()).await;
-        answer
-            .map(Response::new)
-            .map_err(|problem| status(&problem))
+        let outcomes = requests
+            .into_iter()
+            .map(|one| async { outcome(self.broker.issue(&peer, one).await) });
+        let outcomes = join_all(outcomes).await;
+        Ok(Response::new(v1::IssueOutcomes { outcomes }))
     }
 
     async fn complete(
@@ -173,6 +180,22 @@ impl Uplink for Service {
             broker.renew_identity(&member, request.into_inner()).await
         })
         .await
+    }
+}
+
+/// One request's outcome among others.
+fn outcome(outcome: Result<v1::IssueResponse, Problem>) -> v1::IssueOutcome {
+    use v1::issue_outcome::Outcome;
+    let outcome = match outcome {
+        Ok(issued) => Outcome::Issued(issued),
+        Err(problem) => {
+            tracing::debug!(code = %problem.code, correlation = %problem.correlation_id, "refused");
+            // Plain data, which always serialises.
+            Outcome::Refused(serde_json::to_vec(&problem).unwrap_or_default())
+        }
+    };
+    v1::IssueOutcome {
+        outcome: Some(outcome),
     }
 }
 

@@ -176,10 +176,38 @@ pub struct WhoamiResponse {
     #[prost(string, tag = "2")]
     pub policy_version: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct IssueRequest {
+/// At most 32 requests.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IssueBatch {
     #[prost(bytes = "vec", tag = "1")]
     pub instance_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    pub requests: ::prost::alloc::vec::Vec<IssueRequest>,
+}
+/// One for each request, in the same order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IssueOutcomes {
+    #[prost(message, repeated, tag = "1")]
+    pub outcomes: ::prost::alloc::vec::Vec<IssueOutcome>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IssueOutcome {
+    #[prost(oneof = "issue_outcome::Outcome", tags = "1, 2")]
+    pub outcome: ::core::option::Option<issue_outcome::Outcome>,
+}
+/// Nested message and enum types in `IssueOutcome`.
+pub mod issue_outcome {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Outcome {
+        #[prost(message, tag = "1")]
+        Issued(super::IssueResponse),
+        /// RFC 9457 problem JSON.
+        #[prost(bytes, tag = "2")]
+        Refused(::prost::alloc::vec::Vec<u8>),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IssueRequest {
     /// Idempotency key: the same id with the same content gets the same credential.
     #[prost(bytes = "vec", tag = "2")]
     pub request_id: ::prost::alloc::vec::Vec<u8>,
@@ -734,11 +762,12 @@ pub mod uplink_client {
             req.extensions_mut().insert(GrpcMethod::new("ephor.v1.Uplink", "Whoami"));
             self.inner.unary(req, path, codec).await
         }
-        /// Request, attest, decide, approve, issue; also renewals.
+        /// Request, attest, decide, approve, issue; also renewals. What is asked at the same time
+        /// travels together; each request is decided, and refused, alone.
         pub async fn issue(
             &mut self,
-            request: impl tonic::IntoRequest<super::IssueRequest>,
-        ) -> std::result::Result<tonic::Response<super::IssueResponse>, tonic::Status> {
+            request: impl tonic::IntoRequest<super::IssueBatch>,
+        ) -> std::result::Result<tonic::Response<super::IssueOutcomes>, tonic::Status> {
             self.inner
                 .ready()
                 .await
@@ -855,11 +884,12 @@ pub mod uplink_server {
             &self,
             request: tonic::Request<super::WhoamiRequest>,
         ) -> std::result::Result<tonic::Response<super::WhoamiResponse>, tonic::Status>;
-        /// Request, attest, decide, approve, issue; also renewals.
+        /// Request, attest, decide, approve, issue; also renewals. What is asked at the same time
+        /// travels together; each request is decided, and refused, alone.
         async fn issue(
             &self,
-            request: tonic::Request<super::IssueRequest>,
-        ) -> std::result::Result<tonic::Response<super::IssueResponse>, tonic::Status>;
+            request: tonic::Request<super::IssueBatch>,
+        ) -> std::result::Result<tonic::Response<super::IssueOutcomes>, tonic::Status>;
         /// A task ended; answers with its receipt.
         async fn complete(
             &self,
@@ -1097,16 +1127,16 @@ pub mod uplink_server {
                 "/ephor.v1.Uplink/Issue" => {
                     #[allow(non_camel_case_types)]
                     struct IssueSvc<T: Uplink>(pub Arc<T>);
-                    impl<T: Uplink> tonic::server::UnaryService<super::IssueRequest>
+                    impl<T: Uplink> tonic::server::UnaryService<super::IssueBatch>
                     for IssueSvc<T> {
-                        type Response = super::IssueResponse;
+                        type Response = super::IssueOutcomes;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::IssueRequest>,
+                            request: tonic::Request<super::IssueBatch>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {

@@ -17,7 +17,7 @@ use crate::clock::Stopwatch;
 use crate::crash_point;
 use crate::hold::entry::Cost;
 use crate::hold::renew::Reissue;
-use crate::hold::{Found, Held, Key, Lead};
+use crate::hold::{Found, Held, Key, KeyRef, Lead};
 use crate::limits;
 use crate::request::{Asker, Requested};
 use crate::revoke;
@@ -25,21 +25,21 @@ use crate::uplink::CallError;
 
 /// What makes this request equal to another of the same task.
 #[must_use]
-pub fn key_of(asker: &Asker, requested: &Requested) -> Key {
-    Key {
-        fingerprint: asker.fingerprint.clone(),
-        entitlement: requested.entitlement.as_str().into(),
-        item: requested.item.as_str().into(),
-        reason: requested.reason.as_str().into(),
+pub fn key_of<'a>(asker: &'a Asker, requested: &'a Requested) -> KeyRef<'a> {
+    KeyRef {
+        fingerprint: &asker.fingerprint,
+        entitlement: &requested.entitlement,
+        item: &requested.item,
+        reason: &requested.reason,
         ttl_seconds: requested.ttl_seconds,
-        subject: requested.subject.as_str().into(),
+        subject: &requested.subject,
         request: requested.request,
     }
 }
 
 /// The credential for `key` if it is in memory, for the path that waits for nothing.
 #[must_use]
-pub fn held(agent: &Agent, asker: &Asker, key: &Key) -> Option<Arc<Held>> {
+pub fn held(agent: &Agent, asker: &Asker, key: KeyRef<'_>) -> Option<Arc<Held>> {
     agent.hold.serve(asker.task.id, key, agent.clock.boottime())
 }
 
@@ -51,7 +51,7 @@ pub fn held(agent: &Agent, asker: &Asker, key: &Key) -> Option<Arc<Held>> {
 pub async fn fetch(
     agent: &Arc<Agent>,
     asker: &Arc<Asker>,
-    key: Key,
+    key: Arc<Key>,
     uid: u32,
 ) -> Result<(Arc<Held>, Option<Cost>), Problem> {
     let task = asker.task.id;
@@ -102,7 +102,7 @@ pub async fn fetch(
     }
 }
 
-async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Key, lead: Lead) {
+async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Arc<Key>, lead: Lead) {
     let task = asker.task.id;
     let request = key
         .request
@@ -231,7 +231,7 @@ impl Reissue for Renewals {
     fn reissue(
         &self,
         _task: TaskId,
-        key: Key,
+        key: Arc<Key>,
         held: Arc<Held>,
     ) -> Pin<Box<dyn Future<Output = Result<Arc<Held>, Problem>> + Send>> {
         let agent = Arc::clone(&self.0);

@@ -11,6 +11,7 @@ pub mod renew;
 pub mod schedule;
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +19,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as MapEntry;
 use ephor_proto::id::{CredentialId, RequestId, TaskId};
 use ephor_proto::time::Boottime;
+use indexmap::{Equivalent, IndexMap};
 use tokio::sync::watch;
 
 use crate::attest::Fingerprint;
@@ -27,9 +29,7 @@ pub use entry::{Held, Lifetime};
 pub use flight::{Lead, Outcome};
 
 /// What makes two requests of one task equal: the whole attested identity and everything asked for.
-#[derive(Clone, PartialEq, Eq)]
 pub struct Key {
-    // What differs most stands first: keys of one task are compared one after the other.
     /// Why, this time.
     pub reason: Box<str>,
     /// Audience for `identity`; else empty.
@@ -44,6 +44,85 @@ pub struct Key {
     pub request: Option<RequestId>,
     /// Who asked.
     pub fingerprint: Fingerprint,
+}
+
+/// A [`Key`] that borrows everything, for looking up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyRef<'a> {
+    /// See [`Key`].
+    pub reason: &'a str,
+    /// See [`Key`].
+    pub item: &'a str,
+    /// See [`Key`].
+    pub entitlement: &'a str,
+    /// See [`Key`].
+    pub ttl_seconds: Option<u64>,
+    /// See [`Key`].
+    pub subject: &'a str,
+    /// See [`Key`].
+    pub request: Option<RequestId>,
+    /// See [`Key`].
+    pub fingerprint: &'a Fingerprint,
+}
+
+impl Key {
+    /// For looking up.
+    #[must_use]
+    pub fn view(&self) -> KeyRef<'_> {
+        KeyRef {
+            reason: &self.reason,
+            item: &self.item,
+            entitlement: &self.entitlement,
+            ttl_seconds: self.ttl_seconds,
+            subject: &self.subject,
+            request: self.request,
+            fingerprint: &self.fingerprint,
+        }
+    }
+}
+
+impl KeyRef<'_> {
+    /// For keeping.
+    #[must_use]
+    pub fn to_key(self) -> Arc<Key> {
+        Arc::new(Key {
+            reason: self.reason.into(),
+            item: self.item.into(),
+            entitlement: self.entitlement.into(),
+            ttl_seconds: self.ttl_seconds,
+            subject: self.subject.into(),
+            request: self.request,
+            fingerprint: self.fingerprint.clone(),
+        })
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.view() == other.view()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.view().hash(state);
+    }
+}
+
+impl Hash for KeyRef<'_> {
+    /// Without the fingerprint: within one task it is nearly always the same.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let asked = (self.reason, self.item, self.entitlement, self.subject);
+        (asked, self.ttl_seconds, self.request).hash(state);
+    }
+}
+
+impl Equivalent<Arc<Key>> for KeyRef<'_> {
+    fn equivalent(&self, key: &Arc<Key>) -> bool {
+        *self == key.view()
+    }
 }
 
 /// What a look-up found.
@@ -68,13 +147,11 @@ enum State {
     Held(Arc<Held>),
 }
 
-struct Slot {
-    key: Key,
-    state: State,
-}
+/// What one task holds or waits for.
+type Slots = IndexMap<Arc<Key>, State, ahash::RandomState>;
 
 enum TaskHold {
-    Open(Vec<Slot>),
+    Open(Slots),
     Ended,
 }
 
@@ -98,7 +175,7 @@ impl Hold {
     /// The credential for `key`, if it is here and good at `now`. The hot path: one shard
     /// read lock, released before this returns.
     #[must_use]
-    pub fn serve(&self, task: TaskId, key: &Key, now: Boottime) -> Option<Arc<Held>> {
+    pub fn serve(&self, task: TaskId, key: KeyRef<'_>, now: Boottime) -> Option<Arc<Held>> {
         let found = self.inner.tasks.view(&task, |_, hold| match hold {
             TaskHold::Open(slots) => good(slots, key, now),
             TaskHold::Ended => None,
@@ -109,20 +186,16 @@ impl Hold {
 
     /// Looks up `key` and, when nothing is there, takes the lead for it in the same step.
     #[must_use]
-    pub fn enter(&self, task: TaskId, key: &Key, now: Boottime) -> Found {
+    pub fn enter(&self, task: TaskId, key: &Arc<Key>, now: Boottime) -> Found {
         let mut guard = self
             .inner
             .tasks
             .entry(task)
-            .or_insert_with(|| TaskHold::Open(Vec::new()));
+            .or_insert_with(|| TaskHold::Open(Slots::default()));
         let TaskHold::Open(slots) = guard.value_mut() else {
             return Found::Ended;
         };
-        match slots
-            .iter()
-            .find(|slot| slot.key == *key)
-            .map(|slot| &slot.state)
-        {
+        match slots.get(key) {
             Some(State::Flying { outcome, .. }) => return Found::Flying(outcome.clone()),
             Some(State::Held(held)) if held.is_good(now) => {
                 self.inner.served.fetch_add(1, Ordering::Relaxed);
@@ -133,7 +206,7 @@ impl Hold {
         let before = slots.len();
         // Not at every look-up: each time the slots have doubled, and before one is refused.
         if before.is_power_of_two() || before >= limits::CREDENTIALS_PER_TASK {
-            slots.retain(|slot| match &slot.state {
+            slots.retain(|_, state| match state {
                 State::Flying { .. } => true,
                 State::Held(held) => held.is_good(now),
             });
@@ -148,16 +221,17 @@ impl Hold {
         }
         let flight = self.inner.flights.fetch_add(1, Ordering::Relaxed);
         let (sender, outcome) = watch::channel(None);
-        slots.push(Slot {
-            key: key.clone(),
-            state: State::Flying {
-                flight,
-                outcome: outcome.clone(),
-            },
-        });
-        self.inner.held.fetch_add(1, Ordering::Relaxed);
+        let flying = State::Flying {
+            flight,
+            outcome: outcome.clone(),
+        };
+        // One whose life is over, if it is still there, makes room for its successor.
+        if slots.insert(Arc::clone(key), flying).is_none() {
+            self.inner.held.fetch_add(1, Ordering::Relaxed);
+        }
         drop(guard);
-        Found::Lead(Lead::new(self.clone(), task, flight, sender), outcome)
+        let lead = Lead::new(self.clone(), (task, Arc::clone(key), flight), sender);
+        Found::Lead(lead, outcome)
     }
 
     /// Puts a renewed credential in place of `old`. False when the task ended or `old` was
@@ -165,12 +239,12 @@ impl Hold {
     #[must_use]
     pub fn replace(&self, task: TaskId, old: &Arc<Held>, new: Arc<Held>) -> bool {
         self.with_slots(task, |slots| {
-            let slot = slots
-                .iter_mut()
-                .find(|slot| matches!(&slot.state, State::Held(held) if Arc::ptr_eq(held, old)));
-            match slot {
-                Some(slot) => {
-                    slot.state = State::Held(new);
+            let state = slots
+                .values_mut()
+                .find(|state| matches!(state, State::Held(held) if Arc::ptr_eq(held, old)));
+            match state {
+                Some(state) => {
+                    *state = State::Held(new);
                     true
                 }
                 None => false,
@@ -196,14 +270,14 @@ impl Hold {
             MapEntry::Occupied(mut occupied) => occupied.insert(TaskHold::Ended),
             MapEntry::Vacant(vacant) => {
                 vacant.insert(TaskHold::Ended);
-                TaskHold::Open(Vec::new())
+                TaskHold::Open(Slots::default())
             }
         };
         let TaskHold::Open(slots) = before else {
             return 0;
         };
         self.inner.held.fetch_sub(slots.len(), Ordering::Relaxed);
-        let copies = slots.iter().map(|slot| match &slot.state {
+        let copies = slots.values().map(|state| match state {
             State::Flying { .. } => 0,
             State::Held(held) => held.copies(),
         });
@@ -224,7 +298,7 @@ impl Hold {
 
     /// What is held for a task now.
     #[must_use]
-    pub fn list(&self, task: TaskId, now: Boottime) -> Vec<(Key, Arc<Held>)> {
+    pub fn list(&self, task: TaskId, now: Boottime) -> Vec<(Arc<Key>, Arc<Held>)> {
         let listed = self.inner.tasks.view(&task, |_, hold| match hold {
             TaskHold::Open(slots) => slots.iter().filter_map(|slot| held_in(slot, now)).collect(),
             TaskHold::Ended => Vec::new(),
@@ -239,35 +313,31 @@ impl Hold {
     }
 
     /// Lands a flight: its slot now holds the credential. False when the task ended.
-    fn land(&self, task: TaskId, flight: u64, held: &Arc<Held>) -> bool {
-        self.with_slots(task, |slots| {
-            match slots.iter_mut().find(|slot| slot.is_flight(flight)) {
-                Some(slot) => {
-                    slot.state = State::Held(Arc::clone(held));
-                    true
-                }
-                None => false,
+    fn land(&self, task: TaskId, key: &Arc<Key>, flight: u64, held: &Arc<Held>) -> bool {
+        self.with_slots(task, |slots| match slots.get_mut(key) {
+            Some(state) if state.is_flight(flight) => {
+                *state = State::Held(Arc::clone(held));
+                true
             }
+            Some(_) | None => false,
         })
         .unwrap_or(false)
     }
 
-    fn cancel(&self, task: TaskId, flight: u64) {
+    fn cancel(&self, task: TaskId, key: &Arc<Key>, flight: u64) {
         let removed = self.with_slots(task, |slots| {
-            let before = slots.len();
-            slots.retain(|slot| !slot.is_flight(flight));
-            before - slots.len()
+            let flies = slots.get(key).is_some_and(|state| state.is_flight(flight));
+            flies && slots.swap_remove(key).is_some()
         });
-        self.inner
-            .held
-            .fetch_sub(removed.unwrap_or(0), Ordering::Relaxed);
+        let removed = usize::from(removed.unwrap_or(false));
+        self.inner.held.fetch_sub(removed, Ordering::Relaxed);
     }
 
     fn retain(&self, task: TaskId, keep: impl Fn(&Arc<Held>) -> bool) -> u32 {
         let removed = self.with_slots(task, |slots| {
             let mut copies = 0;
             let before = slots.len();
-            slots.retain(|slot| match &slot.state {
+            slots.retain(|_, state| match state {
                 State::Held(held) if !keep(held) => {
                     copies += held.copies();
                     false
@@ -281,7 +351,7 @@ impl Hold {
         copies
     }
 
-    fn with_slots<T>(&self, task: TaskId, act: impl FnOnce(&mut Vec<Slot>) -> T) -> Option<T> {
+    fn with_slots<T>(&self, task: TaskId, act: impl FnOnce(&mut Slots) -> T) -> Option<T> {
         let mut guard = self.inner.tasks.get_mut(&task)?;
         match guard.value_mut() {
             TaskHold::Open(slots) => Some(act(slots)),
@@ -311,23 +381,22 @@ impl Hold {
     }
 }
 
-impl Slot {
+impl State {
     fn is_flight(&self, number: u64) -> bool {
-        matches!(&self.state, State::Flying { flight, .. } if *flight == number)
+        matches!(self, Self::Flying { flight, .. } if *flight == number)
     }
 }
 
-fn good(slots: &[Slot], key: &Key, now: Boottime) -> Option<Arc<Held>> {
-    let slot = slots.iter().find(|slot| slot.key == *key)?;
-    match &slot.state {
+fn good(slots: &Slots, key: KeyRef<'_>, now: Boottime) -> Option<Arc<Held>> {
+    match slots.get(&key)? {
         State::Held(held) if held.is_good(now) => Some(Arc::clone(held)),
         State::Held(_) | State::Flying { .. } => None,
     }
 }
 
-fn held_in(slot: &Slot, now: Boottime) -> Option<(Key, Arc<Held>)> {
-    match &slot.state {
-        State::Held(held) if held.is_good(now) => Some((slot.key.clone(), Arc::clone(held))),
+fn held_in((key, state): (&Arc<Key>, &State), now: Boottime) -> Option<(Arc<Key>, Arc<Held>)> {
+    match state {
+        State::Held(held) if held.is_good(now) => Some((Arc::clone(key), Arc::clone(held))),
         State::Held(_) | State::Flying { .. } => None,
     }
 }

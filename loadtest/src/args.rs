@@ -38,9 +38,6 @@ pub enum What {
     Worker {
         /// The socket to call.
         socket: PathBuf,
-        /// What to call.
-        #[arg(long, value_enum)]
-        kind: crate::workers::Kind,
     },
 }
 

@@ -12,7 +12,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::args::Run;
-use crate::client::Call;
 use crate::fixture::{Bare, Fixture};
 use crate::host;
 use crate::measure::{Calls, closed_loop, median};
@@ -122,7 +121,6 @@ pub async fn alternate(
 ) -> anyhow::Result<Rates> {
     let socket = fixture.socket()?;
     let length = Duration::from_secs(run.seconds);
-    let constant: Calls = Rc::new(|_| Call::get("/"));
     let (mut ours, mut twins) = (Vec::new(), Vec::new());
     let mut spent = (Duration::ZERO, Duration::ZERO);
     for round in 0..run.rounds {
@@ -130,7 +128,7 @@ pub async fn alternate(
         ours.push(closed_loop(&socket, connections, length, Rc::clone(calls)).await?);
         spent.0 += host::cpu(fixture.agent).saturating_sub(before.0);
         spent.1 += host::cpu(fixture.broker).saturating_sub(before.1);
-        twins.push(closed_loop(&bare.socket, connections, length, Rc::clone(&constant)).await?);
+        twins.push(closed_loop(&bare.socket, connections, length, Rc::clone(calls)).await?);
         host::say(&format!(
             "round {round}: ours {:.0}/s, bare {:.0}/s",
             last(&ours),

@@ -12,22 +12,13 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::client::{Call, Connection};
+use crate::client::Connection;
 use crate::clock::Moment;
 use crate::host;
 use crate::scenario::cold::cold_call;
 
 /// Most that one task may hold at the agent is 256.
 pub const CALLS_EACH: usize = 250;
-
-/// What the calls are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
-    /// `GET /`, for a bare server.
-    Bare,
-    /// A token that no cache holds.
-    Cold,
-}
 
 /// A running set of workers.
 pub struct Workers(Vec<Worker>);
@@ -40,14 +31,12 @@ struct Worker {
 
 impl Workers {
     /// Starts `count` workers and waits until all are connected.
-    pub async fn start(socket: &Path, kind: Kind, count: usize) -> anyhow::Result<Self> {
+    pub async fn start(socket: &Path, count: usize) -> anyhow::Result<Self> {
         let mut workers = Vec::with_capacity(count);
         for _ in 0..count {
             let mut process = Command::new(std::env::current_exe()?)
                 .arg("__worker")
                 .arg(socket)
-                .arg("--kind")
-                .arg(if kind == Kind::Cold { "cold" } else { "bare" })
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .kill_on_drop(true)
@@ -95,17 +84,15 @@ impl Worker {
 }
 
 /// One worker: the process behind `__worker`.
-pub async fn work(socket: &Path, kind: Kind) -> anyhow::Result<()> {
+pub async fn work(socket: &Path) -> anyhow::Result<()> {
     let mut connection = Connection::unix(socket).await?;
     host::print("connected")?;
     let mut words = BufReader::new(tokio::io::stdin()).lines();
     while words.next_line().await?.is_some() {
         for number in 0..CALLS_EACH {
-            let call = match kind {
-                Kind::Bare => Call::get("/"),
-                Kind::Cold => cold_call(&format!("cold {number}")),
-            };
-            connection.call(&call).await?;
+            connection
+                .call(&cold_call(&format!("cold {number}")))
+                .await?;
         }
         host::print("done")?;
     }

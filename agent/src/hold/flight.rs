@@ -6,7 +6,7 @@ use ephor_proto::id::TaskId;
 use ephor_proto::problem::Problem;
 use tokio::sync::watch;
 
-use super::{Held, Hold};
+use super::{Held, Hold, Key};
 
 /// How a flight ended, for everyone on it.
 pub type Outcome = Result<Arc<Held>, Problem>;
@@ -16,6 +16,7 @@ pub type Outcome = Result<Arc<Held>, Problem>;
 pub struct Lead {
     hold: Hold,
     task: TaskId,
+    key: Arc<Key>,
     flight: u64,
     sender: Option<watch::Sender<Option<Outcome>>>,
 }
@@ -23,13 +24,13 @@ pub struct Lead {
 impl Lead {
     pub(super) fn new(
         hold: Hold,
-        task: TaskId,
-        flight: u64,
+        (task, key, flight): (TaskId, Arc<Key>, u64),
         sender: watch::Sender<Option<Outcome>>,
     ) -> Self {
         Self {
             hold,
             task,
+            key,
             flight,
             sender: Some(sender),
         }
@@ -38,7 +39,7 @@ impl Lead {
     /// The broker gave it. False when the task ended meanwhile: nobody gets the copy.
     #[must_use]
     pub fn land(mut self, held: Arc<Held>, ended: impl FnOnce() -> Problem) -> bool {
-        let landed = self.hold.land(self.task, self.flight, &held);
+        let landed = self.hold.land(self.task, &self.key, self.flight, &held);
         if let Some(sender) = self.sender.take() {
             sender.send_replace(Some(if landed { Ok(held) } else { Err(ended()) }));
         }
@@ -47,7 +48,7 @@ impl Lead {
 
     /// The broker refused or could not be reached.
     pub fn fail(mut self, problem: Problem) {
-        self.hold.cancel(self.task, self.flight);
+        self.hold.cancel(self.task, &self.key, self.flight);
         if let Some(sender) = self.sender.take() {
             sender.send_replace(Some(Err(problem)));
         }
@@ -57,7 +58,7 @@ impl Lead {
 impl Drop for Lead {
     fn drop(&mut self) {
         if self.sender.is_some() {
-            self.hold.cancel(self.task, self.flight);
+            self.hold.cancel(self.task, &self.key, self.flight);
         }
     }
 }

@@ -25,7 +25,7 @@ pub trait Reissue: Send + Sync + 'static {
     fn reissue(
         &self,
         task: TaskId,
-        key: Key,
+        key: Arc<Key>,
         held: Arc<Held>,
     ) -> Pin<Box<dyn Future<Output = Result<Arc<Held>, Problem>> + Send>>;
 }
@@ -53,7 +53,7 @@ struct State {
 
 struct Item {
     task: TaskId,
-    key: Key,
+    key: Arc<Key>,
     held: Weak<Held>,
 }
 
@@ -73,11 +73,13 @@ impl Renewer {
     }
 
     /// Begins to keep one fresh.
-    pub fn keep(&self, task: TaskId, key: Key, held: &Arc<Held>) {
+    pub fn keep(&self, task: TaskId, key: Arc<Key>, held: &Arc<Held>) {
         let mut state = self.lock();
         let ticket = state.next;
         state.next += 1;
+        let before = state.plan.next_wake();
         state.plan.add(ticket, held.lifetime, jitter());
+        let is_next = state.plan.next_wake() != before;
         state.items.insert(
             ticket,
             Item {
@@ -87,7 +89,9 @@ impl Renewer {
             },
         );
         drop(state);
-        self.inner.changed.notify_one();
+        if is_next {
+            self.inner.changed.notify_one();
+        }
     }
 
     /// How many are kept fresh.
@@ -150,7 +154,7 @@ impl Renewer {
             state
                 .items
                 .get(&ticket)
-                .and_then(|item| Some((item.task, item.key.clone(), item.held.upgrade()?)))
+                .and_then(|item| Some((item.task, Arc::clone(&item.key), item.held.upgrade()?)))
         };
         let Some((task, key, held)) = found else {
             return self.forget(ticket);

@@ -56,8 +56,8 @@ fn task(n: u8) -> TaskId {
     TaskId::from_parts(u64::from(n), [n; 10])
 }
 
-fn key(item: &str) -> Key {
-    Key {
+fn key(item: &str) -> Arc<Key> {
+    Arc::new(Key {
         fingerprint: fingerprint(),
         entitlement: "identity".into(),
         item: item.into(),
@@ -65,7 +65,7 @@ fn key(item: &str) -> Key {
         ttl_seconds: None,
         subject: "".into(),
         request: None,
-    }
+    })
 }
 
 fn now(millis: u64) -> Now {
@@ -119,7 +119,7 @@ fn problem() -> Problem {
     )
 }
 
-fn lead(hold: &Hold, n: u8, key: &Key) -> (Lead, watch::Receiver<Option<Outcome>>) {
+fn lead(hold: &Hold, n: u8, key: &Arc<Key>) -> (Lead, watch::Receiver<Option<Outcome>>) {
     match hold.enter(task(n), key, Boottime::from_millis(0)) {
         Found::Lead(lead, outcome) => (lead, outcome),
         Found::Held(_) | Found::Flying(_) | Found::Ended | Found::Full => panic!("no lead"),
@@ -174,18 +174,18 @@ fn equal_requests_share_a_flight_and_then_the_credential() {
     assert!(first.land(Arc::clone(&credential), problem));
     assert!(matches!(&*outcome.borrow(), Some(Ok(landed)) if Arc::ptr_eq(landed, &credential)));
     assert!(
-        hold.serve(task(1), &key, Boottime::from_millis(299_999))
+        hold.serve(task(1), key.view(), Boottime::from_millis(299_999))
             .is_some()
     );
     assert!(
-        hold.serve(task(1), &key, Boottime::from_millis(300_000))
+        hold.serve(task(1), key.view(), Boottime::from_millis(300_000))
             .is_none(),
         "never at its end"
     );
-    let mut other = key.clone();
-    other.ttl_seconds = Some(1);
+    let mut other = self::key("a");
+    Arc::get_mut(&mut other).unwrap().ttl_seconds = Some(1);
     assert!(
-        hold.serve(task(1), &other, Boottime::from_millis(0))
+        hold.serve(task(1), other.view(), Boottime::from_millis(0))
             .is_none()
     );
     assert!(
@@ -213,15 +213,18 @@ fn a_failed_or_dropped_lead_leaves_room_for_the_next() {
 fn a_wipe_is_for_good_and_counts_every_copy() {
     let (hold, key) = (Hold::default(), key("a"));
     assert!(lead(&hold, 1, &key).0.land(held(1, 2), problem));
-    let mut other = key.clone();
-    other.item = "b".into();
+    let other = self::key("b");
     let (late, outcome) = lead(&hold, 1, &other);
     let bytes = hold
-        .serve(task(1), &key, Boottime::from_millis(0))
+        .serve(task(1), key.view(), Boottime::from_millis(0))
         .unwrap()
         .full()
         .unwrap();
-    let weak = Arc::downgrade(&hold.serve(task(1), &key, Boottime::from_millis(0)).unwrap());
+    let weak = Arc::downgrade(
+        &hold
+            .serve(task(1), key.view(), Boottime::from_millis(0))
+            .unwrap(),
+    );
     assert_eq!(hold.wipe(task(1)), 2);
     assert!(weak.upgrade().is_none(), "nobody keeps it");
     assert!(!bytes.is_empty(), "an answer being written is still whole");
@@ -266,13 +269,13 @@ fn one_credential_can_be_wiped_or_replaced() {
 
 #[test]
 fn a_task_holds_only_so_many() {
-    let (hold, mut key) = (Hold::default(), key("a"));
+    let hold = Hold::default();
     let mut leads = Vec::new();
     for n in 0..limits::CREDENTIALS_PER_TASK {
-        key.item = n.to_string().into();
+        let key = key(&n.to_string());
         leads.push(lead(&hold, 1, &key));
     }
-    key.item = "one more".into();
+    let key = key("one more");
     assert!(matches!(
         hold.enter(task(1), &key, Boottime::from_millis(0)),
         Found::Full

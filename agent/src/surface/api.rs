@@ -233,12 +233,12 @@ async fn credential(
         let attesting = Stopwatch::start();
         let asker = caller.asker(requested.bind)?;
         let key = deliver::key_of(&asker, requested);
-        if let Some(held) = deliver::held(agent, &asker, &key) {
+        if let Some(held) = deliver::held(agent, &asker, key) {
             caller.check_at_once(&asker)?;
             return Ok((held, None));
         }
         let attested = attesting.micros();
-        let fetched = deliver::fetch(agent, &asker, key, caller.uid()).await;
+        let fetched = deliver::fetch(agent, &asker, key.to_key(), caller.uid()).await;
         match fetched {
             Err(problem) if problem.code == Code::TaskEnded && tries == 1 => caller.forget(),
             Err(problem) => return Err(problem),

@@ -10,7 +10,7 @@ use crate::client::Call;
 use crate::fixture::{Bare, Fixture};
 use crate::host;
 use crate::measure::median;
-use crate::workers::{Kind, Workers};
+use crate::workers::Workers;
 
 const IN_FLIGHT: usize = 64;
 
@@ -22,7 +22,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
         // A fresh store a round: what one round leaves behind must not slow the next.
         let fixture = Fixture::start(&run.ephor).await?;
         let before = (host::cpu(fixture.agent), host::cpu(fixture.broker));
-        let mut workers = Workers::start(&fixture.socket()?, Kind::Cold, IN_FLIGHT).await?;
+        let mut workers = Workers::start(&fixture.socket()?, IN_FLIGHT).await?;
         ours.push(workers.calls() / workers.work().await?.as_secs_f64());
         cpu.push(json!({
             "agent_us": per_call(host::cpu(fixture.agent).saturating_sub(before.0), workers.calls()),
@@ -30,7 +30,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
         }));
         drop(workers);
         fixture.stop().await?;
-        let mut workers = Workers::start(&bare.socket, Kind::Bare, IN_FLIGHT).await?;
+        let mut workers = Workers::start(&bare.socket, IN_FLIGHT).await?;
         twins.push(workers.calls() / workers.work().await?.as_secs_f64());
         host::say(&format!(
             "round {round}: ours {:.0}/s, bare {:.0}/s",

@@ -8,7 +8,7 @@ use crate::args::Run;
 use crate::client::Connection;
 use crate::fixture::Fixture;
 use crate::host;
-use crate::workers::{CALLS_EACH, Kind, Workers};
+use crate::workers::{CALLS_EACH, Workers};
 
 const AT_THE_AGENT: usize = 100;
 const WORKERS_AT_ONCE: usize = 40;
@@ -29,7 +29,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
     let mut crowd = Vec::new();
     let mut live = AT_THE_AGENT;
     while live < run.live {
-        let mut workers = Workers::start(&socket, Kind::Cold, WORKERS_AT_ONCE).await?;
+        let mut workers = Workers::start(&socket, WORKERS_AT_ONCE).await?;
         workers.work().await?;
         live += WORKERS_AT_ONCE * CALLS_EACH;
         // Dismissed only at the end: credentials live as long as their process.

@@ -128,6 +128,21 @@ impl Call {
         }
     }
 
+    /// As bytes, for [`Raw`](crate::raw::Raw).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (method, target) = (&self.method, &self.target);
+        let mut head =
+            format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nephor-local: 1\r\n");
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !self.body.is_empty() {
+            head.push_str(&format!("content-length: {}\r\n", self.body.len()));
+        }
+        head.push_str("\r\n");
+        [head.as_bytes(), &self.body].concat()
+    }
+
     /// With one more header.
     pub fn with(mut self, name: &'static str, value: String) -> Self {
         self.headers.push((name, value));

@@ -3,18 +3,18 @@
 //! Open loop: calls are due on a fixed schedule, and a call's latency counts from the moment it
 //! was due, so that a server that stalls cannot hide the calls it kept waiting.
 
-use std::cell::Cell;
 use std::path::Path;
-use std::rc::Rc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Serialize;
-use tokio::task::LocalSet;
 
-use crate::client::{Call, Connection};
+use crate::client::Call;
 use crate::clock::Moment;
 use crate::host;
+use crate::raw::Raw;
 
 /// Latencies in microseconds.
 #[derive(Debug, Clone, Serialize)]
@@ -61,111 +61,108 @@ impl Collector {
     }
 }
 
-/// Makes the n-th call.
-pub type Calls = Rc<dyn Fn(u64) -> Call>;
-
 /// Calls a second, each of `connections` waiting for its answer before the next call.
-pub async fn closed_loop(
+pub fn closed_loop(
     socket: &Path,
     connections: usize,
     length: Duration,
-    calls: Calls,
+    call: &Call,
 ) -> anyhow::Result<f64> {
-    let next = Rc::new(Cell::new(0_u64));
-    let local = LocalSet::new();
-    let mut workers = Vec::new();
-    for _ in 0..connections {
-        workers.push(Connection::unix(socket).await?);
-    }
     let start = Moment::now();
     let end = start.after(length);
-    let running: Vec<_> = workers
-        .into_iter()
-        .map(|mut connection| {
-            let (next, calls) = (Rc::clone(&next), Rc::clone(&calls));
-            local.spawn_local(async move {
-                let mut done = 0_u64;
-                while Moment::now() < end {
-                    let number = next.replace(next.get() + 1);
-                    connection.call(&calls(number)).await?;
-                    done += 1;
-                }
-                anyhow::Ok(done)
-            })
-        })
-        .collect();
-    let mut done = 0;
-    local
-        .run_until(async {
-            for worker in running {
-                done += worker.await??;
-            }
-            anyhow::Ok(())
-        })
-        .await?;
+    let mut done = 0_u64;
+    drive(
+        socket,
+        connections,
+        call,
+        |_, now| (now < end).then_some(now),
+        |_| done += 1,
+    )?;
     Ok(done as f64 / start.elapsed().as_secs_f64())
 }
 
 /// Latencies at `rate` calls a second over `connections`.
-pub async fn open_loop(
+pub fn open_loop(
     socket: &Path,
     connections: usize,
     rate: f64,
     length: Duration,
-    calls: Calls,
+    call: &Call,
 ) -> anyhow::Result<Latency> {
     let total = (rate * length.as_secs_f64()) as u64;
     let gap = Duration::from_secs_f64(1.0 / rate);
-    let next = Rc::new(Cell::new(0_u64));
-    let local = LocalSet::new();
-    let mut workers = Vec::new();
-    for _ in 0..connections {
-        workers.push(Connection::unix(socket).await?);
-    }
     let start = Moment::now().after(Duration::from_millis(10));
-    let running: Vec<_> = workers
-        .into_iter()
-        .map(|mut connection| {
-            let (next, calls) = (Rc::clone(&next), Rc::clone(&calls));
-            local.spawn_local(async move {
-                let mut latencies = Vec::new();
-                loop {
-                    let number = next.replace(next.get() + 1);
-                    if number >= total {
-                        return anyhow::Ok(latencies);
-                    }
-                    let due = start.after(gap.mul_f64(number as f64));
-                    wait_until(due).await;
-                    connection.call(&calls(number)).await?;
-                    latencies.push(due.elapsed());
-                }
-            })
-        })
-        .collect();
     let mut collector = Collector::new()?;
-    local
-        .run_until(async {
-            for worker in running {
-                worker
-                    .await??
-                    .into_iter()
-                    .for_each(|latency| collector.add(latency));
-            }
-            anyhow::Ok(())
-        })
-        .await?;
+    drive(
+        socket,
+        connections,
+        call,
+        |number, _| (number < total).then(|| start.after(gap.mul_f64(number as f64))),
+        |due| collector.add(due.elapsed()),
+    )?;
     Ok(collector.latency())
 }
 
-/// Timers tick in milliseconds: sleep most of a long wait, yield through the rest.
-async fn wait_until(due: Moment) {
-    let coarse = due.remaining().saturating_sub(Duration::from_millis(2));
-    if !coarse.is_zero() {
-        tokio::time::sleep(coarse).await;
+/// Makes calls on one thread that sleeps while nothing is due and no answer is there. `due` says when
+/// the n-th call is due, or that there is none; `answered` hears when an answered one was due.
+fn drive(
+    socket: &Path,
+    connections: usize,
+    call: &Call,
+    due: impl Fn(u64, Moment) -> Option<Moment>,
+    mut answered: impl FnMut(Moment),
+) -> anyhow::Result<()> {
+    let request = call.to_bytes();
+    let mut idle = (0..connections)
+        .map(|_| Raw::connect(socket, true))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut busy: Vec<(Raw, Moment)> = Vec::with_capacity(connections);
+    let mut number = 0;
+    loop {
+        let mut wait = None;
+        while !idle.is_empty() {
+            let now = Moment::now();
+            let Some(next) = due(number, now) else { break };
+            if next > now {
+                wait = Some(next.since(now));
+                break;
+            }
+            if let Some(mut lane) = idle.pop() {
+                lane.send(&request)?;
+                busy.push((lane, next));
+                number += 1;
+            }
+        }
+        if busy.is_empty() && wait.is_none() {
+            return Ok(());
+        }
+        let ready = wait_for(&busy, wait)?;
+        // From the back, so that what moves into a place was looked at already.
+        for at in ready.into_iter().rev() {
+            if let Some((lane, _)) = busy.get_mut(at)
+                && lane.receive()?
+            {
+                let (lane, due) = busy.swap_remove(at);
+                answered(due);
+                idle.push(lane);
+            }
+        }
     }
-    while !due.remaining().is_zero() {
-        tokio::task::yield_now().await;
+}
+
+/// Which of the connections have something to read, once one has or `wait` is over.
+fn wait_for(busy: &[(Raw, Moment)], wait: Option<Duration>) -> anyhow::Result<Vec<usize>> {
+    let mut asked: Vec<_> = busy
+        .iter()
+        .map(|(lane, _)| PollFd::new(lane, PollFlags::IN))
+        .collect();
+    let wait = wait.map(Timespec::try_from).transpose()?;
+    match poll(&mut asked, wait.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
     }
+    let ready = |(at, fd): (usize, &PollFd<'_>)| (!fd.revents().is_empty()).then_some(at);
+    Ok(asked.iter().enumerate().filter_map(ready).collect())
 }
 
 /// The middle value.

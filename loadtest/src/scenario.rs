@@ -6,15 +6,15 @@ pub mod exit;
 pub mod memory;
 
 use std::io::Write;
-use std::rc::Rc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::args::Run;
+use crate::client::Call;
 use crate::fixture::{Bare, Fixture};
 use crate::host;
-use crate::measure::{Calls, closed_loop, median};
+use crate::measure::{closed_loop, median};
 
 /// One target and what was reached.
 #[derive(Debug, Serialize)]
@@ -112,12 +112,12 @@ pub async fn run_all(run: Run) -> anyhow::Result<bool> {
 }
 
 /// Alternates closed-loop runs of ours and bare.
-pub async fn alternate(
+pub fn alternate(
     run: &Run,
     fixture: &Fixture,
     bare: &Bare,
     connections: usize,
-    calls: &Calls,
+    call: &Call,
 ) -> anyhow::Result<Rates> {
     let socket = fixture.socket()?;
     let length = Duration::from_secs(run.seconds);
@@ -125,10 +125,10 @@ pub async fn alternate(
     let mut spent = (Duration::ZERO, Duration::ZERO);
     for round in 0..run.rounds {
         let before = (host::cpu(fixture.agent), host::cpu(fixture.broker));
-        ours.push(closed_loop(&socket, connections, length, Rc::clone(calls)).await?);
+        ours.push(closed_loop(&socket, connections, length, call)?);
         spent.0 += host::cpu(fixture.agent).saturating_sub(before.0);
         spent.1 += host::cpu(fixture.broker).saturating_sub(before.1);
-        twins.push(closed_loop(&bare.socket, connections, length, Rc::clone(calls)).await?);
+        twins.push(closed_loop(&bare.socket, connections, length, call)?);
         host::say(&format!(
             "round {round}: ours {:.0}/s, bare {:.0}/s",
             last(&ours),

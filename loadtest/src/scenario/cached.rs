@@ -1,6 +1,5 @@
 //! A token the agent holds already, fetched again and again.
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -9,7 +8,7 @@ use super::{Finding, Target, alternate};
 use crate::args::Run;
 use crate::client::Call;
 use crate::fixture::{Bare, Fixture};
-use crate::measure::{Calls, median, open_loop};
+use crate::measure::{median, open_loop};
 
 const CONNECTIONS: usize = 16;
 
@@ -17,22 +16,18 @@ const CONNECTIONS: usize = 16;
 pub async fn run(run: &Run) -> anyhow::Result<Finding> {
     let fixture = Fixture::start(&run.ephor).await?;
     let bare = Bare::start(false).await?;
-    let calls: Calls = Rc::new(|_| Call::get("/v1/token?audience=load"));
-    let rates = alternate(run, &fixture, &bare, CONNECTIONS, &calls).await?;
+    let call = Call::get("/v1/token?audience=load");
+    let rates = alternate(run, &fixture, &bare, CONNECTIONS, &call)?;
     let rate = median(rates.bare.clone()) / 2.0;
-    let mut latencies = Vec::new();
+    let length = Duration::from_secs(run.seconds);
+    let (mut latencies, mut twins) = (Vec::new(), Vec::new());
     for _ in 0..run.rounds {
-        let length = Duration::from_secs(run.seconds);
-        latencies.push(
-            open_loop(
-                &fixture.socket()?,
-                CONNECTIONS,
-                rate,
-                length,
-                Rc::clone(&calls),
-            )
-            .await?,
-        );
+        for (socket, found) in [
+            (&fixture.socket()?, &mut latencies),
+            (&bare.socket, &mut twins),
+        ] {
+            found.push(open_loop(socket, CONNECTIONS, rate, length, &call)?);
+        }
     }
     fixture.stop().await?;
     Ok(Finding {
@@ -45,7 +40,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
                 third_best(&latencies) / 1000.0,
             ),
         ],
-        detail: json!({ "connections": CONNECTIONS, "closed": rates, "open_rate": rate, "open": latencies }),
+        detail: json!({ "connections": CONNECTIONS, "closed": rates, "open_rate": rate, "open": latencies, "open_bare": twins }),
     })
 }
 

@@ -64,13 +64,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         match Arguments::try_parse_from(std::iter::once("ephor-broker".into()).chain(args)) {
             Ok(arguments) => arguments,
             Err(error) => {
-                // To stdout for --help and --version, to stderr otherwise. A closed pipe is no reason to fail.
+                if error.use_stderr() {
+                    complain(&worded(&error));
+                    return ExitCode::from(USAGE);
+                }
+                // --help and --version. A closed pipe is no reason to fail.
                 let _ = error.print();
-                return if error.use_stderr() {
-                    ExitCode::from(USAGE)
-                } else {
-                    ExitCode::SUCCESS
-                };
+                return ExitCode::SUCCESS;
             }
         };
     match execute(arguments) {
@@ -79,6 +79,15 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             complain(&message);
             ExitCode::from(code)
         }
+    }
+}
+
+/// clap's text with the state as its first word, like every other refusal.
+fn worded(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    match text.trim_end().strip_prefix("error: ") {
+        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
+        None => format!("invalid: name what to do.\n\n{text}"),
     }
 }
 
@@ -252,6 +261,21 @@ mod tests {
         assert!(parse(&["init", "--no-token", "--token-file", "/t"]).is_err());
         assert!(parse(&[]).is_err());
         assert!(parse(&["run", "--https-listen", "nowhere"]).is_err());
+    }
+
+    #[test]
+    fn the_first_word_of_wrong_usage_is_invalid() {
+        for (words, begins) in [
+            (&["walk"][..], "invalid: unrecognized subcommand 'walk'"),
+            (&[], "invalid: name what to do.\n"),
+            (
+                &["run", "--https-listen", "nowhere"],
+                "invalid: value 'nowhere' for '--https-listen ",
+            ),
+        ] {
+            let said = parse(words).map(drop).map_err(|error| worded(&error));
+            assert!(said.as_ref().unwrap_err().starts_with(begins), "{said:?}");
+        }
     }
 
     #[test]

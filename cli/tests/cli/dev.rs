@@ -176,13 +176,15 @@ fn a_daemon_that_dies_ends_dev() {
         send(dev.pid_of(daemon), Signal::SIGKILL);
         assert_eq!(
             end_of(&mut dev.process, "the end of ephor dev").code(),
-            Some(1),
+            Some(69),
             "{daemon}"
         );
         assert!(!is_running(broker) && !is_running(agent));
         let said = std::fs::read_to_string(dev.dir.parent().unwrap().join("stderr")).unwrap();
         assert!(
-            said.contains(&format!("the {daemon} ended unexpectedly (signal 9)")),
+            said.contains(&format!(
+                "ephor: unreachable: the {daemon} ended unexpectedly (signal 9)"
+            )),
             "{said}"
         );
     }

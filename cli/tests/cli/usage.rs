@@ -11,8 +11,17 @@ fn wrong_usage_is_64_and_help_is_0() {
         &["nonsense"],
         &["token"],
         &["token", "a", "--audience", "b"],
+        &["token", "--audience", "b", "--bind", "nobody"],
+        &["task", "ls", "--bogus"],
     ] {
-        assert_code(&ephor().args(args).output().unwrap(), 64);
+        let output = ephor().args(args).output().unwrap();
+        assert_code(&output, 64);
+        let said = text(&output.stderr);
+        assert!(said.starts_with("ephor: invalid: "), "{args:?}: {said}");
+        assert!(
+            !said.contains("error:") && !said.contains("invalid: invalid"),
+            "{said}"
+        );
     }
     for args in [["--help"], ["--version"]] {
         let output = ephor().args(args).output().unwrap();

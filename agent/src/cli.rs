@@ -4,7 +4,7 @@
 //! 78 for settings, identity or host that cannot be used.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -158,7 +158,11 @@ fn execute(command: Command) -> Result<(), Failure> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let config = Config::load(settings.config.as_deref(), environment, flags)?;
     match command {
-        Command::CheckConfig(_) => Ok(()),
+        Command::CheckConfig(_) => print_line(&format!(
+            "ok: settings are good; socket {}, state in {}",
+            config.socket.display(),
+            config.state_dir.display()
+        )),
         #[cfg(feature = "failpoints")]
         Command::CrashPoints => Ok(()),
         Command::Join(args) => {
@@ -180,6 +184,17 @@ fn execute(command: Command) -> Result<(), Failure> {
             })
         }
     }
+}
+
+/// What was asked for goes to standard output.
+fn print_line(line: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure {
+            code: UNREACHABLE,
+            text: format!("unreachable: standard output cannot be written: {error}"),
+        })
 }
 
 /// Sends this process SIGTERM when standard input ends. A thread, because a runtime waits for

@@ -30,6 +30,45 @@ fn wrong_usage_is_64_and_help_is_0() {
     }
 }
 
+/// Both daemons: a misspelt variable is refused by its name, good settings are said to be good.
+#[test]
+fn settings_are_checked_by_both_daemons() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("policy");
+    std::fs::create_dir(&policy).unwrap();
+    std::fs::write(policy.join("p.toml"), super::support::policy("5m")).unwrap();
+    let check = |daemon: &str, variables: &[(&str, &str)]| {
+        let output = ephor()
+            .env("EPHOR_BROKER_POLICY_DIR", &policy)
+            .env("EPHOR_BROKER_URL", "https://a-dev-shell-has-it")
+            .env("EPHOR_AGENT_SOCKET", dir.path().join("a.sock"))
+            .envs(variables.iter().copied())
+            .args([daemon, "check-config"])
+            .output();
+        output.unwrap()
+    };
+    for (daemon, part) in [("__broker", "policy "), ("__agent", "a.sock")] {
+        let output = check(daemon, &[]);
+        assert_code(&output, 0);
+        let out = text(&output.stdout);
+        assert!(
+            out.starts_with("ok: settings are good; ")
+                && out.lines().count() == 1
+                && out.contains(part),
+            "{out}"
+        );
+    }
+    for (daemon, name) in [
+        ("__broker", "EPHOR_BROKER_STATEDIR"),
+        ("__agent", "EPHOR_AGENT_STATEDIR"),
+    ] {
+        let output = check(daemon, &[(name, "/x")]);
+        assert_code(&output, 78);
+        let said = text(&output.stderr);
+        assert!(said.contains(&format!(": invalid: {name}")), "{said}");
+    }
+}
+
 #[test]
 fn a_wrong_file_of_references_names_file_and_line() {
     let dir = tempfile::tempdir().unwrap();

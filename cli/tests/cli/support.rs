@@ -153,6 +153,16 @@ impl Dev {
         command
     }
 
+    /// A shell whose `$0` is `ephor`, with this installation in its environment.
+    pub fn ephor_sh(&self, script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_ephor")])
+            .envs(&self.variables)
+            .stdin(Stdio::null());
+        command
+    }
+
     /// `ephor run ARGS` to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
         self.ephor().arg("run").args(args).output().unwrap()

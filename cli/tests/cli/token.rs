@@ -110,6 +110,20 @@ fn a_helper_joins_the_task_of_its_run() {
 }
 
 #[test]
+fn whoami_tells_of_the_named_ancestor() {
+    let dev = Dev::start();
+    // The shell's parent is the one that is named, two steps above `ephor`.
+    let script = "sh -c '\"$0\" whoami --bind \"$1\" -o json; :' \"$0\" $$; echo $$ >&2";
+    let output = dev.ephor_sh(script).output().unwrap();
+    assert_code(&output, 0);
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        answer["evidence"]["pid"].to_string(),
+        text(&output.stderr).trim()
+    );
+}
+
+#[test]
 fn whoami_says_who_and_where() {
     let dev = Dev::start();
     let output = dev.ephor().arg("whoami").output().unwrap();
@@ -126,4 +140,9 @@ fn whoami_says_who_and_where() {
         answer["evidence"]["uid"],
         rustix::process::getuid().as_raw()
     );
+    let own = u64::from(std::process::id());
+    assert_eq!(answer["evidence"]["pid"], own, "its caller, as for a token");
+    let init = dev.process.id().to_string();
+    let output = dev.ephor().args(["whoami", "--bind", &init]).output();
+    assert_code(&output.unwrap(), 77);
 }

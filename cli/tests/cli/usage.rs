@@ -70,6 +70,58 @@ fn settings_are_checked_by_both_daemons() {
 }
 
 #[test]
+fn an_export_that_is_not_there_is_wrong_usage() {
+    let key = "demo.ephor/other+08f524aa+AUghZo/SiFc3aX+/oIEzsIScRgpqaRyMSGLFunVcqO3r";
+    for missing in ["/nonexistent", "/etc/passwd"] {
+        let output = ephor()
+            .args(["audit", "verify", missing, "--key", key])
+            .output();
+        let output = output.unwrap();
+        assert_code(&output, 64);
+        let said = text(&output.stderr);
+        let begins = format!("ephor: invalid: {missing} is no directory. ");
+        assert!(said.starts_with(&begins), "{said}");
+    }
+}
+
+#[test]
+fn what_is_explained_offline_was_read_and_not_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("p.toml"), super::support::policy("5m")).unwrap();
+    let explain = |entitlement: &str| {
+        let output = ephor()
+            .args([
+                "policy",
+                "explain",
+                "--entitlement",
+                entitlement,
+                "--policy",
+            ])
+            .arg(dir.path())
+            .output();
+        output.unwrap()
+    };
+    let shown = dir.path().display().to_string();
+    let output = explain("billing-api");
+    assert_code(&output, 0);
+    let out = text(&output.stdout);
+    let first = out.lines().next().unwrap();
+    assert!(first.ends_with(&format!(", read from {shown}")), "{first}");
+    let output = explain("billing-apu");
+    assert_code(&output, 64);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("billing-apu does not exist (billing-api?); policy "),
+        "{said}"
+    );
+    assert!(
+        said.ends_with(&format!(" was read from {shown}\n")),
+        "{said}"
+    );
+    assert!(!said.contains("in force"), "{said}");
+}
+
+#[test]
 fn a_wrong_file_of_references_names_file_and_line() {
     let dir = tempfile::tempdir().unwrap();
     let ran = dir.path().join("ran");

@@ -126,7 +126,14 @@ fn each_way_of_delivery_and_nothing_left() {
     ] {
         assert_eq!(report[key], expected, "{key} in {report:#}");
     }
-    assert_eq!(report["cause"], "exited");
+    assert_eq!(report["cause"], "exited", "the command");
+    assert_eq!(report["task_cause"], "released", "the task");
+    let task = dev
+        .ephor()
+        .args(["task", "show", lines[5], "-o", "json"])
+        .output();
+    let task: serde_json::Value = serde_json::from_slice(&task.unwrap().stdout).unwrap();
+    assert_eq!(task["cause"], report["task_cause"], "one truth: {task:#}");
     assert!(report["receipt_document"]["leaf"].is_string());
 }
 

@@ -10,7 +10,7 @@ use ephor_testkit::wait;
 
 /// Connects and asks; `s` is the connection.
 const ASK: &str = r#"
-import os, socket, sys, time
+import os, signal, socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
 request = b"GET /v1/token?audience=" + sys.argv[2].encode() + b" HTTP/1.1\r\nHost: localhost\r\nEphor-Local: 1\r\n\r\n"
@@ -71,35 +71,38 @@ fn ask(
     Caller { child, output }
 }
 
-/// How the request came out at the broker.
-#[derive(Debug, PartialEq, Eq)]
-enum Recorded {
-    /// A credential was recorded, and it is revoked.
-    AndRevoked,
-    /// The task was closed first, so that the request found an ended one.
-    NotSinceItsTaskEnded,
+/// Whether the end of the caller's task is told while the broker stands still: it may then
+/// overtake the request, which finds a closed task and gets nothing recorded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    EndsMeanwhile,
+    GoesOn,
 }
 
-/// What became of a request that had reached the broker, once nothing of it is live.
-fn recorded(kit: &Installation, audience: &str) -> Option<Recorded> {
-    let rows = |target| Some(kit.admin(target).ok()?.as_array()?.clone());
-    let issued = rows("/v1/credentials")?;
-    let mut of_it = issued
-        .iter()
-        .filter(|row| row["scope"] == audience)
-        .peekable();
-    if of_it.peek().is_some() {
-        let ended = |row: &serde_json::Value| row["state"] == "contained" || row["state"] == "dead";
-        return of_it.all(ended).then_some(Recorded::AndRevoked);
-    }
+/// What was recorded for this audience.
+fn issued(kit: &Installation, audience: &str) -> Option<Vec<serde_json::Value>> {
+    let rows = kit.admin("/v1/credentials").ok()?;
+    let of_it = rows.as_array()?.iter();
+    Some(
+        of_it
+            .filter(|row| row["scope"] == audience)
+            .cloned()
+            .collect(),
+    )
+}
+
+/// The request has come out, and nothing of it is live.
+fn is_over(kit: &Installation, audience: &str) -> Option<()> {
     // The only task that this broker ever heard of.
-    let tasks = rows("/v1/tasks")?;
-    let closed = !tasks.is_empty() && tasks.iter().all(|task| task["state"] == "closed");
-    closed.then_some(Recorded::NotSinceItsTaskEnded)
+    let tasks = kit.admin("/v1/tasks").ok()?;
+    let mut tasks = tasks.as_array()?.iter().peekable();
+    let closed = tasks.peek().is_some() && tasks.all(|task| task["state"] == "closed");
+    let ended = |row: &serde_json::Value| row["state"] == "contained" || row["state"] == "dead";
+    (closed && issued(kit, audience)?.iter().all(ended)).then_some(())
 }
 
-/// No byte of a token came, and the request came out in one of the ways it `may`.
-fn nothing_came(kit: &Installation, caller: Caller, audience: &str, may: &[Recorded]) {
+/// No byte of a token came, and what was recorded for it is revoked.
+fn nothing_came(kit: &Installation, caller: Caller, audience: &str, task: Task) {
     let Caller {
         mut child,
         mut output,
@@ -112,20 +115,23 @@ fn nothing_came(kit: &Installation, caller: Caller, audience: &str, may: &[Recor
         "{audience}: a secret left: {came}"
     );
     assert!(!came.contains("200 OK"), "{audience}: {came}");
+    let state = || {
+        let issued = kit.admin("/v1/credentials").unwrap();
+        format!("{issued}\n{}", kit.tail(Side::Agent))
+    };
+    if task == Task::GoesOn {
+        // It was on its way before the caller changed.
+        wait::until("the request is recorded", SETTLE, || {
+            issued(kit, audience).filter(|rows| !rows.is_empty())
+        })
+        .unwrap_or_else(|why| panic!("{audience}: {why}; {}", state()));
+    }
     let _ = child.kill();
     let _ = child.wait();
-    wait::until(
-        &format!("what was issued for {audience} is revoked"),
-        SETTLE,
-        || recorded(kit, audience).filter(|how| may.contains(how)),
-    )
-    .unwrap_or_else(|why| {
-        panic!(
-            "{why}; {}\n{}",
-            kit.admin("/v1/credentials").unwrap(),
-            kit.tail(Side::Agent)
-        )
-    });
+    wait::until("what was issued is revoked", SETTLE, || {
+        is_over(kit, audience)
+    })
+    .unwrap_or_else(|why| panic!("{audience}: {why}; {}", state()));
     let history = History {
         gone: vec![child.id()],
         ..History::default()
@@ -143,7 +149,7 @@ fn named_7_exec_between_request_and_secret() {
         std::fs::read_link(format!("/proc/{}/exe", child.id()))
             .is_ok_and(|exe| exe.ends_with("cat"))
     });
-    nothing_came(&kit, caller, &audience, &[Recorded::AndRevoked]);
+    nothing_came(&kit, caller, &audience, Task::GoesOn);
 }
 
 #[test]
@@ -160,9 +166,7 @@ os._exit(0)
     let caller = ask(&kit, &audience, then, |child| {
         child.try_wait().unwrap().is_some()
     });
-    // The end was told as well while the broker stood still, and may overtake the request.
-    let may = [Recorded::AndRevoked, Recorded::NotSinceItsTaskEnded];
-    nothing_came(&kit, caller, &audience, &may);
+    nothing_came(&kit, caller, &audience, Task::EndsMeanwhile);
 }
 
 /// Another process writes on the connection: nothing is answered on it any more.
@@ -179,11 +183,12 @@ if os.fork() == 0:
     while data := s.recv(4096):
         os.write(1, data)
     os._exit(0)
-os.wait()
+os.close(1)
+signal.pause()
 "#,
         mark.display()
     );
     let audience = long("passed");
     let caller = ask(&kit, &audience, &then, |_| mark.exists());
-    nothing_came(&kit, caller, &audience, &[Recorded::AndRevoked]);
+    nothing_came(&kit, caller, &audience, Task::GoesOn);
 }

@@ -74,6 +74,17 @@ def root_by_proof(leaf, index, size, proof):
     return here
 
 
+def verifier_key(text):
+    """The argument --key, if it has the form of a key; whose it is comes out below."""
+    try:
+        name, key_id, key = text.split("+", 2)
+        if name and len(bytes.fromhex(key_id)) == 4 and base64.b64decode(key, validate=True):
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError("not NAME+ID+KEY, as `ephor audit key` prints it")
+
+
 def open_note(note, vkey):
     """Size and root of a signed checkpoint; refused unless `vkey` signed it."""
     name, key_id, key = vkey.split("+", 2)
@@ -185,14 +196,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=pathlib.Path, nargs="?", default=pathlib.Path(__file__).resolve().parent)
     parser.add_argument("task", nargs="?")
-    parser.add_argument("--key", required=True, help="verifier key NAME+ID+KEY")
+    parser.add_argument("--key", required=True, type=verifier_key, help="verifier key NAME+ID+KEY")
     args = parser.parse_args()
     try:
         check(args.dir, args.task, args.key)
     except Refused as why:
         print(f"REFUSED: {why}", file=sys.stderr)
         return 1
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as why:
+    except OSError as why:
+        print(f"REFUSED: the export cannot be read: {why}", file=sys.stderr)
+        return 1
+    except (ValueError, LookupError, TypeError, AttributeError) as why:
         print(f"REFUSED: the export cannot be read: {why!r}", file=sys.stderr)
         return 1
     return 0

@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use ephor_crypto::tls::{
     self, CertificateSlot, Peer as TlsPeer, PinnedCa, TrustStore, certified_key,
 };
-use ephor_proto::id::{CorrelationId, InstanceId, TaskId};
+use ephor_proto::id::{CorrelationId, CredentialId, InstanceId, TaskId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::spiffe::HostName;
 use ephor_proto::time::{Boottime, Clock};
@@ -68,6 +68,8 @@ pub struct Agent {
     pub tasks: Tasks,
     /// Open tasks, and what the broker knows of them.
     contacts: DashMap<TaskId, Contact, ahash::RandomState>,
+    /// Credentials of open tasks that the broker revoked one by one.
+    revoked: DashMap<TaskId, Vec<CredentialId>, ahash::RandomState>,
     correlation: NewCorrelation,
     /// Held while this runs: two agents on one state would undo each other's journal.
     _state_lock: File,
@@ -164,6 +166,7 @@ impl Agent {
             receipts: Receipts::default(),
             waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),
             contacts: DashMap::default(),
+            revoked: DashMap::default(),
             correlation,
             _state_lock: state_lock,
             clock,
@@ -288,9 +291,34 @@ impl Agent {
         self.contacts.view(&task, |_, contact| contact.uid)
     }
 
+    /// Remembers that one credential of an open task was revoked.
+    pub fn note_revoked(&self, task: TaskId, credential: CredentialId) {
+        // Held to the end, so that `forget` comes after.
+        let Some(_open) = self.contacts.get(&task) else {
+            return;
+        };
+        let mut revoked = self.revoked.entry(task).or_default();
+        if !revoked.contains(&credential) {
+            if revoked.len() >= limits::REVOKED_KEPT {
+                revoked.remove(0);
+            }
+            revoked.push(credential);
+        }
+    }
+
+    /// What [`Self::note_revoked`] remembers of a task.
+    #[must_use]
+    pub fn revoked(&self, task: TaskId) -> Vec<CredentialId> {
+        self.revoked
+            .view(&task, |_, revoked| revoked.clone())
+            .unwrap_or_default()
+    }
+
     /// The broker has the end of a task, or never had the task.
     pub fn forget(&self, task: TaskId) {
         self.contacts.remove(&task);
+        // After the contact: what is noted while that is there is removed here.
+        self.revoked.remove(&task);
         self.table.closed(task);
     }
 }

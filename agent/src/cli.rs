@@ -4,7 +4,7 @@
 //! 78 for settings, identity or host that cannot be used.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -94,13 +94,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(std::iter::once("ephor-agent".into()).chain(args)) {
         Ok(cli) => cli,
         Err(error) => {
-            let wanted = !error.use_stderr();
+            if error.use_stderr() {
+                say(&worded(&error));
+                return USAGE.into();
+            }
+            // --help and --version. A closed pipe is no reason to fail.
             let _ = error.print();
-            return if wanted {
-                ExitCode::SUCCESS
-            } else {
-                USAGE.into()
-            };
+            return ExitCode::SUCCESS;
         }
     };
     match execute(cli.command) {
@@ -109,6 +109,15 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             say(&failure.text);
             failure.code.into()
         }
+    }
+}
+
+/// clap's text with the state as its first word, like every other refusal.
+fn worded(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    match text.trim_end().strip_prefix("error: ") {
+        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
+        None => format!("invalid: name what to do.\n\n{text}"),
     }
 }
 
@@ -149,7 +158,11 @@ fn execute(command: Command) -> Result<(), Failure> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let config = Config::load(settings.config.as_deref(), environment, flags)?;
     match command {
-        Command::CheckConfig(_) => Ok(()),
+        Command::CheckConfig(_) => print_line(&format!(
+            "ok: settings are good; socket {}, state in {}",
+            config.socket.display(),
+            config.state_dir.display()
+        )),
         #[cfg(feature = "failpoints")]
         Command::CrashPoints => Ok(()),
         Command::Join(args) => {
@@ -171,6 +184,17 @@ fn execute(command: Command) -> Result<(), Failure> {
             })
         }
     }
+}
+
+/// What was asked for goes to standard output.
+fn print_line(line: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure {
+            code: UNREACHABLE,
+            text: format!("unreachable: standard output cannot be written: {error}"),
+        })
 }
 
 /// Sends this process SIGTERM when standard input ends. A thread, because a runtime waits for
@@ -357,6 +381,24 @@ mod tests {
             for louder in ["h2=trace", "hyper=debug", "rustls=trace"] {
                 assert!(!shown.contains(louder), "{shown}");
             }
+        }
+    }
+
+    #[test]
+    fn the_first_word_of_wrong_usage_is_invalid() {
+        for (words, begins) in [
+            (&["fly"][..], "invalid: unrecognized subcommand 'fly'"),
+            (&[], "invalid: name what to do.\n"),
+            (
+                &["run", "--nothing"],
+                "invalid: unexpected argument '--nothing'",
+            ),
+        ] {
+            let argv = std::iter::once(&"ephor-agent").chain(words);
+            let said = Cli::try_parse_from(argv)
+                .map(drop)
+                .map_err(|error| worded(&error));
+            assert!(said.as_ref().unwrap_err().starts_with(begins), "{said:?}");
         }
     }
 

@@ -10,6 +10,8 @@ pub const MAX_TASKS: usize = ephor_proto::limits::MAX_TASKS_PER_HEARTBEAT;
 pub const MAX_TASKS_PER_UID: usize = MAX_TASKS / 4;
 /// Ended tasks remembered to refuse what races their end.
 pub const ENDED_TASKS_KEPT: usize = MAX_TASKS;
+/// Revoked credentials remembered for an open task, for its holder to be told.
+pub const REVOKED_KEPT: usize = 64;
 /// Task ends waiting for the one who tells the broker.
 pub const ENDS_QUEUED: usize = 1024;
 

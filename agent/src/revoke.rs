@@ -126,6 +126,7 @@ impl Downlink for Pushes {
 
     fn credential_revoked(&self, task: TaskId, credential: CredentialId) {
         let wiped = self.0.hold.wipe_credential(task, credential);
+        self.0.note_revoked(task, credential);
         tracing::info!(%task, %credential, wiped, "the broker revoked a credential");
     }
 

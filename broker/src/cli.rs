@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{self, InitOptions, StartError};
@@ -64,13 +64,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         match Arguments::try_parse_from(std::iter::once("ephor-broker".into()).chain(args)) {
             Ok(arguments) => arguments,
             Err(error) => {
-                // To stdout for --help and --version, to stderr otherwise. A closed pipe is no reason to fail.
+                if error.use_stderr() {
+                    complain(&worded(&error));
+                    return ExitCode::from(USAGE);
+                }
+                // --help and --version. A closed pipe is no reason to fail.
                 let _ = error.print();
-                return if error.use_stderr() {
-                    ExitCode::from(USAGE)
-                } else {
-                    ExitCode::SUCCESS
-                };
+                return ExitCode::SUCCESS;
             }
         };
     match execute(arguments) {
@@ -82,11 +82,32 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// The environment variables that are settings.
+fn variables(command: &clap::Command) -> impl Iterator<Item = &str> {
+    command
+        .get_arguments()
+        .filter_map(|argument| argument.get_env()?.to_str())
+}
+
+/// clap's text with the state as its first word, like every other refusal.
+fn worded(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    match text.trim_end().strip_prefix("error: ") {
+        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
+        None => format!("invalid: name what to do.\n\n{text}"),
+    }
+}
+
 fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
     #[cfg(feature = "failpoints")]
     crate::crash::armed::check().map_err(|text| (text, USAGE))?;
-    let config = Config::load(arguments.config.as_deref(), arguments.settings)
-        .map_err(|error| (error.to_string(), CONFIG))?;
+    let bad_setting = |error: crate::config::ConfigError| (error.to_string(), CONFIG);
+    let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let command = Arguments::command();
+    let known: Vec<_> = variables(&command).collect();
+    crate::config::check_variables(names, &known).map_err(bad_setting)?;
+    let config =
+        Config::load(arguments.config.as_deref(), arguments.settings).map_err(bad_setting)?;
     start_log(config.log_format);
     let failed = |error: StartError| (error.to_string(), error.exit_code());
     match arguments.command {
@@ -218,8 +239,6 @@ fn complain(message: &str) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
@@ -252,6 +271,31 @@ mod tests {
         assert!(parse(&["init", "--no-token", "--token-file", "/t"]).is_err());
         assert!(parse(&[]).is_err());
         assert!(parse(&["run", "--https-listen", "nowhere"]).is_err());
+    }
+
+    #[test]
+    fn the_first_word_of_wrong_usage_is_invalid() {
+        for (words, begins) in [
+            (&["walk"][..], "invalid: unrecognized subcommand 'walk'"),
+            (&[], "invalid: name what to do.\n"),
+            (
+                &["run", "--https-listen", "nowhere"],
+                "invalid: value 'nowhere' for '--https-listen ",
+            ),
+        ] {
+            let said = parse(words).map(drop).map_err(|error| worded(&error));
+            assert!(said.as_ref().unwrap_err().starts_with(begins), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_a_variable_too() {
+        let command = Arguments::command();
+        let named: Vec<_> = variables(&command).collect();
+        assert!(
+            named.contains(&"EPHOR_BROKER_STATE_DIR") && named.contains(&"EPHOR_BROKER_CONFIG")
+        );
+        assert_eq!(named.len(), 12, "{named:?}");
     }
 
     #[test]

@@ -10,9 +10,14 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::limits;
+use crate::policy::suggest::nearest;
 
 /// Where the settings file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/ephor/broker.toml";
+/// Begins the name of every environment variable that is a setting.
+const PREFIX: &str = "EPHOR_BROKER_";
+/// Tells programs where a broker is (`ephor dev` sets it), and nothing to a broker.
+const NOT_A_SETTING: &str = "EPHOR_BROKER_URL";
 const DEFAULT_STATE_DIR: &str = "/var/lib/ephor/broker";
 const DEFAULT_POLICY_DIR: &str = "/etc/ephor/policy";
 const DEFAULT_ADMIN_SOCKET: &str = "/run/ephor/broker-admin.sock";
@@ -128,6 +133,14 @@ pub enum ConfigError {
         /// What and where.
         message: String,
     },
+    /// A variable of ours that is no setting.
+    #[error("invalid: {name}: there is no such setting{nearest}")]
+    Variable {
+        /// The variable's name.
+        name: String,
+        /// The nearest right one, in parentheses and with a question mark, if one is near.
+        nearest: String,
+    },
     /// A value that is well-typed but wrong.
     #[error("invalid: {key} = {value:?}: {problem}")]
     Value {
@@ -138,6 +151,27 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         problem: String,
     },
+}
+
+/// Refuses variables that look like settings and are none: a misspelt one must not look as if
+/// it held. `known` are the names of all settings.
+///
+/// # Errors
+/// [`ConfigError::Variable`] names the first of them.
+pub fn check_variables(
+    names: impl Iterator<Item = String>,
+    known: &[&str],
+) -> Result<(), ConfigError> {
+    for name in names.filter(|name| name.starts_with(PREFIX)) {
+        if name != NOT_A_SETTING && !known.contains(&name.as_str()) {
+            let nearest = nearest(&name, known.iter().copied())
+                .map(|right| format!(" ({right}?)"))
+                .unwrap_or_default();
+            let name = name.escape_debug().to_string();
+            return Err(ConfigError::Variable { name, nearest });
+        }
+    }
+    Ok(())
 }
 
 impl Config {
@@ -362,6 +396,27 @@ mod tests {
         }
         let long = format!("admin_socket = '/{}'", "x".repeat(107));
         assert!(resolve(&long).unwrap_err().to_string().contains("107"));
+    }
+
+    #[test]
+    fn unknown_variables_are_named() {
+        let check = |name: &str| {
+            let known = ["EPHOR_BROKER_STATE_DIR", "EPHOR_BROKER_CONFIG"];
+            check_variables(std::iter::once(name.to_owned()), &known)
+        };
+        for fine in [
+            "EPHOR_BROKER_STATE_DIR",
+            "EPHOR_BROKER_URL",
+            "EPHOR_LOG",
+            "PATH",
+        ] {
+            assert!(check(fine).is_ok(), "{fine}");
+        }
+        assert_eq!(
+            check("EPHOR_BROKER_STATEDIR").unwrap_err().to_string(),
+            "invalid: EPHOR_BROKER_STATEDIR: there is no such setting (EPHOR_BROKER_STATE_DIR?)"
+        );
+        assert!(check("EPHOR_BROKER_").is_err());
     }
 
     #[test]

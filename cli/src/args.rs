@@ -41,7 +41,7 @@ pub enum Verb {
     /// The audit log: show, list, export, verify
     #[command(subcommand)]
     Audit(Audit),
-    /// Who this process is to the agent
+    /// Who the calling process is to the agent
     Whoami(Whoami),
     /// Removes a task's files when the run that made them is gone (internal).
     #[command(name = "__clean", hide = true)]
@@ -134,6 +134,9 @@ pub struct Token {
 /// `ephor whoami`
 #[derive(Debug, Args)]
 pub struct Whoami {
+    /// Ancestor process that is asked about: `parent`, or a pid
+    #[arg(long, default_value = "parent", value_parser = parse_bind)]
+    pub bind: Bind,
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = WhoamiOutput::Text)]
     pub output: WhoamiOutput,

@@ -41,9 +41,18 @@ fn usage(why: &clap::Error) -> ExitCode {
             shown.map_or_else(|failure| exit::report(&failure), |()| ExitCode::SUCCESS)
         }
         _ => {
-            crate::show::to_stderr(&text);
+            crate::show::to_stderr(&format!("ephor: {}", worded(&text)));
             ExitCode::from(exit::USAGE)
         }
+    }
+}
+
+/// clap's text with the state as its first word, like every other refusal.
+fn worded(text: &str) -> String {
+    match text.strip_prefix("error: ") {
+        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
+        // The help that stands for an error when nothing was asked for.
+        None => format!("invalid: name what to do.\n\n{text}"),
     }
 }
 

@@ -21,7 +21,7 @@ use ephor_proto::log::{
 use ephor_proto::log::{TILE_WIDTH, tile_path, verify_receipt};
 use serde::Deserialize;
 
-pub use export::{Summary, export};
+pub use export::{Summary, check_target, export};
 use history::History;
 pub use source::{Dir, Source};
 

@@ -95,6 +95,21 @@ impl Daemon {
         Ok(kill_process(pid, signal)?)
     }
 
+    /// Whether all its threads are stopped by a signal, state `T` of proc_pid_stat(5). The signal
+    /// has been sent before the last of them has noticed.
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid())) else {
+            return false;
+        };
+        let mut states = threads.filter_map(|thread| {
+            let stat = std::fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+            // The name before may hold blanks and parentheses; the last one closes it.
+            Some(stat.rsplit_once(')')?.1.trim_start().starts_with('T'))
+        });
+        states.all(|stopped| stopped)
+    }
+
     /// SIGTERM, and waits for a clean end.
     ///
     /// # Errors

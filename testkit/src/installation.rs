@@ -20,6 +20,9 @@ pub const TOKEN_SECONDS: u64 = 600;
 /// How long both daemons may take to work with each other again.
 pub const SETTLE: Duration = Duration::from_secs(20);
 
+/// The state of an established connection in `/proc/net/tcp`.
+const ESTABLISHED: &str = "01";
+
 /// One of the two daemons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -171,12 +174,36 @@ impl Installation {
         self.with(side, Daemon::stop)
     }
 
-    /// Stands still until [`Self::go_on`].
+    /// Stands still, to its last thread, until [`Self::go_on`].
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it does not run, or not stop.
     pub fn freeze(&self, side: Side) -> anyhow::Result<()> {
-        self.with(side, |daemon| daemon.signal(rustix::process::Signal::STOP))
+        self.with(side, |daemon| {
+            daemon.signal(rustix::process::Signal::STOP)?;
+            wait::until("every thread stands still", SETTLE, || {
+                daemon.is_still().then_some(())
+            })
+        })
+    }
+
+    /// Bytes that were sent to the broker on its TLS port and that it has not read: the receive
+    /// queues of its established connections in `/proc/net/tcp` (proc_net_tcp in the kernel's
+    /// documentation). While it stands still, what its peers send is all there.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be read.
+    pub fn unread_by_broker(&self) -> anyhow::Result<u64> {
+        let table = std::fs::read_to_string("/proc/net/tcp")?;
+        let here = format!(":{:04X}", self.https.port());
+        let queues = table.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(1);
+            let (local, _remote) = (words.next()?, words.next()?);
+            let is_ours = words.next()? == ESTABLISHED && local.ends_with(&here);
+            let (_sent, received) = words.next()?.split_once(':')?;
+            u64::from_str_radix(received, 16).ok().filter(|_| is_ours)
+        });
+        Ok(queues.sum())
     }
 
     /// After [`Self::freeze`].

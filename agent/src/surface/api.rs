@@ -356,6 +356,7 @@ fn task(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
         state: state.to_owned(),
         cause,
         credentials,
+        revoked: agent.revoked(task.id()),
     }))
 }
 

@@ -295,7 +295,18 @@ async fn a_revoked_credential_is_wiped_and_the_task_goes_on() {
     })
     .await;
     assert_eq!(world.token("other").await, other);
+    let told = world.get("/v1/task").await.json();
+    assert_eq!(
+        told["revoked"],
+        serde_json::json!([id.to_string()]),
+        "{told}"
+    );
     assert_ne!(world.token("one").await, one.token());
+    // Remembered for the holder of an open task only.
+    world.agent.forget(one.task());
+    assert_eq!(world.agent.revoked(one.task()), []);
+    world.agent.note_revoked(one.task(), id);
+    assert_eq!(world.agent.revoked(one.task()), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

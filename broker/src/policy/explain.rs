@@ -34,6 +34,21 @@ pub enum ExplainError {
     Host(String),
 }
 
+impl ExplainError {
+    /// As its text, for a policy that was only read from `place` and is in force nowhere.
+    #[must_use]
+    pub fn read_from(&self, place: &str) -> String {
+        match self {
+            Self::Unknown {
+                what,
+                guess,
+                version,
+            } => format!("{what} does not exist{guess}; policy {version} was read from {place}"),
+            Self::NotOne | Self::Host(_) => self.to_string(),
+        }
+    }
+}
+
 impl Snapshot {
     /// All ways to a credential, by subject (path or whole id), by host (all that a
     /// compromised host of that name could obtain) or by entitlement.

@@ -47,6 +47,12 @@ pub async fn audit(verb: args::Audit) -> Outcome {
             show::to_stdout(&exported(&summary, &to))?;
         }
         args::Audit::Verify { dir, task, key } => {
+            if !dir.is_dir() {
+                return Err(Failure::usage(format!(
+                    "{} is no directory. Name the one that was written:  ephor audit export --to DIR",
+                    dir.display()
+                )));
+            }
             show::to_stdout(&verified(&Dir(dir), task.as_deref(), &key)?)?
         }
         args::Audit::Key => {

@@ -33,7 +33,8 @@ pub async fn demo(args: args::Demo) -> Outcome {
     let signals = Signals::take()?;
     ephor_crypto::tls::install();
     if let Some(dir) = &args.keep {
-        check_keep(dir)?;
+        // Now, not after the tour: nobody should watch it twice because of a typing error.
+        crate::verify::check_target(dir).map_err(|failure| failure.about("--keep"))?;
     }
     let scene = scene::Scene::make()?;
     to_stdout(&format!(
@@ -71,20 +72,6 @@ async fn whole(
         crate::verify::export(&admin, dir).await?;
     }
     to_stdout(&closing_lines(&seen, keep))
-}
-
-fn check_keep(dir: &Path) -> Result<(), Failure> {
-    let empty = match std::fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(why) => why.kind() == std::io::ErrorKind::NotFound,
-    };
-    if empty {
-        return Ok(());
-    }
-    Err(Failure::usage(format!(
-        "--keep {}: must be a directory that is empty or does not exist yet.",
-        dir.display()
-    )))
 }
 
 /// What to try next, in the form that works as this was started.

@@ -41,8 +41,8 @@ pub async fn policy(verb: args::Policy) -> Outcome {
                     "name one of --subject, --host and --entitlement.",
                 ));
             }
-            let explained = match policy {
-                Some(dir) => offline(&dir, &ask)?,
+            let explained = match &policy {
+                Some(dir) => offline(dir, &ask)?,
                 None => Peer::broker().post("/v1/policy/explain", &ask).await?,
             };
             show::group(
@@ -50,7 +50,7 @@ pub async fn policy(verb: args::Policy) -> Outcome {
                 &explained,
                 &explained.ways,
                 &whole(),
-                &told(&explained, &ask),
+                &told(&explained, &ask, policy.as_deref()),
             )?;
         }
     }
@@ -60,7 +60,9 @@ pub async fn policy(verb: args::Policy) -> Outcome {
 fn offline(dir: &Path, ask: &Explain) -> Result<Explained, Failure> {
     let snapshot =
         Snapshot::load(dir).map_err(|errors| Failure::new(CONFIG, errors.to_string()))?;
-    snapshot.explain(ask).map_err(Failure::usage)
+    let place = dir.display().to_string();
+    let explained = snapshot.explain(ask);
+    explained.map_err(|why| Failure::usage(why.read_from(&place)))
 }
 
 fn until(way: &Way) -> String {
@@ -93,8 +95,9 @@ fn whole() -> [Column<Way>; 9] {
     ]
 }
 
-/// By subject: how a process is recognised as it, then what it can get.
-fn told(explained: &Explained, ask: &Explain) -> String {
+/// By subject: how a process is recognised as it, then what it can get. `read` is where the policy
+/// was read from, when it is not the broker's.
+fn told(explained: &Explained, ask: &Explain, read: Option<&Path>) -> String {
     let version = explained
         .policy_version
         .get(..4)
@@ -114,7 +117,13 @@ fn told(explained: &Explained, ask: &Explain) -> String {
         0 => "no way to a credential".to_owned(),
         ways => format!("{} to a credential", plural(ways, "way")),
     };
-    let mut out = format!("policy {version}, {}: {number}\n", show::value(&about));
+    let read = read.map_or_else(String::new, |dir| {
+        format!(", read from {}", show::value(&dir.display().to_string()))
+    });
+    let mut out = format!(
+        "policy {version}, {}: {number}{read}\n",
+        show::value(&about)
+    );
     let mut rest = explained.ways.as_slice();
     while let Some(first) = rest.first() {
         let same = rest
@@ -171,6 +180,7 @@ mod tests {
                 host: Some("web-3".to_owned()),
                 ..Explain::default()
             },
+            None,
         );
         let expected = "\
 policy 6b1e, a compromised host named web-3: 3 ways to a credential
@@ -201,6 +211,7 @@ x
                 subject: Some("orders/web".to_owned()),
                 ..Explain::default()
             },
+            None,
         );
         assert_eq!(shown, "policy 6b1e, orders/web: no way to a credential\n");
     }

@@ -1,4 +1,5 @@
-//! `ephor whoami`: who this process is to the agent, and what was attested.
+//! `ephor whoami`: who the process that called us is to the agent, and what was attested. As
+//! `ephor token` it speaks for its caller (`--bind`), so that both tell of the same one.
 
 use std::process::ExitCode;
 
@@ -11,7 +12,8 @@ use crate::show::to_stdout;
 
 /// Asks and prints.
 pub async fn whoami(args: args::Whoami) -> Outcome {
-    let known: Whoami = Peer::agent().read("/v1/whoami").await?;
+    let target = format!("/v1/whoami?bind={}", args.bind);
+    let known: Whoami = Peer::agent().read(&target).await?;
     let text = match args.output {
         WhoamiOutput::Json => {
             serde_json::to_string_pretty(&known)

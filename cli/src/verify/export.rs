@@ -55,6 +55,14 @@ pub async fn export(broker: &Peer, dir: &Path) -> Result<Summary, Failure> {
     export_from(broker, dir).await
 }
 
+/// Whether an export could be written to `dir`, by making and removing what it begins with.
+///
+/// # Errors
+/// When the directory cannot be used.
+pub fn check_target(dir: &Path) -> Result<(), Failure> {
+    staging(dir).map(drop)
+}
+
 pub(super) async fn export_from(origin: &impl Origin, dir: &Path) -> Result<Summary, Failure> {
     let staging = staging(dir)?;
     let writer = Writer {

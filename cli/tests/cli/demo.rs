@@ -1,5 +1,6 @@
 //! `ephor demo`: everyone's first minute.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
@@ -137,13 +138,23 @@ fn what_it_keeps_verifies_and_what_it_prints_says_how() {
         "another log's key must not do"
     );
 
-    let output = ephor()
-        .env("TMPDIR", tmp.path())
-        .args(["demo", "--keep"])
-        .arg(&kept)
-        .output()
-        .unwrap();
-    assert_code(&output, 64);
+    for unusable in [
+        kept.as_os_str(),
+        OsStr::new("/proc/nowhere/kept"),
+        OsStr::new("/etc/passwd"),
+        OsStr::new("/"),
+    ] {
+        let output = ephor()
+            .env("TMPDIR", tmp.path())
+            .args(["demo", "--keep"])
+            .arg(unusable)
+            .output()
+            .unwrap();
+        assert_code(&output, 64);
+        let said = text(&output.stderr);
+        assert!(said.starts_with("ephor: invalid: --keep: /"), "{said}");
+        assert_eq!(text(&output.stdout), "", "before the tour begins");
+    }
     assert_eq!(
         std::fs::read_dir(tmp.path()).unwrap().count(),
         1,

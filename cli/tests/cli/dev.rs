@@ -8,7 +8,7 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 
 use super::support::{
-    Dev, assert_code, end_of, ephor, is_running, is_token, send, text, variables, wait_for,
+    Dev, assert_code, end_of, ephor, is_running, is_token, pid_of, send, text, variables, wait_for,
 };
 
 #[test]
@@ -176,16 +176,71 @@ fn a_daemon_that_dies_ends_dev() {
         send(dev.pid_of(daemon), Signal::SIGKILL);
         assert_eq!(
             end_of(&mut dev.process, "the end of ephor dev").code(),
-            Some(1),
+            Some(69),
             "{daemon}"
         );
         assert!(!is_running(broker) && !is_running(agent));
         let said = std::fs::read_to_string(dev.dir.parent().unwrap().join("stderr")).unwrap();
         assert!(
-            said.contains(&format!("the {daemon} ended unexpectedly (signal 9)")),
+            said.contains(&format!(
+                "ephor: unreachable: the {daemon} ended unexpectedly (signal 9)"
+            )),
             "{said}"
         );
     }
+}
+
+#[test]
+fn the_next_start_removes_what_a_killed_one_left() {
+    let tmp = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut dev = ephor()
+            .env("TMPDIR", tmp.path())
+            .arg("dev")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(dev.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        dev
+    };
+    let left = || {
+        let entries = std::fs::read_dir(tmp.path()).unwrap();
+        let mut dirs: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        dirs.sort();
+        dirs
+    };
+    let mut killed = start();
+    let stale = left().remove(0);
+    let daemons = ["broker", "agent"].map(|daemon| pid_of(&stale, daemon));
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    wait_for("the end of both daemons", || {
+        (!daemons.iter().any(|pid| is_running(*pid))).then_some(())
+    });
+    assert_eq!(
+        left(),
+        std::slice::from_ref(&stale),
+        "nobody else is there to remove it"
+    );
+
+    let mut lives = start();
+    let one = left();
+    assert!(one.len() == 1 && one[0] != stale, "{one:?}");
+    let output = ephor()
+        .env("TMPDIR", tmp.path())
+        .args(["dev", "--", "true"])
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    assert_eq!(left(), one, "what is in use stays");
+    send(lives.id(), Signal::SIGTERM);
+    assert_eq!(end_of(&mut lives, "the end of ephor dev").code(), Some(0));
+    assert_eq!(left().len(), 0);
 }
 
 #[test]

@@ -231,6 +231,27 @@ fn the_export_is_taken_by_the_verifier_and_a_changed_byte_is_not() {
             text(&taken.stdout)
         );
     }
+    for key in [
+        "",
+        "x",
+        "a+b+c",
+        "a+00000000",
+        "a+zzzzzzzz+AAAA",
+        "a+00000000+?",
+    ] {
+        let refused = command(&dev, python())
+            .arg(example("verify.py"))
+            .arg(&export)
+            .args(["--key", key])
+            .output()
+            .unwrap();
+        assert_code(&refused, 2);
+        let said = text(&refused.stderr);
+        assert!(
+            said.contains("argument --key: not NAME+ID+KEY"),
+            "{key}: {said}"
+        );
+    }
     let entries = files(&export.join("log/tile/entries"));
     let mut bytes = std::fs::read(&entries[0]).unwrap();
     let middle = bytes.len() / 2;

@@ -130,5 +130,5 @@ fn with_the_broker_away_the_end_is_said_to_be_open() {
         "{said}"
     );
     let ended = super::support::end_of(&mut dev.process, "the end of ephor dev");
-    assert_eq!(ended.code(), Some(1));
+    assert_eq!(ended.code(), Some(69));
 }

@@ -1,6 +1,6 @@
 //! `ephor run`: what the command gets, what is left, and with which code it ends.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -126,7 +126,14 @@ fn each_way_of_delivery_and_nothing_left() {
     ] {
         assert_eq!(report[key], expected, "{key} in {report:#}");
     }
-    assert_eq!(report["cause"], "exited");
+    assert_eq!(report["cause"], "exited", "the command");
+    assert_eq!(report["task_cause"], "released", "the task");
+    let task = dev
+        .ephor()
+        .args(["task", "show", lines[5], "-o", "json"])
+        .output();
+    let task: serde_json::Value = serde_json::from_slice(&task.unwrap().stdout).unwrap();
+    assert_eq!(task["cause"], report["task_cause"], "one truth: {task:#}");
     assert!(report["receipt_document"]["leaf"].is_string());
 }
 
@@ -146,6 +153,103 @@ fn a_file_is_rewritten_before_its_token_ends() {
     ]);
     assert_code(&output, 0);
     assert!(is_token(&text(&output.stdout)));
+}
+
+/// A command that was given a file and waits until it is gone, and what a test needs of it.
+struct Given {
+    run: std::process::Child,
+    task: String,
+    file: std::path::PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+fn given_a_file(dev: &Dev) -> Given {
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let script = "echo \"$EPHOR_TASK $F\" > \"$0.new\"; mv \"$0.new\" \"$0\"
+                  while [ -e \"$F\" ]; do sleep 0.05; done";
+    let run = dev
+        .ephor()
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .args(["run", "--env", "F=cred://billing-api?as=file"])
+        .args(["--env", "E=cred://identity/else"])
+        .args(["--", "timeout", "25", "sh", "-c", script])
+        .arg(&said)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let line = wait_for("the command's start", || {
+        std::fs::read_to_string(&said).ok()
+    });
+    let (task, file) = line.trim().split_once(' ').unwrap();
+    assert!(Path::new(file).exists());
+    Given {
+        run,
+        task: task.to_owned(),
+        file: file.into(),
+        _dir: dir,
+    }
+}
+
+fn revoke(dev: &Dev, task: &str, entitlement: &str) {
+    let output = dev
+        .ephor()
+        .args(["credential", "ls", "-o", "json"])
+        .output();
+    let known: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    let mut of_it = known.as_array().unwrap().iter();
+    let one = of_it.find(|row| row["task"] == task && row["entitlement"] == entitlement);
+    let id = one.unwrap_or_else(|| panic!("{known:#}"))["id"]
+        .as_str()
+        .unwrap();
+    let output = dev.ephor().args(["credential", "revoke", id]).output();
+    assert_code(&output.unwrap(), 0);
+}
+
+#[test]
+fn a_file_goes_when_its_credential_is_revoked() {
+    let dev = Dev::start();
+    let given = given_a_file(&dev);
+    revoke(&dev, &given.task, "billing-api");
+    let output = given.run.wait_with_output().unwrap();
+    assert_code(&output, 0);
+    assert!(!given.file.exists());
+    let said = text(&output.stderr);
+    let line = "ephor: revoked: F (billing-api) is refused from now on; file removed.\n";
+    assert_eq!(said.matches(line).count(), 1, "{said}");
+    assert!(!said.contains("revoked: E"), "{said}");
+}
+
+#[test]
+fn what_is_in_no_file_is_told_when_it_is_revoked() {
+    let dev = Dev::start();
+    let mut given = given_a_file(&dev);
+    revoke(&dev, &given.task, "identity");
+    let mut lines = BufReader::new(given.run.stderr.take().unwrap()).lines();
+    let line = lines.find_map(|line| line.ok().filter(|line| line.contains("revoked")));
+    assert_eq!(
+        line.as_deref(),
+        Some("ephor: revoked: E (identity/else) is refused from now on.")
+    );
+    assert!(given.file.exists(), "another credential's file stays");
+    revoke(&dev, &given.task, "billing-api");
+    assert_eq!(end_of(&mut given.run, "the end of run").code(), Some(0));
+}
+
+#[test]
+fn files_go_when_the_task_is_ended() {
+    let dev = Dev::start();
+    let given = given_a_file(&dev);
+    let output = dev.ephor().args(["task", "end", &given.task]).output();
+    assert_code(&output.unwrap(), 0);
+    let output = given.run.wait_with_output().unwrap();
+    assert_code(&output, 79);
+    assert!(!given.file.exists());
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("was ended (revoked); what the command was given is refused from now on; 1 file removed.\n"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -153,15 +153,23 @@ impl Dev {
         command
     }
 
+    /// A shell whose `$0` is `ephor`, with this installation in its environment.
+    pub fn ephor_sh(&self, script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_ephor")])
+            .envs(&self.variables)
+            .stdin(Stdio::null());
+        command
+    }
+
     /// `ephor run ARGS` to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
         self.ephor().arg("run").args(args).output().unwrap()
     }
 
     pub fn pid_of(&self, daemon: &str) -> u32 {
-        let ready = std::fs::read(self.dir.join(format!("{daemon}.ready"))).unwrap();
-        let ready: serde_json::Value = serde_json::from_slice(&ready).unwrap();
-        u32::try_from(ready["pid"].as_u64().unwrap()).unwrap()
+        pid_of(&self.dir, daemon)
     }
 
     pub fn log(&self, daemon: &str) -> String {
@@ -173,6 +181,13 @@ impl Dev {
         send(self.process.id(), Signal::SIGTERM);
         end_of(&mut self.process, "the end of ephor dev").code()
     }
+}
+
+/// The process id in a daemon's ready file.
+pub fn pid_of(dir: &Path, daemon: &str) -> u32 {
+    let ready = std::fs::read(dir.join(format!("{daemon}.ready"))).unwrap();
+    let ready: serde_json::Value = serde_json::from_slice(&ready).unwrap();
+    u32::try_from(ready["pid"].as_u64().unwrap()).unwrap()
 }
 
 impl Drop for Dev {

@@ -58,6 +58,42 @@ fn a_token_alone_or_all_as_json() {
 }
 
 #[test]
+fn a_token_that_nobody_can_read_is_no_success() {
+    let dev = Dev::start();
+    let ended = |redirection: &str| {
+        let output = dev
+            .ephor()
+            .env_clear()
+            .envs(&dev.variables)
+            .args(["run", "--", "/bin/sh", "-c"])
+            .arg(format!("\"$0\" token --audience x {redirection}"))
+            .arg(env!("CARGO_BIN_EXE_ephor"))
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, said) = ended(">/dev/full");
+    assert_eq!(code, Some(69), "{said}");
+    let line = "ephor: unreachable: standard output cannot be written: No space left on device";
+    assert!(said.contains(line), "{said}");
+    assert!(
+        said.contains("\n       What was issued is revoked when its task ends."),
+        "{said}"
+    );
+    let (code, said) = ended(">&-");
+    assert_eq!(code, Some(64), "{said}");
+    assert!(
+        said.contains("ephor: invalid: standard output is closed"),
+        "{said}"
+    );
+    assert!(
+        said.contains("nothing was issued, so nothing is left"),
+        "{said}"
+    );
+    assert_eq!(ended(">/dev/null").0, Some(0));
+}
+
+#[test]
 fn a_helper_joins_the_task_of_its_run() {
     let dev = Dev::start();
     let script = "\"$0\" token --audience billing -o json; echo \"$EPHOR_TASK\" >&2";
@@ -70,6 +106,20 @@ fn a_helper_joins_the_task_of_its_run() {
     assert!(
         said.contains("ephor: 1 listed (token"),
         "it dies with the run: {said}"
+    );
+}
+
+#[test]
+fn whoami_tells_of_the_named_ancestor() {
+    let dev = Dev::start();
+    // The shell's parent is the one that is named, two steps above `ephor`.
+    let script = "sh -c '\"$0\" whoami --bind \"$1\" -o json; :' \"$0\" $$; echo $$ >&2";
+    let output = dev.ephor_sh(script).output().unwrap();
+    assert_code(&output, 0);
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        answer["evidence"]["pid"].to_string(),
+        text(&output.stderr).trim()
     );
 }
 
@@ -90,4 +140,9 @@ fn whoami_says_who_and_where() {
         answer["evidence"]["uid"],
         rustix::process::getuid().as_raw()
     );
+    let own = u64::from(std::process::id());
+    assert_eq!(answer["evidence"]["pid"], own, "its caller, as for a token");
+    let init = dev.process.id().to_string();
+    let output = dev.ephor().args(["whoami", "--bind", &init]).output();
+    assert_code(&output.unwrap(), 77);
 }

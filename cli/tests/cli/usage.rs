@@ -11,14 +11,114 @@ fn wrong_usage_is_64_and_help_is_0() {
         &["nonsense"],
         &["token"],
         &["token", "a", "--audience", "b"],
+        &["token", "--audience", "b", "--bind", "nobody"],
+        &["task", "ls", "--bogus"],
     ] {
-        assert_code(&ephor().args(args).output().unwrap(), 64);
+        let output = ephor().args(args).output().unwrap();
+        assert_code(&output, 64);
+        let said = text(&output.stderr);
+        assert!(said.starts_with("ephor: invalid: "), "{args:?}: {said}");
+        assert!(
+            !said.contains("error:") && !said.contains("invalid: invalid"),
+            "{said}"
+        );
     }
     for args in [["--help"], ["--version"]] {
         let output = ephor().args(args).output().unwrap();
         assert_code(&output, 0);
         assert!(text(&output.stdout).contains("ephor"));
     }
+}
+
+/// Both daemons: a misspelt variable is refused by its name, good settings are said to be good.
+#[test]
+fn settings_are_checked_by_both_daemons() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("policy");
+    std::fs::create_dir(&policy).unwrap();
+    std::fs::write(policy.join("p.toml"), super::support::policy("5m")).unwrap();
+    let check = |daemon: &str, variables: &[(&str, &str)]| {
+        let output = ephor()
+            .env("EPHOR_BROKER_POLICY_DIR", &policy)
+            .env("EPHOR_BROKER_URL", "https://a-dev-shell-has-it")
+            .env("EPHOR_AGENT_SOCKET", dir.path().join("a.sock"))
+            .envs(variables.iter().copied())
+            .args([daemon, "check-config"])
+            .output();
+        output.unwrap()
+    };
+    for (daemon, part) in [("__broker", "policy "), ("__agent", "a.sock")] {
+        let output = check(daemon, &[]);
+        assert_code(&output, 0);
+        let out = text(&output.stdout);
+        assert!(
+            out.starts_with("ok: settings are good; ")
+                && out.lines().count() == 1
+                && out.contains(part),
+            "{out}"
+        );
+    }
+    for (daemon, name) in [
+        ("__broker", "EPHOR_BROKER_STATEDIR"),
+        ("__agent", "EPHOR_AGENT_STATEDIR"),
+    ] {
+        let output = check(daemon, &[(name, "/x")]);
+        assert_code(&output, 78);
+        let said = text(&output.stderr);
+        assert!(said.contains(&format!(": invalid: {name}")), "{said}");
+    }
+}
+
+#[test]
+fn an_export_that_is_not_there_is_wrong_usage() {
+    let key = "demo.ephor/other+08f524aa+AUghZo/SiFc3aX+/oIEzsIScRgpqaRyMSGLFunVcqO3r";
+    for missing in ["/nonexistent", "/etc/passwd"] {
+        let output = ephor()
+            .args(["audit", "verify", missing, "--key", key])
+            .output();
+        let output = output.unwrap();
+        assert_code(&output, 64);
+        let said = text(&output.stderr);
+        let begins = format!("ephor: invalid: {missing} is no directory. ");
+        assert!(said.starts_with(&begins), "{said}");
+    }
+}
+
+#[test]
+fn what_is_explained_offline_was_read_and_not_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("p.toml"), super::support::policy("5m")).unwrap();
+    let explain = |entitlement: &str| {
+        let output = ephor()
+            .args([
+                "policy",
+                "explain",
+                "--entitlement",
+                entitlement,
+                "--policy",
+            ])
+            .arg(dir.path())
+            .output();
+        output.unwrap()
+    };
+    let shown = dir.path().display().to_string();
+    let output = explain("billing-api");
+    assert_code(&output, 0);
+    let out = text(&output.stdout);
+    let first = out.lines().next().unwrap();
+    assert!(first.ends_with(&format!(", read from {shown}")), "{first}");
+    let output = explain("billing-apu");
+    assert_code(&output, 64);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("billing-apu does not exist (billing-api?); policy "),
+        "{said}"
+    );
+    assert!(
+        said.ends_with(&format!(" was read from {shown}\n")),
+        "{said}"
+    );
+    assert!(!said.contains("in force"), "{said}");
 }
 
 #[test]

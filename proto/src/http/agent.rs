@@ -188,6 +188,9 @@ pub struct Task {
     pub cause: Option<String>,
     /// Live credentials held for it.
     pub credentials: Vec<Held>,
+    /// Credentials of it that somebody revoked one by one while it is open, the last ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<CredentialId>,
 }
 
 /// A credential held for a task, without its secret.

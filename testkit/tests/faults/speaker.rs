@@ -10,7 +10,7 @@ use ephor_testkit::wait;
 
 /// Connects and asks; `s` is the connection.
 const ASK: &str = r#"
-import os, socket, sys, time
+import os, signal, socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
 request = b"GET /v1/token?audience=" + sys.argv[2].encode() + b" HTTP/1.1\r\nHost: localhost\r\nEphor-Local: 1\r\n\r\n"
@@ -25,7 +25,15 @@ struct Caller {
     output: BufReader<ChildStdout>,
 }
 
-/// Asks while the broker stands still, changes once the agent has opened its task, and
+/// Audiences here are this long, so that a request for one stands out on the wire.
+const LONG: usize = ephor_proto::limits::MAX_AUDIENCE_LEN;
+
+/// An audience as long as one may be.
+fn long(name: &str) -> String {
+    format!("{name:-<LONG$}")
+}
+
+/// Asks while the broker stands still, changes once the agent has sent its request on, and
 /// lets the broker go on when `changed`.
 fn ask(
     kit: &Installation,
@@ -34,8 +42,7 @@ fn ask(
     changed: impl Fn(&mut Child) -> bool,
 ) -> Caller {
     kit.freeze(Side::Broker).unwrap();
-    let journal = || std::fs::metadata(kit.path("agent/journal")).unwrap().len();
-    let before = journal();
+    let before = kit.unread_by_broker().unwrap();
     let mut child = Command::new(checker::python())
         .args(["-c", &format!("{ASK}{then}")])
         .arg(kit.socket())
@@ -48,8 +55,11 @@ fn ask(
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     assert_eq!(line, "asked\n");
-    wait::until("the agent has taken the request", SETTLE, || {
-        (journal() > before).then_some(())
+    // A heartbeat of one task and a ping, of which no second is sent before an answer, are less
+    // than 300 bytes together: only a request for this audience is so long.
+    wait::until("the agent has sent its request", SETTLE, || {
+        let unread = kit.unread_by_broker().unwrap();
+        (unread >= before + LONG as u64).then_some(())
     })
     .unwrap();
     writeln!(child.stdin.take().unwrap()).unwrap();
@@ -61,8 +71,38 @@ fn ask(
     Caller { child, output }
 }
 
+/// Whether the end of the caller's task is told while the broker stands still: it may then
+/// overtake the request, which finds a closed task and gets nothing recorded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    EndsMeanwhile,
+    GoesOn,
+}
+
+/// What was recorded for this audience.
+fn issued(kit: &Installation, audience: &str) -> Option<Vec<serde_json::Value>> {
+    let rows = kit.admin("/v1/credentials").ok()?;
+    let of_it = rows.as_array()?.iter();
+    Some(
+        of_it
+            .filter(|row| row["scope"] == audience)
+            .cloned()
+            .collect(),
+    )
+}
+
+/// The request has come out, and nothing of it is live.
+fn is_over(kit: &Installation, audience: &str) -> Option<()> {
+    // The only task that this broker ever heard of.
+    let tasks = kit.admin("/v1/tasks").ok()?;
+    let mut tasks = tasks.as_array()?.iter().peekable();
+    let closed = tasks.peek().is_some() && tasks.all(|task| task["state"] == "closed");
+    let ended = |row: &serde_json::Value| row["state"] == "contained" || row["state"] == "dead";
+    (closed && issued(kit, audience)?.iter().all(ended)).then_some(())
+}
+
 /// No byte of a token came, and what was recorded for it is revoked.
-fn nothing_came(kit: &Installation, caller: Caller, audience: &str) {
+fn nothing_came(kit: &Installation, caller: Caller, audience: &str, task: Task) {
     let Caller {
         mut child,
         mut output,
@@ -75,33 +115,23 @@ fn nothing_came(kit: &Installation, caller: Caller, audience: &str) {
         "{audience}: a secret left: {came}"
     );
     assert!(!came.contains("200 OK"), "{audience}: {came}");
+    let state = || {
+        let issued = kit.admin("/v1/credentials").unwrap();
+        format!("{issued}\n{}", kit.tail(Side::Agent))
+    };
+    if task == Task::GoesOn {
+        // It was on its way before the caller changed.
+        wait::until("the request is recorded", SETTLE, || {
+            issued(kit, audience).filter(|rows| !rows.is_empty())
+        })
+        .unwrap_or_else(|why| panic!("{audience}: {why}; {}", state()));
+    }
     let _ = child.kill();
     let _ = child.wait();
-    wait::until(
-        &format!("what was issued for {audience} is revoked"),
-        SETTLE,
-        || {
-            let issued = kit.admin("/v1/credentials").ok()?;
-            let of_it: Vec<_> = issued
-                .as_array()?
-                .iter()
-                .filter(|row| row["scope"] == audience)
-                .collect();
-            // The broker only stood still, so it was recorded, unless the agent had not sent it yet
-            // when the caller ended: then it never does.
-            let ended =
-                |row: &&serde_json::Value| row["state"] == "contained" || row["state"] == "dead";
-            let is_recorded = !of_it.is_empty() || audience == "fork";
-            (is_recorded && of_it.iter().all(ended)).then_some(())
-        },
-    )
-    .unwrap_or_else(|why| {
-        panic!(
-            "{why}; {}\n{}",
-            kit.admin("/v1/credentials").unwrap(),
-            kit.tail(Side::Agent)
-        )
-    });
+    wait::until("what was issued is revoked", SETTLE, || {
+        is_over(kit, audience)
+    })
+    .unwrap_or_else(|why| panic!("{audience}: {why}; {}", state()));
     let history = History {
         gone: vec![child.id()],
         ..History::default()
@@ -114,11 +144,12 @@ fn named_7_exec_between_request_and_secret() {
     let kit = super::running();
     let then =
         "s.sendall(request); change(); os.dup2(s.fileno(), 0); os.execv('/bin/cat', ['cat'])";
-    let caller = ask(&kit, "exec", then, |child| {
+    let audience = long("exec");
+    let caller = ask(&kit, &audience, then, |child| {
         std::fs::read_link(format!("/proc/{}/exe", child.id()))
             .is_ok_and(|exe| exe.ends_with("cat"))
     });
-    nothing_came(&kit, caller, "exec");
+    nothing_came(&kit, caller, &audience, Task::GoesOn);
 }
 
 #[test]
@@ -131,10 +162,11 @@ if os.fork() == 0:
         os.write(1, data)
 os._exit(0)
 "#;
-    let caller = ask(&kit, "fork", then, |child| {
+    let audience = long("fork");
+    let caller = ask(&kit, &audience, then, |child| {
         child.try_wait().unwrap().is_some()
     });
-    nothing_came(&kit, caller, "fork");
+    nothing_came(&kit, caller, &audience, Task::EndsMeanwhile);
 }
 
 /// Another process writes on the connection: nothing is answered on it any more.
@@ -151,10 +183,12 @@ if os.fork() == 0:
     while data := s.recv(4096):
         os.write(1, data)
     os._exit(0)
-os.wait()
+os.close(1)
+signal.pause()
 "#,
         mark.display()
     );
-    let caller = ask(&kit, "passed", &then, |_| mark.exists());
-    nothing_came(&kit, caller, "passed");
+    let audience = long("passed");
+    let caller = ask(&kit, &audience, &then, |_| mark.exists());
+    nothing_came(&kit, caller, &audience, Task::GoesOn);
 }

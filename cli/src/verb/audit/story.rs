@@ -282,7 +282,7 @@ impl<'a> Events<'a> {
         };
         let words = match cause {
             "exited" => "the process exited",
-            "released" => "the task asked for it",
+            "released" => "the task asked for it (`ephor run` does when its command ends)",
             "deadline" => "its deadline came",
             "lost" => "its host was lost",
             "revoked" => "it was revoked",

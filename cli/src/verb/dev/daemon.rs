@@ -147,7 +147,12 @@ impl Daemon {
     pub async fn died(&self) -> Failure {
         let _ = self.child.gone().await;
         let exit = self.child.wait().await.unwrap_or(Exit::Unknown);
-        self.failed(&exit, "ended unexpectedly")
+        let log = self.log.display();
+        let tail = tail(&self.log, self.log_from);
+        Failure::unreachable(format!(
+            "the {} ended unexpectedly ({exit}); the end of {log}:\n{tail}",
+            self.what
+        ))
     }
 
     /// Stops it cleanly, by force after a while.

@@ -1,15 +1,20 @@
 //! Where everything of one installation lies, below one directory that is ours alone.
 
+mod stale;
+
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 
 /// `sun_path` without its final zero (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
+
+/// The file whose lock says that somebody uses the directory.
+const LOCK: &str = "lock";
 
 /// Where the policy comes from.
 pub enum PolicyFrom {
@@ -36,22 +41,21 @@ impl Layout {
     /// # Errors
     /// When the directory cannot be ours alone, or its name is too long for a socket.
     pub fn make(dir: Option<&Path>, prefix: &str) -> Result<Self, Failure> {
-        let (dir, temporary) = match dir {
+        let (dir, temporary, lock) = match dir {
             Some(dir) => {
                 let dir =
                     std::path::absolute(dir).map_err(|why| Failure::local(dir.display(), why))?;
-                (dir, None)
+                check_name(&dir)?;
+                private(&dir)?;
+                let lock = lock(&dir)?;
+                (dir, None, lock)
             }
             None => {
-                let made = tempfile::Builder::new().prefix(prefix).tempdir();
-                let made =
-                    made.map_err(|why| Failure::local("cannot make a temporary directory", why))?;
-                (made.path().to_owned(), Some(made))
+                stale::remove(&std::env::temp_dir());
+                let (made, lock) = temporary(prefix)?;
+                (made.path().to_owned(), Some(made), lock)
             }
         };
-        check_name(&dir)?;
-        private(&dir)?;
-        let lock = lock(&dir)?;
         let policy = dir.join("policy");
         Ok(Self {
             dir,
@@ -210,8 +214,29 @@ fn private(dir: &Path) -> Result<(), Failure> {
         .map_err(|why| failed(&why))
 }
 
+/// A new directory that no other start takes for a stale one.
+fn temporary(prefix: &str) -> Result<(tempfile::TempDir, OwnedFd), Failure> {
+    loop {
+        let made = tempfile::Builder::new()
+            .prefix(prefix)
+            .rand_bytes(stale::RANDOM)
+            .tempdir();
+        let made = made.map_err(|why| Failure::local("cannot make a temporary directory", why))?;
+        check_name(made.path())?;
+        private(made.path())?;
+        // Another start may have looked between its making and its locking.
+        match lock(made.path()) {
+            Ok(lock) if stale::is_lock_of(made.path(), &lock) => return Ok((made, lock)),
+            Err(failure) if made.path().is_dir() && failure.code != exit::USAGE => {
+                return Err(failure);
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 fn lock(dir: &Path) -> Result<OwnedFd, Failure> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK);
     let file = std::fs::OpenOptions::new()
         .create(true)
         .append(true)

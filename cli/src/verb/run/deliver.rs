@@ -23,6 +23,9 @@ pub(super) fn deliver(
     reason: Option<&str>,
 ) -> Result<String, Failure> {
     let now = clock::wall();
+    prepared
+        .kept
+        .push(Kept::new(wanted.clone(), reason.map(str::to_owned), &one));
     let life = one
         .life
         .map_or_else(|| span(now, one.expires_at), |life| life.to_string());
@@ -58,9 +61,6 @@ pub(super) fn deliver(
                 .environment
                 .set(&wanted.name, path.as_os_str().as_bytes());
             let word = one.word();
-            prepared
-                .kept
-                .push(Kept::new(wanted.clone(), reason.map(str::to_owned), &one));
             Ok(format!("{life} {word}, file rewritten every {every}"))
         }
     }

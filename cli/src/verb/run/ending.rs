@@ -32,11 +32,14 @@ pub struct Report {
     pub task: Option<TaskId>,
     receipt: Option<String>,
     exit: u8,
+    /// Which exit code it is: how the command ended, or what kept it from that.
     cause: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     child_exit: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     child_signal: Option<u8>,
+    /// Why the task ended, in the words of its receipt and of the audit log: `released` when its
+    /// command ended and we asked for it. Absent while nobody knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     task_cause: Option<String>,
     issued: usize,
@@ -80,6 +83,7 @@ impl Report {
         self.listed = completed.listed;
         self.listed_until = completed.listed_until.map(|at| at.to_string());
         self.wiped = completed.wiped;
+        self.task_cause = cause_of(completed);
         self.receipt_document.clone_from(&completed.receipt);
     }
 }
@@ -110,28 +114,35 @@ pub async fn complete(agent: &Peer, task: TaskId, ended: &Ended, report: &mut Re
             ended.issued == 0
         }
     };
-    let before = ended
-        .before
-        .clone()
-        .or_else(|| answer.as_ref().ok().and_then(ended_by_others));
+    let before = ended.before.clone().or_else(|| {
+        report
+            .task_cause
+            .clone()
+            .filter(|cause| is_by_others(cause))
+    });
     if let (Some(cause), None) = (&before, &ended.before) {
         to_stderr(&format!(
             "ephor: revoked: task {} had been ended ({cause}) while the command ran.\n",
             task.short()
         ));
     }
-    report.task_cause = before;
-    let (code, cause) = code(ended.exit, report.task_cause.is_some(), proven);
+    let revoked = before.is_some();
+    report.task_cause = report.task_cause.take().or(before);
+    let (code, cause) = code(ended.exit, revoked, proven);
     report.cause = cause;
     code
 }
 
-/// The task's cause in its receipt, when it is not that its command ended.
-fn ended_by_others(completed: &Completed) -> Option<String> {
+/// The task's cause in its receipt.
+fn cause_of(completed: &Completed) -> Option<String> {
     let leaf = completed.receipt.as_ref()?.get("leaf")?.as_str()?;
     let event: serde_json::Value = serde_json::from_str(leaf).ok()?;
-    let cause = event.get("cause")?.as_str()?;
-    (!["exited", "released"].contains(&cause)).then(|| cause.to_owned())
+    event.get("cause")?.as_str().map(str::to_owned)
+}
+
+/// Whether a cause is not that the task's own command ended.
+fn is_by_others(cause: &str) -> bool {
+    !["exited", "released"].contains(&cause)
 }
 
 fn code(exit: Exit, revoked: bool, proven: bool) -> (u8, &'static str) {
@@ -262,10 +273,10 @@ mod tests {
     #[test]
     fn a_receipt_tells_who_ended_the_task() {
         for (cause, expected) in [
-            ("revoked", Some("revoked")),
-            ("deadline", Some("deadline")),
-            ("released", None),
-            ("exited", None),
+            ("revoked", true),
+            ("deadline", true),
+            ("released", false),
+            ("exited", false),
         ] {
             let leaf = serde_json::json!({ "cause": cause }).to_string();
             let receipt = Some(serde_json::json!({ "leaf": leaf }));
@@ -273,9 +284,10 @@ mod tests {
                 receipt,
                 ..completed(0, 1, true)
             };
-            assert_eq!(ended_by_others(&answer).as_deref(), expected);
+            assert_eq!(cause_of(&answer).as_deref(), Some(cause));
+            assert_eq!(is_by_others(cause), expected);
         }
-        assert_eq!(ended_by_others(&completed(0, 1, false)), None);
+        assert_eq!(cause_of(&completed(0, 1, false)), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ephor_crypto::Secret;
 use ephor_proto::http::agent::{Credential, CredentialRequest, Credentials, Parameters};
+use ephor_proto::id::CredentialId;
 use ephor_proto::time::UnixMillis;
 use ephor_proto::ttl::Ttl;
 
@@ -13,6 +14,8 @@ use crate::exit::Failure;
 
 /// One credential, taken out of the answer.
 pub struct Fetched {
+    /// Its id, which renewals keep.
+    pub id: CredentialId,
     /// Its kind on the wire.
     pub kind: String,
     /// The secret.
@@ -102,6 +105,7 @@ fn taken(wanted: &Wanted, one: Credential) -> Result<Fetched, Failure> {
     let token = Secret::from_string(token);
     Ok(Fetched {
         life,
+        id: one.id,
         kind: one.kind,
         token,
         expires_at: one.expires_at,
@@ -123,7 +127,6 @@ fn life(token: &str) -> Option<Ttl> {
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
-    use ephor_proto::id::CredentialId;
 
     fn wanted(cred: &str) -> Wanted {
         Wanted {

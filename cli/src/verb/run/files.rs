@@ -116,6 +116,11 @@ impl TaskDir {
         }
     }
 
+    /// Removes one file; that it is gone already is as good.
+    pub fn remove(&self, name: &str) {
+        let _ = unlinkat(&self.dir, name, AtFlags::empty());
+    }
+
     fn write_new(&self, name: &str, bytes: &[u8]) -> rustix::io::Result<()> {
         match unlinkat(&self.dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -206,6 +211,9 @@ mod tests {
             std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
             1
         );
+        dir.remove("TOKEN");
+        dir.remove("TOKEN");
+        assert!(!path.exists());
         drop(dir);
         assert_eq!(std::fs::read_dir(top.path()).unwrap().count(), 0);
     }

@@ -1,11 +1,14 @@
 //! While the command runs: files are rewritten when newer tokens are there, and somebody
-//! looks now and then whether the task was ended from outside.
+//! looks now and then whether the task, or a credential of it, was ended from outside. The file
+//! of what is dead goes at once, and no other credential is fetched in its place: who revoked it
+//! meant it.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
+use ephor_proto::cred::As;
 use ephor_proto::http::agent::Task;
-use ephor_proto::id::TaskId;
+use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::problem::Code;
 use ephor_proto::time::UnixMillis;
 
@@ -16,19 +19,20 @@ use crate::clock;
 use crate::cred::Wanted;
 use crate::exit::Failure;
 use crate::show::to_stderr;
-use crate::words::time_of_day;
+use crate::words::{plural, time_of_day};
 
-/// Longest sleep: a suspend stops timers, not expiries.
-const SLEEP_MAX: Duration = Duration::from_secs(15);
+/// Longest sleep: a suspend stops timers, not expiries, and nobody tells us of a revocation.
+const SLEEP_MAX: Duration = Duration::from_secs(3);
 /// Shortest sleep, so that a wrong clock makes no busy loop.
 const SLEEP_MIN: Duration = Duration::from_millis(200);
 /// After a failed renewal.
 const RETRY_MILLIS: u64 = 5_000;
 
-/// A file to be rewritten.
+/// What the command was given; its file, where it has one, is kept fresh.
 pub struct Kept {
     wanted: Wanted,
     reason: Option<String>,
+    id: CredentialId,
     refresh_at: UnixMillis,
     expires_at: UnixMillis,
     failing: bool,
@@ -40,10 +44,15 @@ impl Kept {
         Self {
             wanted,
             reason,
+            id: one.id,
             refresh_at: one.refresh_at,
             expires_at: one.expires_at,
             failing: false,
         }
+    }
+
+    fn is_file(&self) -> bool {
+        self.wanted.cred.delivery() == As::File
     }
 }
 
@@ -52,18 +61,18 @@ pub struct Keeper<'a> {
     agent: &'a Peer,
     task: TaskId,
     dir: Option<&'a TaskDir>,
-    files: Vec<Kept>,
+    kept: Vec<Kept>,
     ended: Option<String>,
 }
 
 impl<'a> Keeper<'a> {
     /// Of one task.
-    pub fn new(agent: &'a Peer, task: TaskId, dir: Option<&'a TaskDir>, files: Vec<Kept>) -> Self {
+    pub fn new(agent: &'a Peer, task: TaskId, dir: Option<&'a TaskDir>, kept: Vec<Kept>) -> Self {
         Self {
             agent,
             task,
             dir,
-            files,
+            kept,
             ended: None,
         }
     }
@@ -88,8 +97,9 @@ impl<'a> Keeper<'a> {
     fn until_next(&self) -> Duration {
         let now = clock::wall();
         let next = self
-            .files
+            .kept
             .iter()
+            .filter(|kept| kept.is_file())
             .map(|kept| kept.refresh_at.millis_since(now))
             .min();
         let next = next.map_or(SLEEP_MAX, Duration::from_millis);
@@ -97,33 +107,72 @@ impl<'a> Keeper<'a> {
     }
 
     async fn look(&mut self) {
-        if let Some(cause) = ended(self.agent, self.task).await {
-            self.end(cause);
+        match seen(self.agent, self.task).await {
+            Seen::Ended(cause) => self.end(cause),
+            Seen::Open { revoked } => self.drop_revoked(&revoked),
+            Seen::Unknown => {}
         }
     }
 
     fn end(&mut self, cause: String) {
+        let files = self.kept.iter().filter(|kept| kept.is_file()).count();
+        for kept in std::mem::take(&mut self.kept) {
+            self.remove_file(&kept);
+        }
+        let removed = match files {
+            0 => String::new(),
+            some => format!("; {} removed", plural(some, "file")),
+        };
         to_stderr(&format!(
-            "ephor: revoked: task {} was ended ({cause}); what the command was given is refused from now on.\n",
+            "ephor: revoked: task {} was ended ({cause}); what the command was given is refused from now on{removed}.\n",
             self.task.short()
         ));
         self.ended = Some(cause);
     }
 
+    fn drop_revoked(&mut self, revoked: &[CredentialId]) {
+        let kept = std::mem::take(&mut self.kept).into_iter();
+        let (dead, live): (Vec<_>, Vec<_>) = kept.partition(|kept| revoked.contains(&kept.id));
+        self.kept = live;
+        for one in &dead {
+            self.remove_file(one);
+            let removed = if one.is_file() { "; file removed" } else { "" };
+            to_stderr(&format!(
+                "ephor: revoked: {} ({}) is refused from now on{removed}.\n       \
+                 For another one, start the command again.\n",
+                one.wanted.name,
+                one.wanted.what()
+            ));
+        }
+    }
+
+    fn remove_file(&self, kept: &Kept) {
+        if let Some(dir) = self.dir.filter(|_| kept.is_file()) {
+            dir.remove(&kept.wanted.name);
+        }
+    }
+
     async fn rewrite(&mut self) {
         let now = clock::wall();
-        let mut files = std::mem::take(&mut self.files);
-        for kept in files.iter_mut().filter(|kept| kept.refresh_at <= now) {
-            if self.ended.is_some() {
-                break;
-            }
-            match self.renew(kept).await {
-                Ok(()) => kept.failing = false,
-                Err(failure) if failure.is(Code::TaskEnded) => self.end("revoked".to_owned()),
-                Err(failure) => kept.failed(&failure),
+        let mut kept = std::mem::take(&mut self.kept);
+        let mut is_over = false;
+        for one in kept
+            .iter_mut()
+            .filter(|one| one.is_file() && one.refresh_at <= now)
+        {
+            match self.renew(one).await {
+                Ok(()) => one.failing = false,
+                Err(failure) if failure.is(Code::TaskEnded) => {
+                    is_over = true;
+                    break;
+                }
+                Err(failure) => one.failed(&failure),
             }
         }
-        self.files = files;
+        self.kept = kept;
+        if is_over {
+            self.end("revoked".to_owned());
+        }
     }
 
     async fn renew(&self, kept: &mut Kept) -> Result<(), Failure> {
@@ -131,6 +180,7 @@ impl<'a> Keeper<'a> {
         if let Some(dir) = self.dir {
             dir.write(&kept.wanted.name, one.token.expose())?;
         }
+        kept.id = one.id;
         kept.refresh_at = one.refresh_at;
         kept.expires_at = one.expires_at;
         Ok(())
@@ -151,16 +201,27 @@ impl Kept {
     }
 }
 
-/// Why our task has ended, if it has; an agent that is away says nothing about that.
-async fn ended(agent: &Peer, own: TaskId) -> Option<String> {
+/// What the agent says of our task.
+enum Seen {
+    /// It is open; these of it were revoked.
+    Open { revoked: Vec<CredentialId> },
+    /// It has ended, and why.
+    Ended(String),
+    /// An agent that is away says nothing about that.
+    Unknown,
+}
+
+async fn seen(agent: &Peer, own: TaskId) -> Seen {
     match agent.read::<Task>("/v1/task").await {
-        Ok(task) if task.task == own && task.state == "open" => None,
-        Ok(task) if task.task == own => Some(task.cause.unwrap_or(task.state)),
+        Ok(task) if task.task == own && task.state == "open" => Seen::Open {
+            revoked: task.revoked,
+        },
+        Ok(task) if task.task == own => Seen::Ended(task.cause.unwrap_or(task.state)),
         // Found by another rule, or not at all: ours is no longer there.
-        Ok(_) => Some("revoked".to_owned()),
+        Ok(_) => Seen::Ended("revoked".to_owned()),
         Err(failure) if failure.is(Code::TaskEnded) || failure.is(Code::NotFound) => {
-            Some("revoked".to_owned())
+            Seen::Ended("revoked".to_owned())
         }
-        Err(_) => None,
+        Err(_) => Seen::Unknown,
     }
 }

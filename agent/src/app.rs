@@ -25,7 +25,7 @@ use crate::journal::{Journal, Unfinished};
 use crate::limits;
 use crate::prove::Receipts;
 use crate::surface::api::Api;
-use crate::surface::listener;
+use crate::surface::listener::{self, Threads};
 use crate::surface::quota::Quota;
 use crate::tasks::Tasks;
 use crate::uplink::checkpoint::Highest;
@@ -333,10 +333,13 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> Result<(), StartE
     // Bound before anything of the broker's is asked for: a second agent must not take over.
     let socket =
         listener::bind(&config.socket).map_err(|error| StartError::Config(error.to_string()))?;
+    let threads = Threads::start(&tasks)
+        .map_err(|error| StartError::Host(format!("starting threads: {error}")))?;
     let agent = Agent::start(parts)?;
+    let api = Arc::new(Api(Arc::clone(&agent)));
     tasks.spawn_vital(
         "surface.listener",
-        listener::run(socket, Arc::new(Api(Arc::clone(&agent))), tasks.clone()),
+        listener::run(socket, api, tasks.clone(), threads),
     );
     if let Some(path) = ready_file {
         write_ready(path, &config.socket)

@@ -2,12 +2,14 @@
 //! panics unheard: this module is the only one that spawns.
 
 use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,13 +36,42 @@ impl Tasks {
 
     /// Runs a task. A panic in it is logged and ends only this task.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.start(name, task, false);
+        self.tracker.spawn(self.member(name, task, false));
+    }
+
+    /// A thread with a runtime of its own, for [`Self::spawn_on`]; it ends with the group.
+    ///
+    /// # Errors
+    /// When the system has no thread or descriptor left.
+    pub fn thread(&self, name: String) -> io::Result<Handle> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (handle, group) = (runtime.handle().clone(), self.clone());
+        let whole = async move {
+            group.stop.cancelled().await;
+            group.tracker.wait().await;
+        };
+        let run = move || runtime.block_on(whole);
+        std::thread::Builder::new().name(name).spawn(run)?;
+        Ok(handle)
+    }
+
+    /// As [`Self::spawn`], on a thread of [`Self::thread`].
+    pub fn spawn_on(
+        &self,
+        thread: &Handle,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.tracker
+            .spawn_on(self.member(name, task, false), thread);
     }
 
     /// Runs a task without which the agent is of no use: a panic in it stops the whole group,
     /// and [`Self::failed`] says why.
     pub fn spawn_vital(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.start(name, task, true);
+        self.tracker.spawn(self.member(name, task, true));
     }
 
     /// Runs blocking work of this group on the runtime's blocking threads.
@@ -77,14 +108,14 @@ impl Tasks {
             .is_ok()
     }
 
-    fn start(
+    fn member(
         &self,
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
         vital: bool,
-    ) {
+    ) -> impl Future<Output = ()> + Send + 'static {
         let (group, mut task): (Self, Pin<Box<_>>) = (self.clone(), Box::pin(task));
-        self.tracker.spawn(std::future::poll_fn(move |context| {
+        std::future::poll_fn(move |context| {
             // The future is dropped right after a panic and never polled again.
             match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))) {
                 Ok(poll) => poll,
@@ -93,7 +124,7 @@ impl Tasks {
                     Poll::Ready(())
                 }
             }
-        }));
+        })
     }
 
     fn panicked(&self, name: &'static str, vital: bool) {

@@ -9,7 +9,7 @@ mod clock; //     the only place that reads a clock
 mod fixture; //   broker and agent under test
 mod host; //      CPU, memory and run queue, from /proc
 mod measure; //   closed loop, open loop, histograms
-mod raw;
+mod raw; //       a client that costs the machine little
 mod scenario; //  what is measured
 mod workers; //   client processes with tasks of their own
 
@@ -39,7 +39,7 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::Holder { socket } => runtime
             .block_on(scenario::exit::hold(&socket))
             .map(|()| true),
-        args::What::Worker { socket } => workers::work(&socket).map(|()| true),
+        args::What::Worker { socket } => runtime.block_on(workers::work(&socket)).map(|()| true),
         args::What::Run(run) => runtime.block_on(scenario::run_all(run)),
     }
 }

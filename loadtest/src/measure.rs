@@ -10,8 +10,9 @@ use hdrhistogram::Histogram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
+use tokio::task::LocalSet;
 
-use crate::client::Call;
+use crate::client::{Call, Connection};
 use crate::clock::Moment;
 use crate::host;
 use crate::raw::Raw;
@@ -61,27 +62,48 @@ impl Collector {
     }
 }
 
-/// Calls a second, each of `connections` waiting for its answer before the next call.
-pub fn closed_loop(
+/// Calls a second, each of `connections` waiting for its answer before the next call; through an
+/// HTTP library, as applications do.
+pub async fn closed_loop(
     socket: &Path,
     connections: usize,
     length: Duration,
     call: &Call,
 ) -> anyhow::Result<f64> {
+    let local = LocalSet::new();
+    let mut workers = Vec::new();
+    for _ in 0..connections {
+        workers.push(Connection::unix(socket).await?);
+    }
     let start = Moment::now();
     let end = start.after(length);
-    let mut done = 0_u64;
-    drive(
-        socket,
-        connections,
-        call,
-        |_, now| (now < end).then_some(now),
-        |_| done += 1,
-    )?;
+    let running: Vec<_> = workers
+        .into_iter()
+        .map(|mut connection| {
+            let call = call.clone();
+            local.spawn_local(async move {
+                let mut done = 0_u64;
+                while Moment::now() < end {
+                    connection.call(&call).await?;
+                    done += 1;
+                }
+                anyhow::Ok(done)
+            })
+        })
+        .collect();
+    let mut done = 0;
+    local
+        .run_until(async {
+            for worker in running {
+                done += worker.await??;
+            }
+            anyhow::Ok(())
+        })
+        .await?;
     Ok(done as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Latencies at `rate` calls a second over `connections`.
+/// Latencies at `rate` calls a second over `connections`; by a client that can hold that rate.
 pub fn open_loop(
     socket: &Path,
     connections: usize,
@@ -97,7 +119,7 @@ pub fn open_loop(
         socket,
         connections,
         call,
-        |number, _| (number < total).then(|| start.after(gap.mul_f64(number as f64))),
+        |number| (number < total).then(|| start.after(gap.mul_f64(number as f64))),
         |due| collector.add(due.elapsed()),
     )?;
     Ok(collector.latency())
@@ -109,12 +131,12 @@ fn drive(
     socket: &Path,
     connections: usize,
     call: &Call,
-    due: impl Fn(u64, Moment) -> Option<Moment>,
+    due: impl Fn(u64) -> Option<Moment>,
     mut answered: impl FnMut(Moment),
 ) -> anyhow::Result<()> {
     let request = call.to_bytes();
     let mut idle = (0..connections)
-        .map(|_| Raw::connect(socket, true))
+        .map(|_| Raw::connect(socket))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let mut busy: Vec<(Raw, Moment)> = Vec::with_capacity(connections);
     let mut number = 0;
@@ -122,7 +144,7 @@ fn drive(
         let mut wait = None;
         while !idle.is_empty() {
             let now = Moment::now();
-            let Some(next) = due(number, now) else { break };
+            let Some(next) = due(number) else { break };
             if next > now {
                 wait = Some(next.since(now));
                 break;

@@ -21,23 +21,16 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Connects; [`Self::receive`] then waits for bytes, or not if `nonblocking`.
-    pub fn connect(socket: &Path, nonblocking: bool) -> anyhow::Result<Self> {
+    /// Connects.
+    pub fn connect(socket: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
-        stream.set_nonblocking(nonblocking)?;
+        stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
             buffer: vec![0; ROOM],
             filled: 0,
             whole: None,
         })
-    }
-
-    /// One exchange on a blocking connection.
-    pub fn call(&mut self, request: &[u8]) -> anyhow::Result<()> {
-        self.send(request)?;
-        while !self.receive()? {}
-        Ok(())
     }
 
     /// Sends a request; it is far smaller than the socket's buffer.

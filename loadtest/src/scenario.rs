@@ -112,7 +112,7 @@ pub async fn run_all(run: Run) -> anyhow::Result<bool> {
 }
 
 /// Alternates closed-loop runs of ours and bare.
-pub fn alternate(
+pub async fn alternate(
     run: &Run,
     fixture: &Fixture,
     bare: &Bare,
@@ -125,10 +125,10 @@ pub fn alternate(
     let mut spent = (Duration::ZERO, Duration::ZERO);
     for round in 0..run.rounds {
         let before = (host::cpu(fixture.agent), host::cpu(fixture.broker));
-        ours.push(closed_loop(&socket, connections, length, call)?);
+        ours.push(closed_loop(&socket, connections, length, call).await?);
         spent.0 += host::cpu(fixture.agent).saturating_sub(before.0);
         spent.1 += host::cpu(fixture.broker).saturating_sub(before.1);
-        twins.push(closed_loop(&bare.socket, connections, length, call)?);
+        twins.push(closed_loop(&bare.socket, connections, length, call).await?);
         host::say(&format!(
             "round {round}: ours {:.0}/s, bare {:.0}/s",
             last(&ours),

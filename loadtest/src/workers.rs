@@ -12,9 +12,9 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::client::Connection;
 use crate::clock::Moment;
 use crate::host;
-use crate::raw::Raw;
 use crate::scenario::cold::cold_call;
 
 /// Most that one task may hold at the agent is 256.
@@ -84,16 +84,15 @@ impl Worker {
 }
 
 /// One worker: the process behind `__worker`.
-pub fn work(socket: &Path) -> anyhow::Result<()> {
-    let calls: Vec<_> = (0..CALLS_EACH)
-        .map(|number| cold_call(&format!("cold {number}")).to_bytes())
-        .collect();
-    let mut connection = Raw::connect(socket, false)?;
+pub async fn work(socket: &Path) -> anyhow::Result<()> {
+    let mut connection = Connection::unix(socket).await?;
     host::print("connected")?;
-    for word in std::io::stdin().lines() {
-        word?;
-        for call in &calls {
-            connection.call(call)?;
+    let mut words = BufReader::new(tokio::io::stdin()).lines();
+    while words.next_line().await?.is_some() {
+        for number in 0..CALLS_EACH {
+            connection
+                .call(&cold_call(&format!("cold {number}")))
+                .await?;
         }
         host::print("done")?;
     }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits;
@@ -177,8 +179,36 @@ impl Activity {
     }
 }
 
+/// The threads that connections are served on, in turn.
+///
+/// All of a cached fetch then happens on one thread: nothing is handed from one to another, and
+/// none is woken but by the kernel.
+pub struct Threads(Vec<Handle>);
+
+impl Threads {
+    /// One for every two cores, within a limit: the other half is for those who ask, and a thread
+    /// that has nothing to do but be woken costs more than it brings.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn start(tasks: &Tasks) -> io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        (0..(cores / 2).clamp(1, limits::SURFACE_THREADS))
+            .map(|number| tasks.thread(format!("surface-{number}")))
+            .collect::<io::Result<_>>()
+            .map(Self)
+    }
+
+    /// The one that this runs on.
+    #[must_use]
+    pub fn this() -> Self {
+        Self(vec![Handle::current()])
+    }
+}
+
 /// Accepts until told to stop, then drains.
-pub async fn run<S: Serve>(listener: UnixListener, serve: Arc<S>, tasks: Tasks) {
+pub async fn run<S: Serve>(listener: UnixListener, serve: Arc<S>, tasks: Tasks, threads: Threads) {
+    let mut threads = threads.0.iter().cycle();
     let stop = tasks.stop().clone();
     let quota = Quota::new(limits::CONNECTIONS_PER_UID, limits::CONNECTIONS);
     loop {
@@ -204,10 +234,16 @@ pub async fn run<S: Serve>(listener: UnixListener, serve: Arc<S>, tasks: Tasks) 
             let _ = stream.try_write(&serve.too_many());
             continue;
         };
+        let (Some(thread), Ok(stream)) = (threads.next(), stream.into_std()) else {
+            continue;
+        };
         let (serve, drain) = (Arc::clone(&serve), stop.child_token());
-        tasks.spawn("surface.connection", async move {
+        tasks.spawn_on(thread, "surface.connection", async move {
             let _place = place;
-            watched(serve, stream, drain).await;
+            match UnixStream::from_std(stream) {
+                Ok(stream) => watched(serve, stream, drain).await,
+                Err(error) => tracing::warn!(%error, "a connection could not be watched"),
+            }
         });
     }
 }
@@ -306,7 +342,10 @@ mod tests {
     async fn start(dir: &Path) -> (PathBuf, Tasks) {
         let (path, tasks) = (dir.join("s"), Tasks::new());
         let listener = bind(&path).unwrap();
-        tasks.spawn("listener", run(listener, Arc::new(Echo), tasks.clone()));
+        tasks.spawn(
+            "listener",
+            run(listener, Arc::new(Echo), tasks.clone(), Threads::this()),
+        );
         (path, tasks)
     }
 

@@ -8,7 +8,7 @@ use ephor_agent::app::{Agent, Parts};
 use ephor_agent::attest::Mode;
 use ephor_agent::clock::SystemClock;
 use ephor_agent::surface::api::Api;
-use ephor_agent::surface::listener;
+use ephor_agent::surface::listener::{self, Threads};
 use ephor_agent::tasks::Tasks;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,9 +76,13 @@ impl World {
         let agent = Agent::start(parts).unwrap();
         let socket = dir.path().join("s");
         let listening = listener::bind(&socket).unwrap();
+        let (api, threads) = (
+            Arc::new(Api(Arc::clone(&agent))),
+            Threads::start(&tasks).unwrap(),
+        );
         tasks.spawn(
             "listener",
-            listener::run(listening, Arc::new(Api(Arc::clone(&agent))), tasks.clone()),
+            listener::run(listening, api, tasks.clone(), threads),
         );
         Self {
             broker,

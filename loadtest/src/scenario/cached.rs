@@ -17,7 +17,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
     let fixture = Fixture::start(&run.ephor).await?;
     let bare = Bare::start(false).await?;
     let call = Call::get("/v1/token?audience=load");
-    let rates = alternate(run, &fixture, &bare, CONNECTIONS, &call)?;
+    let rates = alternate(run, &fixture, &bare, CONNECTIONS, &call).await?;
     let rate = median(rates.bare.clone()) / 2.0;
     let length = Duration::from_secs(run.seconds);
     let (mut latencies, mut twins) = (Vec::new(), Vec::new());

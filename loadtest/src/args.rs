@@ -62,7 +62,7 @@ pub struct Run {
     /// Tasks a second of the scenario `exit`
     #[arg(long, default_value_t = 20)]
     pub task_rate: u64,
-    /// Live credentials at the broker in the scenario `memory`; one agent holds at most 65 536
-    #[arg(long, default_value_t = 60_000)]
+    /// Live credentials at the broker in the scenario `memory`
+    #[arg(long, default_value_t = 100_000)]
     pub live: usize,
 }

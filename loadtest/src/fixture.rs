@@ -21,7 +21,7 @@ const BARE_START_MAX: Duration = Duration::from_secs(5);
 /// A running `ephor dev`.
 pub struct Fixture {
     dev: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     environment: HashMap<String, String>,
     /// Process id of the broker.
     pub broker: u32,
@@ -58,7 +58,7 @@ impl Fixture {
             broker: child_of(pid, "__broker")?,
             agent: child_of(pid, "__agent")?,
             dev,
-            _dir: dir,
+            dir,
             environment,
             tls,
         })
@@ -67,6 +67,40 @@ impl Fixture {
     /// The agent's socket.
     pub fn socket(&self) -> anyhow::Result<PathBuf> {
         value(&self.environment, "EPHOR_SOCKET").map(PathBuf::from)
+    }
+
+    /// Joins one more host, and runs its agent.
+    pub async fn another_host(&self, ephor: &Path, name: &str) -> anyhow::Result<Host> {
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir(&dir)?;
+        let (token, socket) = (dir.join("token"), dir.join("s"));
+        let mut invite = Command::new(ephor);
+        invite
+            .args(["host", "invite", name, "--token-file"])
+            .arg(&token)
+            .env(
+                "EPHOR_ADMIN_SOCKET",
+                value(&self.environment, "EPHOR_ADMIN_SOCKET")?,
+            )
+            .stdout(Stdio::null());
+        done("ephor host invite", &mut invite).await?;
+        let agent = |verb: &str| {
+            let mut agent = Command::new(ephor);
+            agent.args(["__agent", verb, "--host", name, "--state-dir"]);
+            agent.arg(dir.join("state")).stderr(Stdio::null());
+            agent
+        };
+        let mut join = agent("join");
+        join.args(["--broker", value(&self.environment, "EPHOR_BROKER_URL")?]);
+        join.arg("--token-file").arg(&token).stdout(Stdio::null());
+        done("ephor-agent join", &mut join).await?;
+        let mut run = agent("run");
+        run.arg("--socket").arg(&socket).kill_on_drop(true);
+        let _agent = run.spawn()?;
+        listening(&socket, START_MAX)
+            .await
+            .context(format!("the agent of {name}"))?;
+        Ok(Host { _agent, socket })
     }
 
     /// A connection to the broker's HTTPS listener.
@@ -100,6 +134,13 @@ impl Fixture {
     }
 }
 
+/// One more host's agent.
+pub struct Host {
+    _agent: Child,
+    /// Where it listens.
+    pub socket: PathBuf,
+}
+
 /// A bare server of this binary, for comparison.
 pub struct Bare {
     _server: Child,
@@ -119,20 +160,33 @@ impl Bare {
             command.arg("--sign");
         }
         let server = command.spawn()?;
-        let listening = async {
-            while tokio::net::UnixStream::connect(&socket).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(BARE_START_MAX, listening)
+        listening(&socket, BARE_START_MAX)
             .await
-            .context("the bare server did not listen")?;
+            .context("the bare server")?;
         Ok(Self {
             _server: server,
             _dir: dir,
             socket,
         })
     }
+}
+
+async fn listening(socket: &Path, most: Duration) -> anyhow::Result<()> {
+    let connected = async {
+        while tokio::net::UnixStream::connect(socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let connected = tokio::time::timeout(most, connected).await;
+    connected.context("it did not listen in time")
+}
+
+async fn done(what: &str, command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().await.context(what.to_owned())?;
+    if !status.success() {
+        bail!("{what} ended with {status}");
+    }
+    Ok(())
 }
 
 fn value<'a>(environment: &'a HashMap<String, String>, name: &str) -> anyhow::Result<&'a str> {

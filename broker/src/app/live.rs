@@ -18,7 +18,7 @@ use ephor_crypto::x509::csr;
 use ephor_proto::grpc::v1::enrolment_client::EnrolmentClient;
 use ephor_proto::grpc::v1::uplink_client::UplinkClient;
 use ephor_proto::grpc::{PROBLEM_METADATA, VERSION, v1};
-use ephor_proto::id::InstanceId;
+use ephor_proto::id::{InstanceId, RequestId};
 use ephor_proto::problem::{Code, Problem};
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
@@ -41,10 +41,14 @@ struct Live {
 
 impl Live {
     async fn start() -> Self {
+        Self::with_policy(super::tests::POLICY).await
+    }
+
+    async fn with_policy(policy: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("policy")).unwrap();
-        std::fs::write(at("policy/ephor.toml"), super::tests::POLICY).unwrap();
+        std::fs::write(at("policy/ephor.toml"), policy).unwrap();
         let text = format!(
             "state_dir = {:?}\npolicy_dir = {:?}\nadmin_socket = {:?}\nhttps_listen = '127.0.0.1:0'\nhttp_listen = '127.0.0.1:0'",
             at("state"),
@@ -228,6 +232,55 @@ async fn an_agent_joins_speaks_and_is_cut_off_by_a_ban() {
         live.admin("GET", "/v1/hosts", "")
             .await
             .contains(r#""state":"banned""#)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_requests_in_one_message_each_has_its_own_outcome() {
+    use ephor_proto::limits::MAX_ISSUE_BATCH;
+    use v1::issue_outcome::Outcome;
+    let policy = crate::issue::tests::harness::POLICY.replace("prod.example", "test.example");
+    let live = Live::with_policy(&policy).await;
+    let certificate = live.join("web-1").await;
+    let mut uplink = UplinkClient::new(live.channel(Some(certificate)).await.unwrap());
+    let batch = |requests| v1::IssueBatch {
+        instance_id: instance(),
+        requests,
+    };
+    let wire = crate::request::tests::wire;
+    assert_eq!(
+        code(uplink.issue(batch(vec![wire()])).await),
+        Code::StaleInstance,
+        "of an instance that did not say hello"
+    );
+    uplink.hello(hello()).await.unwrap();
+    let numbered = |number: u8| v1::IssueRequest {
+        request_id: RequestId::from_parts(5, [number; 10]).to_bytes().to_vec(),
+        ..wire()
+    };
+    let malformed = v1::IssueRequest::default();
+    let requests = vec![numbered(1), malformed, numbered(2), numbered(1)];
+    let answer = uplink.issue(batch(requests)).await.unwrap().into_inner();
+    let outcomes: Vec<_> = answer
+        .outcomes
+        .into_iter()
+        .map(|outcome| match outcome.outcome.unwrap() {
+            Outcome::Issued(issued) => Ok(issued.credentials[0].id.clone()),
+            Outcome::Refused(json) => Err(serde_json::from_slice::<Problem>(&json).unwrap().code),
+        })
+        .collect();
+    assert_eq!(outcomes.len(), 4);
+    assert_eq!(outcomes[1], Err(Code::InvalidRequest));
+    assert!(outcomes[0].is_ok() && outcomes[2].is_ok(), "{outcomes:?}");
+    assert_eq!(
+        outcomes[0], outcomes[3],
+        "the same request id, the same credential"
+    );
+    assert_ne!(outcomes[0], outcomes[2]);
+    let too_many = vec![wire(); MAX_ISSUE_BATCH + 1];
+    assert_eq!(
+        code(uplink.issue(batch(too_many)).await),
+        Code::InvalidRequest
     );
 }
 

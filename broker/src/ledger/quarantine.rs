@@ -51,6 +51,13 @@ const OPEN_GRANTS: &str = "WHERE state = 'open' AND id IN (\
     UNION SELECT grants.id FROM task CROSS JOIN grants ON grants.task = task.id \
     WHERE task.state <> 'closed' AND grants.alone = 1)";
 
+/// The receipt of a task tells of a credential that was set aside by its events, so they must be found.
+const INDEX_WHAT_NO_CREDENTIAL_LEADS_TO: &str = "UPDATE leaf SET beside = 0 \
+    WHERE beside = 1 AND NOT EXISTS (\
+    SELECT 1 FROM credential JOIN request ON request.id = credential.request \
+    WHERE credential.task = leaf.task AND leaf.idx BETWEEN credential.leaf \
+    AND credential.leaf + 1 + length(request.credentials) / 16)";
+
 struct Bad {
     /// Key and second column, as stored.
     key: (Value, Value),
@@ -65,7 +72,11 @@ pub(super) fn sweep(connection: &mut Connection, now: UnixMillis) -> rusqlite::R
     let mut aside = 0;
     aside += table::<TaskRow>(&transaction, "WHERE state <> 'closed'", now)?;
     aside += table::<GrantRow>(&transaction, OPEN_GRANTS, now)?;
-    aside += table::<CredentialRow>(&transaction, "WHERE listed = 1", now)?;
+    let credentials = table::<CredentialRow>(&transaction, "WHERE listed = 1", now)?;
+    if credentials > 0 {
+        transaction.execute(INDEX_WHAT_NO_CREDENTIAL_LEADS_TO, [])?;
+    }
+    aside += credentials;
     aside += table::<HostRow>(&transaction, "", now)?;
     aside += table::<JoinTokenRow>(&transaction, "", now)?;
     aside += table::<KeyRow>(&transaction, "", now)?;

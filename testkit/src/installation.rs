@@ -4,6 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub const TOKEN_SECONDS: u64 = 600;
 /// How long both daemons may take to work with each other again.
 pub const SETTLE: Duration = Duration::from_secs(20);
 
+/// Where the brokers under test listen.
+const FIRST_PORT: u32 = 20_000;
+const PORTS: u32 = 12_000;
 /// The state of an established connection in `/proc/net/tcp`.
 const ESTABLISHED: &str = "01";
 
@@ -465,6 +469,17 @@ impl Installation {
 
 /// A free loopback port. Another process could take it before we do; then the start fails and
 /// says so.
+/// A port for a broker that comes back on it after every restart: below the range from which the
+/// kernel takes ports by itself, so that no connection of another test takes it meanwhile.
 fn free_port() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..PORTS {
+        let number = std::process::id() * 64 + TAKEN.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(FIRST_PORT + number % PORTS)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    anyhow::bail!("no port is free from {FIRST_PORT} on")
 }

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ephor_crypto::Secret;
 use ephor_proto::grpc::v1;
 use ephor_proto::limits::{MAX_ISSUE_BATCH, MAX_MESSAGE_BYTES};
 use prost::Message;
@@ -108,12 +109,14 @@ impl Drop for Carrier {
 }
 
 impl Answers {
-    /// Tells everybody; who has left is no news.
+    /// Tells everybody; what was for one who has left is wiped.
     pub(super) fn give(self, outcome: Result<Vec<Answer>, CallError>) {
         match outcome {
             Ok(outcomes) => {
                 for (waiting, outcome) in self.0.into_iter().zip(outcomes) {
-                    let _ = waiting.send(outcome);
+                    if let Err(Ok(unclaimed)) = waiting.send(outcome) {
+                        wipe(unclaimed);
+                    }
                 }
             }
             Err(error) => {
@@ -122,6 +125,13 @@ impl Answers {
                 }
             }
         }
+    }
+}
+
+/// The secrets are overwritten as they are dropped.
+fn wipe(unclaimed: v1::IssueResponse) {
+    for credential in unclaimed.credentials {
+        drop(Secret::from_string(credential.token));
     }
 }
 

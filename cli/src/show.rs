@@ -47,18 +47,6 @@ pub fn to_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// Whether standard output was closed when we were started. The language's runtime then puts a
-/// `/dev/null` of its own there, open for reading and writing, before any of our code runs. Some
-/// programs open theirs so, too: nobody reads what is written to it either way.
-pub fn stdout_is_closed() -> bool {
-    use rustix::fs::{OFlags, fcntl_getfl, fstat};
-    let out = std::io::stdout();
-    let device = |stat: rustix::fs::Stat| stat.st_rdev;
-    let null = rustix::fs::stat("/dev/null").map(device);
-    let is_null = fstat(&out).is_ok_and(|stat| stat.st_rdev != 0 && Ok(stat.st_rdev) == null);
-    is_null && fcntl_getfl(&out).is_ok_and(|flags| flags & OFlags::RWMODE == OFlags::RDWR)
-}
-
 fn write_out(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {

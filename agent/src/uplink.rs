@@ -114,6 +114,10 @@ impl Uplink {
     /// # Errors
     /// The broker's refusal, or `unreachable`.
     pub async fn issue(&self, request: v1::IssueRequest) -> Result<v1::IssueResponse, CallError> {
+        // At once, not after those whose call the same broken connection holds up.
+        if let away @ Link::Away { .. } = self.link() {
+            self.up(away)?;
+        }
         let (asked, answered) = Asked::new(request);
         if let Some(mut carrier) = self.together.add(asked) {
             let uplink = self.clone();
@@ -123,9 +127,16 @@ impl Uplink {
                 }
             });
         }
-        let broke =
-            |_| CallError::Broken(self.unreachable("the request broke inside the agent", 1));
-        answered.await.map_err(broke)?
+        // One deadline to wait for those before it, and one of its own; who gives up is not sent.
+        match tokio::time::timeout(2 * limits::REQUEST_DEADLINE, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_broke)) => Err(CallError::Broken(
+                self.unreachable("the request broke inside the agent", 1),
+            )),
+            Err(_elapsed) => Err(CallError::Broken(
+                self.unreachable("the broker did not answer in time", 1),
+            )),
+        }
     }
 
     async fn issue_all(

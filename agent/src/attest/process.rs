@@ -188,7 +188,12 @@ impl HeldProcess {
         };
         self.check_alive()?;
         match error {
-            Errno::ACCESS | Errno::PERM | Errno::NOENT => Ok(None),
+            // Not when the link can be followed, and only its file system keeps silent.
+            Errno::ACCESS | Errno::PERM | Errno::NOENT
+                if self.open_link("exe", OFlags::PATH)?.is_none() =>
+            {
+                Ok(None)
+            }
             error => Err(self.failed("exe", error)),
         }
     }

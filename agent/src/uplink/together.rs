@@ -175,7 +175,10 @@ mod tests {
         }
         let mut carrier = carriers.pop().unwrap();
         assert_eq!(carrier.next().unwrap().0.len(), MAX_ISSUE_BATCH);
-        assert_eq!(reasons(&carrier.next().unwrap().0), ["32"]);
+        assert_eq!(
+            reasons(&carrier.next().unwrap().0),
+            [MAX_ISSUE_BATCH.to_string()]
+        );
         assert!(carrier.next().is_none() && carrier.next().is_none());
         let (carrier, _answered) = add(&together, "next");
         assert!(carrier.is_some(), "the place of the one that ended is free");

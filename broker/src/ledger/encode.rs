@@ -66,6 +66,13 @@ impl Encoded {
 /// The leaves that are found through a credential: the task's opening, the decision, and one for
 /// each credential that is recorded with them.
 fn set_beside(leaves: &mut [Leaf], rows: &[Row]) {
+    // Rows that are made anew from the log have no request of theirs in the batch.
+    if !rows
+        .iter()
+        .any(|row| matches!(row, Row::Request(request) if request.version == 1))
+    {
+        return;
+    }
     let recorded = |row: &Row| match row {
         Row::Credential(row) if row.version == 1 => Some(row.task),
         _ => None,

@@ -53,10 +53,13 @@ const OPEN_GRANTS: &str = "WHERE state = 'open' AND id IN (\
 
 /// The receipt of a task tells of a credential that was set aside by its events, so they must be found.
 const INDEX_WHAT_NO_CREDENTIAL_LEADS_TO: &str = "UPDATE leaf SET beside = 0 \
-    WHERE beside = 1 AND NOT EXISTS (\
-    SELECT 1 FROM credential JOIN request ON request.id = credential.request \
-    WHERE credential.task = leaf.task AND leaf.idx BETWEEN credential.leaf \
-    AND credential.leaf + 1 + length(request.credentials) / 16)";
+    WHERE beside = 1 AND idx NOT IN (\
+    SELECT led.idx FROM credential AS c CROSS JOIN request ON request.id = c.request \
+    CROSS JOIN leaf AS led ON led.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
+    WHERE led.task = c.task)";
+/// And its grant, which ends with the task.
+const INDEX_GRANTS_THAT_NO_CREDENTIAL_LEADS_TO: &str = "UPDATE grants SET alone = 1 \
+    WHERE state = 'open' AND alone = 0 AND id NOT IN (SELECT grant_id FROM credential)";
 
 struct Bad {
     /// Key and second column, as stored.
@@ -75,6 +78,7 @@ pub(super) fn sweep(connection: &mut Connection, now: UnixMillis) -> rusqlite::R
     let credentials = table::<CredentialRow>(&transaction, "WHERE listed = 1", now)?;
     if credentials > 0 {
         transaction.execute(INDEX_WHAT_NO_CREDENTIAL_LEADS_TO, [])?;
+        transaction.execute(INDEX_GRANTS_THAT_NO_CREDENTIAL_LEADS_TO, [])?;
     }
     aside += credentials;
     aside += table::<HostRow>(&transaction, "", now)?;

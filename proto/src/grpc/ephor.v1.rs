@@ -176,7 +176,7 @@ pub struct WhoamiResponse {
     #[prost(string, tag = "2")]
     pub policy_version: ::prost::alloc::string::String,
 }
-/// At most 32 requests.
+/// At most 16 requests: so that the answers fit into one message, too.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IssueBatch {
     #[prost(bytes = "vec", tag = "1")]

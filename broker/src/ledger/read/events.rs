@@ -18,8 +18,8 @@ macro_rules! of_tasks {
             $before,
             "SELECT idx FROM leaf WHERE beside = 0 AND task IN (",
             $tasks,
-            ") UNION SELECT leaf.idx FROM credential AS c JOIN request ON request.id = c.request \
-             JOIN leaf ON leaf.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
+            ") UNION SELECT leaf.idx FROM credential AS c CROSS JOIN request ON request.id = c.request \
+             CROSS JOIN leaf ON leaf.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
              WHERE leaf.task = c.task AND c.task IN (",
             $tasks,
             ")",

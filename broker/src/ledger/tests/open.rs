@@ -224,6 +224,60 @@ fn a_row_that_cannot_be_read_is_set_aside_and_stays_listed() {
     assert_eq!(ledger.set_aside_at_open(), 0);
 }
 
+/// Several of one task, then the row that is made anew from the log: nothing of the task is lost.
+#[test]
+fn what_only_a_set_aside_credential_led_to_is_still_found() {
+    let store = Store::new();
+    let ledger = store.open();
+    let (first, opening) = issue(0);
+    commit(&ledger, opening).unwrap();
+    let task = first.task;
+    let mut rows = vec![first];
+    for index in 1..3 {
+        let (other, mut more) = issue(index);
+        more.rows.retain(|row| !matches!(row, Row::Task(_)));
+        for row in &mut more.rows {
+            match row {
+                Row::Credential(row) => row.task = task,
+                Row::Grant(row) => row.task = task,
+                _ => {}
+            }
+        }
+        for event in &mut more.events {
+            event.event.task = Some(task);
+        }
+        commit(&ledger, more).unwrap();
+        rows.push(CredentialRow { task, ..other });
+    }
+    let found = |ledger: &Ledger| {
+        let reader = ledger.reader();
+        let events = reader.events_of_task(task, 100).unwrap();
+        let indices: Vec<_> = events.iter().map(|event| event.index).collect();
+        (indices, reader.open_grants_of(task).unwrap().len())
+    };
+    let nine: Vec<u64> = (0..9).collect();
+    assert_eq!(found(&ledger), (nine.clone(), 3));
+    let sql = "UPDATE credential SET state = 'undead'";
+    assert_eq!(store.raw().execute(sql, []).unwrap(), 3);
+    ledger.shutdown();
+    let ledger = store.open();
+    assert_eq!(ledger.set_aside_at_open(), 3);
+    assert_eq!(found(&ledger), (nine.clone(), 3));
+    // As at the end of the task: rows made anew, with one event for each and no request.
+    let mut events = vec![
+        event("listed"),
+        event("listed"),
+        event("listed"),
+        event("receipt"),
+    ];
+    for event in &mut events {
+        event.task = Some(task);
+    }
+    let anew = rows.into_iter().map(Row::from).collect();
+    commit(&ledger, batch(anew, events)).unwrap();
+    assert_eq!(found(&ledger).0, (0..13).collect::<Vec<u64>>());
+}
+
 #[test]
 fn a_damaged_reserve_is_kept_beside_and_does_not_stop_the_start() {
     let store = Store::new();

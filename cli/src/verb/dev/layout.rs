@@ -48,6 +48,8 @@ impl Layout {
                 check_name(&dir)?;
                 private(&dir)?;
                 let lock = lock(&dir)?;
+                // One that a killed start left, and that is chosen now, is nobody's to remove.
+                let _ = std::fs::remove_file(dir.join(stale::TEMPORARY));
                 (dir, None, lock)
             }
             None => {
@@ -224,6 +226,8 @@ fn temporary(prefix: &str) -> Result<(tempfile::TempDir, OwnedFd), Failure> {
         let made = made.map_err(|why| Failure::local("cannot make a temporary directory", why))?;
         check_name(made.path())?;
         private(made.path())?;
+        let word = made.path().join(stale::TEMPORARY);
+        write_private(&word, "").map_err(|why| Failure::local(word.display(), why))?;
         // Another start may have looked between its making and its locking.
         match lock(made.path()) {
             Ok(lock) if stale::is_lock_of(made.path(), &lock) => return Ok((made, lock)),

@@ -177,6 +177,14 @@ impl<'a> Keeper<'a> {
 
     async fn renew(&self, kept: &mut Kept) -> Result<(), Failure> {
         let one = fetch::fetch(self.agent, &kept.wanted, kept.reason.as_deref()).await?;
+        // Another one came in its place. If that is because it was revoked since the last look, the
+        // next look says so, and nothing takes its place.
+        if one.id != kept.id
+            && let Seen::Open { revoked } = seen(self.agent, self.task).await
+            && revoked.contains(&kept.id)
+        {
+            return Ok(());
+        }
         if let Some(dir) = self.dir {
             dir.write(&kept.wanted.name, one.token.expose())?;
         }

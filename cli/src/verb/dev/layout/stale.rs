@@ -1,8 +1,9 @@
 //! Temporary directories that a `demo` or `dev` left because it was killed.
 //!
 //! Only what is certainly one of ours is ever removed: a directory of this user's that nobody
-//! else can reach into, with a name of our form and a lock file in it whose lock is free. Who
-//! uses one holds that lock for as long as it lives (flock(2)).
+//! else can reach into, with a name of our form, our word in it that it is temporary, and a lock
+//! file whose lock is free. Who uses one holds that lock for as long as it lives (flock(2)); a
+//! directory that somebody chose by `--dir` has no such word, whatever its name.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -15,6 +16,8 @@ use super::LOCK;
 
 /// How the names begin.
 const PREFIXES: [&str; 2] = ["ephor-dev.", "ephor-demo."];
+/// The file that says so.
+pub const TEMPORARY: &str = "temporary";
 /// How many random letters and digits follow.
 pub const RANDOM: usize = 6;
 
@@ -26,7 +29,7 @@ pub fn remove(top: &Path) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let dir = entry.path();
-        if name.to_str().is_some_and(is_our_form) && is_ours_alone(&dir) {
+        if name.to_str().is_some_and(is_our_form) && is_ours_alone(&dir) && is_temporary(&dir) {
             remove_unused(&dir);
         }
     }
@@ -67,6 +70,10 @@ fn is_our_form(name: &str) -> bool {
     })
 }
 
+fn is_temporary(dir: &Path) -> bool {
+    std::fs::symlink_metadata(dir.join(TEMPORARY)).is_ok_and(|known| known.is_file())
+}
+
 fn is_ours_alone(dir: &Path) -> bool {
     std::fs::symlink_metadata(dir).is_ok_and(|known| {
         known.is_dir()
@@ -88,6 +95,7 @@ mod tests {
         if has_lock {
             std::fs::write(dir.join(LOCK), "").unwrap();
         }
+        std::fs::write(dir.join(TEMPORARY), "").unwrap();
         dir
     }
 
@@ -108,8 +116,10 @@ mod tests {
             dir(top, "other-dev.aB3xY9", 0o700, true),
             dir(top, "ephor-dev.open00", 0o755, true),
             dir(top, "ephor-dev.nolock", 0o700, false),
+            dir(top, "ephor-dev.chosen", 0o700, true),
             victim.clone(),
         ];
+        std::fs::remove_file(top.join("ephor-dev.chosen").join(TEMPORARY)).unwrap();
         let linked = dir(top, "ephor-dev.linked", 0o700, false);
         symlink(victim.join(LOCK), linked.join(LOCK)).unwrap();
         symlink(&victim, top.join("ephor-dev.aslink")).unwrap();

@@ -33,6 +33,39 @@ async fn what_is_held_goes_on_and_what_is_new_waits() {
     );
 }
 
+/// Also while as many messages as may be under way wait for the broker to return.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_new_is_refused_at_once() {
+    let world = World::start();
+    world.broker.gate.forget_permits(1000);
+    let stuck = ephor_agent::limits::BATCHES_AT_ONCE;
+    let asked = (0..stuck).map(async |number| {
+        world
+            .get(&format!("/v1/token?audience=stuck-{number}"))
+            .await
+    });
+    let then = async {
+        until("all are at the broker", || world.issues() == stuck).await;
+        world.broker.go_away();
+        until("the loss is noticed", || {
+            matches!(
+                world.agent.uplink.link(),
+                ephor_agent::uplink::Link::Away { .. }
+            )
+        })
+        .await;
+        let soon = ephor_agent::limits::REQUEST_DEADLINE / 2;
+        let new = tokio::time::timeout(soon, world.get("/v1/token?audience=new")).await;
+        assert_eq!(new.expect("at once").code(), "unreachable");
+        world.broker.gate.add_permits(1000);
+        world.broker.come_back();
+    };
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(asked), then);
+    for answer in answers {
+        assert_eq!(answer.status, 200, "sent again on the next connection");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_is_told_on_return() {
     let world = World::start();

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use ephor_crypto::tls;
-use ephor_proto::problem::FirstWord;
+use ephor_proto::problem::{FirstWord, wrong_usage};
 use ephor_proto::spiffe::HostName;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
@@ -95,7 +95,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                say(&worded(&error));
+                say(&wrong_usage(&error.render().to_string()));
                 return USAGE.into();
             }
             // --help and --version. A closed pipe is no reason to fail.
@@ -109,15 +109,6 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             say(&failure.text);
             failure.code.into()
         }
-    }
-}
-
-/// clap's text with the state as its first word, like every other refusal.
-fn worded(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    match text.trim_end().strip_prefix("error: ") {
-        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
-        None => format!("invalid: name what to do.\n\n{text}"),
     }
 }
 
@@ -397,7 +388,7 @@ mod tests {
             let argv = std::iter::once(&"ephor-agent").chain(words);
             let said = Cli::try_parse_from(argv)
                 .map(drop)
-                .map_err(|error| worded(&error));
+                .map_err(|error| wrong_usage(&error.render().to_string()));
             assert!(said.as_ref().unwrap_err().starts_with(begins), "{said:?}");
         }
     }

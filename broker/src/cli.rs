@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use ephor_proto::problem::wrong_usage;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{self, InitOptions, StartError};
@@ -65,7 +66,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             Ok(arguments) => arguments,
             Err(error) => {
                 if error.use_stderr() {
-                    complain(&worded(&error));
+                    complain(&wrong_usage(&error.render().to_string()));
                     return ExitCode::from(USAGE);
                 }
                 // --help and --version. A closed pipe is no reason to fail.
@@ -87,15 +88,6 @@ fn variables(command: &clap::Command) -> impl Iterator<Item = &str> {
     command
         .get_arguments()
         .filter_map(|argument| argument.get_env()?.to_str())
-}
-
-/// clap's text with the state as its first word, like every other refusal.
-fn worded(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    match text.trim_end().strip_prefix("error: ") {
-        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
-        None => format!("invalid: name what to do.\n\n{text}"),
-    }
 }
 
 fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
@@ -283,7 +275,9 @@ mod tests {
                 "invalid: value 'nowhere' for '--https-listen ",
             ),
         ] {
-            let said = parse(words).map(drop).map_err(|error| worded(&error));
+            let said = parse(words)
+                .map(drop)
+                .map_err(|error| wrong_usage(&error.render().to_string()));
             assert!(said.as_ref().unwrap_err().starts_with(begins), "{said:?}");
         }
     }

@@ -79,7 +79,10 @@ struct Live {
 /// said which start of it is speaking. Made by [`Fleet::member`] only.
 ///
 /// ```compile_fail
-/// let forged = ephor_broker::fleet::Member { host: todo!(), spki_sha256: [0; 32] };
+/// // Its fields are private: nobody outside can take one apart, or write one down.
+/// fn pry(member: ephor_broker::fleet::Member) {
+///     let ephor_broker::fleet::Member { host: _, spki_sha256: _ } = member;
+/// }
 /// ```
 pub struct Member {
     host: Arc<Host>,
@@ -90,7 +93,10 @@ pub struct Member {
 /// [`Fleet::peer`] only.
 ///
 /// ```compile_fail
-/// let forged = ephor_broker::fleet::Peer { host: todo!(), instance: todo!(), boot_id: todo!() };
+/// // As for a member.
+/// fn pry(peer: ephor_broker::fleet::Peer) {
+///     let ephor_broker::fleet::Peer { host: _, instance: _, boot_id: _ } = peer;
+/// }
 /// ```
 pub struct Peer {
     host: Arc<Host>,

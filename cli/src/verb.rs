@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use ephor_proto::problem::wrong_usage;
 
 use crate::args::{Cli, Verb};
 use crate::exit::{self, Failure, Outcome};
@@ -41,18 +42,9 @@ fn usage(why: &clap::Error) -> ExitCode {
             shown.map_or_else(|failure| exit::report(&failure), |()| ExitCode::SUCCESS)
         }
         _ => {
-            crate::show::to_stderr(&format!("ephor: {}", worded(&text)));
+            crate::show::to_stderr(&format!("ephor: {}\n", wrong_usage(&text)));
             ExitCode::from(exit::USAGE)
         }
-    }
-}
-
-/// clap's text with the state as its first word, like every other refusal.
-fn worded(text: &str) -> String {
-    match text.strip_prefix("error: ") {
-        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
-        // The help that stands for an error when nothing was asked for.
-        None => format!("invalid: name what to do.\n\n{text}"),
     }
 }
 

@@ -193,8 +193,9 @@ pub struct Claims {
 /// Proof that a token passed [`verify`]; nothing else makes one.
 ///
 /// ```compile_fail
-/// let claims: ephor_crypto::jwt::Claims = todo!();
-/// let forged = ephor_crypto::jwt::Verified { claims, kid: String::new() };
+/// fn forge(claims: ephor_crypto::jwt::Claims) -> ephor_crypto::jwt::Verified {
+///     ephor_crypto::jwt::Verified { claims, kid: String::new() }
+/// }
 /// ```
 #[derive(Debug)]
 pub struct Verified {

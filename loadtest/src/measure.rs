@@ -103,7 +103,8 @@ pub async fn closed_loop(
     Ok(done as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Latencies at `rate` calls a second over `connections`; by a client that can hold that rate.
+/// Latencies at `rate` calls a second over `connections`; by a client that can hold that rate: one
+/// thread, which sleeps while nothing is due and no answer is there.
 pub fn open_loop(
     socket: &Path,
     connections: usize,
@@ -113,70 +114,47 @@ pub fn open_loop(
 ) -> anyhow::Result<Latency> {
     let total = (rate * length.as_secs_f64()) as u64;
     let gap = Duration::from_secs_f64(1.0 / rate);
-    let start = Moment::now().after(Duration::from_millis(10));
-    let mut collector = Collector::new()?;
-    drive(
-        socket,
-        connections,
-        call,
-        |number| (number < total).then(|| start.after(gap.mul_f64(number as f64))),
-        |due| collector.add(due.elapsed()),
-    )?;
-    Ok(collector.latency())
-}
-
-/// Makes calls on one thread that sleeps while nothing is due and no answer is there. `due` says when
-/// the n-th call is due, or that there is none; `answered` hears when an answered one was due.
-fn drive(
-    socket: &Path,
-    connections: usize,
-    call: &Call,
-    due: impl Fn(u64) -> Option<Moment>,
-    mut answered: impl FnMut(Moment),
-) -> anyhow::Result<()> {
     let request = call.to_bytes();
     let mut idle = (0..connections)
         .map(|_| Raw::connect(socket))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let mut busy: Vec<(Raw, Moment)> = Vec::with_capacity(connections);
+    let mut collector = Collector::new()?;
+    let start = Moment::now().after(Duration::from_millis(10));
     let mut number = 0;
-    loop {
+    while number < total || !busy.is_empty() {
         let mut wait = None;
-        while !idle.is_empty() {
-            let now = Moment::now();
-            let Some(next) = due(number) else { break };
-            if next > now {
-                wait = Some(next.since(now));
+        while number < total && !idle.is_empty() {
+            let (due, now) = (start.after(gap.mul_f64(number as f64)), Moment::now());
+            if due > now {
+                wait = Some(due.since(now));
                 break;
             }
-            if let Some(mut lane) = idle.pop() {
-                lane.send(&request)?;
-                busy.push((lane, next));
+            if let Some(mut connection) = idle.pop() {
+                connection.send(&request)?;
+                busy.push((connection, due));
                 number += 1;
             }
         }
-        if busy.is_empty() && wait.is_none() {
-            return Ok(());
-        }
-        let ready = wait_for(&busy, wait)?;
         // From the back, so that what moves into a place was looked at already.
-        for at in ready.into_iter().rev() {
-            if let Some((lane, _)) = busy.get_mut(at)
-                && lane.receive()?
+        for at in wait_for(&busy, wait)?.into_iter().rev() {
+            if let Some((connection, _)) = busy.get_mut(at)
+                && connection.receive()?
             {
-                let (lane, due) = busy.swap_remove(at);
-                answered(due);
-                idle.push(lane);
+                let (connection, due) = busy.swap_remove(at);
+                collector.add(due.elapsed());
+                idle.push(connection);
             }
         }
     }
+    Ok(collector.latency())
 }
 
 /// Which of the connections have something to read, once one has or `wait` is over.
 fn wait_for(busy: &[(Raw, Moment)], wait: Option<Duration>) -> anyhow::Result<Vec<usize>> {
     let mut asked: Vec<_> = busy
         .iter()
-        .map(|(lane, _)| PollFd::new(lane, PollFlags::IN))
+        .map(|(connection, _)| PollFd::new(connection, PollFlags::IN))
         .collect();
     let wait = wait.map(Timespec::try_from).transpose()?;
     match poll(&mut asked, wait.as_ref()) {

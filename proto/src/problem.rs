@@ -15,6 +15,16 @@ use crate::limits::MAX_DETAIL_LEN;
 /// `Content-Type` of a problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
+/// What a parser of command lines says, with the state as its first word, like every other refusal.
+/// Without an error in it, it is the help that stands for one because nothing was asked for.
+pub fn wrong_usage(said: &str) -> String {
+    let said = said.trim_end();
+    match said.strip_prefix("error: ") {
+        Some(rest) => format!("invalid: {}", rest.strip_prefix("invalid ").unwrap_or(rest)),
+        None => format!("invalid: name what to do.\n\n{said}"),
+    }
+}
+
 /// The body of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

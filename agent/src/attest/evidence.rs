@@ -190,8 +190,8 @@ fn same_process(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
 }
 
 /// That the process lives, and runs the same file: after an exec, pid, pidfd and start time are the
-/// same, only the file is another. The ctime is
-/// compared because an inode is used again once its last user is gone.
+/// same, only the file is another. The ctime is compared because an inode is used again once its
+/// last user is gone.
 fn same_executable(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
     let file = Exe::file_of(peer.process())?;
     let same = match (&before.evidence.exe, &file) {

@@ -93,15 +93,13 @@ impl Exe {
     }
 }
 
+/// What tells one file from another.
+pub(super) const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+
 /// Identity of an open file, from what the kernel has cached: nobody is asked.
 pub(super) fn identify(file: impl AsFd) -> rustix::io::Result<(FileId, Statx)> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let stat = statx(
-        file,
-        "",
-        flags,
-        StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
-    )?;
+    let stat = statx(file, "", flags, WANTED)?;
     Ok((FileId::from_statx(&stat), stat))
 }
 

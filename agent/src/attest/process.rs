@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ephor_proto::task_rule::Process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, openat, readlinkat, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -181,8 +181,7 @@ impl HeldProcess {
     /// process has its memory, so an answer is also proof of life.
     pub(super) fn executable(&self) -> Result<Option<Statx>, AttestError> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-        let error = match statx(&self.dir, "exe", flags, wanted) {
+        let error = match statx(&self.dir, "exe", flags, super::exe::WANTED) {
             Ok(stat) => return Ok(Some(stat)),
             Err(error) => error,
         };

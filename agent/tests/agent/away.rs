@@ -9,14 +9,7 @@ use crate::world::{World, until};
 async fn what_is_held_goes_on_and_what_is_new_waits() {
     let world = World::start();
     let held = world.token("billing").await;
-    world.broker.go_away();
-    until("the loss is noticed", || {
-        matches!(
-            world.agent.uplink.link(),
-            ephor_agent::uplink::Link::Away { .. }
-        )
-    })
-    .await;
+    world.lose_broker().await;
     assert_eq!(world.token("billing").await, held);
     let new = world.get("/v1/token?audience=search").await;
     assert_eq!((new.status, new.code().as_str()), (503, "unreachable"));
@@ -46,14 +39,7 @@ async fn what_is_new_is_refused_at_once() {
     });
     let then = async {
         until("all are at the broker", || world.issues() == stuck).await;
-        world.broker.go_away();
-        until("the loss is noticed", || {
-            matches!(
-                world.agent.uplink.link(),
-                ephor_agent::uplink::Link::Away { .. }
-            )
-        })
-        .await;
+        world.lose_broker().await;
         let soon = ephor_agent::limits::REQUEST_DEADLINE / 2;
         let new = tokio::time::timeout(soon, world.get("/v1/token?audience=new")).await;
         assert_eq!(new.expect("at once").code(), "unreachable");
@@ -100,14 +86,7 @@ async fn an_end_is_told_on_return() {
 async fn an_end_survives_a_restart_of_the_agent() {
     let world = World::start();
     let fetched = world.get("/v1/token?audience=billing").await;
-    world.broker.go_away();
-    until("the loss is noticed", || {
-        matches!(
-            world.agent.uplink.link(),
-            ephor_agent::uplink::Link::Away { .. }
-        )
-    })
-    .await;
+    world.lose_broker().await;
     let done = world.post("/v1/task/complete", "").await.json();
     assert_eq!(
         (done["wiped"].as_u64(), done.get("receipt")),

@@ -10,6 +10,7 @@ use ephor_agent::clock::SystemClock;
 use ephor_agent::surface::api::Api;
 use ephor_agent::surface::listener::{self, Threads};
 use ephor_agent::tasks::Tasks;
+use ephor_agent::uplink::Link;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -123,6 +124,15 @@ impl World {
         self.get(&format!("/v1/token?audience={audience}"))
             .await
             .token()
+    }
+
+    /// The broker goes away, and the agent has noticed.
+    pub async fn lose_broker(&self) {
+        self.broker.go_away();
+        until("the loss is noticed", || {
+            matches!(self.agent.uplink.link(), Link::Away { .. })
+        })
+        .await;
     }
 
     pub fn issues(&self) -> usize {

@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use ephor_crypto::jwt::TokenKind;
+use ephor_crypto::seal::SealingKey;
+use ephor_crypto::tls::TrustStore;
 use ephor_proto::event::AuditEvent;
 use ephor_proto::id::TaskId;
 use ephor_proto::problem::Code;
@@ -38,8 +40,14 @@ pub struct Broker {
     pub ledger: Ledger,
     /// The policy in force.
     pub policy: ArcSwap<Snapshot>,
-    /// Our own keys.
-    pub keys: Arc<Keys>,
+    /// Our own keys, as of the last rotation.
+    pub keys: ArcSwap<Keys>,
+    /// What opens and seals them.
+    pub(crate) sealer: SealingKey,
+    /// CAs whose agents may connect; follows `keys`.
+    pub trust: Arc<TrustStore>,
+    /// Rung when `keys` were swapped.
+    pub(crate) keys_changed: tokio::sync::watch::Sender<u64>,
     /// The agents.
     pub fleet: Arc<Fleet>,
     /// Who we are.
@@ -125,6 +133,7 @@ pub(crate) struct Parts {
     pub(crate) ledger: Ledger,
     pub(crate) policy: Snapshot,
     pub(crate) keys: Keys,
+    pub(crate) sealer: SealingKey,
     pub(crate) fleet: Fleet,
     pub(crate) installation: Installation,
 }
@@ -136,6 +145,7 @@ impl Broker {
             ledger,
             policy,
             keys,
+            sealer,
             fleet,
             installation,
         } = parts;
@@ -144,7 +154,10 @@ impl Broker {
             clock_guard: ClockGuard::new(Arc::clone(&clock), ledger.clock_high_water()),
             lists: StatusLists::new(&installation.lists_url, &installation.issuer, signer),
             policy: ArcSwap::from_pointee(policy),
-            keys: Arc::new(keys),
+            trust: Arc::new(TrustStore::new(keys.trusted())),
+            keys: ArcSwap::from_pointee(keys),
+            sealer,
+            keys_changed: tokio::sync::watch::Sender::new(0),
             fleet: Arc::new(fleet),
             tasks: Tasks::new(),
             refusals: Refusals::default(),

@@ -157,7 +157,7 @@ impl Broker {
             now,
             task_opened_at: task.as_ref().map_or(now, |task| task.opened_at),
             task_deadline: task.as_ref().and_then(|task| task.deadline),
-            ca_end: self.keys.ca_end(),
+            ca_end: self.keys.load().ca_end(),
             renewing: None,
         };
         let decided = self.decide(&policy, attested, given, correlation).await?;
@@ -257,9 +257,8 @@ impl Broker {
         intent
             .planned()
             .map(|planned| {
-                let signer = self
-                    .keys
-                    .token_signer(jwt::token_kind(planned.entitlement()));
+                let keys = self.keys.load();
+                let signer = keys.token_signer(jwt::token_kind(planned.entitlement()));
                 jwt::Signer::new(Arc::clone(signer)).sign(&planned)
             })
             .collect()

@@ -4,8 +4,11 @@
 //! that a row moved or put back is refused. A private key never leaves this module but
 //! through a signature.
 
+mod fresh;
 pub mod master;
+pub mod rotate;
 pub mod server;
+pub mod state;
 
 use std::sync::Arc;
 
@@ -14,14 +17,14 @@ use ephor_crypto::jws::JwsSigner;
 use ephor_crypto::jwt::{TokenKind, VerifyKeys};
 use ephor_crypto::p256::{KeyError, P256Public, SigningKey};
 use ephor_crypto::seal::{SealError, SealingKey};
-use ephor_crypto::tls::TrustStore;
-use ephor_crypto::x509::{Ca, CaCertificate, X509Error};
+use ephor_crypto::x509::{Ca, CaCertificate, X509Error, certificate_pem, not_after, split_der};
 use ephor_proto::log::{BadNote, VerifierKey};
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
 
-use crate::ledger::KeyRow;
+use crate::ledger::{KeyRow, log};
 use crate::limits;
+use state::{KeyKind, KeyState, moved, next_version};
 
 /// Name of the CA's row.
 pub const CA: &str = "ca";
@@ -38,7 +41,7 @@ pub enum KeysError {
         "the master key does not open the key `{0}` of this database: it is another installation's key, \
          or the database was altered; bring back the master key that belongs to it"
     )]
-    Unseal(&'static str),
+    Unseal(String),
     /// A row is missing.
     #[error("this database has no key `{0}`; was `ephor-broker init` interrupted? run it again")]
     Missing(&'static str),
@@ -64,17 +67,82 @@ pub enum KeysError {
     X509(#[from] X509Error),
 }
 
-/// All keys, opened.
+/// Whose keys these are.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    /// Trust domain of every certificate.
+    pub trust_domain: &'a TrustDomain,
+    /// Installation id, which stands in the CA's name.
+    pub installation: &'a str,
+}
+
+/// All keys, opened: a snapshot that never changes. The one in force is swapped whole.
 pub struct Keys {
-    ca: Ca,
-    trust: Arc<TrustStore>,
+    /// Trusted CAs, oldest first.
+    cas: Vec<HeldCa>,
+    /// The one that issues.
+    issuing: HeldCa,
+    /// Published token keys, oldest first.
+    tokens: Vec<(String, P256Public)>,
     token_public: P256Public,
     identity: Arc<JwsSigner>,
     access: Arc<JwsSigner>,
     status_list: Arc<JwsSigner>,
     verify: VerifyKeys,
-    log: Arc<LogKey>,
+    log: Arc<log::Signer>,
     log_vkey: String,
+    /// Every key that ever signed this log, oldest first.
+    log_vkeys: Vec<VerifierKey>,
+    sequence: u64,
+}
+
+/// One CA of ours.
+#[derive(Clone)]
+pub struct HeldCa {
+    /// Which version.
+    pub version: u32,
+    /// Where it is in its life.
+    pub state: KeyState,
+    /// It, with its key: a retired one still signs its revocation lists.
+    pub ca: Arc<Ca>,
+    /// Certificates above it, the root last; empty for a root.
+    above: Vec<Vec<u8>>,
+}
+
+impl HeldCa {
+    /// What goes behind a leaf in a chain: this CA and what is between it and its root, DER. Empty
+    /// for a root, which its verifiers have.
+    #[must_use]
+    pub fn chain(&self) -> Vec<Vec<u8>> {
+        match self.above.split_last() {
+            None => Vec::new(),
+            Some((_root, between)) => {
+                let own = self.ca.certificate().der().to_vec();
+                std::iter::once(own)
+                    .chain(between.iter().cloned())
+                    .collect()
+            }
+        }
+    }
+
+    /// The root that a verifier trusts, DER.
+    #[must_use]
+    pub fn root(&self) -> &[u8] {
+        self.above
+            .last()
+            .map_or_else(|| self.ca.certificate().der(), Vec::as_slice)
+    }
+}
+
+/// What verifiers of this trust domain need: roots for certificates, keys for tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// Grows with every change (`spiffe_sequence`).
+    pub sequence: u64,
+    /// Roots, DER, oldest first, each once.
+    pub roots: Vec<Vec<u8>>,
+    /// Token keys by `kid`, oldest first.
+    pub tokens: Vec<(String, P256Public)>,
 }
 
 impl Keys {
@@ -91,33 +159,44 @@ impl Keys {
         installation: &str,
         now: UnixMillis,
     ) -> Result<Vec<KeyRow>, KeysError> {
-        let (not_before, not_after) = validity(now, limits::CA_SECONDS);
-        let name = format!("Ephor {trust_domain} {installation}");
-        let ca = Ca::create(&name, trust_domain.as_str(), not_before, not_after)?;
-        let token = SigningKey::generate()?;
-        let log = LogKey::generate()?;
-        let row = |name: &'static str, private: &[u8], public: Vec<u8>| {
-            let sealed = sealer.seal(&record(name), 1, private)?;
-            Ok::<_, KeysError>(KeyRow {
-                name: name.to_owned(),
-                version: 1,
-                sealed,
-                public,
-                created_at: now,
-            })
+        let owner = Owner {
+            trust_domain,
+            installation,
         };
-        Ok(vec![
-            row(
-                CA,
-                ca.key().to_pkcs8().expose(),
-                ca.certificate().der().to_vec(),
-            )?,
-            row(TOKEN, token.to_pkcs8().expose(), token.public_key().spki())?,
-            row(LOG, log.to_pkcs8().expose(), log.public().to_vec())?,
-        ])
+        KeyKind::ALL
+            .into_iter()
+            .map(|kind| fresh::row(sealer, kind, owner, (1, KeyState::Active), now))
+            .collect()
     }
 
-    /// Opens the newest version of each key in `rows`. `origin` is the name of the log.
+    /// New active keys of `kinds` in the place of all there are, which are distrusted at once: what
+    /// a key that others may have calls for (`ephor broker recover`). Gives the rows to write, old
+    /// and new, in one batch with its audit event; [`crate::app::Broker::reload_keys`] then brings
+    /// them into force in a running broker.
+    ///
+    /// # Errors
+    /// As [`Keys::generate`].
+    pub fn replace_all(
+        sealer: &SealingKey,
+        rows: &[KeyRow],
+        kinds: &[KeyKind],
+        owner: Owner<'_>,
+        now: UnixMillis,
+    ) -> Result<Vec<KeyRow>, KeysError> {
+        let mut written = Vec::new();
+        for &kind in kinds {
+            let standing = rows
+                .iter()
+                .filter(|row| row.name == kind.as_str() && row.state != KeyState::Destroyed);
+            written.extend(standing.map(|row| moved(row, kind, KeyState::Destroyed, now)));
+            let version = next_version(rows, kind);
+            let place = (version, KeyState::Active);
+            written.push(fresh::row(sealer, kind, owner, place, now)?);
+        }
+        Ok(written)
+    }
+
+    /// Opens what is used or trusted of `rows`. `origin` is the name of the log.
     ///
     /// # Errors
     /// [`KeysError::Unseal`] with another master key.
@@ -127,51 +206,119 @@ impl Keys {
         trust_domain: &TrustDomain,
         origin: &str,
     ) -> Result<Self, KeysError> {
-        let (ca_row, ca_key) = open(sealer, rows, CA)?;
-        let ca_certificate = CaCertificate::from_der(&ca_row.public)?;
-        let ca = Ca::from_parts(&ca_certificate.pem(), SigningKey::from_pkcs8(&ca_key)?)?;
-        if ca_certificate.trust_domain() != trust_domain.as_str() {
-            return Err(KeysError::TrustDomain {
-                ca: ca_certificate.trust_domain().to_owned(),
-                policy: trust_domain.to_string(),
-            });
-        }
-        let token = Arc::new(SigningKey::from_pkcs8(&open(sealer, rows, TOKEN)?.1)?);
-        let log = LogKey::from_pkcs8(&open(sealer, rows, LOG)?.1)?;
+        let cas = open_cas(sealer, rows, trust_domain)?;
+        let issuing = cas.iter().find(|held| held.state == KeyState::Active);
+        let issuing = issuing.ok_or(KeysError::Missing(CA))?.clone();
+        let token_row = active(rows, KeyKind::Token)?;
+        let token = Arc::new(SigningKey::from_pkcs8(&open(sealer, token_row)?)?);
         let kid = token.public_key().thumbprint();
         let signer =
             |kind: TokenKind| JwsSigner::new(Arc::clone(&token), kind.typ(), &kid).map(Arc::new);
-        let mut verify = VerifyKeys::new();
-        verify.insert(&kid, token.public_key());
+        let (mut verify, mut tokens) = (VerifyKeys::new(), Vec::new());
+        for row in of_kind(rows, KeyKind::Token).filter(|row| row.state.is_trusted()) {
+            let public = P256Public::from_spki(&row.public)?;
+            verify.insert(&public.thumbprint(), &public);
+            tokens.push((public.thumbprint(), public));
+        }
+        let log = open_log(sealer, rows, origin)?;
+        let mut log_vkeys = Vec::new();
+        for row in of_kind(rows, KeyKind::Log) {
+            let public = <[u8; 32]>::try_from(row.public.as_slice());
+            let public = public.map_err(|_| KeysError::Key(KeyError::Private("Ed25519")))?;
+            log_vkeys.push(VerifierKey::new(origin, public)?);
+        }
+        let published = rows.iter().filter(|row| row.name != LOG);
         Ok(Self {
-            trust: Arc::new(TrustStore::new(vec![ca.certificate().clone()])),
-            ca,
+            cas,
+            issuing,
             identity: signer(TokenKind::Identity)?,
             access: signer(TokenKind::Access)?,
             status_list: signer(TokenKind::StatusList)?,
             verify,
+            tokens,
             token_public: token.public_key().clone(),
-            log_vkey: VerifierKey::new(origin, log.public())?.to_string(),
+            log_vkey: VerifierKey::new(origin, log.key.public())?.to_string(),
             log: Arc::new(log),
+            log_vkeys,
+            sequence: published
+                .map(|row| row.since.as_millis())
+                .max()
+                .unwrap_or(0),
         })
     }
 
-    /// The CA for agents and for our own server certificate.
+    /// The active CA: it issues for agents, workloads and our own server.
     #[must_use]
     pub fn ca(&self) -> &Ca {
-        &self.ca
+        &self.issuing.ca
     }
 
-    /// When the CA ends: nothing it signs may last longer.
+    /// The active CA with its chain.
+    #[must_use]
+    pub fn issuing(&self) -> &HeldCa {
+        &self.issuing
+    }
+
+    /// What goes behind a leaf of the active CA: the intermediates up to the root that verifiers
+    /// have, DER. Empty when the active CA is itself that root.
+    #[must_use]
+    pub fn ca_chain(&self) -> Vec<Vec<u8>> {
+        self.issuing.chain()
+    }
+
+    /// Every CA that is trusted, oldest first: prepared, active and retired.
+    #[must_use]
+    pub fn cas(&self) -> &[HeldCa] {
+        &self.cas
+    }
+
+    /// When the active CA ends, or the first certificate above it: nothing it signs may last longer.
     #[must_use]
     pub fn ca_end(&self) -> UnixMillis {
-        UnixMillis::from_unix_seconds(u64::try_from(self.ca.certificate().not_after()).unwrap_or(0))
+        UnixMillis::from_unix_seconds(u64::try_from(self.ca_not_after()).unwrap_or(0))
+    }
+
+    fn ca_not_after(&self) -> i64 {
+        let above = self
+            .issuing
+            .above
+            .iter()
+            .filter_map(|der| not_after(der).ok());
+        above.fold(self.ca().certificate().not_after(), i64::min)
     }
 
     /// The CAs whose agents may connect.
     #[must_use]
-    pub fn trust(&self) -> Arc<TrustStore> {
-        Arc::clone(&self.trust)
+    pub fn trusted(&self) -> Vec<CaCertificate> {
+        let certificates = self.cas.iter().map(|held| held.ca.certificate().clone());
+        certificates.collect()
+    }
+
+    /// What verifiers of this trust domain need.
+    #[must_use]
+    pub fn bundle(&self) -> Bundle {
+        let mut roots: Vec<Vec<u8>> = Vec::new();
+        for held in &self.cas {
+            if !roots.iter().any(|root| root == held.root()) {
+                roots.push(held.root().to_vec());
+            }
+        }
+        Bundle {
+            sequence: self.sequence,
+            roots,
+            tokens: self.tokens.clone(),
+        }
+    }
+
+    /// The roots in PEM: the content of `ca.pem`.
+    #[must_use]
+    pub fn roots_pem(&self) -> String {
+        let bundle = self.bundle();
+        bundle
+            .roots
+            .iter()
+            .map(|root| certificate_pem(root))
+            .collect()
     }
 
     /// End of what signs tokens: no token may last longer. The token key has no end of its own; it
@@ -191,28 +338,40 @@ impl Keys {
         }
     }
 
-    /// Keys that our own tokens verify with.
+    /// Keys that our own tokens verify with: every one that is published.
     #[must_use]
     pub fn verify_keys(&self) -> &VerifyKeys {
         &self.verify
     }
 
-    /// The public token key, for the JWKS.
+    /// The public half of the active token key.
     #[must_use]
     pub fn token_public(&self) -> &P256Public {
         &self.token_public
     }
 
-    /// The key that signs checkpoints.
+    /// The published token keys by `kid`, oldest first, for the JWKS.
     #[must_use]
-    pub fn log_key(&self) -> &Arc<LogKey> {
+    pub fn token_keys(&self) -> &[(String, P256Public)] {
+        &self.tokens
+    }
+
+    /// What signs checkpoints.
+    #[must_use]
+    pub fn log_signer(&self) -> &Arc<log::Signer> {
         &self.log
     }
 
-    /// Its C2SP verifier key.
+    /// The C2SP verifier key of the active log key.
     #[must_use]
     pub fn log_vkey(&self) -> &str {
         &self.log_vkey
+    }
+
+    /// Verifier keys of every key that ever signed this log, oldest first.
+    #[must_use]
+    pub fn log_vkeys(&self) -> &[VerifierKey] {
+        &self.log_vkeys
     }
 
     /// A certificate for an agent's public key, and when it ends: after
@@ -227,9 +386,9 @@ impl Keys {
         now: UnixMillis,
     ) -> Result<(Vec<u8>, UnixMillis), X509Error> {
         let (not_before, wanted) = validity(now, limits::AGENT_CERTIFICATE_SECONDS);
-        let not_after = wanted.min(self.ca.certificate().not_after());
+        let not_after = wanted.min(self.ca_not_after());
         let der = self
-            .ca
+            .ca()
             .issue_agent(spiffe_id, spki_der, serial()?, not_before, not_after)?;
         Ok((
             der,
@@ -238,19 +397,61 @@ impl Keys {
     }
 }
 
-fn open<'a>(
+fn of_kind(rows: &[KeyRow], kind: KeyKind) -> impl Iterator<Item = &KeyRow> {
+    rows.iter().filter(move |row| row.name == kind.as_str())
+}
+
+fn active(rows: &[KeyRow], kind: KeyKind) -> Result<&KeyRow, KeysError> {
+    of_kind(rows, kind)
+        .find(|row| row.state == KeyState::Active)
+        .ok_or(KeysError::Missing(kind.as_str()))
+}
+
+fn open_cas(
     sealer: &SealingKey,
-    rows: &'a [KeyRow],
-    name: &'static str,
-) -> Result<(&'a KeyRow, ephor_crypto::Secret), KeysError> {
-    let row = rows
-        .iter()
-        .filter(|row| row.name == name)
-        .max_by_key(|row| row.version)
-        .ok_or(KeysError::Missing(name))?;
-    match sealer.open(&record(name), row.version, &row.sealed) {
-        Ok(secret) => Ok((row, secret)),
-        Err(SealError::Refused) => Err(KeysError::Unseal(name)),
+    rows: &[KeyRow],
+    trust_domain: &TrustDomain,
+) -> Result<Vec<HeldCa>, KeysError> {
+    let mut cas = Vec::new();
+    for row in of_kind(rows, KeyKind::Ca).filter(|row| row.state.is_trusted()) {
+        let certificate = CaCertificate::from_der(&row.public)?;
+        if certificate.trust_domain() != trust_domain.as_str() {
+            return Err(KeysError::TrustDomain {
+                ca: certificate.trust_domain().to_owned(),
+                policy: trust_domain.to_string(),
+            });
+        }
+        let key = SigningKey::from_pkcs8(&open(sealer, row)?)?;
+        cas.push(HeldCa {
+            version: row.version,
+            state: row.state,
+            ca: Arc::new(Ca::from_parts(&certificate.pem(), key)?),
+            above: split_der(&row.chain)?,
+        });
+    }
+    cas.sort_by_key(|held| held.version);
+    Ok(cas)
+}
+
+/// The active key signs, a retired one beside it.
+fn open_log(sealer: &SealingKey, rows: &[KeyRow], origin: &str) -> Result<log::Signer, KeysError> {
+    let key = |row| -> Result<Arc<LogKey>, KeysError> {
+        Ok(Arc::new(LogKey::from_pkcs8(&open(sealer, row)?)?))
+    };
+    let beside = of_kind(rows, KeyKind::Log)
+        .filter(|row| row.state == KeyState::Retired)
+        .take(limits::LOG_KEYS_BESIDE);
+    Ok(log::Signer {
+        origin: origin.to_owned(),
+        key: key(active(rows, KeyKind::Log)?)?,
+        beside: beside.map(key).collect::<Result<_, _>>()?,
+    })
+}
+
+fn open(sealer: &SealingKey, row: &KeyRow) -> Result<ephor_crypto::Secret, KeysError> {
+    match sealer.open(&record(&row.name), row.version, &row.sealed) {
+        Ok(secret) => Ok(secret),
+        Err(SealError::Refused) => Err(KeysError::Unseal(row.name.clone())),
         Err(other) => Err(other.into()),
     }
 }
@@ -351,6 +552,34 @@ pub(crate) mod tests {
         let moved = rows[0].sealed.clone();
         rows[1].sealed = moved;
         assert!(refused(&sealer(1), &rows).contains("`token`"));
+    }
+
+    #[test]
+    fn replacing_all_distrusts_the_old_at_once() {
+        let (sealer, domain) = (sealer(1), domain());
+        let mut rows = Keys::generate(&sealer, &domain, "abcd", now()).unwrap();
+        let before = Keys::unseal(&sealer, &rows, &domain, "o").unwrap();
+        let owner = Owner {
+            trust_domain: &domain,
+            installation: "abcd",
+        };
+        let later = now().saturating_add_millis(1);
+        let kinds = [KeyKind::Ca, KeyKind::Token];
+        let written = Keys::replace_all(&sealer, &rows, &kinds, owner, later).unwrap();
+        assert_eq!(written.len(), 4);
+        for row in written {
+            rows.retain(|old| (&old.name, old.version) != (&row.name, row.version));
+            rows.push(row);
+        }
+        let after = Keys::unseal(&sealer, &rows, &domain, "o").unwrap();
+        assert_ne!(after.ca().sha256(), before.ca().sha256());
+        assert_eq!(after.trusted().len(), 1);
+        assert_eq!(after.token_keys().len(), 1);
+        assert_ne!(after.token_keys()[0].0, before.token_keys()[0].0);
+        assert_eq!(after.log_vkey(), before.log_vkey(), "was not named");
+        assert!(after.bundle().sequence > before.bundle().sequence);
+        let gone = rows.iter().filter(|row| row.state == KeyState::Destroyed);
+        assert!(gone.clone().count() == 2 && gone.clone().all(|row| row.sealed.is_empty()));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub const AGENT_CERTIFICATE_SECONDS: u64 = 24 * 3600;
 pub const SERVER_CERTIFICATE_SECONDS: u64 = 24 * 3600;
 /// Life of the first CA, in seconds.
 pub const CA_SECONDS: u64 = 365 * 24 * 3600;
+/// Retired log keys that still sign beside the active one; a note holds 16 signatures.
+pub const LOG_KEYS_BESIDE: usize = 4;
 /// Certificates start this long before now, for clocks that differ, in seconds.
 pub const CERTIFICATE_BACKDATE_SECONDS: u64 = 60;
 

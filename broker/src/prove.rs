@@ -8,6 +8,8 @@ mod record;
 
 pub use introspect::Active;
 
+use std::sync::Arc;
+
 use ephor_proto::event::Outcome;
 use ephor_proto::event::{AuditEvent, Evidence, Totals, Used};
 use ephor_proto::id::TaskId;
@@ -207,12 +209,9 @@ impl Broker {
         })
     }
 
-    /// The log's name and key.
-    pub(crate) fn log_signer(&self) -> log::Signer<'_> {
-        log::Signer {
-            origin: &self.installation.origin,
-            key: self.keys.log_key(),
-        }
+    /// The log's name and keys.
+    pub(crate) fn log_signer(&self) -> Arc<log::Signer> {
+        Arc::clone(self.keys.load().log_signer())
     }
 
     /// The receipt of a task, if it has one and the log can prove it now.

@@ -8,7 +8,10 @@ mod ca;
 mod certificate;
 
 pub use ca::{Ca, ServerNames, csr, verify_csr};
-pub use certificate::{CaCertificate, Leaf, leaf_not_after, leaf_serial, leaf_spiffe_id, spki_of};
+pub use certificate::{
+    CaCertificate, Leaf, certificate_pem, leaf_not_after, leaf_serial, leaf_spiffe_id, not_after,
+    spki_of, split_der,
+};
 
 use thiserror::Error;
 

@@ -14,10 +14,10 @@ use ephor_proto::stage::Stage;
 use ephor_proto::time::UnixMillis;
 
 use super::StartError;
-use super::start::stored_keys;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::invitation;
+use crate::keys::rotate::stored_keys;
 use crate::keys::{Keys, master};
 use crate::ledger::{Batch, Lane, Ledger, Options, Row};
 use crate::limits;
@@ -73,12 +73,7 @@ pub fn init(config: &Config, options: &InitOptions) -> Result<Option<Secret>, St
         clock.wall(),
     );
     let made = made.and_then(|(keys, token)| {
-        write_file(
-            &config.ca_file(),
-            keys.ca().certificate().pem().as_bytes(),
-            0o644,
-            false,
-        )?;
+        write_file(&config.ca_file(), keys.roots_pem().as_bytes(), 0o644, false)?;
         Ok(token)
     });
     ledger.shutdown();

@@ -95,7 +95,7 @@ impl Live {
         let peer = Peer::spiffe_id("spiffe://test.example/broker");
         let name = peer.server_name();
         let trust = Arc::new(TrustStore::new(vec![
-            self.broker.keys.ca().certificate().clone(),
+            self.broker.keys.load().ca().certificate().clone(),
         ]));
         let verifier = Arc::new(PinnedCa::new(trust, peer));
         let config = client_config(verifier, certificate.map(|slot| slot as _), &[b"h2"]).unwrap();

@@ -2,21 +2,18 @@
 //! extend it was restored from an older copy, and must not issue (promise P6).
 
 use ephor_proto::limits::MAX_NOTE_BYTES;
-use ephor_proto::log::{Checkpoint, SignedNote, VerifierKey};
+use ephor_proto::log::{Checkpoint, SignedNote};
 use ephor_proto::problem::Code;
 
 use super::Broker;
-use crate::issue::{defect, store_unavailable};
-use crate::ledger::log::{Signer, root_at, signed_checkpoint};
+use crate::issue::store_unavailable;
+use crate::ledger::log::{root_at, signed_checkpoint};
 use crate::request::Refusal;
 
 impl Broker {
     /// The newest signed checkpoint, as a note.
     pub(crate) fn newest_checkpoint(&self) -> Result<String, Refusal> {
-        let signer = Signer {
-            origin: &self.installation.origin,
-            key: self.keys.log_key(),
-        };
+        let signer = self.log_signer();
         let note = signed_checkpoint(&self.ledger.reader(), &signer).map_err(store_unavailable)?;
         Ok(note.to_string())
     }
@@ -58,13 +55,18 @@ impl Broker {
             ));
         }
         let note: SignedNote = note.parse().map_err(|error| invalid(format!("{error}")))?;
-        let key: VerifierKey = self.keys.log_vkey().parse().map_err(defect)?;
         let verify = |public: &[u8; 32], message: &[u8], signature: &[u8]| {
             ephor_crypto::ed25519::verify(public, message, signature)
         };
-        let text = note
-            .verify(&key, verify)
-            .map_err(|error| invalid(error.to_string()))?;
+        // An agent that was off may hold a note by a key that signs no more. It shows what was
+        // seen all the same; by the newest that signed it.
+        let keys = self.keys.load();
+        let mut why = String::new();
+        let text = keys.log_vkeys().iter().rev().find_map(|key| {
+            let text = note.verify(key, verify);
+            text.map_err(|error| why = error.to_string()).ok()
+        });
+        let text = text.ok_or_else(|| invalid(why))?;
         text.parse().map_err(|error| invalid(format!("{error}")))
     }
 }

@@ -17,8 +17,9 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::{self, Fleet};
 use crate::keys::master::{self, MasterKeyError};
+use crate::keys::rotate::stored_keys;
 use crate::keys::{Keys, KeysError, server};
-use crate::ledger::{Batch, KeyRow, Lane, Ledger, OpenError, Options, ReadError};
+use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::{LoadErrors, Snapshot};
 use crate::surface;
 use crate::surface::listener::{BindError, Server, bind_unix};
@@ -193,20 +194,11 @@ pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), Star
         ledger,
         policy,
         keys,
+        sealer,
         fleet,
         installation,
     };
     Ok((Arc::new(Broker::new(parts)), sockets))
-}
-
-/// Every version of every key, sealed.
-pub(super) fn stored_keys(ledger: &Ledger) -> Result<Vec<KeyRow>, ReadError> {
-    let reader = ledger.reader();
-    let mut rows = Vec::new();
-    for name in Keys::NAMES {
-        rows.append(&mut reader.keys(name)?);
-    }
-    Ok(rows)
 }
 
 /// Bound before anything is served: ports are known, and conflicts found, first.
@@ -251,19 +243,18 @@ pub(super) fn listen(
     let trust_domain = &broker.installation.trust_domain;
     let slot = Arc::new(CertificateSlot::empty());
     let names = server::Names::new(trust_domain, &config.server_names, addresses.0.ip());
-    let end = server::renew(&slot, broker.keys.ca(), &names, broker.clock.wall())?;
+    let end = server::renew(&slot, &broker.keys.load(), &names, broker.clock.wall())?;
     broker.tasks.spawn_vital(
         "server-certificate",
         server::keep_renewed(
+            Arc::clone(broker),
             Arc::clone(&slot),
-            Arc::clone(&broker.keys),
             names,
-            Arc::clone(&broker.clock),
             end,
             broker.tasks.stop_token(),
         ),
     );
-    let tls = Tls::new(slot, broker.keys.trust(), trust_domain.clone())?;
+    let tls = Tls::new(slot, Arc::clone(&broker.trust), trust_domain.clone())?;
     let server = |name, router, places| {
         Server::new(
             name,
@@ -386,7 +377,7 @@ fn write_ready(
         "ca_file": config.ca_file(),
         "trust_domain": broker.installation.trust_domain,
         "installation": broker.installation.id,
-        "log_key": broker.keys.log_vkey(),
+        "log_key": broker.keys.load().log_vkey(),
     });
     let partial = path.with_extension("partial");
     let mut file = std::fs::File::create(&partial)?;

@@ -116,7 +116,7 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
     let policy = Snapshot::load(&dir.join("policy")).unwrap();
     let stored = ledger.installation().clone();
     let trust_domain = policy.trust_domain().clone();
-    let rows = start::stored_keys(&ledger).unwrap();
+    let rows = crate::keys::rotate::stored_keys(&ledger).unwrap();
     let keys = Keys::unseal(&sealer(1), &rows, &trust_domain, &stored.origin).unwrap();
     let clock = clock.clone() as SharedClock;
     let fleet = Fleet::restore(ledger.reader().hosts().unwrap(), Arc::clone(&clock));
@@ -133,6 +133,7 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
         ledger,
         policy,
         keys,
+        sealer: sealer(1),
         fleet,
         installation,
     }));
@@ -171,12 +172,12 @@ fn urls_name_what_others_can_reach() {
 async fn a_restart_keeps_keys_and_log() {
     let before = TestBroker::new().await;
     before.broker.invite("web-*", None).await.unwrap();
-    let keys = Arc::clone(&before.broker.keys);
+    let keys = before.broker.keys.load_full();
     let head = before.broker.ledger.head();
     let after = before.restart(Duration::from_secs(5)).await;
-    assert_eq!(after.broker.keys.ca().sha256(), keys.ca().sha256());
-    assert_eq!(after.broker.keys.token_public(), keys.token_public());
-    assert_eq!(after.broker.keys.log_vkey(), keys.log_vkey());
+    assert_eq!(after.broker.keys.load().ca().sha256(), keys.ca().sha256());
+    assert_eq!(after.broker.keys.load().token_public(), keys.token_public());
+    assert_eq!(after.broker.keys.load().log_vkey(), keys.log_vkey());
     assert_eq!(after.broker.ledger.head(), head);
 }
 
@@ -214,7 +215,7 @@ async fn a_log_that_went_back_is_noticed_and_stops_issuing() {
             .code,
         Code::InvalidRequest
     );
-    let keys = start::stored_keys(&test.broker.ledger).unwrap();
+    let keys = crate::keys::rotate::stored_keys(&test.broker.ledger).unwrap();
     copy.write(keys.into_iter().map(Row::Key).collect()).await;
     let copy = copy.restart(Duration::from_secs(1)).await;
     assert!(copy.broker.may_issue().is_ok());

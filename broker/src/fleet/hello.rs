@@ -104,7 +104,7 @@ impl Broker {
             installation: self.installation.id.clone(),
             issuer: self.installation.issuer.clone(),
             heartbeat_milliseconds: u32::try_from(HEARTBEAT_MILLIS).unwrap_or(u32::MAX),
-            log_key: self.keys.log_vkey().to_owned(),
+            log_key: self.keys.load().log_vkey().to_owned(),
             renew_identity_at: renew_at.as_millis(),
         }
     }

@@ -92,7 +92,7 @@ impl Broker {
         }
         let now = self.may_issue()?;
         let event = self.event(Stage::Operate, "invited", Outcome::Ok)?;
-        let ca_sha256 = self.keys.ca().sha256();
+        let ca_sha256 = self.keys.load().ca().sha256();
         let (invited, batch) =
             invitation(self.new_id()?, &pattern, (now, ttl), &ca_sha256, event).map_err(defect)?;
         let ticket = self

@@ -89,12 +89,13 @@ impl Broker {
         let id = self.agent_id(joining.host.as_str());
         let (certificate_der, _) = self
             .keys
+            .load()
             .issue_agent(&id, &joining.key.spki(), now)
             .map_err(defect)?;
         tracing::info!(host = %joining.host, join_token = %joining.token.id, "host joined");
         Ok(v1::JoinResponse {
             certificate_der,
-            ca_certificates_der: vec![self.keys.ca().certificate().der().to_vec()],
+            ca_certificates_der: vec![self.keys.load().ca().certificate().der().to_vec()],
             trust_domain: self.installation.trust_domain.to_string(),
             installation: self.installation.id.clone(),
         })
@@ -124,7 +125,7 @@ impl Broker {
         }
         let ends = now
             .saturating_add_millis(limits::AGENT_CERTIFICATE_SECONDS * 1000)
-            .min(self.keys.ca_end());
+            .min(self.keys.load().ca_end());
         let row = HostRow {
             name: joining.host.to_string(),
             version: 0,

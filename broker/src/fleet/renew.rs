@@ -47,7 +47,7 @@ impl Broker {
         })?;
         let ends = now
             .saturating_add_millis(limits::AGENT_CERTIFICATE_SECONDS * 1000)
-            .min(self.keys.ca_end());
+            .min(self.keys.load().ca_end());
         self.update_host(
             "fleet.renew_identity",
             Lane::Normal,
@@ -77,12 +77,13 @@ impl Broker {
         let id = self.agent_id(member.host());
         let (certificate_der, until) = self
             .keys
+            .load()
             .issue_agent(&id, &key.spki(), now)
             .map_err(defect)?;
         tracing::info!(host = member.host(), %until, "agent certificate renewed");
         Ok(v1::RenewIdentityResponse {
             certificate_der,
-            ca_certificates_der: vec![self.keys.ca().certificate().der().to_vec()],
+            ca_certificates_der: vec![self.keys.load().ca().certificate().der().to_vec()],
         })
     }
 }

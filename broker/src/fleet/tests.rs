@@ -226,7 +226,7 @@ async fn a_joined_agent_is_who_the_token_says() {
     assert_eq!(leaf.spki, agent.key.public_key().spki());
     assert_eq!(
         answer.ca_certificates_der,
-        [test.broker.keys.ca().certificate().der()]
+        [test.broker.keys.load().ca().certificate().der()]
     );
     assert!(agent.peer(&test).is_err(), "it has not said Hello");
     let hello = agent.hello(&test).await.unwrap();

@@ -43,7 +43,7 @@ impl Broker {
             now,
             task_opened_at: task.opened_at,
             task_deadline: task.deadline,
-            ca_end: self.keys.ca_end(),
+            ca_end: self.keys.load().ca_end(),
             renewing: Some(Renewing {
                 subject: &row.subject,
                 window: window(&grant),

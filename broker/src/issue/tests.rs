@@ -39,7 +39,7 @@ async fn an_issued_token_is_recorded_active_and_verifies() {
         now_unix: bench.clock.wall().as_unix_seconds() as i64,
         leeway_seconds: 0,
     };
-    let verified = verify(&token, bench.broker.keys.verify_keys(), &expected).unwrap();
+    let verified = verify(&token, bench.broker.keys.load().verify_keys(), &expected).unwrap();
     let claims = verified.claims();
     assert_eq!(claims.jti, id.to_string());
     assert_eq!(claims.rest["plan"], "gold");

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::tls::{CertificateSlot, certified_key};
-use ephor_crypto::x509::{Ca, ServerNames, X509Error};
+use ephor_crypto::x509::{ServerNames, X509Error};
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
 
-use crate::clock::SharedClock;
+use super::Keys;
+use crate::app::Broker;
 use crate::limits;
 
 /// The names in the server certificate.
@@ -59,10 +60,11 @@ impl Names {
 /// When a name cannot stand in a certificate or there is no randomness.
 pub fn renew(
     slot: &CertificateSlot,
-    ca: &Ca,
+    keys: &Keys,
     names: &Names,
     now: UnixMillis,
 ) -> Result<UnixMillis, X509Error> {
+    let ca = keys.ca();
     let key = Arc::new(SigningKey::generate()?);
     let (not_before, wanted) = super::validity(now, limits::SERVER_CERTIFICATE_SECONDS);
     let not_after = wanted.min(ca.certificate().not_after());
@@ -93,28 +95,32 @@ pub fn next_renewal(now: UnixMillis, end: UnixMillis) -> Duration {
     Duration::from_millis(end.millis_since(now) / 3 * 2)
 }
 
-/// Renews for ever. A failure is logged and tried again while the old certificate lasts.
+/// Renews for ever, and whenever the keys changed. A failure is logged and tried again while the
+/// old certificate lasts.
 pub async fn keep_renewed(
+    broker: Arc<Broker>,
     slot: Arc<CertificateSlot>,
-    keys: Arc<super::Keys>,
     names: Names,
-    clock: SharedClock,
     mut end: UnixMillis,
     stop: tokio_util::sync::CancellationToken,
 ) {
     let look = Duration::from_secs(60);
+    let clock = &broker.clock;
+    let mut changed = broker.keys_changed.subscribe();
     let mut due = clock
         .boottime()
         .saturating_add(next_renewal(clock.wall(), end));
     loop {
-        tokio::select! {
+        let is_new_key = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(look) => {}
-        }
-        if clock.boottime() < due {
+            // Its sender lives in `broker`.
+            _ = changed.changed() => true,
+            () = tokio::time::sleep(look) => false,
+        };
+        if !is_new_key && clock.boottime() < due {
             continue;
         }
-        match renew(&slot, keys.ca(), &names, clock.wall()) {
+        match renew(&slot, &broker.keys.load(), &names, clock.wall()) {
             Ok(renewed) => {
                 end = renewed;
                 due = clock
@@ -123,6 +129,8 @@ pub async fn keep_renewed(
                 tracing::info!(until = %end, "server certificate renewed");
             }
             Err(error) => {
+                // At the next look, whatever was planned.
+                due = clock.boottime();
                 tracing::error!(%error, until = %end, "server certificate not renewed; trying again")
             }
         }
@@ -155,14 +163,17 @@ mod tests {
     fn a_renewed_certificate_is_another_one_and_ends_with_the_ca() {
         let domain = TrustDomain::new("test.example").unwrap();
         let names = Names::new(&domain, &[], "127.0.0.1".parse().unwrap());
-        let ca = Ca::create("t", "test.example", 1_800_000_000, 1_800_007_200).unwrap();
+        let sealer = crate::keys::tests::sealer(1);
+        let made = UnixMillis::from_unix_seconds(1_800_007_200 - limits::CA_SECONDS);
+        let rows = Keys::generate(&sealer, &domain, "t", made).unwrap();
+        let keys = Keys::unseal(&sealer, &rows, &domain, "o").unwrap();
         let slot = CertificateSlot::empty();
         let now = UnixMillis::from_unix_seconds(1_800_000_100);
-        let end = renew(&slot, &ca, &names, now).unwrap();
+        let end = renew(&slot, &keys, &names, now).unwrap();
         let first = slot.current().unwrap();
         assert_eq!(end.as_unix_seconds(), 1_800_007_200);
         assert_eq!(first.cert.len(), 2, "the CA goes along");
-        renew(&slot, &ca, &names, now).unwrap();
+        renew(&slot, &keys, &names, now).unwrap();
         assert_ne!(first.cert.first(), slot.current().unwrap().cert.first());
         assert_eq!(
             next_renewal(now, now.saturating_add_millis(86_400_000)),

@@ -3,6 +3,8 @@
 //! A checkpoint is signed on demand and only from what a reader finds committed; Ed25519 is
 //! deterministic (RFC 8032 §5.1.6), so signing one twice gives the same note.
 
+use std::sync::Arc;
+
 use ephor_crypto::ed25519::LogKey;
 use ephor_proto::id::TaskId;
 use ephor_proto::log::{
@@ -13,30 +15,42 @@ use tlog_tiles::tlog::{self, HashReader as _};
 use super::read::{ReadError, Reader};
 use super::tree::{Head, StoredHashes};
 
-/// The log's name and the key it signs with.
-pub struct Signer<'k> {
-    /// Origin line, which is also the key's name.
-    pub origin: &'k str,
+/// The log's name and the keys it signs with.
+pub struct Signer {
+    /// Origin line, which is also the keys' name.
+    pub origin: String,
     /// The key.
-    pub key: &'k LogKey,
+    pub key: Arc<LogKey>,
+    /// Keys that sign beside it: who knows only the one before it, or only the one after it, can
+    /// verify all the same.
+    pub beside: Vec<Arc<LogKey>>,
 }
 
-impl Signer<'_> {
+impl Signer {
     /// The verifier key to hand to outsiders.
     ///
     /// # Errors
     /// When the origin cannot be a key's name.
     pub fn verifier_key(&self) -> Result<VerifierKey, ReadError> {
-        VerifierKey::new(self.origin, self.key.public()).map_err(|error| tree(&error))
+        self.verifier_key_of(&self.key)
+    }
+
+    fn verifier_key_of(&self, key: &LogKey) -> Result<VerifierKey, ReadError> {
+        VerifierKey::new(&self.origin, key.public()).map_err(|error| tree(&error))
     }
 
     fn sign(&self, head: Head) -> Result<SignedNote, ReadError> {
-        let checkpoint = Checkpoint::new(self.origin, head.size, head.root);
+        let checkpoint = Checkpoint::new(&self.origin, head.size, head.root);
         let text = checkpoint.map_err(|error| tree(&error))?.to_string();
         crate::crash_point!("prove.before_signature");
         let signature = self.key.sign(text.as_bytes());
         crate::crash_point!("prove.after_signature");
-        Ok(SignedNote::new(text, &self.verifier_key()?, signature))
+        let mut note = SignedNote::new(text, &self.verifier_key()?, signature);
+        for key in &self.beside {
+            let signature = key.sign(note.text.as_bytes());
+            note.add(&self.verifier_key_of(key)?, signature);
+        }
+        Ok(note)
     }
 }
 
@@ -44,7 +58,7 @@ impl Signer<'_> {
 ///
 /// # Errors
 /// When the store cannot be read or the origin cannot be signed for.
-pub fn signed_checkpoint(reader: &Reader, signer: &Signer<'_>) -> Result<SignedNote, ReadError> {
+pub fn signed_checkpoint(reader: &Reader, signer: &Signer) -> Result<SignedNote, ReadError> {
     signer.sign(reader.head()?)
 }
 
@@ -55,7 +69,7 @@ pub fn signed_checkpoint(reader: &Reader, signer: &Signer<'_>) -> Result<SignedN
 /// As every read.
 pub fn receipt(
     reader: &Reader,
-    signer: &Signer<'_>,
+    signer: &Signer,
     task: TaskId,
 ) -> Result<Option<Receipt>, ReadError> {
     let Some(index) = reader.receipt_leaf(task)? else {

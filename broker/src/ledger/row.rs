@@ -18,6 +18,7 @@ use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::batch::Key;
+use crate::keys::state::KeyState;
 
 /// One write of a batch: a closed set, which every engine matches.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -321,10 +322,19 @@ pub struct KeyRow {
     pub name: String,
     /// Version, counted from 1; part of the key.
     pub version: u32,
-    /// The private key, sealed.
+    /// The private key, sealed; empty when it was wiped.
     pub sealed: Vec<u8>,
     /// The public key or certificate.
     pub public: Vec<u8>,
+    /// For a CA that was signed elsewhere: the certificates above it, each in DER, one after the
+    /// other, the root last.
+    pub chain: Vec<u8>,
+    /// Where it is in its life.
+    pub state: KeyState,
     /// When it was made.
     pub created_at: UnixMillis,
+    /// When it came into its state.
+    pub since: UnixMillis,
+    /// When its state ends, where that is known: of a retired key its last day.
+    pub until: Option<UnixMillis>,
 }

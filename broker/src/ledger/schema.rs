@@ -163,7 +163,11 @@ CREATE TABLE key (
     version INTEGER NOT NULL,
     sealed BLOB NOT NULL,
     public BLOB NOT NULL,
+    chain BLOB NOT NULL,
+    state TEXT NOT NULL,
     created_at INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    until INTEGER,
     PRIMARY KEY (name, version)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE receipt (task BLOB PRIMARY KEY, leaf INTEGER NOT NULL) STRICT, WITHOUT ROWID;

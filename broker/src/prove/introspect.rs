@@ -149,7 +149,7 @@ impl Broker {
             now_unix: i64::try_from(now.as_unix_seconds()).unwrap_or(i64::MAX),
             leeway_seconds: 0,
         };
-        match verify(token, self.keys.verify_keys(), &expected) {
+        match verify(token, self.keys.load().verify_keys(), &expected) {
             Ok(verified) => {
                 let claims = verified.into_claims();
                 let is_it = claims.sub == row.subject.as_str() && claims.jti == row.id.to_string();

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -59,6 +59,8 @@ pub struct Built {
     pub version: u64,
     /// The compact JWT.
     pub token: Bytes,
+    /// Which key signed it.
+    kid: String,
     /// When it was signed.
     pub issued_at: UnixMillis,
     /// The bits as a verifier reads them back from `token`.
@@ -77,7 +79,7 @@ impl Built {
 pub struct StatusLists {
     base_url: String,
     issuer: String,
-    signer: Arc<JwsSigner>,
+    signer: ArcSwap<JwsSigner>,
     /// Guards which lists exist; each has its own lock.
     lists: RwLock<BTreeMap<u32, Arc<List>>>,
     #[cfg(test)]
@@ -108,11 +110,16 @@ impl StatusLists {
         Self {
             base_url: base_url.trim_end_matches('/').to_owned(),
             issuer: issuer.to_owned(),
-            signer,
+            signer: ArcSwap::new(signer),
             lists: RwLock::new(first),
             #[cfg(test)]
             broken: false.into(),
         }
+    }
+
+    /// Signs with this key from now on; what another signed is not served again.
+    pub fn sign_with(&self, signer: Arc<JwsSigner>) {
+        self.signer.store(signer);
     }
 
     /// The URL that stands in tokens and is the `sub` of list `number`.
@@ -169,11 +176,11 @@ impl StatusLists {
     /// When there is no such list or it cannot be built.
     pub async fn current(&self, number: u32, now: UnixMillis) -> Result<Arc<Built>, ListError> {
         let list = self.list(number).ok_or(ListError::Unknown(number))?;
-        if let Some(built) = list.fresh(now) {
+        if let Some(built) = list.fresh(now, self.signer.load().kid()) {
             return Ok(built);
         }
         let _one_builder = list.building.lock().await;
-        if let Some(built) = list.fresh(now) {
+        if let Some(built) = list.fresh(now, self.signer.load().kid()) {
             return Ok(built);
         }
         let built = Arc::new(self.build(&list, now)?);
@@ -233,15 +240,14 @@ impl StatusLists {
             },
         };
         let claims = serde_json::to_vec(&claims).map_err(|e| failed(e.to_string()))?;
-        let token = self
-            .signer
-            .sign(&claims)
-            .map_err(|e| failed(e.to_string()))?;
+        let signer = self.signer.load_full();
+        let token = signer.sign(&claims).map_err(|e| failed(e.to_string()))?;
         // A status list is public; nothing in it is a secret.
         let token = Bytes::copy_from_slice(token.expose());
         Ok(Built {
             version,
             token,
+            kid: signer.kid().to_owned(),
             issued_at: now,
             bits: read_back,
         })
@@ -292,13 +298,13 @@ impl List {
         Ok(None)
     }
 
-    fn fresh(&self, now: UnixMillis) -> Option<Arc<Built>> {
+    fn fresh(&self, now: UnixMillis, kid: &str) -> Option<Arc<Built>> {
         let built = self.current.load_full()?;
         let version = self.change(|bits| bits.version);
         let age = now.millis_since(built.issued_at);
         // A clock that went back must not leave a token from the future in place.
         let young = age < limits::STATUS_LIST_RESIGN_MILLIS && now >= built.issued_at;
-        (built.version == version && young).then_some(built)
+        (built.version == version && built.kid == kid && young).then_some(built)
     }
 }
 

@@ -99,7 +99,7 @@ fn status_of(broker: &Broker) -> Result<Status, Refusal> {
         installation: broker.installation.id.clone(),
         epoch: u64::from(broker.installation.epoch),
         policy_version: broker.policy.load().version().to_owned(),
-        log_key: broker.keys.log_vkey().to_owned(),
+        log_key: broker.keys.load().log_vkey().to_owned(),
         log_size: read(reader.head())?.size,
         issuer: broker.installation.issuer.clone(),
         lists_url: broker.installation.lists_url.clone(),

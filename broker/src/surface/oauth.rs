@@ -9,7 +9,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Form, Json, Router};
-use ephor_crypto::jwt::TokenKind;
 use ephor_proto::problem::Code;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -59,8 +58,13 @@ async fn discovery(State(broker): State<Arc<Broker>>) -> Response {
 }
 
 async fn jwks(State(broker): State<Arc<Broker>>) -> Response {
-    let kid = broker.keys.token_signer(TokenKind::Identity).kid();
-    public(json!({"keys": [broker.keys.token_public().jwk(kid)]}))
+    let keys = broker.keys.load();
+    let set: Vec<_> = keys
+        .token_keys()
+        .iter()
+        .map(|(kid, key)| key.jwk(kid))
+        .collect();
+    public(json!({ "keys": set }))
 }
 
 async fn introspect(

@@ -71,20 +71,7 @@ impl CaCertificate {
     /// The certificate in PEM (RFC 7468).
     #[must_use]
     pub fn pem(&self) -> String {
-        let text = STANDARD.encode(&self.der);
-        let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
-        let mut rest = text.as_str();
-        while let Some((line, tail)) = rest.split_at_checked(64) {
-            out.push_str(line);
-            out.push('\n');
-            rest = tail;
-        }
-        if !rest.is_empty() {
-            out.push_str(rest);
-            out.push('\n');
-        }
-        out.push_str("-----END CERTIFICATE-----\n");
-        out
+        certificate_pem(&self.der)
     }
 
     /// SHA-256 of the DER: what a join token pins.
@@ -208,6 +195,53 @@ pub fn leaf_not_after(der: &[u8]) -> Result<i64, X509Error> {
 /// [`X509Error::Malformed`].
 pub fn spki_of(der: &[u8]) -> Result<Vec<u8>, X509Error> {
     parse(der).map(|parsed| parsed.public_key().raw.to_vec())
+}
+
+/// A certificate in PEM (RFC 7468).
+#[must_use]
+pub fn certificate_pem(der: &[u8]) -> String {
+    pem("CERTIFICATE", der)
+}
+
+/// DER under a label of RFC 7468.
+pub(super) fn pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    let mut rest = text.as_str();
+    while let Some((line, tail)) = rest.split_at_checked(64) {
+        out.push_str(line);
+        out.push('\n');
+        rest = tail;
+    }
+    if !rest.is_empty() {
+        out.push_str(rest);
+        out.push('\n');
+    }
+    out.push_str(&format!("-----END {label}-----\n"));
+    out
+}
+
+/// Certificates in DER that stand one after the other.
+///
+/// # Errors
+/// [`X509Error::Malformed`].
+pub fn split_der(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, X509Error> {
+    let mut all = Vec::new();
+    while !bytes.is_empty() {
+        let (rest, _) = X509Certificate::from_der(bytes).map_err(|_| X509Error::Malformed)?;
+        let len = bytes.len() - rest.len();
+        all.push(bytes.get(..len).ok_or(X509Error::Malformed)?.to_vec());
+        bytes = rest;
+    }
+    Ok(all)
+}
+
+/// The end of any certificate's validity, seconds since 1970, inclusive.
+///
+/// # Errors
+/// [`X509Error::Malformed`].
+pub fn not_after(der: &[u8]) -> Result<i64, X509Error> {
+    parse(der).map(|parsed| parsed.validity().not_after.timestamp())
 }
 
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, X509Error> {

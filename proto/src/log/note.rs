@@ -148,6 +148,15 @@ impl SignedNote {
         }
     }
 
+    /// Adds a signature by another key over the same bytes.
+    pub fn add(&mut self, key: &VerifierKey, signature: [u8; 64]) {
+        self.signatures.push(Signature {
+            name: key.name.clone(),
+            key_id: key.key_id(),
+            bytes: signature.to_vec(),
+        });
+    }
+
     /// The text, once this key's signature over it is checked. Lines by other keys are ignored.
     ///
     /// # Errors

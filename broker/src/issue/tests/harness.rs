@@ -255,7 +255,7 @@ impl Bench {
     /// Checks a receipt as a stranger does and gives its event.
     pub(crate) fn verified(&self, receipt: &str) -> AuditEvent {
         let receipt: Receipt = serde_json::from_str(receipt).unwrap();
-        let key: VerifierKey = self.broker.keys.log_vkey().parse().unwrap();
+        let key: VerifierKey = self.broker.keys.load().log_vkey().parse().unwrap();
         let check = |public: &[u8; 32], message: &[u8], signature: &[u8]| {
             ephor_crypto::ed25519::verify(public, message, signature)
         };
@@ -321,6 +321,7 @@ fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
         clock: Arc::clone(clock) as _,
         policy: Snapshot::from_texts(&[("ephor.toml", POLICY)]).unwrap(),
         keys: Keys::unseal(&sealer(), &keys, &domain(), "broker.test/log").unwrap(),
+        sealer: sealer(),
         fleet: Fleet::restore(hosts, Arc::clone(clock) as _),
         ledger,
         installation,

@@ -150,7 +150,17 @@ impl Stored for JoinTokenRow {
 static KEY: LazyLock<Sql> = LazyLock::new(|| {
     let mut sql = Sql::of(
         "key",
-        &["name", "version", "sealed", "public", "created_at"],
+        &[
+            "name",
+            "version",
+            "sealed",
+            "public",
+            "chain",
+            "state",
+            "created_at",
+            "since",
+            "until",
+        ],
     );
     sql.insert = sql.insert.replace("INSERT", "INSERT OR REPLACE");
     sql
@@ -169,7 +179,11 @@ impl Stored for KeyRow {
             self.version,
             self.sealed,
             self.public,
+            self.chain,
+            self.state.as_str(),
             millis(self.created_at),
+            millis(self.since),
+            opt_millis(self.until),
         ])
     }
 
@@ -179,7 +193,11 @@ impl Stored for KeyRow {
             version: columns.number(1)?,
             sealed: columns.blob(2)?.to_vec(),
             public: columns.blob(3)?.to_vec(),
-            created_at: columns.time(4)?,
+            chain: columns.blob(4)?.to_vec(),
+            state: columns.word(5)?,
+            created_at: columns.time(6)?,
+            since: columns.time(7)?,
+            until: columns.opt_time(8)?,
         })
     }
 

@@ -1,5 +1,7 @@
 //! Proofs, tiles, checkpoints and receipts, checked by the functions an outsider would use.
 
+use std::sync::Arc;
+
 use ephor_crypto::ed25519::{self, LogKey};
 use ephor_proto::log::{Checkpoint, SignedNote, VerifyFn, split_bundle, verify_receipt};
 use tlog_tiles::tlog::{self, Hash};
@@ -67,10 +69,10 @@ fn a_receipt_verifies_with_the_log_key_alone() {
     commit(&ledger, revoke(rows, vec![event("listed"), told.clone()])).unwrap();
     filled(&ledger, 9);
 
-    let key = LogKey::generate().unwrap();
     let signer = Signer {
-        origin: &ledger.installation().origin,
-        key: &key,
+        origin: ledger.installation().origin.clone(),
+        key: Arc::new(LogKey::generate().unwrap()),
+        beside: Vec::new(),
     };
     let reader = ledger.reader();
     assert_eq!(reader.receipts(None, 10).unwrap(), [credential.task]);
@@ -78,14 +80,24 @@ fn a_receipt_verifies_with_the_log_key_alone() {
     let receipt = receipt(&reader, &signer, credential.task).unwrap().unwrap();
     let vkey = signer.verifier_key().unwrap();
     assert_eq!(verify_receipt(&receipt, &vkey, VERIFY).unwrap().event, told);
-    let forger = LogKey::generate().unwrap();
     let other = Signer {
-        origin: signer.origin,
-        key: &forger,
+        origin: signer.origin.clone(),
+        key: Arc::new(LogKey::generate().unwrap()),
+        beside: Vec::new(),
+    };
+    let others = other.verifier_key().unwrap();
+    assert!(verify_receipt(&receipt, &others, VERIFY).is_err());
+
+    // While one key follows another, a receipt is good by either.
+    let both = Signer {
+        beside: vec![signer.key.clone()],
+        ..other
+    };
+    let by_both = super::super::log::receipt(&reader, &both, credential.task);
+    let by_both = by_both.unwrap().unwrap();
+    for key in [&vkey, &others] {
+        assert_eq!(verify_receipt(&by_both, key, VERIFY).unwrap().event, told);
     }
-    .verifier_key()
-    .unwrap();
-    assert!(verify_receipt(&receipt, &other, VERIFY).is_err());
 
     // One receipt: a second is refused.
     let rows = vec![Row::Receipt {
@@ -100,10 +112,10 @@ fn a_receipt_verifies_with_the_log_key_alone() {
 fn the_signed_checkpoint_is_that_of_the_snapshot_and_of_an_empty_log_too() {
     let store = Store::new();
     let ledger = store.open();
-    let key = LogKey::generate().unwrap();
     let signer = Signer {
-        origin: "ephor.test/log",
-        key: &key,
+        origin: "ephor.test/log".to_owned(),
+        key: Arc::new(LogKey::generate().unwrap()),
+        beside: Vec::new(),
     };
     let check = |note: &SignedNote| -> Checkpoint {
         let note: SignedNote = note.to_string().parse().unwrap();

@@ -9,6 +9,7 @@ use ephor_proto::state::task::{EndCause, TaskState};
 use ephor_proto::time::UnixMillis;
 
 use super::fixture::*;
+use crate::keys::state::KeyState;
 use crate::ledger::*;
 
 #[test]
@@ -67,7 +68,11 @@ fn every_row_comes_back_as_it_was_written() {
         version,
         sealed: vec![version as u8; 40],
         public: vec![2; 3],
+        chain: Vec::new(),
+        state: KeyState::Active,
         created_at: now(),
+        since: now(),
+        until: None,
     };
     let rows = vec![
         Row::Task(task.clone()),

@@ -17,7 +17,7 @@ use ephor_proto::time::{Boottime, Clock};
 use crate::attest::{self, HashCache, Mode};
 use crate::clock::{SharedClock, SystemClock};
 use crate::complete::TaskTable;
-use crate::config::Config;
+use crate::config::{Config, PeerPidfd};
 use crate::hold::Hold;
 use crate::hold::entry::Now;
 use crate::hold::renew::Renewer;
@@ -415,10 +415,9 @@ fn parts(config: &Config) -> Result<Parts, StartError> {
         clock: SystemClock::shared(),
         host,
         trust_domain,
-        mode: if config.force_start_time_attestation {
-            Mode::StartTime
-        } else {
-            Mode::Pidfd
+        mode: match config.peer_pidfd {
+            PeerPidfd::Auto => Mode::Pidfd,
+            PeerPidfd::Off => Mode::StartTime,
         },
         max_exe_hash_bytes: config.max_exe_hash_bytes,
         state_dir: config.state_dir.clone(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use ephor_confine::Report;
 use ephor_crypto::tls;
 use ephor_proto::problem::{FirstWord, wrong_usage};
 use ephor_proto::spiffe::HostName;
@@ -157,11 +158,15 @@ fn execute(command: Command) -> Result<(), Failure> {
         #[cfg(feature = "failpoints")]
         Command::CrashPoints => Ok(()),
         Command::Join(args) => {
-            prepare(&config)?;
+            let made = vec![(config.state_dir.clone(), 0o700)];
+            prepare(&config, made)?;
             block_on(join_host(&config, &args.token_file))?
         }
         Command::Run(args) => {
-            prepare(&config)?;
+            let parent = config.socket.parent().map(Path::to_owned);
+            let made = parent.map(|parent| (parent, 0o755)).into_iter().collect();
+            let confined = prepare(&config, made)?;
+            confined.publish(&config.state_dir);
             if args.stop_on_stdin_eof {
                 let failed = |error| Failure {
                     code: CONFIG,
@@ -202,18 +207,18 @@ fn stop_when_stdin_ends() -> std::io::Result<()> {
         .map(drop)
 }
 
-/// What comes before the first thread and the first secret.
-fn prepare(config: &Config) -> Result<(), Failure> {
+/// What comes before the first thread and the first secret. `made` are directories to make, with
+/// their modes.
+fn prepare(config: &Config, made: Vec<(PathBuf, u32)>) -> Result<Report, Failure> {
     logs(config.log_format);
     #[cfg(feature = "failpoints")]
     crate::crash::armed::check().map_err(|text| Failure { code: USAGE, text })?;
-    let hardened = harden::harden().map_err(|error| Failure {
+    let confined = harden::harden(config, made).map_err(|error| Failure {
         code: CONFIG,
         text: format!("invalid: {error}"),
     })?;
-    tracing::debug!(memory_locked = hardened.memory_locked, descriptors = ?hardened.descriptors, "process hardened");
     tls::install();
-    Ok(())
+    Ok(confined)
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ephor_confine::Off;
 use ephor_proto::spiffe::HostName;
 use serde::Deserialize;
 
@@ -25,6 +26,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// How callers are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerPidfd {
+    /// By the kernel's own pidfd of the connection (Linux 6.5), else by pid and start time.
+    #[default]
+    Auto,
+    /// By pid and start time, as on an older kernel: weaker, and said so in the evidence.
+    Off,
+}
+
 /// The settings of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -36,8 +48,12 @@ pub struct Config {
     pub socket: PathBuf,
     /// The name this host must have joined as; checked at start when given.
     pub host: Option<HostName>,
-    /// Uses the weaker way of holding a process that kernels before 6.5 have. For tests.
-    pub force_start_time_attestation: bool,
+    /// Whether callers are held by the kernel's pidfd of their connection where there is one.
+    pub peer_pidfd: PeerPidfd,
+    /// The user to become when started as root.
+    pub user: Option<String>,
+    /// Protections that are turned off, with the reasons.
+    pub hardening_off: Off,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Largest executable that is hashed, in bytes.
@@ -56,8 +72,12 @@ pub struct Partial {
     pub socket: Option<PathBuf>,
     /// See [`Config::host`].
     pub host: Option<String>,
-    /// See [`Config::force_start_time_attestation`].
-    pub force_start_time_attestation: Option<bool>,
+    /// See [`Config::peer_pidfd`].
+    pub peer_pidfd: Option<PeerPidfd>,
+    /// See [`Config::user`].
+    pub user: Option<String>,
+    /// See [`Config::hardening_off`].
+    pub hardening_off: Option<Off>,
     /// See [`Config::log_format`].
     pub log_format: Option<LogFormat>,
     /// See [`Config::max_exe_hash_bytes`].
@@ -154,10 +174,14 @@ impl Partial {
                 "STATE_DIR" => partial.state_dir = Some(value.into()),
                 "SOCKET" => partial.socket = Some(value.into()),
                 "HOST" => partial.host = Some(value),
-                "FORCE_START_TIME_ATTESTATION" => {
-                    let parsed = value.parse().map_err(|_| wrong("write true or false"))?;
-                    partial.force_start_time_attestation = Some(parsed);
+                "PEER_PIDFD" => {
+                    partial.peer_pidfd = Some(match value.as_str() {
+                        "auto" => PeerPidfd::Auto,
+                        "off" => PeerPidfd::Off,
+                        _ => return Err(wrong("write auto or off")),
+                    });
                 }
+                "USER" => partial.user = Some(value),
                 "LOG_FORMAT" => {
                     partial.log_format = Some(match value.as_str() {
                         "human" => LogFormat::Human,
@@ -183,9 +207,9 @@ impl Partial {
             state_dir: later.state_dir.or(self.state_dir),
             socket: later.socket.or(self.socket),
             host: later.host.or(self.host),
-            force_start_time_attestation: later
-                .force_start_time_attestation
-                .or(self.force_start_time_attestation),
+            peer_pidfd: later.peer_pidfd.or(self.peer_pidfd),
+            user: later.user.or(self.user),
+            hardening_off: later.hardening_off.or(self.hardening_off),
             log_format: later.log_format.or(self.log_format),
             max_exe_hash_bytes: later.max_exe_hash_bytes.or(self.max_exe_hash_bytes),
         }
@@ -205,6 +229,8 @@ impl Partial {
             .unwrap_or_else(|| PathBuf::from("/run/ephor/agent.sock"));
         crate::surface::listener::check_path(&socket)
             .map_err(|error| ConfigError::Value(error.to_string()))?;
+        let hardening_off = self.hardening_off.unwrap_or_default();
+        hardening_off.check().map_err(ConfigError::Value)?;
         Ok(Config {
             broker: self.broker,
             state_dir: self
@@ -212,7 +238,9 @@ impl Partial {
                 .unwrap_or_else(|| PathBuf::from("/var/lib/ephor")),
             socket,
             host: host.transpose()?,
-            force_start_time_attestation: self.force_start_time_attestation.unwrap_or(false),
+            peer_pidfd: self.peer_pidfd.unwrap_or_default(),
+            user: self.user,
+            hardening_off,
             log_format: self.log_format.unwrap_or_default(),
             max_exe_hash_bytes: self
                 .max_exe_hash_bytes
@@ -258,8 +286,8 @@ mod tests {
         assert_eq!(config.socket, Path::new("/run/env.sock"));
         assert_eq!(config.host.as_ref().map(HostName::as_str), Some("h3"));
         assert_eq!(
-            (config.log_format, config.force_start_time_attestation),
-            (LogFormat::Json, false)
+            (config.log_format, config.peer_pidfd),
+            (LogFormat::Json, PeerPidfd::Auto)
         );
     }
 
@@ -272,6 +300,9 @@ mod tests {
             ("host = \"a/b\"", "a/b"),
             ("socket = \"relative.sock\"", "relative.sock"),
             ("log_format = \"loud\"", "loud"),
+            ("peer_pidfd = \"on\"", "peer_pidfd"),
+            ("[hardening_off]\nseccomp = \"no\"", "hardening_off.seccomp"),
+            ("[hardening_off]\nlandlok = \"because of it\"", "landlok"),
         ] {
             let file = file(text);
             let error = Config::load(Some(file.path()), variables(&[]), Partial::default())
@@ -285,6 +316,7 @@ mod tests {
         for (name, value) in [
             ("EPHOR_AGENT_SOKET", "x"),
             ("EPHOR_AGENT_LOG_FORMAT", "x"),
+            ("EPHOR_AGENT_PEER_PIDFD", "x"),
             ("EPHOR_AGENT_MAX_EXE_HASH_BYTES", "1k"),
         ] {
             let file = file("");

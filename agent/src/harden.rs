@@ -1,90 +1,65 @@
-//! What the agent does to itself before it holds a secret: not dumpable, no core, private
-//! files. Never optional; only locking memory is best effort, because a container often
-//! forbids it.
+//! What the agent gives up before it holds a secret (`ephor_confine` does it), and what it cannot:
+//! it looks at other users' processes, so it keeps one capability and stays out of Landlock.
 
-use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask,
-};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
-/// What could be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hardened {
-    /// Memory is locked: no secret reaches swap.
-    pub memory_locked: bool,
-    /// Descriptors this process may hold; every open task and connection takes one or two.
-    pub descriptors: Option<u64>,
-}
+use ephor_confine::{CapabilitySet, ConfineError, Files, Plan, Protection, Report, State};
+use rustix::fs::Mode;
 
-/// A protection that must hold and could not be set.
-#[derive(Debug, thiserror::Error)]
-#[error("hardening the agent process: {what}: {source}; it holds no secret without that")]
-pub struct HardenError {
-    what: &'static str,
-    source: rustix::io::Errno,
-}
+use crate::attest;
+use crate::config::{Config, PeerPidfd};
 
-/// Hardens this process. Call it first, before any thread is started.
+/// Why there is no Landlock here; a test of this crate looks whether that is still so.
+const NO_LANDLOCK: &str = "a process in a Landlock domain may not look at processes outside it, \
+                           which attesting does; run the agent as a user of its own";
+
+/// Confines this process. Call it first, before any thread is started; `made` are directories to
+/// make, for the user to become, with their modes.
 ///
 /// # Errors
-/// When the process cannot be made undumpable or core dumps cannot be turned off.
-pub fn harden() -> Result<Hardened, HardenError> {
-    let failed = |what| move |source| HardenError { what, source };
-    // Also refuses ptrace and /proc/PID/mem to processes of the same uid.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("PR_SET_DUMPABLE"))?;
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).map_err(failed("RLIMIT_CORE"))?;
-    umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    Ok(Hardened {
-        memory_locked: lock_memory(),
-        descriptors: raise_descriptors(),
-    })
+/// When a protection that must hold does not, or the user cannot be used.
+pub fn harden(config: &Config, made: Vec<(PathBuf, u32)>) -> Result<Report, ConfineError> {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let mut report = ephor_confine::confine(Plan {
+        off: &config.hardening_off,
+        user: config.user.as_deref(),
+        directories: made,
+        // To read /proc/PID/exe and ns of other users' processes; never to trace: that call is
+        // refused to the agent itself.
+        keep: CapabilitySet::SYS_PTRACE,
+        files: Files::NotApplicable(NO_LANDLOCK),
+    })?;
+    report.add(peer_pidfd(config.peer_pidfd));
+    Ok(report)
 }
 
-/// Only with an unlimited `RLIMIT_MEMLOCK`: with a finite one a later allocation would fail.
-fn lock_memory() -> bool {
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let may = getrlimit(Resource::Memlock).current.is_none()
-        || setrlimit(Resource::Memlock, unlimited).is_ok();
-    may && mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).is_ok()
-}
-
-fn raise_descriptors() -> Option<u64> {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
+fn peer_pidfd(setting: PeerPidfd) -> Protection {
+    const NAME: &str = "peer_pidfd";
+    match setting {
+        PeerPidfd::Off => Protection::new(
+            NAME,
+            State::Off,
+            "turned off: callers are held by pid and start time",
+        ),
+        PeerPidfd::Auto if has_peer_pidfd() => Protection::new(
+            NAME,
+            State::InForce,
+            "callers are held by the kernel's pidfd",
+        ),
+        PeerPidfd::Auto => Protection::new(
+            NAME,
+            State::Missing,
+            "this kernel has none (Linux 6.5 has): callers are held by pid and start time",
+        ),
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_process_leaves_no_dump_and_private_files() {
-        harden().unwrap();
-        let core = getrlimit(Resource::Core);
-        assert_eq!((core.current, core.maximum), (Some(0), Some(0)));
-        assert_eq!(
-            rustix::process::dumpable_behavior().unwrap(),
-            DumpableBehavior::NotDumpable
-        );
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        assert!(
-            status.lines().any(|line| line == "Umask:\t0077"),
-            "{status}"
-        );
-    }
+/// Tried with a connection to ourselves.
+fn has_peer_pidfd() -> bool {
+    let Ok((near, _far)) = UnixStream::pair() else {
+        return false;
+    };
+    attest::Peer::from_stream(&near, attest::Mode::Pidfd)
+        .is_ok_and(|peer| peer.held() == attest::Held::Pidfd)
 }

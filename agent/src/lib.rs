@@ -18,6 +18,6 @@ pub mod cli; //       `ephor-agent join | run | check-config`
 pub mod clock; //     the only place that reads a clock
 pub mod config; //    file, environment, flags
 pub mod crash; //     crash points for the fault tests
-pub mod harden; //    not dumpable, no core
+pub mod harden; //    own user, few rights, few system calls
 pub mod limits; //    every bound, by name
 pub mod tasks; //     every spawned task belongs to a group

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::{self, InitOptions, StartError};
 use crate::config::{Config, LogFormat, Settings};
+use crate::harden;
 use crate::policy::Snapshot;
 
 const USAGE: u8 = 64;
@@ -102,13 +103,14 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
         Config::load(arguments.config.as_deref(), arguments.settings).map_err(bad_setting)?;
     start_log(config.log_format);
     let failed = |error: StartError| (error.to_string(), error.exit_code());
+    let unconfined = |error: ephor_confine::ConfineError| (format!("invalid: {error}"), CONFIG);
     match arguments.command {
         Command::Init {
             token_for,
             token_file,
             no_token,
         } => {
-            harden();
+            harden::harden(&config, harden::For::Init).map_err(unconfined)?;
             let options = InitOptions {
                 token_for: (!no_token).then_some(token_for),
                 token_file,
@@ -122,7 +124,10 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
             ready_file,
             stop_on_stdin_eof,
         } => {
-            harden();
+            let ready = ready_file.as_deref();
+            harden::harden(&config, harden::For::Run { ready })
+                .map_err(unconfined)?
+                .publish(&config.state_dir);
             if stop_on_stdin_eof {
                 stop_when_stdin_ends().map_err(|error| {
                     (
@@ -162,27 +167,6 @@ fn stop_when_stdin_ends() -> std::io::Result<()> {
         .name("stdin".to_owned())
         .spawn(watch)
         .map(drop)
-}
-
-/// No core dump and no debugger may see a key; no file of ours is for others to write. Failure is said and not fatal: some containers
-/// forbid the one or the other.
-fn harden() {
-    use rustix::fs::Mode;
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(%error, "the process stays dumpable");
-    }
-    // Whatever we were started with: the CA's certificate and the ready file are for others to
-    // read, nothing is for others to write.
-    let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    if let Err(error) = setrlimit(Resource::Core, none) {
-        tracing::warn!(%error, "core dumps stay possible");
-    }
 }
 
 /// Libraries that see bytes off the wire, secrets among them. What they say below `info` is not

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ephor_confine::Off;
 use serde::Deserialize;
 
 use crate::limits;
@@ -82,6 +83,12 @@ pub struct Settings {
         num_args = 0..=1, default_missing_value = "true", require_equals = true
     )]
     pub take_over: Option<bool>,
+    /// The user to become when started as root.
+    #[arg(long, global = true, env = "EPHOR_BROKER_USER")]
+    pub user: Option<String>,
+    /// Protections that are turned off, with the reasons; only in the file.
+    #[arg(skip)]
+    pub hardening_off: Option<Off>,
 }
 
 /// The settings in force.
@@ -109,6 +116,10 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Whether to take over the database's epoch.
     pub take_over: bool,
+    /// The user to become when started as root.
+    pub user: Option<String>,
+    /// Protections that are turned off, with the reasons.
+    pub hardening_off: Off,
 }
 
 /// What is wrong with the settings. Always the operator's to mend.
@@ -141,6 +152,9 @@ pub enum ConfigError {
         /// The nearest right one, in parentheses and with a question mark, if one is near.
         nearest: String,
     },
+    /// A protection is turned off without a reason.
+    #[error("invalid: {0}")]
+    Reason(String),
     /// A value that is well-typed but wrong.
     #[error("invalid: {key} = {value:?}: {problem}")]
     Value {
@@ -213,6 +227,8 @@ impl Config {
             master_key_file: over.master_key_file.or(base.master_key_file),
             log_format: over.log_format.or(base.log_format).unwrap_or_default(),
             take_over: over.take_over.or(base.take_over).unwrap_or(false),
+            user: over.user.or(base.user),
+            hardening_off: base.hardening_off.unwrap_or_default(),
         };
         config.check()?;
         Ok(config)
@@ -228,6 +244,7 @@ impl Config {
         for name in &self.server_names {
             server_name(name)?;
         }
+        self.hardening_off.check().map_err(ConfigError::Reason)?;
         if self.admin_socket.as_os_str().len() > limits::SOCKET_PATH {
             return Err(ConfigError::Value {
                 key: "admin_socket",
@@ -387,6 +404,7 @@ mod tests {
             ("issuer = 'a.example'", "https://"),
             ("lists_url = 'ftp://a.example'", "http://"),
             ("server_names = ['a b']", "DNS"),
+            ("[hardening_off]\nlandlock = 'no'", "landlock"),
         ] {
             let error = resolve(text).unwrap_err().to_string();
             assert!(

@@ -23,5 +23,6 @@ pub mod cli; //       `ephor-broker init | run | check-config`
 pub mod clock; //     the only place that reads a clock
 pub mod config; //    file, environment, flags
 pub mod crash; //     crash points for the fault tests
+pub mod harden; //    own user, own files, few system calls
 pub mod limits; //    every bound, by name
 pub mod tasks; //     every spawned task belongs to a group

@@ -1,0 +1,102 @@
+//! What the broker gives up before it holds a secret (`ephor_confine` does it): every capability,
+//! every file that is not its own, every connection of its own making.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ephor_confine::{CapabilitySet, ConfineError, Files, Plan, Report};
+use rustix::fs::Mode;
+
+use crate::config::Config;
+use crate::keys::master;
+
+/// Ports below this are root's to listen on.
+const FIRST_FREE_PORT: u16 = 1024;
+/// What the runtime and the libraries read: how many processors there are, and this process.
+const SYSTEM: [&str; 3] = ["/proc/self", "/sys/fs/cgroup", "/dev/urandom"];
+
+/// What the process is about to do.
+#[derive(Debug, Clone, Copy)]
+pub enum For<'a> {
+    /// Make an installation: it writes where it is told to.
+    Init,
+    /// Serve.
+    Run {
+        /// Where it says that it is ready.
+        ready: Option<&'a Path>,
+    },
+}
+
+/// Confines this process. Call it first, before any thread is started.
+///
+/// # Errors
+/// When a protection that must hold does not, or the user cannot be used.
+pub fn harden(config: &Config, purpose: For<'_>) -> Result<Report, ConfineError> {
+    // Whatever we were started with: the CA's certificate and the ready file are for others to
+    // read, nothing is for others to write.
+    let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);
+    let (directories, files) = match purpose {
+        For::Init => (
+            vec![(config.state_dir.clone(), 0o700)],
+            Files::NotApplicable("init writes where it is told to"),
+        ),
+        For::Run { ready } => {
+            let parent = config.admin_socket.parent().map(Path::to_owned);
+            let made = parent.map(|parent| (parent, 0o755)).into_iter().collect();
+            (made, files(config, ready))
+        }
+    };
+    ephor_confine::confine(Plan {
+        off: &config.hardening_off,
+        user: config.user.as_deref(),
+        directories,
+        keep: capabilities(config),
+        files,
+    })
+}
+
+/// A new file, socket or policy may come anywhere in the directories of the old ones.
+fn files(config: &Config, ready: Option<&Path>) -> Files {
+    let mut read: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
+    // The directory above, so that a new policy can take the place of the old as a whole; where
+    // a link leads, too.
+    read.extend(around(&config.policy_dir));
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    read.push(master::path(config, credentials.as_deref()));
+    let mut write = vec![config.state_dir.clone()];
+    write.extend(config.admin_socket.parent().map(Path::to_owned));
+    write.extend(ready.and_then(Path::parent).map(Path::to_owned));
+    Files::Only {
+        read,
+        write,
+        listen: listeners(config).map(|address| address.port()).to_vec(),
+    }
+}
+
+fn around(path: &Path) -> Vec<PathBuf> {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    [path, &real]
+        .into_iter()
+        // Not everything there is, for the sake of a directory in the root.
+        .map(|path| {
+            path.parent()
+                .filter(|parent| parent.parent().is_some())
+                .unwrap_or(path)
+        })
+        .map(Path::to_owned)
+        .collect()
+}
+
+fn listeners(config: &Config) -> [SocketAddr; 2] {
+    [config.https_listen, config.http_listen]
+}
+
+fn capabilities(config: &Config) -> CapabilitySet {
+    let is_low = |address: &SocketAddr| (1..FIRST_FREE_PORT).contains(&address.port());
+    if listeners(config).iter().any(is_low) {
+        CapabilitySet::NET_BIND_SERVICE
+    } else {
+        CapabilitySet::empty()
+    }
+}

@@ -591,7 +591,9 @@ fn the_tests_that_the_threat_model_names_exist() {
         .filter(is_test)
         .collect();
     assert!(named.len() > 40, "{named:?}");
-    let folders = ["proto", "crypto", "broker", "agent", "cli", "testkit"];
+    let folders = [
+        "proto", "crypto", "confine", "broker", "agent", "cli", "testkit",
+    ];
     let sources = folders
         .iter()
         .flat_map(|folder| super::examples::files(&root.join(folder)));

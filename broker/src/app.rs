@@ -21,6 +21,7 @@ use crate::clock::{ClockGuard, SharedClock};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
+use crate::keys::plan::Schedule;
 use crate::ledger::Ledger;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Refusals, Throttle};
@@ -46,6 +47,10 @@ pub struct Broker {
     pub(crate) sealer: SealingKey,
     /// CAs whose agents may connect; follows `keys`.
     pub trust: Arc<TrustStore>,
+    /// When keys follow each other.
+    pub schedule: Schedule,
+    /// Guards the change of keys: one at a time, from reading the store to the swap.
+    pub(crate) rotating: tokio::sync::Mutex<()>,
     /// Rung when `keys` were swapped.
     pub(crate) keys_changed: tokio::sync::watch::Sender<u64>,
     /// The agents.
@@ -134,6 +139,7 @@ pub(crate) struct Parts {
     pub(crate) policy: Snapshot,
     pub(crate) keys: Keys,
     pub(crate) sealer: SealingKey,
+    pub(crate) schedule: Schedule,
     pub(crate) fleet: Fleet,
     pub(crate) installation: Installation,
 }
@@ -146,6 +152,7 @@ impl Broker {
             policy,
             keys,
             sealer,
+            schedule,
             fleet,
             installation,
         } = parts;
@@ -157,6 +164,8 @@ impl Broker {
             trust: Arc::new(TrustStore::new(keys.trusted())),
             keys: ArcSwap::from_pointee(keys),
             sealer,
+            schedule,
+            rotating: tokio::sync::Mutex::new(()),
             keys_changed: tokio::sync::watch::Sender::new(0),
             fleet: Arc::new(fleet),
             tasks: Tasks::new(),

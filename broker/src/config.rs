@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use ephor_confine::Off;
 use serde::Deserialize;
 
+use ephor_proto::ttl::Ttl;
+
+use crate::keys::plan::Schedule;
 use crate::limits;
 use crate::policy::suggest::nearest;
 
@@ -74,6 +77,21 @@ pub struct Settings {
     /// File with the 32-byte master key, mode 0600.
     #[arg(long, global = true, env = "EPHOR_BROKER_MASTER_KEY_FILE")]
     pub master_key_file: Option<PathBuf>,
+    /// How long a token key is used before the next one is.
+    #[arg(long, global = true, env = "EPHOR_BROKER_TOKEN_KEY_ROTATION")]
+    pub token_key_rotation: Option<Ttl>,
+    /// How long a CA issues before the next one does; at most two thirds of its life.
+    #[arg(long, global = true, env = "EPHOR_BROKER_CA_ROTATION")]
+    pub ca_rotation: Option<Ttl>,
+    /// How long a log key signs before the next one does; without it, until someone rotates it.
+    #[arg(long, global = true, env = "EPHOR_BROKER_LOG_KEY_ROTATION")]
+    pub log_key_rotation: Option<Ttl>,
+    /// How long a token or log key is published before it is used.
+    #[arg(long, global = true, env = "EPHOR_BROKER_KEY_LEAD")]
+    pub key_lead: Option<Ttl>,
+    /// How long a CA is trusted before it issues.
+    #[arg(long, global = true, env = "EPHOR_BROKER_CA_LEAD")]
+    pub ca_lead: Option<Ttl>,
     /// Form of log lines on stderr.
     #[arg(long, global = true, env = "EPHOR_BROKER_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -112,6 +130,8 @@ pub struct Config {
     pub server_names: Vec<String>,
     /// File of the master key; `None`: systemd credential, else `state_dir/master.key`.
     pub master_key_file: Option<PathBuf>,
+    /// When keys follow each other.
+    pub schedule: Schedule,
     /// Form of log lines.
     pub log_format: LogFormat,
     /// Whether to take over the database's epoch.
@@ -225,6 +245,15 @@ impl Config {
             lists_url: over.lists_url.or(base.lists_url),
             server_names: over.server_names.or(base.server_names).unwrap_or_default(),
             master_key_file: over.master_key_file.or(base.master_key_file),
+            schedule: schedule(
+                over.token_key_rotation.or(base.token_key_rotation),
+                over.ca_rotation.or(base.ca_rotation),
+                over.log_key_rotation.or(base.log_key_rotation),
+                (
+                    over.key_lead.or(base.key_lead),
+                    over.ca_lead.or(base.ca_lead),
+                ),
+            )?,
             log_format: over.log_format.or(base.log_format).unwrap_or_default(),
             take_over: over.take_over.or(base.take_over).unwrap_or(false),
             user: over.user.or(base.user),
@@ -275,6 +304,41 @@ impl Config {
     pub fn ca_file(&self) -> PathBuf {
         self.state_dir.join("ca.pem")
     }
+}
+
+/// What was given, in the place of the defaults.
+fn schedule(
+    token: Option<Ttl>,
+    ca: Option<Ttl>,
+    log: Option<Ttl>,
+    (lead, ca_lead): (Option<Ttl>, Option<Ttl>),
+) -> Result<Schedule, ConfigError> {
+    let given = |key: &'static str, ttl: Option<Ttl>, default: u64, least: Ttl| match ttl {
+        None => Ok(default),
+        Some(ttl) if ttl >= least => Ok(ttl.as_seconds().saturating_mul(1000)),
+        Some(ttl) => Err(ConfigError::Value {
+            key,
+            value: ttl.to_string(),
+            problem: format!("must be {least} or more"),
+        }),
+    };
+    let default = Schedule::default();
+    let least = Ttl::from_seconds(limits::KEY_LEAD_LEAST_SECONDS);
+    let lead = given("key_lead", lead, default.lead, least)?;
+    let ca_lead = given("ca_lead", ca_lead, default.ca_lead, least)?;
+    // A key that is followed before it was used has no life.
+    let twice = |lead: u64| Ttl::from_seconds(lead.saturating_mul(2) / 1000);
+    Ok(Schedule {
+        lead,
+        ca_lead,
+        token: given("token_key_rotation", token, default.token, twice(lead))?,
+        ca: given("ca_rotation", ca, default.ca, twice(ca_lead))?,
+        log: match log {
+            None => None,
+            some => Some(given("log_key_rotation", some, 0, twice(lead))?),
+        },
+        log_overlap: default.log_overlap,
+    })
 }
 
 fn read(path: &Path) -> Result<Settings, ConfigError> {
@@ -405,6 +469,11 @@ mod tests {
             ("lists_url = 'ftp://a.example'", "http://"),
             ("server_names = ['a b']", "DNS"),
             ("[hardening_off]\nlandlock = 'no'", "landlock"),
+            ("key_lead = '2s'", "3s or more"),
+            ("ca_lead = '1s'", "3s or more"),
+            ("token_key_rotation = '10m'", "30m or more"),
+            ("ca_rotation = '1d'", "2d or more"),
+            ("log_key_rotation = '1m'", "30m or more"),
         ] {
             let error = resolve(text).unwrap_err().to_string();
             assert!(

@@ -6,6 +6,7 @@
 
 mod fresh;
 pub mod master;
+pub mod plan;
 pub mod rotate;
 pub mod server;
 pub mod state;
@@ -24,6 +25,7 @@ use ephor_proto::time::UnixMillis;
 
 use crate::ledger::{KeyRow, log};
 use crate::limits;
+use plan::Held;
 use state::{KeyKind, KeyState, moved, next_version};
 
 /// Name of the CA's row.
@@ -62,6 +64,9 @@ pub enum KeysError {
     /// A key could not be made or read.
     #[error("keys: {0}")]
     Key(#[from] KeyError),
+    /// A row is of no kind of key.
+    #[error("keys: {0}")]
+    Kind(#[from] state::UnknownKind),
     /// A certificate could not be made or read.
     #[error("keys: {0}")]
     X509(#[from] X509Error),
@@ -94,6 +99,7 @@ pub struct Keys {
     /// Every key that ever signed this log, oldest first.
     log_vkeys: Vec<VerifierKey>,
     sequence: u64,
+    held: Vec<Held>,
 }
 
 /// One CA of ours.
@@ -223,9 +229,7 @@ impl Keys {
         let log = open_log(sealer, rows, origin)?;
         let mut log_vkeys = Vec::new();
         for row in of_kind(rows, KeyKind::Log) {
-            let public = <[u8; 32]>::try_from(row.public.as_slice());
-            let public = public.map_err(|_| KeysError::Key(KeyError::Private("Ed25519")))?;
-            log_vkeys.push(VerifierKey::new(origin, public)?);
+            log_vkeys.push(VerifierKey::new(origin, log_public(row)?)?);
         }
         let published = rows.iter().filter(|row| row.name != LOG);
         Ok(Self {
@@ -244,6 +248,7 @@ impl Keys {
                 .map(|row| row.since.as_millis())
                 .max()
                 .unwrap_or(0),
+            held: rows.iter().map(Held::of).collect::<Result<_, _>>()?,
         })
     }
 
@@ -292,6 +297,11 @@ impl Keys {
     pub fn trusted(&self) -> Vec<CaCertificate> {
         let certificates = self.cas.iter().map(|held| held.ca.certificate().clone());
         certificates.collect()
+    }
+
+    /// Every version, for the plan.
+    pub(crate) fn held(&self) -> &[Held] {
+        &self.held
     }
 
     /// What verifiers of this trust domain need.
@@ -446,6 +456,20 @@ fn open_log(sealer: &SealingKey, rows: &[KeyRow], origin: &str) -> Result<log::S
         key: key(active(rows, KeyKind::Log)?)?,
         beside: beside.map(key).collect::<Result<_, _>>()?,
     })
+}
+
+/// The end of a CA's row: of the certificate, or of the first above it.
+fn ca_row_end(row: &KeyRow) -> Result<UnixMillis, KeysError> {
+    let mut end = not_after(&row.public)?;
+    for above in split_der(&row.chain)? {
+        end = end.min(not_after(&above)?);
+    }
+    Ok(UnixMillis::from_unix_seconds(u64::try_from(end).unwrap_or(0)))
+}
+
+fn log_public(row: &KeyRow) -> Result<[u8; 32], KeysError> {
+    let public = <[u8; 32]>::try_from(row.public.as_slice());
+    public.map_err(|_| KeysError::Key(KeyError::Private("Ed25519")))
 }
 
 fn open(sealer: &SealingKey, row: &KeyRow) -> Result<ephor_crypto::Secret, KeysError> {

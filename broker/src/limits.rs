@@ -67,6 +67,37 @@ pub const AGENT_CERTIFICATE_SECONDS: u64 = 24 * 3600;
 pub const SERVER_CERTIFICATE_SECONDS: u64 = 24 * 3600;
 /// Life of the first CA, in seconds.
 pub const CA_SECONDS: u64 = 365 * 24 * 3600;
+/// How long a new CA issues before the next one follows, in seconds.
+pub const CA_ISSUING_SECONDS: u64 = 240 * 24 * 3600;
+/// How long a CA is trusted before it issues, in seconds.
+pub const CA_LEAD_SECONDS: u64 = 24 * 3600;
+/// How long a token key is used, in seconds.
+pub const TOKEN_KEY_SECONDS: u64 = 30 * 24 * 3600;
+/// How long a token or log key is published before it is used, in seconds.
+pub const KEY_LEAD_SECONDS: u64 = 15 * 60;
+/// Shortest lead that may be set, in seconds: copies of the key set then last a second.
+pub const KEY_LEAD_LEAST_SECONDS: u64 = 3;
+/// Longest time that a copy of the published keys may be used, in seconds.
+pub const KEYS_REFRESH_SECONDS: u64 = 300;
+/// Longest time that a copy of the discovery document may be used, in seconds.
+pub const DISCOVERY_SECONDS: u64 = 300;
+/// How long a log key signs beside its successor, in seconds.
+pub const LOG_OVERLAP_SECONDS: u64 = 30 * 24 * 3600;
+/// Work that began under a key has ended this long after the key was retired, in milliseconds.
+pub const KEY_SETTLE_MILLIS: u64 = 60_000;
+/// A key is trusted this much longer than the last thing it signed lives, in milliseconds: a status
+/// list's life, and a verifier's leeway.
+pub const KEY_LEEWAY_MILLIS: u64 = 120_000;
+/// How often the schedule of keys is looked at.
+pub const KEY_TICK: Duration = Duration::from_secs(1);
+/// The pause after a step of a rotation failed.
+pub const KEY_RETRY: Duration = Duration::from_secs(10);
+/// Versions of one key that are trusted at once; a rotation by hand beyond that waits.
+pub const KEY_VERSIONS: usize = 8;
+/// Longest chain of certificates that is imported, and its longest text in bytes.
+pub const CHAIN_CERTIFICATES: usize = 6;
+/// See [`CHAIN_CERTIFICATES`].
+pub const CHAIN_BYTES: usize = 32 * 1024;
 /// Retired log keys that still sign beside the active one; a note holds 16 signatures.
 pub const LOG_KEYS_BESIDE: usize = 4;
 /// Certificates start this long before now, for clocks that differ, in seconds.

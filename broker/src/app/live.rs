@@ -75,7 +75,7 @@ impl Live {
         broker.restore().unwrap();
         let connections = Tasks::new();
         let (https, http) = listen(&broker, &config, sockets, &connections).unwrap();
-        start_background(&broker);
+        start_background(&broker, &config);
         broker.fleet.listening();
         Self {
             broker,

@@ -17,7 +17,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::{self, Fleet};
 use crate::keys::master::{self, MasterKeyError};
-use crate::keys::rotate::stored_keys;
+use crate::keys::rotate::{keep_rotated, stored_keys};
 use crate::keys::{Keys, KeysError, server};
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::{LoadErrors, Snapshot};
@@ -140,7 +140,7 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
     record_start(&broker).await;
     let connections = Tasks::new();
     let addresses = listen(&broker, config, sockets, &connections)?;
-    start_background(&broker);
+    start_background(&broker, config);
     broker.fleet.listening();
     if let Some(path) = ready_file {
         write_ready(path, &broker, config, addresses)
@@ -195,6 +195,7 @@ pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), Star
         policy,
         keys,
         sealer,
+        schedule: config.schedule.clone(),
         fleet,
         installation,
     };
@@ -286,7 +287,11 @@ pub(super) fn listen(
     Ok(addresses)
 }
 
-pub(super) fn start_background(broker: &Arc<Broker>) {
+pub(super) fn start_background(broker: &Arc<Broker>, config: &Config) {
+    broker.tasks.spawn_vital(
+        "keys",
+        keep_rotated(Arc::clone(broker), config.ca_file(), broker.tasks.stop_token()),
+    );
     broker
         .tasks
         .spawn_vital("fleet-watch", fleet::keep_watch(Arc::clone(broker)));

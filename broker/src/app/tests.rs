@@ -134,6 +134,7 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
         policy,
         keys,
         sealer: sealer(1),
+        schedule: crate::keys::plan::Schedule::default(),
         fleet,
         installation,
     }));

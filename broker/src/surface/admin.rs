@@ -4,6 +4,7 @@
 
 mod audit;
 mod encode;
+mod keys;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,9 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/invite", post(invite))
         .route("/v1/hosts/{name}/ban", post(ban))
+        .route("/v1/keys", get(keys::list))
+        .route("/v1/keys/{kind}/rotate", post(keys::rotate))
+        .route("/v1/keys/{kind}/distrust", post(keys::distrust))
         .route("/v1/policy/explain", post(explain))
         .route("/v1/audit", get(audit::range))
         .route("/v1/audit/{id}", get(audit::about))

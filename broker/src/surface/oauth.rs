@@ -64,7 +64,8 @@ async fn jwks(State(broker): State<Arc<Broker>>) -> Response {
         .iter()
         .map(|(kid, key)| key.jwk(kid))
         .collect();
-    public(json!({ "keys": set }))
+    // No longer than a key is published ahead of its use.
+    cached(json!({ "keys": set }), broker.schedule.refresh_hint_seconds())
 }
 
 async fn introspect(
@@ -142,10 +143,11 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn public(document: Value) -> Response {
-    let cache = [(
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("public, max-age=300"),
-    )];
+    cached(document, limits::DISCOVERY_SECONDS)
+}
+
+fn cached(document: Value, seconds: u64) -> Response {
+    let cache = [(header::CACHE_CONTROL, format!("public, max-age={seconds}"))];
     (cache, Json(document)).into_response()
 }
 

@@ -13,6 +13,9 @@
 //! | `GET /v1/hosts` | `[`[`Host`]`]` |
 //! | `POST /v1/hosts/invite` [`Invite`] | [`Invited`] |
 //! | `POST /v1/hosts/{name}/ban` [`Reason`] | [`Host`] |
+//! | `GET /v1/keys` | `[`[`Key`]`]` |
+//! | `POST /v1/keys/{ca, token or log}/rotate` [`Rotate`] | `[`[`Key`]`]` |
+//! | `POST /v1/keys/{ca, token or log}/distrust` [`Reason`] | `[`[`Key`]`]` |
 //! | `POST /v1/policy/explain` [`Explain`] | [`Explained`] |
 //! | `GET /v1/audit[?after=INDEX][&limit=N][&about=ID]` | `[`[`Record`]`]` |
 //! | `GET /v1/audit/{any id, jti, host or short form}` | `[`[`Record`]`]` |
@@ -195,6 +198,44 @@ pub struct Invited {
     pub token: String,
     /// When it expires.
     pub expires_at: UnixMillis,
+}
+
+/// One version of one of the broker's own keys; never its private half.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Key {
+    /// `ca`, `token` or `log`.
+    pub kind: String,
+    /// Counted from 1.
+    pub version: u32,
+    /// `requested`, `prepared`, `active`, `retired` or `destroyed`.
+    pub state: String,
+    /// Of a token key its `kid`, of a CA the certificate's SHA-256 in hex, of a log key its
+    /// verifier key.
+    pub id: String,
+    /// When it came into its state.
+    pub since: UnixMillis,
+    /// When its state ends by itself, where that is known: a prepared key is then used, an active
+    /// one followed, a retired one no longer trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<UnixMillis>,
+    /// Of a CA the end of its certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<UnixMillis>,
+}
+
+/// `POST /v1/keys/{kind}/rotate`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Use the published one now, if its lead is over.
+    #[serde(default)]
+    pub now: bool,
+    /// Use it although its lead is not over, or none was published.
+    #[serde(default)]
+    pub force: bool,
+    /// Free text.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// `POST /v1/policy/explain`: one of the three is given.

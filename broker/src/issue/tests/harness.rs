@@ -322,6 +322,7 @@ fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
         policy: Snapshot::from_texts(&[("ephor.toml", POLICY)]).unwrap(),
         keys: Keys::unseal(&sealer(), &keys, &domain(), "broker.test/log").unwrap(),
         sealer: sealer(),
+        schedule: crate::keys::plan::Schedule::default(),
         fleet: Fleet::restore(hosts, Arc::clone(clock) as _),
         ledger,
         installation,

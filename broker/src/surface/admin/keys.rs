@@ -1,0 +1,53 @@
+//! The broker's own keys: list, rotate, distrust.
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use ephor_proto::http::admin::{Key, Reason, Rotate};
+use ephor_proto::problem::Code;
+
+use super::{Answer, Shared, body, refuse};
+use crate::app::Broker;
+use crate::keys::state::KeyKind;
+use crate::request::Refusal;
+
+pub(super) async fn list(State(broker): Shared) -> Answer<Vec<Key>> {
+    refuse(&broker, broker.list_keys())
+}
+
+pub(super) async fn rotate(
+    State(broker): Shared,
+    Path(kind): Path<String>,
+    asked: Result<Json<Rotate>, JsonRejection>,
+) -> Answer<Vec<Key>> {
+    refuse(&broker, rotate_within(&broker, &kind, asked).await)
+}
+
+async fn rotate_within(
+    broker: &Broker,
+    kind: &str,
+    asked: Result<Json<Rotate>, JsonRejection>,
+) -> Result<Vec<Key>, Refusal> {
+    broker.rotate_key(known(kind)?, &body(asked)?).await
+}
+
+pub(super) async fn distrust(
+    State(broker): Shared,
+    Path(kind): Path<String>,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Answer<Vec<Key>> {
+    refuse(&broker, distrust_within(&broker, &kind, reason).await)
+}
+
+async fn distrust_within(
+    broker: &Broker,
+    kind: &str,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Result<Vec<Key>, Refusal> {
+    broker.distrust_keys(known(kind)?, &body(reason)?.reason).await
+}
+
+fn known(kind: &str) -> Result<KeyKind, Refusal> {
+    kind.parse()
+        .map_err(|error| Refusal::new(Code::NotFound, format!("{error}")))
+}

@@ -464,7 +464,9 @@ fn ca_row_end(row: &KeyRow) -> Result<UnixMillis, KeysError> {
     for above in split_der(&row.chain)? {
         end = end.min(not_after(&above)?);
     }
-    Ok(UnixMillis::from_unix_seconds(u64::try_from(end).unwrap_or(0)))
+    Ok(UnixMillis::from_unix_seconds(
+        u64::try_from(end).unwrap_or(0),
+    ))
 }
 
 fn log_public(row: &KeyRow) -> Result<[u8; 32], KeysError> {

@@ -41,6 +41,9 @@ pub enum Verb {
     /// The audit log: show, list, export, verify
     #[command(subcommand)]
     Audit(Audit),
+    /// The broker itself: its keys
+    #[command(subcommand)]
+    Broker(Broker),
     /// Who the calling process is to the agent
     Whoami(Whoami),
     /// Removes a task's files when the run that made them is gone (internal).
@@ -293,6 +296,60 @@ pub enum Policy {
         #[command(flatten)]
         listing: Listing,
     },
+}
+
+/// `ephor broker`
+#[derive(Debug, Subcommand)]
+pub enum Broker {
+    /// List the broker's own keys: CA, token key, log key
+    Keys {
+        /// Also those that are destroyed
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Publish the next key of a kind; it is used by itself when everyone can know it
+    Rotate {
+        /// Which
+        kind: KeyKind,
+        /// Use the published one now; refused while there may be those who do not know it
+        #[arg(long)]
+        now: bool,
+        /// With --now: use it all the same, and make one if there is none
+        #[arg(long, requires = "now")]
+        force: bool,
+        /// Stop trusting the retired ones now, whatever is still signed by them
+        #[arg(long, conflicts_with = "now")]
+        distrust: bool,
+        /// Why
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
+}
+
+/// Kinds of the broker's own keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyKind {
+    /// Issues certificates
+    Ca,
+    /// Signs tokens and status lists
+    Token,
+    /// Signs the audit log's checkpoints
+    Log,
+}
+
+impl KeyKind {
+    /// As the broker knows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ca => "ca",
+            Self::Token => "token",
+            Self::Log => "log",
+        }
+    }
 }
 
 /// `ephor audit`

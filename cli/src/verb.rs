@@ -10,6 +10,7 @@ mod credential;
 mod host;
 mod policy;
 mod audit;
+mod broker;
 
 use std::process::ExitCode;
 
@@ -70,6 +71,7 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Host(args) => host::host(args).await,
         Verb::Policy(args) => policy::policy(args).await,
         Verb::Audit(args) => audit::audit(args).await,
+        Verb::Broker(args) => broker::broker(args).await,
         Verb::Whoami(args) => whoami::whoami(args).await,
         Verb::DemoApp { port, audience } => demo::app_main(port, &audience).await,
         Verb::Clean { dir } => Ok(run::cleaner_main(&dir)),

@@ -290,7 +290,11 @@ pub(super) fn listen(
 pub(super) fn start_background(broker: &Arc<Broker>, config: &Config) {
     broker.tasks.spawn_vital(
         "keys",
-        keep_rotated(Arc::clone(broker), config.ca_file(), broker.tasks.stop_token()),
+        keep_rotated(
+            Arc::clone(broker),
+            config.ca_file(),
+            broker.tasks.stop_token(),
+        ),
     );
     broker
         .tasks

@@ -227,11 +227,36 @@ mod tests {
         let settle = limits::KEY_SETTLE_MILLIS;
         let lead = 900_000;
         let rows: Vec<(&str, Vec<Held>, u64, Vec<Step>)> = vec![
-            ("nothing at first", vec![active(Ca), active(Token), active(Log)], 0, vec![]),
-            ("not before the lead", vec![active(Token)], 30 * DAY - lead - 1, vec![]),
-            ("published ahead", vec![active(Token)], 30 * DAY - lead, vec![Step::Prepare(Token)]),
-            ("late is due", vec![active(Token)], 99 * DAY, vec![Step::Prepare(Token)]),
-            ("one successor", vec![active(Token), held(Token, 2, Prepared, 99)], lead + 98, vec![]),
+            (
+                "nothing at first",
+                vec![active(Ca), active(Token), active(Log)],
+                0,
+                vec![],
+            ),
+            (
+                "not before the lead",
+                vec![active(Token)],
+                30 * DAY - lead - 1,
+                vec![],
+            ),
+            (
+                "published ahead",
+                vec![active(Token)],
+                30 * DAY - lead,
+                vec![Step::Prepare(Token)],
+            ),
+            (
+                "late is due",
+                vec![active(Token)],
+                99 * DAY,
+                vec![Step::Prepare(Token)],
+            ),
+            (
+                "one successor",
+                vec![active(Token), held(Token, 2, Prepared, 99)],
+                lead + 98,
+                vec![],
+            ),
             (
                 "used after its lead",
                 vec![active(Token), held(Token, 2, Prepared, 99)],
@@ -251,31 +276,66 @@ mod tests {
                 lead,
                 vec![Step::Activate(Log, 2)],
             ),
-            ("a CA has its own lead", vec![active(Ca)], 239 * DAY, vec![Step::Prepare(Ca)]),
+            (
+                "a CA has its own lead",
+                vec![active(Ca)],
+                239 * DAY,
+                vec![Step::Prepare(Ca)],
+            ),
             (
                 "a short CA is followed after two thirds",
                 vec![ends(active(Ca), 30 * DAY)],
                 19 * DAY,
                 vec![Step::Prepare(Ca)],
             ),
-            ("and not before", vec![ends(active(Ca), 30 * DAY)], 19 * DAY - 1, vec![]),
-            ("no root of ours follows another's", vec![elsewhere.clone()], 299 * DAY, vec![]),
+            (
+                "and not before",
+                vec![ends(active(Ca), 30 * DAY)],
+                19 * DAY - 1,
+                vec![],
+            ),
+            (
+                "no root of ours follows another's",
+                vec![elsewhere.clone()],
+                299 * DAY,
+                vec![],
+            ),
             (
                 "what is being signed elsewhere is nothing yet",
                 vec![elsewhere, held(Ca, 2, Requested, 0)],
                 299 * DAY,
                 vec![],
             ),
-            ("work in flight ends first", vec![held(Token, 1, Retired, 0)], settle - 1, vec![]),
-            ("then its end is found", vec![held(Token, 1, Retired, 0)], settle, vec![Step::Settle(Token, 1)]),
-            ("trusted until then", vec![until(held(Ca, 1, Retired, 0), DAY)], DAY - 1, vec![]),
+            (
+                "work in flight ends first",
+                vec![held(Token, 1, Retired, 0)],
+                settle - 1,
+                vec![],
+            ),
+            (
+                "then its end is found",
+                vec![held(Token, 1, Retired, 0)],
+                settle,
+                vec![Step::Settle(Token, 1)],
+            ),
+            (
+                "trusted until then",
+                vec![until(held(Ca, 1, Retired, 0), DAY)],
+                DAY - 1,
+                vec![],
+            ),
             (
                 "and no longer",
                 vec![until(held(Ca, 1, Retired, 0), DAY)],
                 DAY,
                 vec![Step::Destroy(Ca, 1)],
             ),
-            ("gone is gone", vec![held(Ca, 1, Destroyed, 0)], 9_999 * DAY, vec![]),
+            (
+                "gone is gone",
+                vec![held(Ca, 1, Destroyed, 0)],
+                9_999 * DAY,
+                vec![],
+            ),
         ];
         for (name, keys, time, wanted) in rows {
             assert_eq!(plan(&keys, &schedule(), at(time)), wanted, "{name}");
@@ -327,7 +387,10 @@ mod tests {
                     }
                 }
             }
-            let active: Vec<_> = keys.iter().filter(|key| key.state == KeyState::Active).collect();
+            let active: Vec<_> = keys
+                .iter()
+                .filter(|key| key.state == KeyState::Active)
+                .collect();
             assert_eq!(active.len(), 1);
             assert!(copy.1.contains(&active[0].version), "minute {minute}");
         }

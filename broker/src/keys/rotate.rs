@@ -143,8 +143,10 @@ impl Broker {
     /// When the store cannot be read.
     pub fn list_keys(&self) -> Result<Vec<admin::Key>, Refusal> {
         let rows = stored_keys(&self.ledger).map_err(store_unavailable)?;
-        let mut listed: Vec<admin::Key> =
-            rows.iter().map(|row| self.listed(row)).collect::<Result<_, _>>()?;
+        let mut listed: Vec<admin::Key> = rows
+            .iter()
+            .map(|row| self.listed(row))
+            .collect::<Result<_, _>>()?;
         listed.sort_by(|a, b| (&a.kind, b.version).cmp(&(&b.kind, a.version)));
         Ok(listed)
     }
@@ -278,11 +280,7 @@ impl Broker {
     }
 
     /// Commits rows of keys with an event for each, and brings them into force.
-    pub(super) async fn write_keys(
-        &self,
-        rows: Vec<KeyRow>,
-        reason: &str,
-    ) -> Result<(), Refusal> {
+    pub(super) async fn write_keys(&self, rows: Vec<KeyRow>, reason: &str) -> Result<(), Refusal> {
         let events = rows.iter().map(|row| self.key_event(row, reason));
         let events = events.collect::<Result<_, _>>()?;
         let batch = Batch {
@@ -326,7 +324,9 @@ impl Broker {
         let id = key_id(row, &self.installation.origin).map_err(defect)?;
         tracing::info!(kind = row.name, version = row.version, state = %row.state, id, "key rotation");
         event.facts.insert("key".to_owned(), row.name.clone());
-        event.facts.insert("version".to_owned(), row.version.to_string());
+        event
+            .facts
+            .insert("version".to_owned(), row.version.to_string());
         event.facts.insert("key_id".to_owned(), id);
         if let Some(until) = row.until {
             event.facts.insert("until".to_owned(), until.to_string());
@@ -433,7 +433,11 @@ fn write_if_other(path: &Path, content: &str) -> std::io::Result<()> {
     let partial = path.with_extension("pem.partial");
     let _ = std::fs::remove_file(&partial);
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o644).open(&partial)?;
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(&partial)?;
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&partial, path)?;

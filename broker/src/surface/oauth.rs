@@ -65,7 +65,10 @@ async fn jwks(State(broker): State<Arc<Broker>>) -> Response {
         .map(|(kid, key)| key.jwk(kid))
         .collect();
     // No longer than a key is published ahead of its use.
-    cached(json!({ "keys": set }), broker.schedule.refresh_hint_seconds())
+    cached(
+        json!({ "keys": set }),
+        broker.schedule.refresh_hint_seconds(),
+    )
 }
 
 async fn introspect(

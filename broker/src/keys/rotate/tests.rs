@@ -46,7 +46,10 @@ fn kid(token: &str) -> String {
 
 fn published(bench: &Bench) -> Vec<String> {
     let keys = bench.broker.keys.load();
-    keys.token_keys().iter().map(|(kid, _)| kid.clone()).collect()
+    keys.token_keys()
+        .iter()
+        .map(|(kid, _)| kid.clone())
+        .collect()
 }
 
 /// What a row of the store still holds of a private key.
@@ -60,7 +63,11 @@ async fn a_token_key_is_published_used_retired_and_gone_on_time() {
     use KeyState::{Active, Destroyed, Retired};
     let bench = Bench::new().await;
     assert_eq!(bench.broker.sweep_keys().await.unwrap(), 0);
-    bench.broker.rotate_key(KeyKind::Token, &asked(false, false)).await.unwrap();
+    bench
+        .broker
+        .rotate_key(KeyKind::Token, &asked(false, false))
+        .await
+        .unwrap();
     let (_, _, before) = bench.token().await;
     assert_eq!(published(&bench).len(), 2);
     assert_eq!(kid(&before), published(&bench)[0], "published, not used");
@@ -68,7 +75,10 @@ async fn a_token_key_is_published_used_retired_and_gone_on_time() {
     // Its whole lead, and not a moment less.
     bench.clock.advance_millis(LEAD - 1_000);
     assert_eq!(bench.broker.sweep_keys().await.unwrap(), 0);
-    let early = bench.broker.rotate_key(KeyKind::Token, &asked(true, false)).await;
+    let early = bench
+        .broker
+        .rotate_key(KeyKind::Token, &asked(true, false))
+        .await;
     let early = early.unwrap_err();
     assert_eq!(early.code, Code::Conflict);
     assert!(early.detail.contains("--force"), "{}", early.detail);
@@ -76,38 +86,71 @@ async fn a_token_key_is_published_used_retired_and_gone_on_time() {
     bench.clock.advance_millis(2_000);
     assert_eq!(bench.broker.sweep_keys().await.unwrap(), 1);
     assert_eq!(states(&bench, KeyKind::Token), [(1, Retired), (2, Active)]);
-    assert_eq!(sealed(&bench, KeyKind::Token, 1), 0, "wiped with its last signature");
+    assert_eq!(
+        sealed(&bench, KeyKind::Token, 1),
+        0,
+        "wiped with its last signature"
+    );
     let (_, id, new) = bench.token().await;
     assert_eq!(kid(&new), published(&bench)[1]);
     assert!(bench.is_active(&old) && bench.is_active(&new));
 
     // The list follows the key at once.
     let list = bench.row(id).status_list;
-    let built = bench.broker.lists.current(list, bench.broker.clock.wall()).await.unwrap();
+    let built = bench
+        .broker
+        .lists
+        .current(list, bench.broker.clock.wall())
+        .await
+        .unwrap();
     assert_eq!(kid(std::str::from_utf8(&built.token).unwrap()), kid(&new));
 
     bench.clock.advance_millis(limits::KEY_SETTLE_MILLIS);
     assert_eq!(bench.broker.sweep_keys().await.unwrap(), 1);
     let until = bench.broker.list_keys().unwrap();
-    let until = until.iter().find(|key| key.kind == "token" && key.version == 1);
+    let until = until
+        .iter()
+        .find(|key| key.kind == "token" && key.version == 1);
     let until = until.unwrap().until.unwrap();
-    assert_eq!(until, bench.row(id).expires_at.saturating_add_millis(limits::KEY_LEEWAY_MILLIS));
+    assert_eq!(
+        until,
+        bench
+            .row(id)
+            .expires_at
+            .saturating_add_millis(limits::KEY_LEEWAY_MILLIS)
+    );
     let left = until.millis_since(bench.broker.clock.wall());
     bench.clock.advance_millis(left - 1);
     assert_eq!(bench.broker.sweep_keys().await.unwrap(), 0);
     assert_eq!(published(&bench).len(), 2);
     bench.clock.advance_millis(1);
     assert_eq!(bench.broker.sweep_keys().await.unwrap(), 1);
-    assert_eq!(states(&bench, KeyKind::Token), [(1, Destroyed), (2, Active)]);
+    assert_eq!(
+        states(&bench, KeyKind::Token),
+        [(1, Destroyed), (2, Active)]
+    );
     assert_eq!(published(&bench), [kid(&new)]);
 
-    let told: Vec<String> = bench.events().into_iter().map(|event| event.event_type).collect();
-    let told: Vec<&str> = told.iter().filter_map(|event| event.strip_prefix("operate.key_")).collect();
-    assert_eq!(told, ["prepared", "activated", "retired", "settled", "destroyed"]);
+    let told: Vec<String> = bench
+        .events()
+        .into_iter()
+        .map(|event| event.event_type)
+        .collect();
+    let told: Vec<&str> = told
+        .iter()
+        .filter_map(|event| event.strip_prefix("operate.key_"))
+        .collect();
+    assert_eq!(
+        told,
+        ["prepared", "activated", "retired", "settled", "destroyed"]
+    );
 
     // What is in force is what is stored.
     let bench = bench.reopened().await;
-    assert_eq!(states(&bench, KeyKind::Token), [(1, Destroyed), (2, Active)]);
+    assert_eq!(
+        states(&bench, KeyKind::Token),
+        [(1, Destroyed), (2, Active)]
+    );
     assert_eq!(published(&bench), [kid(&new)]);
 }
 
@@ -117,14 +160,20 @@ async fn the_schedule_rotates_by_itself_and_a_ca_is_kept_for_its_lists() {
     let bench = Bench::new().await;
     let first = bench.broker.keys.load().ca().sha256();
     let sequence = bench.broker.keys.load().bundle().sequence;
-    bench.clock.advance_millis((limits::CA_ISSUING_SECONDS - limits::CA_LEAD_SECONDS) * 1000);
+    bench
+        .clock
+        .advance_millis((limits::CA_ISSUING_SECONDS - limits::CA_LEAD_SECONDS) * 1000);
     // The token key is due since long, and gets its whole lead all the same.
     assert_eq!(bench.broker.sweep_keys().await.unwrap(), 2);
     assert_eq!(states(&bench, KeyKind::Ca), [(1, Active), (2, Prepared)]);
     assert_eq!(states(&bench, KeyKind::Token), [(1, Active), (2, Prepared)]);
     let keys = bench.broker.keys.load_full();
     assert_eq!((keys.ca().sha256(), keys.trusted().len()), (first, 2));
-    assert_eq!(bench.broker.trust.current().len(), 2, "trusted before it issues");
+    assert_eq!(
+        bench.broker.trust.current().len(),
+        2,
+        "trusted before it issues"
+    );
     assert!(keys.bundle().roots.len() == 2 && keys.bundle().sequence > sequence);
     assert!(keys.ca_chain().is_empty(), "a root has nothing above it");
 
@@ -133,11 +182,19 @@ async fn the_schedule_rotates_by_itself_and_a_ca_is_kept_for_its_lists() {
     let keys = bench.broker.keys.load_full();
     assert_ne!(keys.ca().sha256(), first);
     assert_eq!(states(&bench, KeyKind::Ca), [(1, Retired), (2, Active)]);
-    assert_ne!(sealed(&bench, KeyKind::Ca, 1), 0, "still signs its revocation lists");
+    assert_ne!(
+        sealed(&bench, KeyKind::Ca, 1),
+        0,
+        "still signs its revocation lists"
+    );
     assert_eq!(keys.cas()[0].ca.sha256(), first);
 
     // Nobody waits for the leaves of a CA that others may have.
-    bench.broker.distrust_keys(KeyKind::Ca, "stolen").await.unwrap();
+    bench
+        .broker
+        .distrust_keys(KeyKind::Ca, "stolen")
+        .await
+        .unwrap();
     let trusted = bench.broker.trust.current();
     assert_eq!(trusted.len(), 1);
     assert_ne!(trusted[0].sha256(), first);
@@ -155,7 +212,11 @@ async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
     let old: VerifierKey = bench.broker.keys.load().log_vkey().parse().unwrap();
     let seen = bench.broker.newest_checkpoint().unwrap();
     let forced = asked(true, true);
-    bench.broker.rotate_key(KeyKind::Log, &forced).await.unwrap();
+    bench
+        .broker
+        .rotate_key(KeyKind::Log, &forced)
+        .await
+        .unwrap();
     let new: VerifierKey = bench.broker.keys.load().log_vkey().parse().unwrap();
     assert_ne!(old, new);
     let note: SignedNote = bench.broker.newest_checkpoint().unwrap().parse().unwrap();
@@ -167,9 +228,13 @@ async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
     let (task, _, _) = bench.token().await;
     bench.verified(&bench.complete(task, "exited").await.unwrap().receipt);
 
-    bench.clock.advance_millis(limits::KEY_SETTLE_MILLIS + 1_000);
+    bench
+        .clock
+        .advance_millis(limits::KEY_SETTLE_MILLIS + 1_000);
     bench.broker.sweep_keys().await.unwrap();
-    bench.clock.advance_millis(limits::LOG_OVERLAP_SECONDS * 1000);
+    bench
+        .clock
+        .advance_millis(limits::LOG_OVERLAP_SECONDS * 1000);
     bench.broker.sweep_keys().await.unwrap();
     let note: SignedNote = bench.broker.newest_checkpoint().unwrap().parse().unwrap();
     assert!(note.verify(&old, verify).is_err() && note.verify(&new, verify).is_ok());
@@ -182,15 +247,29 @@ async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
 async fn versions_are_bounded_and_a_doubted_clock_rotates_nothing() {
     let bench = Bench::new().await;
     for _ in 1..limits::KEY_VERSIONS {
-        bench.broker.rotate_key(KeyKind::Token, &asked(true, true)).await.unwrap();
+        bench
+            .broker
+            .rotate_key(KeyKind::Token, &asked(true, true))
+            .await
+            .unwrap();
     }
-    let full = bench.broker.rotate_key(KeyKind::Token, &asked(false, false)).await;
+    let full = bench
+        .broker
+        .rotate_key(KeyKind::Token, &asked(false, false))
+        .await;
     let full = full.unwrap_err();
     assert!(full.detail.contains("--distrust"), "{}", full.detail);
-    bench.broker.distrust_keys(KeyKind::Token, "").await.unwrap();
+    bench
+        .broker
+        .distrust_keys(KeyKind::Token, "")
+        .await
+        .unwrap();
     assert_eq!(published(&bench).len(), 1);
     bench.clock.step_wall_millis(400 * 86_400_000);
-    assert_eq!(bench.broker.sweep_keys().await.unwrap_err().code, Code::ClockStep);
+    assert_eq!(
+        bench.broker.sweep_keys().await.unwrap_err().code,
+        Code::ClockStep
+    );
     assert_eq!(published(&bench).len(), 1);
 }
 

@@ -44,7 +44,9 @@ async fn distrust_within(
     kind: &str,
     reason: Result<Json<Reason>, JsonRejection>,
 ) -> Result<Vec<Key>, Refusal> {
-    broker.distrust_keys(known(kind)?, &body(reason)?.reason).await
+    broker
+        .distrust_keys(known(kind)?, &body(reason)?.reason)
+        .await
 }
 
 fn known(kind: &str) -> Result<KeyKind, Refusal> {

@@ -273,7 +273,7 @@ mod tests {
         assert!(
             named.contains(&"EPHOR_BROKER_STATE_DIR") && named.contains(&"EPHOR_BROKER_CONFIG")
         );
-        assert_eq!(named.len(), 17, "{named:?}");
+        assert_eq!(named.len(), 18, "{named:?}");
     }
 
     #[test]

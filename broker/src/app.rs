@@ -5,6 +5,7 @@ mod seen;
 mod start;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -20,6 +21,7 @@ use ephor_proto::time::UnixMillis;
 use crate::clock::{ClockGuard, SharedClock};
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
 use crate::ledger::Ledger;
@@ -41,6 +43,8 @@ pub struct Broker {
     pub ledger: Ledger,
     /// The policy in force.
     pub policy: ArcSwap<Snapshot>,
+    /// How another takes its place.
+    pub inforce: InForce,
     /// Our own keys, as of the last rotation.
     pub keys: ArcSwap<Keys>,
     /// What opens and seals them.
@@ -137,6 +141,7 @@ pub(crate) struct Parts {
     pub(crate) clock: SharedClock,
     pub(crate) ledger: Ledger,
     pub(crate) policy: Snapshot,
+    pub(crate) policy_dir: PathBuf,
     pub(crate) keys: Keys,
     pub(crate) sealer: SealingKey,
     pub(crate) schedule: Schedule,
@@ -150,6 +155,7 @@ impl Broker {
             clock,
             ledger,
             policy,
+            policy_dir,
             keys,
             sealer,
             schedule,
@@ -161,6 +167,7 @@ impl Broker {
             clock_guard: ClockGuard::new(Arc::clone(&clock), ledger.clock_high_water()),
             lists: StatusLists::new(&installation.lists_url, &installation.issuer, signer),
             policy: ArcSwap::from_pointee(policy),
+            inforce: InForce::new(policy_dir),
             trust: Arc::new(TrustStore::new(keys.trusted())),
             keys: ArcSwap::from_pointee(keys),
             sealer,

@@ -12,7 +12,7 @@ mod settle;
 mod tests;
 mod unheard;
 
-pub(crate) use begin::revoke_row;
+pub(crate) use begin::{closed_grant, revoke_row};
 
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CorrelationId, TaskId};
@@ -36,6 +36,13 @@ pub enum By {
     Agent(CorrelationId),
     /// The broker itself: silence, a heartbeat's set, a deadline, recovery.
     Broker,
+    /// A policy that came into force and has no place for it.
+    Policy {
+        /// Its version.
+        version: String,
+        /// Why, in words of that policy.
+        why: String,
+    },
     /// A person, with a reason.
     Person {
         /// Free text.

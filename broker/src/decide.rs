@@ -5,6 +5,7 @@
 
 mod decided;
 mod refusal;
+mod standing;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::policy::{Entitlement, Give, Snapshot, Workload};
 
 pub use decided::{Circumstances, Decided, Renewing};
 use refusal::Refusal;
+pub(crate) use standing::{Fallen, Held, stands};
 
 /// What is asked.
 #[derive(Debug, Clone)]

@@ -34,7 +34,7 @@ use crate::decide::{Circumstances, Decided};
 use crate::deliver::{self, Delivery, Timings};
 use crate::fleet::Peer;
 use crate::kind::{Signed, jwt};
-use crate::ledger::{Batch, CommitError, Reader, Reason, TaskRow};
+use crate::ledger::{Batch, CommitError, Key, Reader, Reason, TaskRow};
 use crate::limits;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Requested};
@@ -236,6 +236,9 @@ impl Broker {
             Err(CommitError::Conflict(key)) => {
                 tracing::debug!(%key, "decided on stale data; deciding anew");
                 release();
+                if let Key::Policy(_) = key {
+                    self.newest_policy_in_force().await;
+                }
                 Ok(None)
             }
             Err(CommitError::Refused(reason)) => {

@@ -4,6 +4,8 @@
 pub mod jwt;
 
 use crate::issue::{Planned, Sealed};
+use crate::ledger::CredentialRow;
+use crate::policy::Give;
 
 /// A kind whose credential is only a signature.
 pub trait Signed {
@@ -18,4 +20,20 @@ pub trait Signed {
     /// # Errors
     /// When the provider refuses to sign.
     fn sign(&self, planned: &Planned<'_>) -> Result<Sealed<Self::Out>, Self::Error>;
+}
+
+/// Whether what policy gives is exactly what a credential says: nothing of it may be swapped for
+/// something newer. The one place that compares a kind's content with policy.
+pub(crate) fn is_given(gives: &[Give], row: &CredentialRow) -> bool {
+    let mut said = None;
+    gives.iter().any(|give| match give {
+        Give::Jwt {
+            audience, claims, ..
+        } => {
+            *audience == row.item
+                && *claims == *said.get_or_insert_with(|| jwt::extra_claims(&row.content))
+        }
+        // A right to ask; nobody holds it as a credential.
+        Give::Introspect { .. } => false,
+    })
 }

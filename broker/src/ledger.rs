@@ -42,10 +42,12 @@ pub use batch::{
 pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{
-    CredentialFilter, Expiry, Listing, ReadError, Reader, ShortId, StoredEvent, TaskFilter,
+    CredentialFilter, Expiry, Listing, PolicyEntry, ReadError, Reader, ShortId, StoredEvent,
+    TaskFilter,
 };
 pub use row::{
-    CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, RequestRow, Row, TaskRow,
+    CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, PolicyRow, RequestRow,
+    Row, TaskRow,
 };
 pub use tree::Head;
 

@@ -15,6 +15,7 @@ pub mod kind; //      one module per credential kind
 pub mod ledger; //    store, event sequence, Merkle tree, checkpoints
 pub mod fleet; //     agents: join, heartbeat, silence, ban
 pub mod policy; //    one directory of TOML, compiled to a snapshot
+pub mod inforce; //   which of them is in force, and how another takes its place
 pub mod keys; //      CA, token key, log key, sealed at rest
 pub mod surface; //   grpc, oauth, lists, admin: parse, call a stage, encode
 

@@ -138,6 +138,15 @@ pub const REFUSAL_TICK: Duration = Duration::from_secs(5);
 /// Tries at a change that keeps losing to other writers.
 pub const CONFLICT_TRIES: usize = 8;
 
+/// Largest policy sent over the admin socket, in bytes: all of its text as JSON.
+pub const POLICY_BODY: usize = 40 * 1024 * 1024;
+/// How long an answer to an apply waits for what is revoked; the rest goes on without it.
+pub const POLICY_ANSWER: Duration = Duration::from_secs(10);
+/// How long a request waits for the policy that is durable already to be in force here.
+pub const POLICY_SWAP_WAIT: Duration = Duration::from_secs(2);
+/// Longest text of a refused policy's errors in the audit log, in bytes.
+pub const POLICY_ERROR_BYTES: usize = 1024;
+
 /// Most status lists of 2^17 bits.
 pub const STATUS_LISTS_MAX: u32 = 1_024;
 /// Guesses at a free index before a list counts as full; it is at most half full.

@@ -131,6 +131,10 @@ impl Broker {
         event.cause = task.state.cause().map(|cause| cause.as_str().to_owned());
         event.totals = Some(totals(all));
         event.evidence = self.evidence(all, event.time);
+        if let Some((count, versions)) = narrowed(all) {
+            event.facts.insert("narrowed".to_owned(), count.to_string());
+            event.facts.insert("narrowed_by".to_owned(), versions);
+        }
         event
             .facts
             .insert("receipt".to_owned(), task.id.receipt().to_string());
@@ -221,6 +225,21 @@ impl Broker {
     pub fn receipt(&self, task: TaskId) -> Result<Option<Receipt>, ReadError> {
         log::receipt(&self.ledger.reader(), &self.log_signer(), task)
     }
+}
+
+/// How many credentials ended because a newer policy did not allow them, and which ones, oldest
+/// first.
+fn narrowed(all: &[CredentialRow]) -> Option<(usize, String)> {
+    let mut ended: Vec<_> = all
+        .iter()
+        .filter_map(|row| Some((row.revoked_at, row.narrowed_by.as_deref()?)))
+        .collect();
+    ended.sort_unstable();
+    let count = ended.len();
+    let mut versions: Vec<_> = ended.into_iter().map(|(_, version)| version).collect();
+    versions.dedup();
+    versions.truncate(MAX_EVIDENCE_PER_LEAF);
+    (count > 0).then(|| (count, versions.join(" ")))
 }
 
 /// Sums over a task's credentials.

@@ -7,6 +7,7 @@ mod credential;
 mod doubt;
 mod expire;
 mod expiry;
+mod narrow;
 mod pending;
 mod prune;
 mod restore;
@@ -18,6 +19,7 @@ mod uses;
 
 pub use credential::RevokedCredential;
 pub use expiry::Timers;
+pub(crate) use narrow::Narrowed;
 pub use pending::{Failed, Pending, Work};
 pub use status_list::{Built, ListError, Slot, StatusLists, TYP as STATUS_LIST_TYP};
 pub use uses::{Use, Uses};

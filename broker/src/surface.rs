@@ -87,7 +87,12 @@ async fn health(State(broker): State<Arc<Broker>>) -> Response {
         Ok(_) => (true, None),
         Err(refusal) => (false, Some(refusal.code.as_str())),
     };
-    Json(serde_json::json!({ "status": "ok", "issuing": issuing, "because": because }))
+    // Where it is, is for the admin socket to say.
+    let policy = match broker.inforce.trouble() {
+        None => "current",
+        Some(_) => "last_good",
+    };
+    Json(serde_json::json!({ "status": "ok", "issuing": issuing, "because": because, "policy": policy }))
         .into_response()
 }
 

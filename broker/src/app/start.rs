@@ -10,17 +10,18 @@ use ephor_proto::event::{AuditEvent, Outcome};
 use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::stage::Stage;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Broker, Installation, Parts};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::{self, Fleet};
+use crate::inforce::{Checked, NoPolicy, at_start};
 use crate::keys::master::{self, MasterKeyError};
 use crate::keys::rotate::{keep_rotated, stored_keys};
 use crate::keys::{Keys, KeysError, server};
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
-use crate::policy::{LoadErrors, Snapshot};
+use crate::policy::LoadErrors;
 use crate::surface;
 use crate::surface::listener::{BindError, Server, bind_unix};
 use crate::surface::tls::Tls;
@@ -42,8 +43,11 @@ pub enum StartError {
     #[error("invalid: {0}")]
     Keys(#[from] KeysError),
     /// The policy.
-    #[error("{0}")]
+    #[error(transparent)]
     Policy(#[from] LoadErrors),
+    /// Neither the directory nor the store has a policy.
+    #[error(transparent)]
+    NoPolicy(#[from] NoPolicy),
     /// The policy is for another trust domain than the store.
     #[error(
         "invalid: the policy in {} is for trust domain `{policy}`, this store for `{store}`; \
@@ -103,6 +107,7 @@ impl StartError {
             | Self::Read(_)
             | Self::Keys(_)
             | Self::Policy(_)
+            | Self::NoPolicy(_)
             | Self::TrustDomain { .. }
             | Self::Tls(_)
             | Self::Certificate(_)
@@ -131,6 +136,7 @@ pub fn run(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError>
 async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError> {
     let mut terminate =
         signal(SignalKind::terminate()).map_err(StartError::system("listen for SIGTERM"))?;
+    let hangup = signal(SignalKind::hangup()).map_err(StartError::system("listen for SIGHUP"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(StartError::system("listen for SIGINT"))?;
 
@@ -141,6 +147,8 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
     let connections = Tasks::new();
     let addresses = listen(&broker, config, sockets, &connections)?;
     start_background(&broker, config);
+    let reload = reload_on(hangup, Arc::clone(&broker));
+    broker.tasks.spawn_vital("policy.reload", reload);
     broker.fleet.listening();
     if let Some(path) = ready_file {
         write_ready(path, &broker, config, addresses)
@@ -164,7 +172,6 @@ pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), Star
     let clock = SystemClock::shared();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let sealer = master::read(&master::path(config, credentials.as_deref()))?;
-    let policy = Snapshot::load(&config.policy_dir)?;
     let options = Options {
         take_over: config.take_over,
         reserve_path: config.reserve(),
@@ -172,11 +179,13 @@ pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), Star
     };
     let ledger = Ledger::open(&config.database(), options)?;
     let stored = ledger.installation().clone();
+    let (policy, then, trouble) = at_start(&config.policy_dir, &ledger)?.split();
     let trust_domain = policy.trust_domain().clone();
-    if stored.trust_domain != trust_domain.as_str() {
+    let offered = then.as_ref().map_or(&trust_domain, Checked::trust_domain);
+    if stored.trust_domain != offered.as_str() {
         return Err(StartError::TrustDomain {
             directory: config.policy_dir.clone(),
-            policy: trust_domain.to_string(),
+            policy: offered.to_string(),
             store: stored.trust_domain,
         });
     }
@@ -193,13 +202,16 @@ pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), Star
         clock,
         ledger,
         policy,
+        policy_dir: config.policy_dir.clone(),
         keys,
         sealer,
         schedule: config.schedule.clone(),
         fleet,
         installation,
     };
-    Ok((Arc::new(Broker::new(parts)), sockets))
+    let broker = Arc::new(Broker::new(parts));
+    broker.begin_policy(then, trouble).await;
+    Ok((broker, sockets))
 }
 
 /// Bound before anything is served: ports are known, and conflicts found, first.
@@ -300,6 +312,23 @@ pub(super) fn start_background(broker: &Arc<Broker>, config: &Config) {
         .tasks
         .spawn_vital("fleet-watch", fleet::keep_watch(Arc::clone(broker)));
     broker.start_timers();
+    broker.narrow_after_start();
+}
+
+/// Reads the policy directory again whenever SIGHUP comes.
+async fn reload_on(mut hangup: Signal, broker: Arc<Broker>) {
+    let stop = broker.tasks.stop_token();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = hangup.recv() => {}
+        }
+        match broker.reload_policy("sighup").await {
+            Ok(applied) if applied.changed => {}
+            Ok(_) => tracing::info!("SIGHUP: the policy directory holds what is in force already"),
+            Err(refusal) => tracing::error!("SIGHUP: {}", refusal.detail),
+        }
+    }
 }
 
 /// `operate.started`: from here on this version and this policy are in force. A start is not

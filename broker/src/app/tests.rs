@@ -132,6 +132,7 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
         clock,
         ledger,
         policy,
+        policy_dir: dir.join("policy"),
         keys,
         sealer: sealer(1),
         schedule: crate::keys::plan::Schedule::default(),

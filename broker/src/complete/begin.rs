@@ -28,7 +28,9 @@ impl Broker {
                 credential.state.is_usable() || credential.state == CredentialState::Intended;
             if is_live {
                 live += 1;
-                revoking.push(revoke_row(credential, end.cause, now)?);
+                let mut credential = revoke_row(credential, end.cause, now)?;
+                credential.narrowed_by = end.by.policy().map(str::to_owned);
+                revoking.push(credential);
             }
         }
         let (state, _) = task::step(row.state, TaskEvent::Complete(end.cause), now)?;
@@ -37,7 +39,7 @@ impl Broker {
         row.version += 1;
         let mut rows = vec![Row::Task(row.clone())];
         for open in reader.open_grants_of(row.id)? {
-            rows.push(Row::Grant(closed_grant(open, now)?));
+            rows.push(Row::Grant(closed_grant(open, end.by.closes_grants(), now)?));
         }
         rows.extend(revoking.iter().cloned().map(Row::from));
         let event = self.completed(&row, end, revoking.len())?;
@@ -56,7 +58,7 @@ impl Broker {
         let ticket = self.ledger.submit(batch)?;
         let tell = match end.by {
             By::Agent(_) => None,
-            By::Broker | By::Person { .. } => Some(Box::new(row)),
+            By::Broker | By::Policy { .. } | By::Person { .. } => Some(Box::new(row)),
         };
         Ok(Step::Submitted(
             ticket,
@@ -101,7 +103,7 @@ impl Broker {
     ) -> Result<NewEvent, NotEnded> {
         let (correlation, reason) = match &end.by {
             By::Agent(correlation) => (Some(*correlation), ""),
-            By::Broker => (None, ""),
+            By::Broker | By::Policy { .. } => (None, ""),
             By::Person { reason } => (None, reason.as_str()),
         };
         let mut event = self.task_event(Stage::Complete, end.cause.as_str(), row, correlation)?;
@@ -109,6 +111,10 @@ impl Broker {
         event
             .facts
             .insert("credentials".to_owned(), credentials.to_string());
+        if let By::Policy { version, why } = &end.by {
+            event.policy_version = Some(version.clone());
+            event.facts.insert("narrowed".to_owned(), why.clone());
+        }
         Ok(self.with_reason(event, reason)?)
     }
 
@@ -129,6 +135,23 @@ impl Broker {
     }
 }
 
+impl By {
+    /// The version that no longer allows it, when that is who says so.
+    fn policy(&self) -> Option<&str> {
+        match self {
+            Self::Policy { version, .. } => Some(version),
+            Self::Agent(_) | Self::Broker | Self::Person { .. } => None,
+        }
+    }
+
+    fn closes_grants(&self) -> GrantEnd {
+        match self {
+            Self::Policy { .. } => GrantEnd::Narrowed,
+            Self::Agent(_) | Self::Broker | Self::Person { .. } => GrantEnd::TaskEnded,
+        }
+    }
+}
+
 /// The row of a credential that ends now.
 pub(crate) fn revoke_row(
     mut row: CredentialRow,
@@ -143,8 +166,13 @@ pub(crate) fn revoke_row(
     Ok(row)
 }
 
-fn closed_grant(mut grant: GrantRow, now: UnixMillis) -> Result<GrantRow, NotEnded> {
-    let (next, _) = grant::step(grant.state, GrantEvent::Close(GrantEnd::TaskEnded), now)?;
+/// The row of a grant that closes now.
+pub(crate) fn closed_grant(
+    mut grant: GrantRow,
+    end: GrantEnd,
+    now: UnixMillis,
+) -> Result<GrantRow, NotEnded> {
+    let (next, _) = grant::step(grant.state, GrantEvent::Close(end), now)?;
     grant.version += 1;
     grant.state = next;
     grant.closed_at = Some(now);

@@ -105,5 +105,6 @@ fn row_of(
         revoked_at: task.ended_at,
         evidence: None,
         overdue: None,
+        narrowed_by: None,
     })
 }

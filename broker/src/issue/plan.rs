@@ -42,7 +42,10 @@ impl Broker {
             })?;
         let mut rows = Vec::new();
         let mut events = Vec::new();
-        let mut require = vec![Require::HostAdmitted(decided.attested().host().to_owned())];
+        let mut require = vec![
+            Require::HostAdmitted(decided.attested().host().to_owned()),
+            Require::PolicyInForce(decided.allowed().policy_version.to_string()),
+        ];
         match task {
             Some(task) => require.push(Require::TaskOpen(task.id)),
             None => {
@@ -151,6 +154,7 @@ impl Broker {
             revoked_at: None,
             evidence: None,
             overdue: None,
+            narrowed_by: None,
         };
         row.content = self.jwt_content(&row, claims);
         Ok(row)
@@ -207,6 +211,7 @@ fn deadline_of(row: &Row) -> Option<(TaskId, UnixMillis)> {
         | Row::JoinToken(_)
         | Row::Key(_)
         | Row::Receipt { .. }
+        | Row::Policy(_)
         | Row::Meta(..)
         | Row::Unlist(_)
         | Row::ErasePersonal(_) => None,

@@ -21,7 +21,7 @@ use crate::clock::Stopwatch;
 use crate::crash_point;
 use crate::decide::{Circumstances, Decided, Renewing, Window};
 use crate::deliver::{self, Delivery, Timings};
-use crate::kind::jwt;
+use crate::kind::{is_given, jwt};
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, Require, Row, TaskRow};
 use crate::policy::{Give, Snapshot};
 use crate::request::Refusal;
@@ -137,6 +137,7 @@ impl Broker {
             Require::HostAdmitted(renewed.host.clone()),
             Require::TaskOpen(renewed.task),
             Require::GrantOpen(grant.id),
+            Require::PolicyInForce(decided.allowed().policy_version.to_string()),
         ];
         let events = vec![
             self.decision_event(decided, correlation)?.into(),
@@ -208,15 +209,8 @@ fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
 /// The claims of the renewed token: those it was issued with, if policy still gives exactly them. A
 /// renewal neither adds nor swaps a claim; who wants what a newer policy gives asks anew.
 fn still_given(gives: &[Give], row: &CredentialRow) -> Result<Map<String, Value>, Refusal> {
-    let had = jwt::extra_claims(&row.content);
-    let is_same = |give: &Give| match give {
-        Give::Jwt {
-            audience, claims, ..
-        } => *audience == row.item && *claims == had,
-        Give::Introspect { .. } => false,
-    };
-    if gives.iter().any(is_same) {
-        return Ok(had);
+    if is_given(gives, row) {
+        return Ok(jwt::extra_claims(&row.content));
     }
     let detail = format!(
         "policy no longer gives what credential {} says; ask for a new one",

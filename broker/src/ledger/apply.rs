@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::batch::{Key, Reason, Require};
 use super::codec::{int, is_taken, write};
 use super::encode::{Encoded, Leaf};
-use super::row::{DecisionRow, Row};
+use super::row::{DecisionRow, PolicyRow, Row};
 use super::tree::Frontier;
 
 /// Why a batch was not applied.
@@ -81,6 +81,21 @@ pub(super) fn holds(connection: &Connection, require: &Require) -> Result<(), St
             let sql = "SELECT 1 FROM host WHERE name = ?1 AND state <> 'banned'";
             (exists(connection, sql, name)?, Key::Host(name.clone()))
         }
+        Require::PolicyInForce(version) => {
+            let newest: Option<(u64, String)> = connection
+                .prepare_cached("SELECT number, version FROM policy ORDER BY number DESC LIMIT 1")?
+                .query_row([], |row| {
+                    Ok((
+                        u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0),
+                        row.get(1)?,
+                    ))
+                })
+                .optional()?;
+            match newest {
+                Some((number, newest)) => (newest == *version, Key::Policy(number)),
+                None => (true, Key::Policy(0)),
+            }
+        }
         Require::LiveCredentials { task, count } => {
             let live: i64 = connection
                 .prepare_cached(
@@ -125,6 +140,7 @@ pub(super) fn stored_version(connection: &Connection, key: &Key) -> rusqlite::Re
         ),
         Key::Decision(id) => one("SELECT 1 FROM decision WHERE id = ?1", &id.to_bytes()),
         Key::Receipt(id) => one("SELECT 1 FROM receipt WHERE task = ?1", &id.to_bytes()),
+        Key::Policy(number) => one("SELECT 1 FROM policy WHERE number = ?1", &int(*number)),
         Key::Meta(name) => one("SELECT 1 FROM meta WHERE name = ?1", name),
         Key::Personal(id) => one("SELECT 1 FROM personal WHERE event = ?1", &id.to_bytes()),
         Key::Key(name, version) => connection
@@ -157,6 +173,7 @@ fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), 
                 Err(error) => return Err(error.into()),
             }
         }
+        Row::Policy(policy) => write::<PolicyRow>(connection, policy, 1)?,
         Row::Meta(name, value) => {
             let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)";
             connection

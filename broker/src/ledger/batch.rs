@@ -78,6 +78,8 @@ pub enum Key {
     Key(String, u32),
     /// The receipt of a task.
     Receipt(TaskId),
+    /// A version of the policy, by its place in the chain.
+    Policy(u64),
     /// A setting.
     Meta(String),
     /// Personal values of an event.
@@ -96,6 +98,7 @@ impl std::fmt::Display for Key {
             Self::JoinToken(id) => write!(f, "join token {id}"),
             Self::Key(name, version) => write!(f, "key {name} version {version}"),
             Self::Receipt(id) => write!(f, "receipt of task {id}"),
+            Self::Policy(number) => write!(f, "policy number {number}"),
             Self::Meta(name) => write!(f, "setting {name}"),
             Self::Personal(id) => write!(f, "personal values of event {id}"),
         }
@@ -116,6 +119,9 @@ pub enum Require {
     GrantOpen(GrantId),
     /// The host exists and is not `banned`.
     HostAdmitted(String),
+    /// No other version of the policy is the newest one. So nothing that an older policy allowed is
+    /// recorded once a newer one is durable.
+    PolicyInForce(String),
     /// The task has exactly this many credentials that are `intended`, `live` or `replacing`.
     /// Whoever ends a task states how many it ends, so that none issued meanwhile is missed.
     LiveCredentials {

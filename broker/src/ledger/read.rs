@@ -5,6 +5,7 @@
 
 mod events;
 mod find;
+mod policy;
 mod rows;
 
 use std::cell::{OnceCell, RefCell};
@@ -17,6 +18,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Params};
 
 pub use events::StoredEvent;
 pub use find::ShortId;
+pub use policy::PolicyEntry;
 pub use rows::{CredentialFilter, Expiry, Listing, TaskFilter};
 
 use super::batch::Key;

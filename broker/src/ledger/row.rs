@@ -46,6 +46,8 @@ pub enum Row {
         /// Which event *of this batch* is its leaf, from 0.
         event: u32,
     },
+    /// A version of the policy; written once.
+    Policy(Box<PolicyRow>),
     /// A setting; replaces an earlier value.
     Meta(String, String),
     /// Forgets a dead credential's listing: its list index is free again, its content is dropped.
@@ -67,6 +69,7 @@ impl Row {
             Self::JoinToken(row) => Key::JoinToken(row.id),
             Self::Key(row) => Key::Key(row.name.clone(), row.version),
             Self::Receipt { task, .. } => Key::Receipt(*task),
+            Self::Policy(row) => Key::Policy(row.number),
             Self::Meta(name, _) => Key::Meta(name.clone()),
             Self::Unlist(id) => Key::Credential(*id),
             Self::ErasePersonal(id) => Key::Personal(*id),
@@ -83,7 +86,7 @@ impl Row {
             Self::Credential(row) => row.version,
             Self::Host(row) => row.version,
             Self::JoinToken(row) => row.version,
-            Self::Decision(_) | Self::Receipt { .. } => 1,
+            Self::Decision(_) | Self::Receipt { .. } | Self::Policy(_) => 1,
             Self::Key(_) | Self::Meta(..) | Self::Unlist(_) | Self::ErasePersonal(_) => {
                 return None;
             }
@@ -267,6 +270,8 @@ pub struct CredentialRow {
     pub evidence: Option<String>,
     /// Why its revocation is late.
     pub overdue: Option<String>,
+    /// The policy version that no longer allowed it, when that is why it ended.
+    pub narrowed_by: Option<String>,
 }
 
 /// A host and its agent.
@@ -337,4 +342,23 @@ pub struct KeyRow {
     pub since: UnixMillis,
     /// When its state ends, where that is known: of a retired key its last day.
     pub until: Option<UnixMillis>,
+}
+
+/// One policy that was in force from some time on. Each names the one before it: a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRow {
+    /// Place in the chain, counted from 1.
+    pub number: u64,
+    /// Hash over its files, in hexadecimal.
+    pub version: String,
+    /// The version before it; `None` for the first.
+    pub previous: Option<String>,
+    /// When it was applied.
+    pub applied_at: UnixMillis,
+    /// Who applied it: `uid N` of the admin socket, `sighup`, or `start`.
+    pub applied_by: String,
+    /// The version that the broker's own directory held then, when it could be read.
+    pub directory: Option<String>,
+    /// Its files: a JSON array of `{"name", "text"}`, by name.
+    pub files: String,
 }

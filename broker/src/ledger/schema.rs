@@ -131,6 +131,7 @@ CREATE TABLE credential (
     revoked_at INTEGER,
     evidence TEXT,
     overdue TEXT,
+    narrowed_by TEXT,
     listed INTEGER NOT NULL DEFAULT 1,
     leaf INTEGER NOT NULL
 ) STRICT;
@@ -170,6 +171,15 @@ CREATE TABLE key (
     until INTEGER,
     PRIMARY KEY (name, version)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE policy (
+    number INTEGER PRIMARY KEY,
+    version TEXT NOT NULL,
+    previous TEXT,
+    applied_at INTEGER NOT NULL,
+    applied_by TEXT NOT NULL,
+    directory TEXT,
+    files TEXT NOT NULL
+) STRICT;
 CREATE TABLE receipt (task BLOB PRIMARY KEY, leaf INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE leaf (
     idx INTEGER PRIMARY KEY,

@@ -2,5 +2,6 @@
 
 mod credential;
 mod fleet;
+mod policy;
 mod request;
 mod task;

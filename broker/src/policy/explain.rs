@@ -205,7 +205,7 @@ impl Snapshot {
     }
 }
 
-fn in_words(give: &Give) -> String {
+pub(super) fn in_words(give: &Give) -> String {
     match give {
         Give::Jwt {
             audience, claims, ..

@@ -6,15 +6,16 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use ephor_proto::http::admin::PolicyFile;
 use ephor_proto::spiffe::{HostName, SpiffeId, TrustDomain};
 use ephor_proto::time::UnixMillis;
 
 use super::compile::compile;
 use super::error::{LoadErrors, Warning};
 use super::evidence::Evidence;
-use super::index::{Fit, MatchIndex, fit};
+use super::index::{Fit, MatchIndex, covers, fit};
 use super::model::{Entitlement, Give, TtlPolicy, Workload};
-use super::source::{Source, read_dir};
+use super::source::{Source, from_files, read_dir};
 
 /// What `compile` hands over.
 pub(super) struct Parts {
@@ -107,6 +108,19 @@ impl Snapshot {
             .map(|(name, text)| Source::new(name, (*text).to_owned()))
             .collect();
         compile(&sources)
+    }
+
+    /// Compiles files that were sent or kept.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_files(files: Vec<PolicyFile>) -> Result<Self, LoadErrors> {
+        compile(&from_files(files)?)
+    }
+
+    /// Whether some rule lets a workload run on a host, whatever else it asks for.
+    pub fn may_run(&self, workload: &Workload, host: &HostName) -> bool {
+        workload.runs.iter().any(|run| covers(run, host))
     }
 
     /// SHA-256 over the policy's files, in hexadecimal.

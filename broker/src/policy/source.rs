@@ -5,11 +5,13 @@
 //! Kubernetes mounts a ConfigMap), so that nobody who may add a name can add content
 //! from elsewhere.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ephor_crypto::digest::{Sha256Hasher, hex};
+use ephor_proto::http::admin::PolicyFile;
 
 use super::error::{LoadError, LoadErrors, Place};
 use super::limits::{MAX_FILE_BYTES, MAX_FILES, MAX_POLICY_BYTES};
@@ -63,6 +65,76 @@ pub(super) fn version(sources: &[Source]) -> String {
         }
     }
     hex(&hasher.finish())
+}
+
+/// Files that came from elsewhere than a directory, under the same rules: sorted by name, and
+/// nothing that a directory could not have given.
+pub(super) fn from_files(files: Vec<PolicyFile>) -> Result<Vec<Source>, LoadErrors> {
+    let mut errors = Vec::new();
+    let mut refuse = |name: &str, what: String, hint: &str| {
+        errors.push(LoadError {
+            place: Place::whole(&name.escape_debug().to_string()),
+            what,
+            hint: hint.into(),
+        });
+    };
+    let total: u64 = files.iter().map(|file| file.text.len() as u64).sum();
+    let mut seen = HashSet::new();
+    for file in &files {
+        let plain = file.name.ends_with(".toml") && !file.name.starts_with('.');
+        if !plain || file.name.contains(|c: char| c.is_control() || c == '/') {
+            refuse(
+                &file.name,
+                "not the name of a policy file".into(),
+                "Name it like orders.toml.",
+            );
+        }
+        if !seen.insert(file.name.as_str()) {
+            refuse(&file.name, "the same file twice".into(), "Send it once.");
+        }
+        if file.text.len() as u64 > MAX_FILE_BYTES {
+            let what = format!("the file is larger than {MAX_FILE_BYTES} bytes");
+            refuse(&file.name, what, "");
+        }
+    }
+    if files.is_empty() {
+        refuse(
+            "*.toml",
+            "no policy file was sent".into(),
+            "Send at least one.",
+        );
+    }
+    if files.len() > MAX_FILES {
+        let what = format!("{} policy files, more than {MAX_FILES}", files.len());
+        refuse("*.toml", what, "Put several teams into one file.");
+    }
+    if total > MAX_POLICY_BYTES {
+        let what = format!("the policy is larger than {MAX_POLICY_BYTES} bytes");
+        refuse("*.toml", what, "");
+    }
+    drop(seen);
+    if !errors.is_empty() {
+        return Err(LoadErrors::new(errors));
+    }
+    let mut sources: Vec<_> = files
+        .into_iter()
+        .map(|file| Source::new(&file.name, file.text))
+        .collect();
+    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(sources)
+}
+
+/// The policy files of a directory as they are, for whoever sends or keeps them.
+///
+/// # Errors
+/// What of the directory cannot be read; whether it is a policy is not looked at.
+pub fn read_files(dir: &Path) -> Result<Vec<PolicyFile>, LoadErrors> {
+    let sources = read_dir(dir)?;
+    let file = |source: Source| PolicyFile {
+        name: source.name.to_string(),
+        text: source.text,
+    };
+    Ok(sources.into_iter().map(file).collect())
 }
 
 /// Reads the policy files of `dir`, sorted by name.

@@ -12,7 +12,7 @@ use super::{NotEnded, Work, slot, written};
 use crate::app::Broker;
 use crate::complete::revoke_row;
 use crate::issue::store_unavailable;
-use crate::ledger::{Batch, CredentialRow, Lane};
+use crate::ledger::{Batch, CredentialRow, Lane, Ticket};
 use crate::limits;
 use crate::request::Refusal;
 
@@ -101,35 +101,52 @@ impl Broker {
         crate::crash_point!("revoke.before_commit");
         if written(self.ledger.submit(batch)?.await)?.is_some() {
             crate::crash_point!("revoke.after_commit");
-            self.lists.revoke(slot(&row));
-            let revoked = v1::CredentialRevoked {
-                task_id: row.task.to_bytes().to_vec(),
-                credential_id: row.id.to_bytes().to_vec(),
-            };
-            self.fleet.push(
-                &row.host,
-                v1::Push {
-                    what: Some(v1::push::What::CredentialRevoked(revoked)),
-                },
-            );
+            self.announce(&row);
         }
         Ok(())
     }
 
-    async fn settle_revoking(&self, mut row: CredentialRow) -> Result<(), NotEnded> {
+    /// After the first commit: listed at once, wiped at the host.
+    pub(super) fn announce(&self, row: &CredentialRow) {
+        self.lists.revoke(slot(row));
+        let revoked = v1::CredentialRevoked {
+            task_id: row.task.to_bytes().to_vec(),
+            credential_id: row.id.to_bytes().to_vec(),
+        };
+        self.fleet.push(
+            &row.host,
+            v1::Push {
+                what: Some(v1::push::What::CredentialRevoked(revoked)),
+            },
+        );
+    }
+
+    /// Checks that it is refused and listed, then submits the second commit.
+    pub(super) async fn submit_listed(&self, mut row: CredentialRow) -> Result<Ticket, NotEnded> {
         let checked = self.contain(&mut row, self.clock.wall()).await?;
         let event = self.listed_event(&row, &checked)?;
         let batch = Batch {
             name: "revoke.listed",
             lane: Lane::Revoke,
             require: Vec::new(),
-            rows: vec![row.clone().into()],
+            rows: vec![row.into()],
             events: vec![event],
         };
-        if written(self.ledger.submit(batch)?.await)?.is_some() {
+        Ok(self.ledger.submit(batch)?)
+    }
+
+    /// After the second commit.
+    pub(super) async fn listed(&self, id: CredentialId, ticket: Ticket) -> Result<(), NotEnded> {
+        if written(ticket.await)?.is_some() {
             crate::crash_point!("revoke.settled");
-            self.uses.forget(row.id);
+            self.uses.forget(id);
         }
         Ok(())
+    }
+
+    async fn settle_revoking(&self, row: CredentialRow) -> Result<(), NotEnded> {
+        let id = row.id;
+        let ticket = self.submit_listed(row).await?;
+        self.listed(id, ticket).await
     }
 }

@@ -5,6 +5,7 @@
 mod audit;
 mod encode;
 mod keys;
+mod policy;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -54,10 +55,16 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/v1/keys/{kind}/rotate", post(keys::rotate))
         .route("/v1/keys/{kind}/distrust", post(keys::distrust))
         .route("/v1/policy/explain", post(explain))
+        .route("/v1/policy/versions", get(policy::versions))
+        .route("/v1/policy/versions/{version}", get(policy::show))
         .route("/v1/audit", get(audit::range))
         .route("/v1/audit/{id}", get(audit::about))
         .route("/v1/receipts", get(receipts))
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY))
+        .route(
+            "/v1/policy/apply",
+            post(policy::apply).layer(DefaultBodyLimit::max(limits::POLICY_BODY)),
+        )
         .with_state(Arc::clone(&broker))
         .merge(lists::router(broker))
 }
@@ -103,6 +110,7 @@ fn status_of(broker: &Broker) -> Result<Status, Refusal> {
         installation: broker.installation.id.clone(),
         epoch: u64::from(broker.installation.epoch),
         policy_version: broker.policy.load().version().to_owned(),
+        policy_trouble: broker.inforce.trouble(),
         log_key: broker.keys.load().log_vkey().to_owned(),
         log_size: read(reader.head())?.size,
         issuer: broker.installation.issuer.clone(),

@@ -17,6 +17,9 @@
 //! | `POST /v1/keys/{ca, token or log}/rotate` [`Rotate`] | `[`[`Key`]`]` |
 //! | `POST /v1/keys/{ca, token or log}/distrust` [`Reason`] | `[`[`Key`]`]` |
 //! | `POST /v1/policy/explain` [`Explain`] | [`Explained`] |
+//! | `POST /v1/policy/apply` [`ApplyPolicy`] | [`PolicyApplied`] |
+//! | `GET /v1/policy/versions` | `[`[`PolicyVersion`]`]`, newest first |
+//! | `GET /v1/policy/versions/{version, its beginning, or "current"}` | [`PolicyShown`] |
 //! | `GET /v1/audit[?after=INDEX][&limit=N][&about=ID]` | `[`[`Record`]`]` |
 //! | `GET /v1/audit/{any id, jti, host or short form}` | `[`[`Record`]`]` |
 //! | `GET /v1/receipts[?after=ID][&limit=N]` | `[TaskId]` of tasks that have one |
@@ -49,6 +52,9 @@ pub struct Status {
     pub epoch: u64,
     /// Policy in force (hex, whole).
     pub policy_version: String,
+    /// Why the broker's policy directory is not what is in force, when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_trouble: Option<String>,
     /// Verifier key of the audit log (C2SP vkey).
     pub log_key: String,
     /// Leaves in the log.
@@ -140,6 +146,9 @@ pub struct Credential {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<UnixMillis>,
+    /// The policy version that no longer allowed it, when that is why it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub narrowed_by: Option<String>,
     /// Revocation is late: reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overdue: Option<String>,
@@ -283,6 +292,99 @@ pub struct Way {
     pub rule: String,
     /// How the process is recognised, in words; one entry per `runs` item.
     pub runs: Vec<String>,
+}
+
+/// One file of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    /// Its name in the directory, such as `orders.toml`.
+    pub name: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// `POST /v1/policy/apply`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyPolicy {
+    /// The whole policy.
+    pub files: Vec<PolicyFile>,
+    /// Say what would happen, and do nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// One difference between two policies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyChange {
+    /// `added`, `removed`, `narrowed`, `widened` or `changed`.
+    pub effect: String,
+    /// What it is about: `ttl`, `workload orders/web`, `entitlement billing-api`.
+    pub what: String,
+    /// The subject whose rights it changes, where it is one subject's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// In words.
+    pub detail: String,
+}
+
+/// Answer of an apply.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyApplied {
+    /// The policy that was sent (hex, whole); in force now unless this was a dry run.
+    pub version: String,
+    /// The one that was in force before.
+    pub previous: String,
+    /// False when it was in force already.
+    pub changed: bool,
+    /// Nothing was done.
+    pub dry_run: bool,
+    /// What is different.
+    pub changes: Vec<PolicyChange>,
+    /// Credentials revoked because it no longer allows them; in a dry run: that would be.
+    pub credentials: u64,
+    /// Tasks ended because their subject may no longer run there.
+    pub tasks: u64,
+    /// False while some of them are still being revoked; it goes on.
+    pub finished: bool,
+    /// Things to look at in the policy.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// What the broker's own directory holds, when it is something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// One version of the policy in the chain.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// Place in the chain, counted from 1.
+    pub number: u64,
+    /// Hash over its files (hex, whole).
+    pub version: String,
+    /// The version before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    /// When it was applied.
+    pub applied_at: UnixMillis,
+    /// Who applied it: `uid N` of the admin socket, `sighup`, or `start`.
+    pub applied_by: String,
+    /// Whether it is the one in force.
+    pub in_force: bool,
+}
+
+/// One version with its text.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyShown {
+    /// Which one.
+    #[serde(flatten)]
+    pub version: PolicyVersion,
+    /// What is wrong with the broker's own directory, when it is not what is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Its files.
+    pub files: Vec<PolicyFile>,
 }
 
 /// One audit event with its place in the log.

@@ -149,6 +149,8 @@ codes! {
     StoreUnavailable = "store_unavailable", 503, Unreachable, "The store cannot commit";
     /// There is no such thing, or not for this caller.
     NotFound = "not_found", 404, Invalid, "Not found";
+    /// A policy that cannot be applied; the one in force stays.
+    PolicyInvalid = "policy_invalid", 422, Invalid, "The policy is wrong";
     /// No such method on this path.
     MethodNotAllowed = "method_not_allowed", 405, Invalid, "Method not allowed";
     /// It does not fit the present state, such as a request id used for another request.

@@ -6,6 +6,7 @@ use ephor_crypto::Secret;
 use ephor_crypto::seal::SealingKey;
 use ephor_proto::event::AuditEvent;
 use ephor_proto::grpc::v1;
+use ephor_proto::http::admin::{PolicyApplied, PolicyFile};
 use ephor_proto::id::{CredentialId, InstanceId, RequestId, TaskId};
 use ephor_proto::log::{Receipt, VerifierKey, verify_receipt};
 use ephor_proto::problem::Problem;
@@ -16,9 +17,11 @@ use ephor_proto::time::{Clock, UnixMillis};
 use crate::app::{Broker, Installation, Parts};
 use crate::clock::FakeClock;
 use crate::fleet::{Fleet, Peer};
+use crate::inforce::at_start;
 use crate::keys::Keys;
 use crate::ledger::{Batch, CredentialRow, HostRow, Lane, Ledger, Options, Row};
 use crate::policy::Snapshot;
+use crate::request::Refusal;
 use crate::surface::tls::AgentCertificate;
 
 pub(crate) const POLICY: &str = r#"
@@ -113,6 +116,17 @@ impl Bench {
     pub(crate) fn put_policy(&self, text: &str) {
         let snapshot = Snapshot::from_texts(&[("ephor.toml", text)]).unwrap();
         self.broker.policy.store(Arc::new(snapshot));
+    }
+
+    /// Applies a policy as over the admin socket.
+    pub(crate) async fn apply(&self, text: &str) -> Result<PolicyApplied, Refusal> {
+        let file = PolicyFile {
+            name: "ephor.toml".to_owned(),
+            text: text.to_owned(),
+        };
+        self.broker
+            .apply_policy(vec![file], "uid 0".to_owned(), false)
+            .await
     }
 
     /// The same store, as after a crash and a restart.
@@ -317,9 +331,20 @@ fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
         lists_url: "http://lists.test".to_owned(),
         origin: "broker.test/log".to_owned(),
     };
+    // What was applied last, as at a real start; a new store has the one of the tests.
+    let policy = match ledger.reader().policy_in_force().unwrap() {
+        Some(_) => {
+            at_start("/nonexistent".as_ref(), &ledger)
+                .unwrap()
+                .split()
+                .0
+        }
+        None => Snapshot::from_texts(&[("ephor.toml", POLICY)]).unwrap(),
+    };
     Arc::new(Broker::new(Parts {
         clock: Arc::clone(clock) as _,
-        policy: Snapshot::from_texts(&[("ephor.toml", POLICY)]).unwrap(),
+        policy,
+        policy_dir: "/nonexistent".into(),
         keys: Keys::unseal(&sealer(), &keys, &domain(), "broker.test/log").unwrap(),
         sealer: sealer(),
         schedule: crate::keys::plan::Schedule::default(),

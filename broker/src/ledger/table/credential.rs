@@ -39,6 +39,7 @@ static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
             "revoked_at",
             "evidence",
             "overdue",
+            "narrowed_by",
         ],
     );
     // Rows are written before the leaves of their batch: the next leaf is the first of them.
@@ -84,6 +85,7 @@ impl Stored for CredentialRow {
             opt_millis(self.revoked_at),
             self.evidence,
             self.overdue,
+            self.narrowed_by,
         ])
     }
 
@@ -114,6 +116,7 @@ impl Stored for CredentialRow {
             revoked_at: columns.opt_time(22)?,
             evidence: columns.opt_string(23)?,
             overdue: columns.opt_string(24)?,
+            narrowed_by: columns.opt_string(25)?,
         })
     }
 

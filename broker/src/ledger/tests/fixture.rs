@@ -192,6 +192,7 @@ pub(super) fn credential(task: TaskId, index: u32) -> CredentialRow {
         revoked_at: None,
         evidence: None,
         overdue: None,
+        narrowed_by: None,
     }
 }
 

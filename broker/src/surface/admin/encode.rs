@@ -51,6 +51,7 @@ pub(super) fn credential(
         capped_by: row.capped_by,
         cause: row.cause.map(|cause| cause.as_str().to_owned()),
         revoked_at: row.revoked_at,
+        narrowed_by: row.narrowed_by,
         overdue: row.overdue,
     })
 }

@@ -1,0 +1,381 @@
+//! After another policy came into force: what is out is decided anew, and what that policy no longer
+//! allows is revoked.
+//!
+//! Nothing that an older policy allowed is recorded any more when this begins (see
+//! [`Require::PolicyInForce`](crate::ledger::Require)), so one look at the store finds it all. A look
+//! that was cut short, by a crash or a full lane, is done again: the broker also looks at every start.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use ephor_proto::id::{CredentialId, GrantId, TaskId};
+use ephor_proto::spiffe::SpiffeId;
+use ephor_proto::stage::Stage;
+use ephor_proto::state::credential::CredentialState;
+use ephor_proto::state::grant::{GrantEnd, GrantState};
+use ephor_proto::state::task::{EndCause, TaskState};
+use ephor_proto::time::UnixMillis;
+
+use super::{NotEnded, Work, written};
+use crate::app::Broker;
+use crate::complete::{By, End, closed_grant, revoke_row};
+use crate::crash_point;
+use crate::decide::{Fallen, Held, stands};
+use crate::ledger::{Batch, CredentialRow, Lane, Ledger, NewEvent, ReadError, Row, Ticket};
+use crate::limits;
+use crate::policy::Snapshot;
+
+/// What a newer policy took away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Narrowed {
+    /// Credentials that it no longer allows.
+    pub(crate) credentials: u64,
+    /// Tasks whose subject has no place on their host.
+    pub(crate) tasks: u64,
+}
+
+/// What is out and not allowed, as one look at the store found it.
+#[derive(Debug, Default)]
+pub(crate) struct Outdated {
+    /// Tasks to end, and why.
+    tasks: BTreeMap<TaskId, String>,
+    /// The others by their grant, the longest living first.
+    grants: Vec<OutdatedGrant>,
+    credentials: u64,
+}
+
+#[derive(Debug)]
+struct OutdatedGrant {
+    id: GrantId,
+    task: TaskId,
+    opened_at: Option<UnixMillis>,
+    credentials: Vec<CredentialId>,
+    /// Another credential of it may stay.
+    goes_on: bool,
+    until: UnixMillis,
+}
+
+/// As little of a row as is kept of each.
+#[derive(Debug, Clone, Copy)]
+struct Out {
+    id: CredentialId,
+    task: TaskId,
+    grant: GrantId,
+    until: UnixMillis,
+}
+
+/// A first commit on its way, and what it revokes.
+type Begun = (Ticket, Vec<CredentialRow>);
+
+impl Outdated {
+    /// Their number.
+    pub(crate) fn sum(&self) -> Narrowed {
+        Narrowed {
+            credentials: self.credentials,
+            tasks: self.tasks.len() as u64,
+        }
+    }
+}
+
+impl Broker {
+    /// Revokes what the policy in force does not allow; gives up only when the broker stops, and
+    /// then the next start goes on.
+    pub(crate) async fn narrow(&self) -> Narrowed {
+        let mut total = Narrowed::default();
+        let mut pause = limits::RETRY_FIRST;
+        let stop = self.tasks.stop_token();
+        while !stop.is_cancelled() {
+            let policy = self.policy.load_full();
+            let all_done = match self.outdated(&policy).await {
+                Ok(found) => self.end_outdated(&policy, found, &mut total).await,
+                Err(error) => {
+                    tracing::error!(%error, "what the policy no longer allows could not be read; it is tried again");
+                    false
+                }
+            };
+            if all_done {
+                break;
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = pause.saturating_mul(2).min(limits::RETRY_MOST);
+        }
+        total
+    }
+
+    /// What a policy would revoke. One scan over all that is out, beside the runtime's threads.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) async fn outdated(&self, policy: &Arc<Snapshot>) -> Result<Outdated, ReadError> {
+        let (ledger, policy) = (self.ledger.clone(), Arc::clone(policy));
+        let scan = tokio::task::spawn_blocking(move || scan(&ledger, &policy));
+        scan.await.map_err(|_| ReadError::Busy)?
+    }
+
+    /// Ends what was found, a bounded number at a time: people's revocations come in between. False
+    /// when something of it could not be begun.
+    async fn end_outdated(&self, policy: &Snapshot, found: Outdated, total: &mut Narrowed) -> bool {
+        let mut all_done = true;
+        let tasks: Vec<_> = found.tasks.into_iter().collect();
+        for some in tasks.chunks(limits::ENDS_AT_ONCE) {
+            crash_point!("policy.narrowing");
+            all_done &= self.end_outdated_tasks(policy, some, total).await;
+        }
+        for some in found.grants.chunks(limits::ENDS_AT_ONCE) {
+            crash_point!("policy.narrowing");
+            if self.tasks.stop_token().is_cancelled() {
+                return false;
+            }
+            let mut begun = Vec::new();
+            for grant in some {
+                match self.begin_narrowing(policy, grant) {
+                    Ok(submitted) => begun.extend(submitted),
+                    Err(error) => {
+                        tracing::warn!(grant = %grant.id, %error, "a credential that policy no longer allows is not revoked yet");
+                        all_done = false;
+                    }
+                }
+            }
+            let (revoking, complete) = self.narrowing_began(begun).await;
+            all_done &= complete;
+            total.credentials += revoking.len() as u64;
+            self.settle_narrowed(revoking).await;
+        }
+        all_done
+    }
+
+    async fn end_outdated_tasks(
+        &self,
+        policy: &Snapshot,
+        some: &[(TaskId, String)],
+        total: &mut Narrowed,
+    ) -> bool {
+        let cause = EndCause::Revoked;
+        let end = |(task, why): &(TaskId, String)| End {
+            task: *task,
+            cause,
+            by: By::Policy {
+                version: policy.version().to_owned(),
+                why: why.clone(),
+            },
+        };
+        let before = self.live_of(some);
+        self.drive_together(some.iter().map(end).collect()).await;
+        let reader = self.ledger.reader();
+        let is_open = |(task, _): &&(TaskId, String)| {
+            let row = reader.task(*task).ok().flatten();
+            row.is_none_or(|row| row.state == TaskState::Open)
+        };
+        let left = some.iter().filter(is_open).count();
+        total.tasks += (some.len() - left) as u64;
+        total.credentials += before;
+        left == 0
+    }
+
+    /// How many credentials of some tasks are out.
+    fn live_of(&self, tasks: &[(TaskId, String)]) -> u64 {
+        let reader = self.ledger.reader();
+        let live = |(task, _): &(TaskId, String)| {
+            let rows = reader.credentials_of(*task).unwrap_or_default();
+            rows.iter().filter(|row| is_out(row.state)).count() as u64
+        };
+        tasks.iter().map(live).sum()
+    }
+
+    /// Submits the first commit for what of a grant does not stand: judged on the rows as they are
+    /// now, since a renewal may have come in between.
+    fn begin_narrowing(
+        &self,
+        policy: &Snapshot,
+        grant: &OutdatedGrant,
+    ) -> Result<Option<Begun>, NotEnded> {
+        let now = self.clock.wall();
+        let reader = self.ledger.reader();
+        let (mut revoking, mut events) = (Vec::new(), Vec::<NewEvent>::new());
+        let mut goes_on = grant.goes_on;
+        for id in &grant.credentials {
+            let row = reader.credential(*id)?;
+            let Some(row) = row.filter(|row| is_out(row.state)) else {
+                continue;
+            };
+            let held = Held {
+                row: &row,
+                task_opened_at: grant.opened_at,
+            };
+            let Err(why) = stands(policy, &held) else {
+                goes_on = true;
+                continue;
+            };
+            let mut row = revoke_row(row, EndCause::Revoked, now)?;
+            row.narrowed_by = Some(policy.version().to_owned());
+            events.push(self.narrowed_event(policy, &row, &why)?);
+            revoking.push(row);
+        }
+        if revoking.is_empty() {
+            return Ok(None);
+        }
+        let mut rows: Vec<Row> = revoking.iter().cloned().map(Row::from).collect();
+        let open = reader
+            .grant(grant.id)?
+            .filter(|grant| matches!(grant.state, GrantState::Open { .. }));
+        if let Some(open) = open.filter(|_| !goes_on) {
+            rows.push(Row::Grant(closed_grant(open, GrantEnd::Narrowed, now)?));
+        }
+        let batch = Batch {
+            name: "revoke.narrowed",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows,
+            events,
+        };
+        Ok(Some((self.ledger.submit(batch)?, revoking)))
+    }
+
+    /// `revoke.started`, with the policy that is why.
+    fn narrowed_event(
+        &self,
+        policy: &Snapshot,
+        row: &CredentialRow,
+        why: &Fallen,
+    ) -> Result<NewEvent, NotEnded> {
+        let mut event = self.about(Stage::Revoke, "started", row)?;
+        event.cause = Some(EndCause::Revoked.as_str().to_owned());
+        event.policy_version = Some(policy.version().to_owned());
+        event.facts.insert("narrowed".to_owned(), why.to_string());
+        Ok(event.into())
+    }
+
+    /// Waits for first commits; what is durable is listed and the hosts are told.
+    async fn narrowing_began(&self, begun: Vec<Begun>) -> (Vec<CredentialRow>, bool) {
+        let (mut revoking, mut complete) = (Vec::new(), true);
+        for (ticket, rows) in begun {
+            match written(ticket.await) {
+                Ok(Some(_)) => {
+                    let now = self.clock.boottime();
+                    for row in &rows {
+                        let work = Work::Credential(row.id);
+                        self.pending.add_after(work, now, limits::SWEEP_GRACE);
+                        self.announce(row);
+                    }
+                    revoking.extend(rows);
+                }
+                // Somebody else changed it: look again.
+                Ok(None) => complete = false,
+                Err(error) => {
+                    tracing::warn!(%error, "what policy no longer allows is not revoked yet");
+                    complete = false;
+                }
+            }
+        }
+        (revoking, complete)
+    }
+
+    /// Checks and lists together, so that they share commits. What fails is driven on by the sweep.
+    async fn settle_narrowed(&self, revoking: Vec<CredentialRow>) {
+        let mut submitted = Vec::new();
+        for row in revoking {
+            let id = row.id;
+            submitted.push((id, self.submit_listed(row).await));
+        }
+        for (id, ticket) in submitted {
+            let outcome = match ticket {
+                Ok(ticket) => self.listed(id, ticket).await,
+                Err(error) => Err(error),
+            };
+            let work = Work::Credential(id);
+            match outcome {
+                Ok(()) => self.pending.done(&work),
+                Err(error) => {
+                    tracing::warn!(credential = %id, %error, "a revocation is not proven yet");
+                    self.pending.failed(&work, self.clock.boottime());
+                }
+            }
+        }
+    }
+}
+
+fn is_out(state: CredentialState) -> bool {
+    state.is_usable() || state == CredentialState::Intended
+}
+
+fn scan(ledger: &Ledger, policy: &Snapshot) -> Result<Outdated, ReadError> {
+    let reader = ledger.reader();
+    let mut opened = HashMap::new();
+    if policy.ttl().service.ttl().is_some() {
+        let tasks = reader.unclosed_tasks()?;
+        opened.extend(tasks.into_iter().map(|task| (task.id, task.opened_at)));
+    }
+    let mut goes_on = HashSet::new();
+    let mut grants: HashMap<GrantId, OutdatedGrant> = HashMap::new();
+    let mut homeless: BTreeMap<TaskId, Vec<(Out, SpiffeId, Fallen)>> = BTreeMap::new();
+    let mut add = |row: Out, opened_at| {
+        let grant = grants.entry(row.grant).or_insert_with(|| OutdatedGrant {
+            id: row.grant,
+            task: row.task,
+            opened_at,
+            credentials: Vec::new(),
+            goes_on: false,
+            until: row.until,
+        });
+        grant.until = grant.until.max(row.until);
+        grant.credentials.push(row.id);
+    };
+    let mut credentials = 0;
+    reader.live_credentials(|row| {
+        let opened_at = opened.get(&row.task).copied();
+        let held = Held {
+            row: &row,
+            task_opened_at: opened_at,
+        };
+        match stands(policy, &held) {
+            Ok(()) => {
+                goes_on.insert(row.grant);
+            }
+            Err(why) => {
+                credentials += 1;
+                let out = Out {
+                    id: row.id,
+                    task: row.task,
+                    grant: row.grant,
+                    until: row.expires_at,
+                };
+                if why.ends_task() {
+                    let of_task = homeless.entry(row.task).or_default();
+                    of_task.push((out, row.subject, why));
+                } else {
+                    add(out, opened_at);
+                }
+            }
+        }
+    })?;
+    let mut tasks = BTreeMap::new();
+    for (id, rows) in homeless {
+        let task = reader.task(id)?;
+        let own = task.and_then(|task| rows.iter().find(|(_, of, _)| *of == task.subject));
+        match own {
+            Some((_, _, why)) => drop(tasks.insert(id, why.to_string())),
+            // A process that is several workloads, and only another of them is gone.
+            None => {
+                for (out, ..) in rows {
+                    add(out, opened.get(&id).copied());
+                }
+            }
+        }
+    }
+    let mut grants: Vec<_> = grants
+        .into_values()
+        .filter(|grant| !tasks.contains_key(&grant.task))
+        .collect();
+    for grant in &mut grants {
+        grant.goes_on = goes_on.contains(&grant.id);
+    }
+    grants.sort_by_key(|grant| std::cmp::Reverse(grant.until));
+    Ok(Outdated {
+        tasks,
+        grants,
+        credentials,
+    })
+}

@@ -81,7 +81,7 @@ pub(super) fn short() -> [Column<Credential>; 7] {
     ]
 }
 
-fn whole() -> [Column<Credential>; 19] {
+fn whole() -> [Column<Credential>; 20] {
     [
         Column::new("credential", |credential: &Credential| {
             credential.id.to_string()
@@ -122,6 +122,9 @@ fn whole() -> [Column<Credential>; 19] {
         Column::new("cause", |credential: &Credential| {
             credential.cause.clone().unwrap_or_default()
         }),
+        Column::new("narrowed_by", |credential: &Credential| {
+            credential.narrowed_by.clone().unwrap_or_default()
+        }),
         Column::new("revoked_at", |credential: &Credential| {
             credential
                 .revoked_at
@@ -144,7 +147,7 @@ fn told(credential: &Credential) -> String {
         credential.scope
     );
     let ended = credential.revoked_at.map(|at| match &credential.cause {
-        Some(cause) => format!("{}, {cause}", moment(at, now)),
+        Some(cause) => format!("{}, {cause}{}", moment(at, now), narrowed(credential)),
         None => moment(at, now),
     });
     Fields::new(&what, &state(credential), show::to_terminal())
@@ -178,6 +181,14 @@ fn told(credential: &Credential) -> String {
         .text()
 }
 
+/// ` by policy 6b1e`
+fn narrowed(credential: &Credential) -> String {
+    let version = credential.narrowed_by.as_deref();
+    version.map_or_else(String::new, |version| {
+        format!(" by policy {}", version.get(..4).unwrap_or(version))
+    })
+}
+
 /// A credential for tests.
 #[cfg(test)]
 pub(super) fn sample(state: &str) -> Credential {
@@ -204,6 +215,7 @@ pub(super) fn sample(state: &str) -> Credential {
         capped_by: "ttl.kind.jwt".to_owned(),
         cause: None,
         revoked_at: None,
+        narrowed_by: None,
         overdue: None,
     }
 }

@@ -285,7 +285,10 @@ impl<'a> Events<'a> {
             "released" => "the task asked for it (`ephor run` does when its command ends)",
             "deadline" => "its deadline came",
             "lost" => "its host was lost",
-            "revoked" => "it was revoked",
+            "revoked" => match self.fact(Some(record), "narrowed") {
+                Some(why) => return Some(format!("{at}, {}: {why}", narrowed(record))),
+                None => "it was revoked",
+            },
             other => other,
         };
         let reason = told(record, "reason")
@@ -322,6 +325,13 @@ impl<'a> Events<'a> {
             until.unwrap_or_default()
         ))
     }
+}
+
+/// Which policy took it away.
+fn narrowed(record: &Record) -> String {
+    let version = text(record, "/policy_version");
+    let version = version.get(..4).unwrap_or(version);
+    format!("policy {version} no longer allows it")
 }
 
 /// Whether an event tells of the use of this credential.

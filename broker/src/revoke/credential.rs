@@ -136,7 +136,11 @@ impl Broker {
     }
 
     /// After the second commit.
-    pub(super) async fn listed(&self, id: CredentialId, ticket: Ticket) -> Result<(), NotEnded> {
+    pub(super) async fn finish_listed(
+        &self,
+        id: CredentialId,
+        ticket: Ticket,
+    ) -> Result<(), NotEnded> {
         if written(ticket.await)?.is_some() {
             crate::crash_point!("revoke.settled");
             self.uses.forget(id);
@@ -147,6 +151,6 @@ impl Broker {
     async fn settle_revoking(&self, row: CredentialRow) -> Result<(), NotEnded> {
         let id = row.id;
         let ticket = self.submit_listed(row).await?;
-        self.listed(id, ticket).await
+        self.finish_listed(id, ticket).await
     }
 }

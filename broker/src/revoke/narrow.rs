@@ -282,7 +282,7 @@ impl Broker {
         }
         for (id, ticket) in submitted {
             let outcome = match ticket {
-                Ok(ticket) => self.listed(id, ticket).await,
+                Ok(ticket) => self.finish_listed(id, ticket).await,
                 Err(error) => Err(error),
             };
             let work = Work::Credential(id);

@@ -29,7 +29,7 @@ use crate::surface::listener::{self, Threads};
 use crate::surface::quota::Quota;
 use crate::tasks::Tasks;
 use crate::uplink::checkpoint::Highest;
-use crate::uplink::connect::{Address, Connect, TlsConnect};
+use crate::uplink::connect::{Address, Asks, Connect, TlsConnect};
 use crate::uplink::identity::{Identity, Joined};
 use crate::uplink::session::{self, Renewal, Wiring};
 use crate::uplink::spool::Spool;
@@ -421,12 +421,19 @@ fn parts(config: &Config) -> Result<Parts, StartError> {
         },
         max_exe_hash_bytes: config.max_exe_hash_bytes,
         state_dir: config.state_dir.clone(),
-        connect: Box::new(TlsConnect::new(address, peer.server_name(), Arc::new(tls))),
+        connect: Box::new(TlsConnect::new(
+            address,
+            Asks::NewestOf(Arc::clone(&trust)),
+            Arc::new(tls),
+        )),
         renewal: Some(Renewal {
             renew_at_millis,
             slot,
             trust,
             state_dir: config.state_dir.clone(),
+            file: tokio::sync::Mutex::default(),
+            ca_sequence: AtomicU64::new(0),
+            sooner: tokio::sync::Notify::new(),
         }),
         tasks: Tasks::new(),
     })

@@ -65,6 +65,8 @@ pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Task ends being told to the broker at the same time.
 pub const ENDS_IN_FLIGHT: usize = 64;
+/// CAs of one fleet that are trusted at once.
+pub const CAS: usize = 16;
 /// First wait after the agent's certificate could not be renewed.
 pub const RENEW_IDENTITY_FIRST: Duration = Duration::from_secs(1);
 /// Longest such wait.

@@ -5,6 +5,7 @@
 //! [`spool`] and are delivered on return. It must never log a message's content.
 
 pub mod backoff;
+mod bundle;
 pub mod checkpoint;
 pub mod connect;
 pub mod identity;

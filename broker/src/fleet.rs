@@ -6,6 +6,7 @@
 //! decides what a subject may have.
 
 mod ban;
+mod bundle;
 mod heartbeat;
 mod hello;
 mod invite;

@@ -292,6 +292,20 @@ impl Keys {
         above.fold(self.ca().certificate().not_after(), i64::min)
     }
 
+    /// Whether a CA of this key identifier is trusted.
+    #[must_use]
+    pub fn trusts(&self, key_id: &[u8]) -> bool {
+        self.cas
+            .iter()
+            .any(|held| held.ca.certificate().key_id() == key_id)
+    }
+
+    /// Grows with every change of what is trusted or published (`spiffe_sequence`).
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// The CAs whose agents may connect.
     #[must_use]
     pub fn trusted(&self) -> Vec<CaCertificate> {

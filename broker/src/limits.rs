@@ -98,6 +98,8 @@ pub const KEY_VERSIONS: usize = 8;
 pub const CHAIN_CERTIFICATES: usize = 6;
 /// See [`CHAIN_CERTIFICATES`].
 pub const CHAIN_BYTES: usize = 32 * 1024;
+/// Agents follow a new CA with new certificates within this time at most, in milliseconds.
+pub const RENEW_UNDER_NEW_CA_MILLIS: u64 = 3_600_000;
 /// Retired log keys that still sign beside the active one; a note holds 16 signatures.
 pub const LOG_KEYS_BESIDE: usize = 4;
 /// Certificates start this long before now, for clocks that differ, in seconds.

@@ -7,7 +7,7 @@
 mod key;
 mod verify;
 
-pub use key::{CertificateSlot, certified_key};
+pub use key::{CertificateSlot, ca_name, certified_key};
 pub use verify::{Admit, ClientCerts, JoinPin, Peer, PinnedCa, TrustStore, pinned_ca};
 
 use std::sync::{Arc, OnceLock};
@@ -30,7 +30,7 @@ pub enum TlsError {
     Name(String),
     /// No certificate of the chain has the pinned hash.
     #[error(
-        "the server sent no CA certificate with the hash in the join token; the token is for another broker, or someone is in between"
+        "the server sent no CA certificate with the hash in the join token; the token is for another broker, its CA was replaced since (then get a new token), or someone is in between"
     )]
     NotPinned,
 }

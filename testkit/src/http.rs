@@ -79,7 +79,12 @@ fn config(ca_file: &Path) -> anyhow::Result<Arc<rustls::ClientConfig>> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca_file).map_err(|why| anyhow::anyhow!("{why}"))?)?;
+    // Two, while one CA follows another.
+    for certificate in
+        CertificateDer::pem_file_iter(ca_file).map_err(|why| anyhow::anyhow!("{why}"))?
+    {
+        roots.add(certificate.map_err(|why| anyhow::anyhow!("{why}"))?)?;
+    }
     let config = rustls::ClientConfig::builder_with_provider(ephor_crypto::tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots)

@@ -7,6 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ephor_crypto::tls::{TrustStore, ca_name};
+use ephor_crypto::x509::CaCertificate;
 use ephor_proto::grpc::v1::uplink_client::UplinkClient;
 use http::Uri;
 use hyper::client::conn::http2;
@@ -113,24 +115,41 @@ impl std::fmt::Display for Address {
     }
 }
 
+/// Of which CA the broker is asked to show a certificate: while one CA follows another it has
+/// several. It decides nothing about trust.
+pub enum Asks {
+    /// Of this one, by the SHA-256 of its certificate.
+    Ca([u8; 32]),
+    /// Of the newest that is trusted here: the broker has it longest.
+    NewestOf(Arc<TrustStore>),
+}
+
+impl Asks {
+    fn server_name(&self) -> rustls::pki_types::ServerName<'static> {
+        match self {
+            Self::Ca(sha256) => ca_name(sha256),
+            Self::NewestOf(trust) => {
+                let newest = trust.current().last().map(CaCertificate::sha256);
+                ca_name(&newest.unwrap_or_default())
+            }
+        }
+    }
+}
+
 /// TLS to one broker.
 pub struct TlsConnect {
     address: Address,
-    peer: rustls::pki_types::ServerName<'static>,
+    asks: Asks,
     connector: tokio_rustls::TlsConnector,
 }
 
 impl TlsConnect {
     /// Connects to `address` with `config`, whose verifier decides who is accepted there.
     #[must_use]
-    pub fn new(
-        address: Address,
-        peer: rustls::pki_types::ServerName<'static>,
-        config: Arc<rustls::ClientConfig>,
-    ) -> Self {
+    pub fn new(address: Address, asks: Asks, config: Arc<rustls::ClientConfig>) -> Self {
         Self {
             address,
-            peer,
+            asks,
             connector: tokio_rustls::TlsConnector::from(config),
         }
     }
@@ -147,7 +166,7 @@ impl TlsConnect {
             address: address(),
             error,
         })?;
-        let tls = self.connector.connect(self.peer.clone(), tcp).await;
+        let tls = self.connector.connect(self.asks.server_name(), tcp).await;
         let tls = tls.map_err(|error| ConnectError::Tls {
             address: address(),
             error: spoken(&error),
@@ -172,15 +191,45 @@ impl Connect for TlsConnect {
 
 /// Why a handshake failed, without the names of Rust types around the reason.
 fn spoken(error: &std::io::Error) -> String {
-    use rustls::CertificateError::Other;
+    use rustls::CertificateError::{Other, UnknownIssuer};
     let reason = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match reason {
         Some(rustls::Error::InvalidCertificate(Other(inner))) => inner.0.to_string(),
+        Some(rustls::Error::InvalidCertificate(UnknownIssuer)) => format!(
+            "the broker's certificate is of a CA that this host does not know. If its CA was replaced while \
+             this host was off, {JOIN_AGAIN}"
+        ),
         Some(reason) => reason.to_string(),
         None => error.to_string(),
     }
+}
+
+/// What a host does whose certificate, or whose CA, is no longer of this fleet.
+const JOIN_AGAIN: &str = "join it again: on the broker `ephor host invite NAME`; here remove identity.pem from the \
+                          state directory, then `ephor-agent join`";
+
+/// Whether the other side ended the connection because of our certificate (RFC 8446 §6.2): in
+/// TLS 1.3 that is learnt only after the handshake.
+fn is_refused_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::AlertDescription::{BadCertificate, CertificateExpired, DecryptError, UnknownCA};
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An I/O error hides what it carries from `source`.
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::AlertReceived(alert)) = inner {
+            return matches!(
+                alert,
+                BadCertificate | CertificateExpired | DecryptError | UnknownCA
+            );
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Speaks HTTP/2 on `wire`. The token is cancelled when the connection is over.
@@ -207,7 +256,12 @@ pub async fn handshake(
             // Whoever holds a sender would keep the connection up, and the agent from stopping.
             () = stop.cancelled() => {}
             over = connection => if let Err(error) = over {
-                tracing::debug!(%error, "the connection to the broker ended");
+                if is_refused_certificate(&error) {
+                    tracing::error!(%error, "the broker refuses this host's certificate: it has expired, or its CA \
+                        was replaced while this host was off. Then {JOIN_AGAIN}");
+                } else {
+                    tracing::debug!(%error, "the connection to the broker ended");
+                }
             },
         }
     });

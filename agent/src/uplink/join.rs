@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use zeroize::Zeroize;
 
-use super::connect::{self, Address, ConnectError, TlsConnect};
+use super::connect::{self, Address, Asks, ConnectError, TlsConnect};
 use super::identity::{Identity, IdentityError, Joined, make_state_dir};
 use super::refusal::{self, CallError};
 use super::{NewCorrelation, timed};
@@ -146,7 +146,7 @@ async fn ask(
     });
     let config = tls::client_config(verifier, None, &[b"h2"])
         .map_err(|error| JoinError::Crypto(error.to_string()))?;
-    let dial = TlsConnect::new(address, Peer::spiffe_id("").server_name(), Arc::new(config));
+    let dial = TlsConnect::new(address, Asks::Ca(token.ca_sha256), Arc::new(config));
     let wire = connect::Connect::connect(&dial)
         .await
         .map_err(JoinError::Connect)?;

@@ -17,6 +17,7 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, jitter};
+use super::bundle;
 use super::checkpoint::{self, Highest};
 use super::connect::{self, Client, Connect, ConnectError};
 use super::identity::Identity;
@@ -74,6 +75,12 @@ pub struct Renewal {
     pub trust: Arc<TrustStore>,
     /// Where the identity is stored.
     pub state_dir: PathBuf,
+    /// Held by who writes the identity.
+    pub file: tokio::sync::Mutex<()>,
+    /// Sequence of the CA set in force; 0 until the broker told one.
+    pub ca_sequence: std::sync::atomic::AtomicU64,
+    /// Rung when the certificate became due earlier than planned.
+    pub sooner: tokio::sync::Notify,
 }
 
 /// Why a connection was left.
@@ -215,6 +222,7 @@ async fn begin(wiring: &Wiring) -> Result<(Arc<Session>, CancellationToken), Ove
         return Err(Over::VersionSkew(shown(theirs), shown(grpc::VERSION)));
     }
     tracing::info!(installation = %info.installation, "connected to the broker");
+    bundle::take(wiring, info.ca_bundle.clone()).await;
     Ok((Arc::new(Session { client, info }), over))
 }
 
@@ -267,6 +275,7 @@ async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
         boot_id: wiring.boot_id.clone(),
         seq,
         open_tasks: tasks.iter().map(|task| task.to_bytes().to_vec()).collect(),
+        ca_sequence: ca_sequence(wiring),
     };
     let answer = wiring
         .uplink
@@ -279,7 +288,18 @@ async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
         .collect();
     wiring.downlink.tasks_closed(&closed, sent);
     raise(wiring, &session.info.log_key, answer.checkpoint).await;
+    bundle::take(wiring, answer.ca_bundle).await;
     Ok(())
+}
+
+/// Of the CA set in force; 0 asks for it.
+fn ca_sequence(wiring: &Wiring) -> u64 {
+    let renewal = wiring.renewal.as_ref();
+    renewal.map_or(0, |renewal| {
+        renewal
+            .ca_sequence
+            .load(std::sync::atomic::Ordering::Relaxed)
+    })
 }
 
 /// Keeps a newer checkpoint, if it is signed by the log this connection named.
@@ -422,7 +442,11 @@ async fn renew(wiring: &Wiring, session: &Session) -> Over {
         let left = due.saturating_sub(wiring.uplink.clock.wall().as_millis());
         if left > 0 {
             // In steps, because the timer stands still while the host sleeps.
-            tokio::time::sleep(Duration::from_millis(left).min(limits::RENEW_IDENTITY_STEP)).await;
+            let step = Duration::from_millis(left).min(limits::RENEW_IDENTITY_STEP);
+            tokio::select! {
+                () = tokio::time::sleep(step) => {}
+                () = renewal.sooner.notified() => {}
+            }
             continue;
         }
         match renew_once(wiring, session, renewal).await {
@@ -450,6 +474,7 @@ async fn renew_once(wiring: &Wiring, session: &Session, renewal: &Renewal) -> Re
     let call = wiring.uplink.call(client.renew_identity(timed(request)));
     let answer = call.await.map_err(|error| error.to_string())?;
     let identity = Identity::assemble(key, answer.certificate_der, &answer.ca_certificates_der)?;
+    let _one_writer = renewal.file.lock().await;
     let state_dir = renewal.state_dir.clone();
     let store = move || identity.store(&state_dir).map(|()| identity);
     let stored = wiring.tasks.blocking("uplink.identity", store).await;

@@ -33,6 +33,7 @@ pub struct State {
     pub closed: Vec<Vec<u8>>,
     pub checkpoint: String,
     pub log_key: String,
+    pub ca_bundle: Option<v1::CaBundle>,
     pub version: v1::Version,
     pub renewed: Vec<Vec<u8>>,
     pub joins: Vec<v1::JoinRequest>,
@@ -67,6 +68,7 @@ impl Broker {
             closed: Vec::new(),
             checkpoint: String::new(),
             log_key: String::new(),
+            ca_bundle: None,
             version: VERSION,
             renewed: Vec::new(),
             joins: Vec::new(),
@@ -204,6 +206,7 @@ impl Uplink for Broker {
             heartbeat_milliseconds: 50,
             log_key: state.log_key.clone(),
             renew_identity_at: 0,
+            ca_bundle: state.ca_bundle.clone(),
         }))
     }
 
@@ -220,6 +223,7 @@ impl Uplink for Broker {
             closed_tasks: state.closed.clone(),
             policy_version: "p".into(),
             checkpoint: state.checkpoint.clone(),
+            ca_bundle: state.ca_bundle.clone(),
         };
         Ok(Response::new(answer))
     }

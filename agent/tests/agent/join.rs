@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::tls::{self, CertificateSlot, ClientCerts, TrustStore, certified_key};
 use ephor_crypto::x509::{Ca, Leaf, ServerNames};
+use ephor_proto::grpc::v1;
 use ephor_proto::grpc::v1::enrolment_server::EnrolmentServer;
 use ephor_proto::grpc::v1::uplink_server::UplinkServer;
 use ephor_proto::id::JoinTokenId;
@@ -333,4 +334,53 @@ async fn the_agents_own_certificate_is_renewed_with_a_new_key() {
             .iter()
             .all(|hello| hello.instance_id == first_instance)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cas_of_the_fleet_are_followed_on_disk_and_by_the_own_certificate() {
+    let served = Served::start().await;
+    let joined = served.join(served.ca.sha256(), "host-1").await;
+    assert_eq!(joined.status.code(), Some(0), "{}", text(&joined));
+    let next = Ca::create("next", "td.test", 1_700_000_000, 2_000_000_000).unwrap();
+    let set = |sequence, ders: Vec<Vec<u8>>| v1::CaBundle {
+        sequence,
+        ca_certificates_der: ders,
+        issuing_key_id: next.certificate().key_id().to_vec(),
+        renew_within_milliseconds: 0,
+    };
+    let old = served.ca.certificate().der().to_vec();
+    let new = next.certificate().der().to_vec();
+    let _running = run(&served).await;
+    let pem = next.certificate().pem();
+    let on_disk = || std::fs::read_to_string(served.state_dir().join("identity.pem")).unwrap();
+    assert!(!on_disk().contains(&pem));
+    // A set that cannot be used changes nothing; the right one is taken from the next heartbeat.
+    served.broker.state().ca_bundle = Some(set(6, vec![]));
+    until("it was told", || served.broker.state().heartbeats.len() > 5).await;
+    assert!(!on_disk().contains(&pem));
+    served.broker.state().ca_bundle = Some(set(7, vec![old, new]));
+    until("the new CA on disk", || on_disk().contains(&pem)).await;
+    assert!(
+        on_disk().contains(&served.ca.certificate().pem()),
+        "both are trusted"
+    );
+    until("a certificate of its own", || {
+        served.broker.state().renewed.len() == 1
+    })
+    .await;
+    until("it says which set it has", || {
+        served
+            .broker
+            .state()
+            .heartbeats
+            .last()
+            .is_some_and(|beat| beat.ca_sequence == 7)
+    })
+    .await;
+    let beats = served.broker.state().heartbeats.len();
+    until("more heartbeats", || {
+        served.broker.state().heartbeats.len() > beats + 5
+    })
+    .await;
+    assert_eq!(served.broker.state().renewed.len(), 1, "once is enough");
 }

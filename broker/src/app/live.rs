@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::tls::{
-    CertificateSlot, Peer, PinnedCa, TrustStore, certified_key, client_config,
+    CertificateSlot, Peer, PinnedCa, TrustStore, ca_name, certified_key, client_config,
 };
-use ephor_crypto::x509::csr;
+use ephor_crypto::x509::{CaCertificate, csr};
 use ephor_proto::grpc::v1::enrolment_client::EnrolmentClient;
 use ephor_proto::grpc::v1::uplink_client::UplinkClient;
 use ephor_proto::grpc::{PROBLEM_METADATA, VERSION, v1};
@@ -92,11 +92,24 @@ impl Live {
         &self,
         certificate: Option<Arc<CertificateSlot>>,
     ) -> Result<Channel, tonic::transport::Error> {
+        let ca = self.broker.keys.load().ca().certificate().clone();
+        self.channel_of(ca, false, certificate).await
+    }
+
+    /// For a client that trusts one CA, and may ask for a certificate of it.
+    async fn channel_of(
+        &self,
+        ca: CaCertificate,
+        asks: bool,
+        certificate: Option<Arc<CertificateSlot>>,
+    ) -> Result<Channel, tonic::transport::Error> {
         let peer = Peer::spiffe_id("spiffe://test.example/broker");
-        let name = peer.server_name();
-        let trust = Arc::new(TrustStore::new(vec![
-            self.broker.keys.load().ca().certificate().clone(),
-        ]));
+        let name = if asks {
+            ca_name(&ca.sha256())
+        } else {
+            peer.server_name()
+        };
+        let trust = Arc::new(TrustStore::new(vec![ca]));
         let verifier = Arc::new(PinnedCa::new(trust, peer));
         let config = client_config(verifier, certificate.map(|slot| slot as _), &[b"h2"]).unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
@@ -164,6 +177,7 @@ fn heartbeat() -> v1::HeartbeatRequest {
         boot_id: "boot-a".to_owned(),
         seq: 1,
         open_tasks: Vec::new(),
+        ca_sequence: 0,
     }
 }
 
@@ -410,4 +424,99 @@ async fn a_second_broker_and_a_second_init_are_refused() {
         Err(error) => error,
     };
     assert!(other.to_string().contains("other.example"), "{other}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_one_ca_follows_another_both_are_served_and_a_distrusted_one_ends_at_once() {
+    use crate::keys::state::KeyKind;
+    let live = Live::start().await;
+    let keys = live.broker.keys.load_full();
+    let old = keys.ca().certificate().clone();
+    let pem = || std::fs::read_to_string(live.config.ca_file()).unwrap();
+    let certificate = live.join("web-1").await;
+    let channel = live.channel(Some(Arc::clone(&certificate))).await.unwrap();
+    let mut uplink = UplinkClient::new(channel);
+    let told = uplink.hello(hello()).await.unwrap().into_inner();
+    let before = told.ca_bundle.unwrap();
+    assert_eq!(before.ca_certificates_der, [old.der()]);
+    let with = |ca_sequence| v1::HeartbeatRequest {
+        ca_sequence,
+        ..heartbeat()
+    };
+    let same = uplink.heartbeat(with(before.sequence)).await.unwrap();
+    assert!(same.into_inner().ca_bundle.is_none());
+
+    let forced = ephor_proto::http::admin::Rotate {
+        now: true,
+        force: true,
+        ..Default::default()
+    };
+    live.broker.rotate_key(KeyKind::Ca, &forced).await.unwrap();
+    let new = live.broker.keys.load().ca().certificate().clone();
+    let after = uplink.heartbeat(with(before.sequence)).await.unwrap();
+    let after = after.into_inner().ca_bundle.unwrap();
+    assert!(after.sequence > before.sequence);
+    assert_eq!(after.ca_certificates_der, [old.der(), new.der()]);
+    assert_eq!(after.issuing_key_id, new.key_id());
+    within(async {
+        while !(pem().contains(&old.pem()) && pem().contains(&new.pem())) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    // Who knows only the old one is served without asking, who asks for the new one gets it.
+    let reach = async |ca: &CaCertificate, asks| live.channel_of(ca.clone(), asks, None).await;
+    within(async {
+        while reach(&new, true).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    reach(&old, false).await.unwrap();
+    reach(&old, true).await.unwrap();
+    assert!(reach(&new, false).await.is_err());
+    // A join token from before, which pins the old one, is still good.
+    let mut enrolment = EnrolmentClient::new(reach(&old, true).await.unwrap());
+    let invited = live.broker.invite("web-2", None).await.unwrap();
+    let request = v1::JoinRequest {
+        version: Some(VERSION),
+        token: invited.token.expose_str().unwrap().to_owned(),
+        host: "web-2".to_owned(),
+        csr_der: csr(&SigningKey::generate().unwrap()).unwrap(),
+    };
+    let joined = enrolment.join(request).await.unwrap().into_inner();
+    assert_eq!(joined.ca_certificates_der, [old.der(), new.der()]);
+
+    // Renewed while both are trusted, used when only the new one is.
+    let key = Arc::new(SigningKey::generate().unwrap());
+    let renew = v1::RenewIdentityRequest {
+        instance_id: instance(),
+        public_key_der: key.public_key().spki(),
+    };
+    let renewed = uplink.renew_identity(renew).await.unwrap().into_inner();
+    live.broker.distrust_keys(KeyKind::Ca, "").await.unwrap();
+    assert_eq!(
+        code(uplink.heartbeat(with(0)).await),
+        Code::Unauthenticated,
+        "on a connection that stood before"
+    );
+    within(async {
+        while reach(&new, false).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(reach(&old, true).await.is_err());
+    let old_certificate = live.channel_of(new.clone(), true, Some(certificate)).await;
+    // TLS 1.3 tells a client that it is refused only after its handshake.
+    if let Ok(channel) = old_certificate {
+        assert!(UplinkClient::new(channel).hello(hello()).await.is_err());
+    }
+    let slot = CertificateSlot::new(certified_key(&[&renewed.certificate_der], key));
+    let channel = live.channel_of(new, true, Some(Arc::new(slot))).await;
+    UplinkClient::new(channel.unwrap())
+        .hello(hello())
+        .await
+        .unwrap();
 }

@@ -64,6 +64,7 @@ impl Broker {
             closed_tasks,
             policy_version: self.policy.load().version().to_owned(),
             checkpoint: self.newest_checkpoint()?,
+            ca_bundle: (r.ca_sequence != self.keys.load().sequence()).then(|| self.ca_bundle()),
         })
     }
 

@@ -106,6 +106,7 @@ impl Broker {
             heartbeat_milliseconds: u32::try_from(HEARTBEAT_MILLIS).unwrap_or(u32::MAX),
             log_key: self.keys.load().log_vkey().to_owned(),
             renew_identity_at: renew_at.as_millis(),
+            ca_bundle: Some(self.ca_bundle()),
         }
     }
 

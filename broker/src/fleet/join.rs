@@ -95,7 +95,7 @@ impl Broker {
         tracing::info!(host = %joining.host, join_token = %joining.token.id, "host joined");
         Ok(v1::JoinResponse {
             certificate_der,
-            ca_certificates_der: vec![self.keys.load().ca().certificate().der().to_vec()],
+            ca_certificates_der: self.trusted_cas(),
             trust_domain: self.installation.trust_domain.to_string(),
             installation: self.installation.id.clone(),
         })

@@ -83,7 +83,7 @@ impl Broker {
         tracing::info!(host = member.host(), %until, "agent certificate renewed");
         Ok(v1::RenewIdentityResponse {
             certificate_der,
-            ca_certificates_der: vec![self.keys.load().ca().certificate().der().to_vec()],
+            ca_certificates_der: self.trusted_cas(),
         })
     }
 }

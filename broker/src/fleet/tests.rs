@@ -94,6 +94,7 @@ impl Agent {
             boot_id: self.boot_id.to_owned(),
             seq,
             open_tasks: open.iter().map(|id| id.to_bytes().to_vec()).collect(),
+            ca_sequence: 0,
         };
         test.broker.heartbeat(&peer, request).await.unwrap()
     }
@@ -614,6 +615,7 @@ async fn a_malformed_heartbeat_ends_nothing() {
         boot_id: "boot-a".to_owned(),
         seq: 100,
         open_tasks: Vec::new(),
+        ca_sequence: 0,
     };
     let with = |change: &dyn Fn(&mut v1::HeartbeatRequest)| {
         let mut request = good.clone();

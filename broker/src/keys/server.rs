@@ -12,7 +12,8 @@ use ephor_crypto::x509::{ServerNames, X509Error};
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
 
-use super::Keys;
+use super::state::KeyState;
+use super::{HeldCa, Keys};
 use crate::app::Broker;
 use crate::limits;
 
@@ -54,38 +55,67 @@ impl Names {
     }
 }
 
-/// Puts a fresh certificate with a fresh key into `slot`. Gives its end.
+/// Puts fresh certificates with a fresh key into `slot`: one of each trusted CA, for clients that
+/// ask for it. To those that do not, the oldest is shown while it is trusted, because it is the one
+/// that everyone knows. Gives the end of the first that ends.
 ///
 /// # Errors
-/// When a name cannot stand in a certificate or there is no randomness.
+/// When a name cannot stand in a certificate, there is no randomness, or no CA is valid.
 pub fn renew(
     slot: &CertificateSlot,
     keys: &Keys,
     names: &Names,
     now: UnixMillis,
 ) -> Result<UnixMillis, X509Error> {
-    let ca = keys.ca();
     let key = Arc::new(SigningKey::generate()?);
+    let mut all = Vec::new();
+    let mut first_end = None;
+    for held in keys.cas() {
+        let now_unix = i64::try_from(now.as_unix_seconds()).unwrap_or(i64::MAX);
+        if !held.ca.certificate().valid_at(now_unix) {
+            continue;
+        }
+        let (leaf, end) = issue(held, &key, names, now)?;
+        // The CA goes along: a joining agent knows only its hash.
+        let own = held.ca.certificate().der().to_vec();
+        let above = held.chain().into_iter().skip(1);
+        let chain: Vec<Vec<u8>> = [leaf, own].into_iter().chain(above).collect();
+        let chain: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
+        let certified = certified_key(&chain, Arc::clone(&key));
+        all.push((held.state, held.ca.sha256(), certified));
+        first_end = Some(first_end.map_or(end, |first: i64| first.min(end)));
+    }
+    let usual = all
+        .iter()
+        .find(|(state, _, _)| *state != KeyState::Prepared)
+        .map(|(_, _, certified)| Arc::clone(certified))
+        .ok_or(X509Error::Ca("none of them is valid at this time"))?;
+    let by_ca = all.into_iter().map(|(_, ca, certified)| (ca, certified));
+    slot.replace_all(usual, by_ca.collect());
+    let end = u64::try_from(first_end.unwrap_or(0)).unwrap_or(0);
+    Ok(UnixMillis::from_unix_seconds(end))
+}
+
+fn issue(
+    held: &HeldCa,
+    key: &SigningKey,
+    names: &Names,
+    now: UnixMillis,
+) -> Result<(Vec<u8>, i64), X509Error> {
     let (not_before, wanted) = super::validity(now, limits::SERVER_CERTIFICATE_SECONDS);
-    let not_after = wanted.min(ca.certificate().not_after());
+    let not_after = wanted.min(held.ca.certificate().not_after());
     let dns: Vec<&str> = names.dns.iter().map(String::as_str).collect();
     let san = ServerNames {
         spiffe_id: &names.spiffe_id,
         dns: &dns,
         ips: &names.ips,
     };
-    let leaf = ca.issue_server(
-        &san,
-        &key.public_key().spki(),
-        super::serial()?,
-        not_before,
-        not_after,
-    )?;
-    // The CA goes along: a joining agent knows only its hash.
-    slot.replace(certified_key(&[&leaf, ca.certificate().der()], key));
-    Ok(UnixMillis::from_unix_seconds(
-        u64::try_from(not_after).unwrap_or(0),
-    ))
+    let spki = key.public_key().spki();
+    let serial = super::serial()?;
+    let leaf = held
+        .ca
+        .issue_server(&san, &spki, serial, not_before, not_after)?;
+    Ok((leaf, not_after))
 }
 
 /// How long to wait before the next renewal: two thirds of what is left, looked at again

@@ -66,6 +66,15 @@ impl Service {
                 return Err(self.refuse(Refusal::new(Code::Unauthenticated, detail)));
             }
         };
+        let keys = self.broker.keys.load();
+        if !keys.trusts(agent.authority_key_id()) {
+            let detail = format!(
+                "the CA that issued the certificate of host `{0}` is no longer trusted; without a renewed one \
+                 the host joins again: ephor host invite {0}",
+                agent.host()
+            );
+            return Err(self.refuse(Refusal::new(Code::Unauthenticated, detail)));
+        }
         self.broker
             .fleet
             .member(agent)

@@ -21,6 +21,8 @@ pub struct AgentCertificate {
     host: HostName,
     spki_sha256: [u8; 32],
     not_after: UnixMillis,
+    /// Key identifier of the CA that issued it.
+    authority_key_id: Vec<u8>,
 }
 
 impl AgentCertificate {
@@ -39,6 +41,7 @@ impl AgentCertificate {
             host,
             spki_sha256: sha256(&leaf.spki),
             not_after: UnixMillis::from_unix_seconds(seconds),
+            authority_key_id: leaf.authority_key_id.clone(),
         })
     }
 
@@ -54,6 +57,12 @@ impl AgentCertificate {
         self.spki_sha256
     }
 
+    /// Key identifier of the CA that issued it; a connection may last longer than its trust.
+    #[must_use]
+    pub fn authority_key_id(&self) -> &[u8] {
+        &self.authority_key_id
+    }
+
     /// When it expires; a connection may last longer.
     #[must_use]
     pub fn not_after(&self) -> UnixMillis {
@@ -67,6 +76,7 @@ impl AgentCertificate {
             host: host.parse().unwrap(),
             spki_sha256,
             not_after,
+            authority_key_id: Vec::new(),
         }
     }
 }

@@ -7,8 +7,9 @@ use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, Signer, SigningKey as RustlsKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
-use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer};
 
+use crate::digest::hex;
 use crate::p256::SigningKey;
 
 /// A chain (leaf first, DER) and its key for TLS. The key is used as it is kept: never
@@ -56,8 +57,33 @@ impl Signer for TlsKey {
 /// The certificate in use, replaceable while connections are made. Serves both sides.
 #[derive(Default)]
 pub struct CertificateSlot {
-    /// Guards only the pointer: held for a clone or a store.
-    current: RwLock<Option<Arc<CertifiedKey>>>,
+    /// Guards only the pointers: held for a clone or a store.
+    current: RwLock<Certificates>,
+}
+
+#[derive(Default)]
+struct Certificates {
+    usual: Option<Arc<CertifiedKey>>,
+    /// By the name that a client asks with; see [`ca_name`].
+    named: Vec<(String, Arc<CertifiedKey>)>,
+}
+
+/// The server name (RFC 6066 §3) by which a client asks for a certificate of the CA whose DER has
+/// this SHA-256. While one CA follows another a server has certificates of both, and the client says
+/// which it can verify. It decides nothing else: the client's verifier looks at the certificate.
+#[must_use]
+pub fn ca_name(ca_sha256: &[u8; 32]) -> ServerName<'static> {
+    let name = ca_label(ca_sha256);
+    // Always a DNS name: 35 letters, digits and a hyphen under `ephor.invalid` (RFC 6761 §6.4).
+    ServerName::try_from(name).unwrap_or(ServerName::IpAddress(
+        std::net::IpAddr::from([0, 0, 0, 0]).into(),
+    ))
+}
+
+fn ca_label(ca_sha256: &[u8; 32]) -> String {
+    let hash = hex(ca_sha256);
+    let begin = hash.get(..32).unwrap_or(&hash);
+    format!("ca-{begin}.ephor.invalid")
 }
 
 impl CertificateSlot {
@@ -65,7 +91,10 @@ impl CertificateSlot {
     #[must_use]
     pub fn new(certificate: Arc<CertifiedKey>) -> Self {
         Self {
-            current: RwLock::new(Some(certificate)),
+            current: RwLock::new(Certificates {
+                usual: Some(certificate),
+                named: Vec::new(),
+            }),
         }
     }
 
@@ -77,7 +106,24 @@ impl CertificateSlot {
 
     /// Uses `certificate` from the next handshake on.
     pub fn replace(&self, certificate: Arc<CertifiedKey>) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(certificate);
+        self.replace_all(certificate, Vec::new());
+    }
+
+    /// Uses `usual` from the next handshake on, and one of `by_ca` for clients that ask for one of
+    /// that CA, which is named by its SHA-256.
+    pub fn replace_all(&self, usual: Arc<CertifiedKey>, by_ca: Vec<([u8; 32], Arc<CertifiedKey>)>) {
+        let named = by_ca.into_iter().map(|(ca, key)| (ca_label(&ca), key));
+        let certificates = Certificates {
+            usual: Some(usual),
+            named: named.collect(),
+        };
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = certificates;
+    }
+
+    fn named(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let certificates = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let found = certificates.named.iter().find(|(ca, _)| ca == name);
+        found.map(|(_, key)| Arc::clone(key))
     }
 
     /// The certificate in use.
@@ -86,6 +132,7 @@ impl CertificateSlot {
         self.current
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+            .usual
             .clone()
     }
 }
@@ -101,8 +148,9 @@ impl fmt::Debug for CertificateSlot {
 }
 
 impl ResolvesServerCert for CertificateSlot {
-    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.current()
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let named = hello.server_name().and_then(|name| self.named(name));
+        named.or_else(|| self.current())
     }
 }
 

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use super::{X509Error, split_spiffe_id};
@@ -20,6 +20,7 @@ pub struct CaCertificate {
     anchor: TrustAnchor<'static>,
     trust_domain: String,
     spki: Vec<u8>,
+    key_id: Vec<u8>,
     not_before: i64,
     not_after: i64,
 }
@@ -45,6 +46,7 @@ impl CaCertificate {
         Ok(Self {
             trust_domain,
             spki: parsed.public_key().raw.to_vec(),
+            key_id: subject_key_id(&parsed),
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
             anchor,
@@ -60,6 +62,21 @@ impl CaCertificate {
         let der =
             CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| X509Error::Malformed)?;
         Self::from_der(&der)
+    }
+
+    /// Reads every certificate of a PEM text, at least one; see [`CaCertificate::from_der`].
+    ///
+    /// # Errors
+    /// As [`CaCertificate::from_pem`].
+    pub fn all_from_pem(pem: &str) -> Result<Vec<Self>, X509Error> {
+        let all = CertificateDer::pem_slice_iter(pem.as_bytes());
+        let cas = all
+            .map(|der| Self::from_der(&der.map_err(|_| X509Error::Malformed)?))
+            .collect::<Result<Vec<_>, _>>()?;
+        if cas.is_empty() {
+            return Err(X509Error::Malformed);
+        }
+        Ok(cas)
     }
 
     /// The certificate in DER.
@@ -78,6 +95,12 @@ impl CaCertificate {
     #[must_use]
     pub fn sha256(&self) -> [u8; 32] {
         sha256(&self.der)
+    }
+
+    /// Its subject key identifier (RFC 5280 §4.2.1.2), which its leaves name; empty when it has none.
+    #[must_use]
+    pub fn key_id(&self) -> &[u8] {
+        &self.key_id
     }
 
     /// The trust domain it issues for, without `spiffe://`.
@@ -132,6 +155,8 @@ pub struct Leaf {
     pub not_after: i64,
     /// DER `SubjectPublicKeyInfo`.
     pub spki: Vec<u8>,
+    /// Key identifier of the CA that issued it (RFC 5280 §4.2.1.1); empty when it names none.
+    pub authority_key_id: Vec<u8>,
 }
 
 impl Leaf {
@@ -161,6 +186,7 @@ impl Leaf {
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
             spki: parsed.public_key().raw.to_vec(),
+            authority_key_id: authority_key_id(&parsed),
         })
     }
 }
@@ -284,6 +310,26 @@ fn check_key_usage(parsed: &X509Certificate<'_>) -> Result<(), X509Error> {
         return Err(X509Error::Profile("its key usage is not that of a leaf"));
     }
     Ok(())
+}
+
+fn subject_key_id(parsed: &X509Certificate<'_>) -> Vec<u8> {
+    let found = parsed
+        .iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+            _ => None,
+        });
+    found.unwrap_or_default()
+}
+
+fn authority_key_id(parsed: &X509Certificate<'_>) -> Vec<u8> {
+    let found = parsed
+        .iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref(),
+            _ => None,
+        });
+    found.map(|id| id.0.to_vec()).unwrap_or_default()
 }
 
 fn serial(parsed: &X509Certificate<'_>) -> Result<[u8; 16], X509Error> {

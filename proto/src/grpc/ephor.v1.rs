@@ -47,6 +47,23 @@ pub struct RenewIdentityResponse {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub ca_certificates_der: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
+/// The CAs of the fleet. Both sides trust a new one before it issues, and the old one until
+/// what it issued has expired.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CaBundle {
+    /// Grows with every change; never 0.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// Every CA that is trusted now, oldest first, DER.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub ca_certificates_der: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Subject key identifier of the CA that issues now. An agent whose certificate is of another
+    /// one renews it within the time below, at a moment of its own.
+    #[prost(bytes = "vec", tag = "3")]
+    pub issuing_key_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "4")]
+    pub renew_within_milliseconds: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloRequest {
     #[prost(message, optional, tag = "1")]
@@ -79,6 +96,8 @@ pub struct HelloResponse {
     /// When this connection's certificate should be renewed, Unix milliseconds.
     #[prost(uint64, tag = "7")]
     pub renew_identity_at: u64,
+    #[prost(message, optional, tag = "8")]
+    pub ca_bundle: ::core::option::Option<CaBundle>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatRequest {
@@ -92,6 +111,9 @@ pub struct HeartbeatRequest {
     pub seq: u64,
     #[prost(bytes = "vec", repeated, tag = "4")]
     pub open_tasks: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Sequence of the CA bundle this agent holds.
+    #[prost(uint64, tag = "5")]
+    pub ca_sequence: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatResponse {
@@ -104,6 +126,9 @@ pub struct HeartbeatResponse {
     /// Newest signed checkpoint.
     #[prost(string, tag = "3")]
     pub checkpoint: ::prost::alloc::string::String,
+    /// Set when the agent's is another one.
+    #[prost(message, optional, tag = "4")]
+    pub ca_bundle: ::core::option::Option<CaBundle>,
 }
 /// What the agent saw of a caller through its pidfd. Never cmdline or environ.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -32,8 +32,8 @@ impl Trust {
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let failed = |why: &dyn std::fmt::Display| Failure::local(path.display(), why);
         let pem = std::fs::read_to_string(path).map_err(|why| failed(&why))?;
-        let ca = CaCertificate::from_pem(&pem).map_err(|why| failed(&why))?;
-        Ok(Self(Arc::new(TrustStore::new(vec![ca]))))
+        let cas = CaCertificate::all_from_pem(&pem).map_err(|why| failed(&why))?;
+        Ok(Self(Arc::new(TrustStore::new(cas))))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::attest::{self, HashCache, Mode};
 use crate::clock::{SharedClock, SystemClock};
 use crate::complete::TaskTable;
 use crate::config::{Config, PeerPidfd};
+use crate::deliver::certificates::Certificates;
 use crate::hold::Hold;
 use crate::hold::entry::Now;
 use crate::hold::renew::Renewer;
@@ -62,6 +63,8 @@ pub struct Agent {
     pub spool: Arc<Spool>,
     /// Receipts of ended tasks.
     pub receipts: Receipts,
+    /// What certificates need beside an answer.
+    pub certificates: Certificates,
     /// Requests that wait for the broker, by uid.
     pub waiting: Quota,
     /// Every spawned task.
@@ -164,6 +167,9 @@ impl Agent {
             journal,
             spool: Arc::default(),
             receipts: Receipts::default(),
+            certificates: Certificates::new(
+                (parts.renewal.as_ref()).map_or_else(Arc::default, |own| Arc::clone(&own.trust)),
+            ),
             waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),
             contacts: DashMap::default(),
             revoked: DashMap::default(),

@@ -4,9 +4,12 @@
 //! is journalled before its first hand-over, and the caller is checked again before a byte is
 //! written: a refused check writes nothing.
 
+pub mod certificates;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ephor_crypto::p256::SigningKey;
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{RequestId, TaskId};
 use ephor_proto::problem::{Code, FirstWord, Problem};
@@ -15,7 +18,7 @@ use ephor_proto::state::task::EndCause;
 use crate::app::Agent;
 use crate::clock::Stopwatch;
 use crate::crash_point;
-use crate::hold::entry::Cost;
+use crate::hold::entry::{Beside, Cost};
 use crate::hold::renew::Reissue;
 use crate::hold::{Found, Held, Key, KeyRef, Lead};
 use crate::limits;
@@ -156,7 +159,12 @@ async fn issue(
         }
     };
     let mut attested = attesting.micros();
-    let message = |evidence| v1::IssueRequest {
+    // A fresh one each time, renewals included: what a stolen copy of an old key opens ends with
+    // its own certificate.
+    let needs_key = renews.is_some_and(Held::has_certificate)
+        || agent.certificates.are_given_by(&key.entitlement, &key.item);
+    let mut signing = needs_key.then(|| new_key(agent)).transpose()?;
+    let message = |evidence, signing: Option<&SigningKey>| v1::IssueRequest {
         request_id: request.to_bytes().to_vec(),
         task: Some(asker.task.to_wire()),
         evidence: Some(evidence),
@@ -169,6 +177,9 @@ async fn issue(
             .map(|first| first.id.to_bytes().to_vec())
             .unwrap_or_default(),
         subject: key.subject.to_string(),
+        public_key_der: signing
+            .map(|key| key.public_key().spki())
+            .unwrap_or_default(),
     };
     let sent = agent.now();
     agent.told(asker.task.id);
@@ -178,15 +189,29 @@ async fn issue(
         return Err(agent.problem(Code::TaskEnded, "the task has ended; nothing was issued"));
     }
     crash_point!("issue.before_send");
-    let answer = match agent.uplink.issue(message(evidence)).await {
-        Err(CallError::Refused(problem)) if problem.code == Code::EvidenceNeeded => {
-            let hashing = Stopwatch::start();
-            let evidence = hashed(agent, asker).await?;
-            attested += hashing.micros();
-            agent.uplink.issue(message(evidence)).await
-        }
-        answer => answer,
-    };
+    let mut evidence = evidence;
+    let mut answer = agent
+        .uplink
+        .issue(message(evidence.clone(), signing.as_ref()))
+        .await;
+    // What policy asks for is known once it was asked: first the digest, then the key.
+    if is_refused(&answer, Code::EvidenceNeeded) {
+        let hashing = Stopwatch::start();
+        evidence = hashed(agent, asker).await?;
+        attested += hashing.micros();
+        answer = agent
+            .uplink
+            .issue(message(evidence.clone(), signing.as_ref()))
+            .await;
+    }
+    if is_refused(&answer, Code::KeyNeeded) && signing.is_none() {
+        agent.certificates.learn(&key.entitlement);
+        signing = Some(new_key(agent)?);
+        answer = agent
+            .uplink
+            .issue(message(evidence, signing.as_ref()))
+            .await;
+    }
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
@@ -200,12 +225,25 @@ async fn issue(
     };
     crash_point!("issue.answered");
     agent.known(asker.task.id);
-    let held = Held::new(answer, Arc::clone(asker), sent, agent.now());
+    let beside = signing.map(|key| Beside {
+        key,
+        bundle: agent.certificates.bundle(),
+    });
+    let times = (sent, agent.now());
+    let held = Held::new(answer, Arc::clone(asker), beside.as_ref(), times);
     let mut held = held.map_err(|error| {
         agent.problem(Code::Internal, format!("{error}; nothing was handed out"))
     })?;
     held.cost.attest += attested;
     Ok(Arc::new(held))
+}
+
+fn is_refused(answer: &Result<v1::IssueResponse, CallError>, code: Code) -> bool {
+    matches!(answer, Err(CallError::Refused(problem)) if problem.code == code)
+}
+
+fn new_key(agent: &Agent) -> Result<SigningKey, Problem> {
+    SigningKey::generate().map_err(|error| agent.problem(Code::Internal, error.to_string()))
 }
 
 async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Problem> {

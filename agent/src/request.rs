@@ -23,7 +23,7 @@ use crate::journal::JournalError;
 pub struct Requested {
     /// Entitlement asked for.
     pub entitlement: String,
-    /// Audience for `identity`; else empty.
+    /// For `identity` the audience of a token, or empty for its certificate; else empty.
     pub item: String,
     /// Why, this time; may be empty.
     pub reason: String,
@@ -158,8 +158,32 @@ impl Requested {
     ///
     /// # Errors
     /// Says which key is wrong; an unknown one is refused, never ignored.
-    pub fn from_query(raw: Option<&str>) -> Result<Self, BadRequest> {
+    pub fn token(raw: Option<&str>) -> Result<Self, BadRequest> {
         let [audience, bind, ttl] = query::only(raw, ["audience", "bind", "ttl_seconds"])?;
+        if audience.is_none() {
+            return Err(BadRequest::invalid(
+                "audience is missing: name who the token is for",
+            ));
+        }
+        Self::flat(cred::IDENTITY.to_owned(), audience, bind, ttl)
+    }
+
+    /// Parses the query of `GET /v1/certificate`.
+    ///
+    /// # Errors
+    /// As [`Requested::token`].
+    pub fn certificate(raw: Option<&str>) -> Result<Self, BadRequest> {
+        let [entitlement, bind, ttl] = query::only(raw, ["entitlement", "bind", "ttl_seconds"])?;
+        let entitlement = entitlement.unwrap_or_else(|| cred::IDENTITY.to_owned());
+        Self::flat(entitlement, None, bind, ttl)
+    }
+
+    fn flat(
+        entitlement: String,
+        audience: Option<String>,
+        bind: Option<String>,
+        ttl: Option<String>,
+    ) -> Result<Self, BadRequest> {
         let ttl = ttl.map(|text| {
             // A sign is a value out of range, not a form of its own.
             parse_seconds(&text)
@@ -167,8 +191,8 @@ impl Requested {
                 .and_then(|ttl| not_zero(ttl.as_seconds()))
         });
         Ok(Self {
-            item: item(cred::IDENTITY, audience)?,
-            entitlement: cred::IDENTITY.to_owned(),
+            item: item(&entitlement, audience)?,
+            entitlement,
             reason: String::new(),
             ttl_seconds: ttl.transpose()?,
             bind: bind
@@ -196,7 +220,8 @@ fn bad_body(body: &[u8], error: &serde_json::Error) -> BadRequest {
     }
 }
 
-/// The item of an entitlement: `identity` needs an audience, nothing else has one.
+/// The item of an entitlement: `identity` has an audience when a token is asked for, nothing else
+/// has one.
 fn item(entitlement: &str, audience: Option<String>) -> Result<String, BadRequest> {
     cred::check_entitlement(entitlement).map_err(|error| BadRequest::invalid(error.to_string()))?;
     match (entitlement == cred::IDENTITY, audience) {
@@ -204,16 +229,13 @@ fn item(entitlement: &str, audience: Option<String>) -> Result<String, BadReques
             CredRef::identity(&audience).map_err(|error| BadRequest::invalid(error.to_string()))?;
             Ok(audience)
         }
-        (true, None) => Err(BadRequest::invalid(
-            "audience is missing: name who the token is for",
-        )),
         (false, Some(_)) => {
             let detail = format!(
                 "parameters.audience is only for `identity`; `{entitlement}` has its audience in policy"
             );
             Err(BadRequest::invalid(detail))
         }
-        (false, None) => Ok(String::new()),
+        (true | false, None) => Ok(String::new()),
     }
 }
 
@@ -274,6 +296,24 @@ mod tests {
     }
 
     #[test]
+    fn identity_without_an_audience_is_its_certificate() {
+        let got = body(r#"{"entitlement":"identity"}"#).unwrap();
+        assert_eq!(
+            (got.entitlement.as_str(), got.item.as_str()),
+            ("identity", "")
+        );
+        assert_eq!(Requested::certificate(None).unwrap(), got);
+        let other = Requested::certificate(Some("entitlement=web-cert&bind=7")).unwrap();
+        assert_eq!(
+            (other.entitlement.as_str(), other.bind),
+            ("web-cert", Some(Bind::Ancestor(7)))
+        );
+        for bad in ["audience=a", "entitlement=X", "entitlement="] {
+            assert!(Requested::certificate(Some(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn bad_bodies_are_refused_by_name() {
         for (json, code, hint) in [
             ("", Code::InvalidRequest, "no credential request"),
@@ -299,11 +339,6 @@ mod tests {
                 "aud",
             ),
             (r#"{"entitlement":"X"}"#, Code::InvalidRequest, "a-z"),
-            (
-                r#"{"entitlement":"identity"}"#,
-                Code::InvalidRequest,
-                "audience is missing",
-            ),
             (
                 r#"{"entitlement":"identity","parameters":{"audience":""}}"#,
                 Code::InvalidRequest,
@@ -366,7 +401,7 @@ mod tests {
             assert_eq!(got.ttl_seconds, Some(seconds));
             let query = format!("audience=a&ttl_seconds={text}");
             assert_eq!(
-                Requested::from_query(Some(&query)).unwrap().ttl_seconds,
+                Requested::token(Some(&query)).unwrap().ttl_seconds,
                 Some(seconds)
             );
         }
@@ -374,7 +409,7 @@ mod tests {
 
     #[test]
     fn queries() {
-        let got = Requested::from_query(Some(
+        let got = Requested::token(Some(
             "audience=https%3A%2F%2Fapi%2Fv1&bind=parent&ttl_seconds=30",
         ))
         .unwrap();
@@ -391,7 +426,7 @@ mod tests {
             ("audience=a&ttl_seconds=-5", Code::InvalidRequest, "-5"),
             ("audience=a&bind=x", Code::InvalidRequest, "pid"),
         ] {
-            let error = Requested::from_query(Some(query)).unwrap_err();
+            let error = Requested::token(Some(query)).unwrap_err();
             assert_eq!(error.code, code, "{query}");
             assert!(error.detail.contains(hint), "{query}: {}", error.detail);
         }

@@ -15,6 +15,8 @@ mod world;
 
 #[path = "agent/away.rs"]
 mod away;
+#[path = "agent/certificate.rs"]
+mod certificate;
 #[path = "agent/ends.rs"]
 mod ends;
 #[path = "agent/fetch.rs"]

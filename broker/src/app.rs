@@ -27,7 +27,7 @@ use crate::keys::plan::Schedule;
 use crate::ledger::Ledger;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Refusals, Throttle};
-use crate::revoke::{Pending, StatusLists, Timers, Uses};
+use crate::revoke::{Crls, Pending, StatusLists, Timers, Uses};
 use crate::tasks::Tasks;
 
 pub use init::{InitOptions, init};
@@ -65,6 +65,8 @@ pub struct Broker {
     pub tasks: Tasks,
     /// Status lists as published.
     pub lists: StatusLists,
+    /// Certificate revocation lists as published.
+    pub crls: Crls,
     /// Refusals being summed up.
     pub refusals: Refusals<AuditEvent>,
     /// Rate and open work per host.
@@ -163,9 +165,11 @@ impl Broker {
             installation,
         } = parts;
         let signer = Arc::clone(keys.token_signer(TokenKind::StatusList));
+        let lists_url = &installation.lists_url;
         Self {
             clock_guard: ClockGuard::new(Arc::clone(&clock), ledger.clock_high_water()),
-            lists: StatusLists::new(&installation.lists_url, &installation.issuer, signer),
+            lists: StatusLists::new(lists_url, &installation.issuer, signer),
+            crls: Crls::new(lists_url, Arc::clone(&clock)),
             policy: ArcSwap::from_pointee(policy),
             inforce: InForce::new(policy_dir),
             trust: Arc::new(TrustStore::new(keys.trusted())),

@@ -32,7 +32,7 @@ pub struct Query<'a> {
     pub subject: Option<&'a str>,
     /// The entitlement.
     pub entitlement: &'a str,
-    /// For `identity` the audience, otherwise empty.
+    /// For `identity` the audience of a token, or empty for its certificate; otherwise empty.
     pub item: &'a str,
     /// The lifetime asked for.
     pub requested: Option<Ttl>,
@@ -190,18 +190,22 @@ impl Right {
         }
     }
 
+    /// Its token for `audience`, or its certificate when that is empty.
     fn of_identity(workload: &Workload, audience: &str) -> Self {
-        let jwt = Give::Jwt {
-            audience: audience.to_owned(),
-            claims: serde_json::Map::new(),
-            identity: true,
+        let svid = match audience {
+            "" => Give::X509 { dns: Vec::new() },
+            audience => Give::Jwt {
+                audience: audience.to_owned(),
+                claims: serde_json::Map::new(),
+                identity: true,
+            },
         };
         Self {
             subject: workload.subject.clone(),
             owner: workload.owner.clone(),
             purpose: workload.purpose.clone(),
             rule: workload.identity_place.rule(),
-            gives: vec![jwt],
+            gives: vec![svid],
             ttl: None,
         }
     }
@@ -219,7 +223,8 @@ impl Right {
 }
 
 fn identity(policy: &Snapshot, query: &Query<'_>, ids: &[&SpiffeId]) -> Result<Right, Refusal> {
-    if let Some(problem) = audience_problem(query.item) {
+    let is_token = !query.item.is_empty();
+    if let Some(problem) = audience_problem(query.item).filter(|_| is_token) {
         return Err(Refusal::BadAudience(problem));
     }
     let workloads = ids.iter().filter_map(|id| policy.workload(id));
@@ -292,6 +297,14 @@ pub(crate) fn ceilings(
     let mut caps = vec![(CappedBy::TtlMax, Cap::For(policy.ttl().max))];
     for give in gives {
         match give {
+            Give::X509 { .. } => {
+                caps.extend(
+                    policy
+                        .ttl()
+                        .x509
+                        .map(|ttl| (CappedBy::TtlKind(Kind::X509), Cap::For(ttl))),
+                );
+            }
             // The right to ask is used with a token too, and so obeys the same ceiling.
             Give::Jwt { .. } | Give::Introspect { .. } => {
                 caps.extend(

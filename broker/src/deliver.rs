@@ -2,13 +2,13 @@
 //!
 //! The answer goes to the attested caller's agent over the connection it asked on. Nothing is kept.
 
-use ephor_crypto::Secret;
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{DecisionId, RequestId};
+use ephor_proto::kind::Kind;
 use ephor_proto::time::UnixMillis;
 
 use crate::decide::Decided;
-use crate::issue::{Permit, SealedToken, defect};
+use crate::issue::{Made, Opened, Permit, defect};
 use crate::ledger::{CredentialRow, RequestRow};
 use crate::request::Refusal;
 
@@ -59,21 +59,21 @@ impl Delivery {
     }
 }
 
-/// Opens the sealed tokens with their permit and encodes the answer.
+/// Opens what was made with its permit and encodes the answer.
 pub(crate) fn deliver(
     permit: &Permit,
-    sealed: Vec<SealedToken>,
+    made: Vec<Made>,
     delivery: &Delivery,
     timings: Timings,
 ) -> Result<v1::IssueResponse, Refusal> {
-    let mut credentials = Vec::with_capacity(sealed.len());
-    for token in sealed {
-        let id = token.id();
-        let opened = token.open(permit).map_err(defect)?;
+    let mut credentials = Vec::with_capacity(made.len());
+    for sealed in made {
+        let id = sealed.id();
+        let opened = sealed.open(permit).map_err(defect)?;
         let row = permit.credentials().iter().find(|row| row.id == id);
         let row =
             row.ok_or_else(|| defect("a permit that covers a credential it does not hold"))?;
-        credentials.push(encode(row, &opened)?);
+        credentials.push(encode(row, opened)?);
     }
     Ok(v1::IssueResponse {
         request_id: delivery.request.to_bytes().to_vec(),
@@ -88,7 +88,11 @@ pub(crate) fn deliver(
     })
 }
 
-fn encode(row: &CredentialRow, token: &Secret) -> Result<v1::Credential, Refusal> {
+fn encode(row: &CredentialRow, opened: Opened) -> Result<v1::Credential, Refusal> {
+    let (token, certificate_chain_der) = match opened {
+        Opened::Token(token) => (token.expose_str().map_err(defect)?.to_owned(), Vec::new()),
+        Opened::Certificate(chain) => (String::new(), chain),
+    };
     Ok(v1::Credential {
         id: row.id.to_bytes().to_vec(),
         kind: row.kind.as_str().to_owned(),
@@ -96,8 +100,14 @@ fn encode(row: &CredentialRow, token: &Secret) -> Result<v1::Credential, Refusal
         expires_at: row.expires_at.as_millis(),
         refresh_at: refresh_at(row.issued_at, row.expires_at).as_millis(),
         capped_by: row.capped_by.clone(),
-        token: token.expose_str().map_err(defect)?.to_owned(),
-        audience: row.item.clone(),
+        token,
+        audience: match row.kind {
+            Kind::Jwt => row.item.clone(),
+            Kind::X509 | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                String::new()
+            }
+        },
+        certificate_chain_der,
     })
 }
 

@@ -14,13 +14,15 @@ mod replay;
 pub(crate) mod tests;
 
 pub(crate) use events::credential_part;
-pub use intent::{Intent, Permit, Planned, Sealed, SealedToken, WrongProof};
+pub use intent::{Intent, Made, Opened, Permit, Planned, Sealed, WrongProof};
 
 use std::sync::Arc;
 
 use ephor_crypto::p256::KeyError;
+use ephor_crypto::x509::X509Error;
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CorrelationId, TaskId};
+use ephor_proto::kind::Kind;
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::state::task::TaskState;
 use ephor_proto::time::UnixMillis;
@@ -33,12 +35,25 @@ use crate::crash_point;
 use crate::decide::{Circumstances, Decided};
 use crate::deliver::{self, Delivery, Timings};
 use crate::fleet::Peer;
-use crate::kind::{Signed, jwt};
+use crate::kind::{Signed, jwt, x509};
 use crate::ledger::{Batch, CommitError, Key, Reader, Reason, TaskRow};
 use crate::limits;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Requested};
-use crate::revoke::{Slot, Work};
+use crate::revoke::{Crls, Place, Work};
+
+/// Why what was planned could not be signed.
+#[derive(Debug, thiserror::Error)]
+enum Unsigned {
+    #[error(transparent)]
+    Token(#[from] KeyError),
+    #[error(transparent)]
+    Certificate(#[from] X509Error),
+    #[error("the CA that it was recorded for is distrusted by now")]
+    Distrusted,
+    #[error("nothing is signed for kind {0}")]
+    Kind(Kind),
+}
 
 /// What one try at an issue came to.
 enum Tried {
@@ -52,8 +67,8 @@ enum Tried {
 struct Plan {
     intent: Intent,
     batch: Batch,
-    /// Places in the status lists taken for it; given back if it is not recorded.
-    slots: Vec<Slot>,
+    /// Places in the lists taken for it; given back if it is not recorded.
+    places: Vec<Place>,
     /// A task that it opens and that has a deadline.
     opens: Option<(TaskId, UnixMillis)>,
     delivery: Delivery,
@@ -197,18 +212,15 @@ impl Broker {
     }
 
     /// Submits a plan and signs while it is flushed. `None`: a precondition did not hold.
-    async fn record(
-        &self,
-        plan: Plan,
-    ) -> Result<Option<(Permit, Vec<SealedToken>, Delivery)>, Refusal> {
+    async fn record(&self, plan: Plan) -> Result<Option<(Permit, Vec<Made>, Delivery)>, Refusal> {
         let Plan {
             intent,
             batch,
-            slots,
+            places,
             opens,
             delivery,
         } = plan;
-        let release = || slots.iter().for_each(|slot| self.lists.release(*slot));
+        let release = || places.iter().for_each(|place| self.release(*place));
         let ticket = match self.ledger.submit(batch) {
             Ok(ticket) => ticket,
             Err(full) => {
@@ -256,15 +268,31 @@ impl Broker {
     }
 
     /// Signs the stored contents; the result stays sealed.
-    fn sign(&self, intent: &Intent) -> Result<Vec<SealedToken>, KeyError> {
+    fn sign(&self, intent: &Intent) -> Result<Vec<Made>, Unsigned> {
         intent
             .planned()
-            .map(|planned| {
-                let keys = self.keys.load();
-                let signer = keys.token_signer(jwt::token_kind(planned.entitlement()));
-                jwt::Signer::new(Arc::clone(signer)).sign(&planned)
-            })
+            .map(|planned| self.sign_one(&planned))
             .collect()
+    }
+
+    fn sign_one(&self, planned: &Planned<'_>) -> Result<Made, Unsigned> {
+        match planned.kind() {
+            Kind::Jwt => {
+                let kind = jwt::token_kind(planned.entitlement());
+                let signer = Arc::clone(self.keys.load().token_signer(kind));
+                Ok(Made::Token(jwt::Signer::new(signer).sign(planned)?))
+            }
+            Kind::X509 => {
+                let keys = self.keys.load();
+                // The one whose list the certificate names, also when another is active by now.
+                let held = keys.ca_of(Crls::ca_of(planned.list()));
+                let signer = x509::Signer::new(held.ok_or(Unsigned::Distrusted)?);
+                Ok(Made::Certificate(signer.sign(planned)?))
+            }
+            kind @ (Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec) => {
+                Err(Unsigned::Kind(kind))
+            }
+        }
     }
 }
 
@@ -293,7 +321,7 @@ fn task_of(reader: &Reader, attested: &Attested) -> Result<Option<TaskRow>, Refu
     }
 }
 
-/// When a token counts as dead: its expiry and the leeway of verifiers.
+/// When a credential counts as dead: its expiry and the leeway of verifiers.
 pub(crate) fn dead_at(expires_at: UnixMillis) -> UnixMillis {
     expires_at.saturating_add_millis(ephor_proto::limits::VERIFIER_LEEWAY_MILLIS)
 }

@@ -18,7 +18,7 @@ use ephor_crypto::jws::JwsSigner;
 use ephor_crypto::jwt::{TokenKind, VerifyKeys};
 use ephor_crypto::p256::{KeyError, P256Public, SigningKey};
 use ephor_crypto::seal::{SealError, SealingKey};
-use ephor_crypto::x509::{Ca, CaCertificate, X509Error, certificate_pem, not_after, split_der};
+use ephor_crypto::x509::{Ca, CaCertificate, X509Error, not_after, pem, split_der};
 use ephor_proto::log::{BadNote, VerifierKey};
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
@@ -277,6 +277,12 @@ impl Keys {
         &self.cas
     }
 
+    /// The CA of this version, if it is trusted.
+    #[must_use]
+    pub fn ca_of(&self, version: u32) -> Option<&HeldCa> {
+        self.cas.iter().find(|held| held.version == version)
+    }
+
     /// When the active CA ends, or the first certificate above it: nothing it signs may last longer.
     #[must_use]
     pub fn ca_end(&self) -> UnixMillis {
@@ -341,7 +347,7 @@ impl Keys {
         bundle
             .roots
             .iter()
-            .map(|root| certificate_pem(root))
+            .map(|root| pem("CERTIFICATE", root))
             .collect()
     }
 

@@ -2,6 +2,9 @@
 //! and cannot be skipped from here.
 
 pub mod jwt;
+pub mod x509;
+
+use ephor_proto::kind::Kind;
 
 use crate::issue::{Planned, Sealed};
 use crate::ledger::CredentialRow;
@@ -30,8 +33,12 @@ pub(crate) fn is_given(gives: &[Give], row: &CredentialRow) -> bool {
         Give::Jwt {
             audience, claims, ..
         } => {
-            *audience == row.item
+            row.kind == Kind::Jwt
+                && *audience == row.item
                 && *claims == *said.get_or_insert_with(|| jwt::extra_claims(&row.content))
+        }
+        Give::X509 { dns } => {
+            x509::Content::of(row).is_some_and(|certificate| certificate.dns == *dns)
         }
         // A right to ask; nobody holds it as a credential.
         Give::Introspect { .. } => false,

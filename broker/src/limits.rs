@@ -149,6 +149,28 @@ pub const POLICY_SWAP_WAIT: Duration = Duration::from_secs(2);
 /// Longest text of a refused policy's errors in the audit log, in bytes.
 pub const POLICY_ERROR_BYTES: usize = 1024;
 
+/// Workloads' certificates start this long before now, for clocks that differ, in seconds.
+pub const SVID_BACKDATE_SECONDS: u64 = 30;
+/// Certificates of one credential that may be good at the same time: with each renewal one more,
+/// until the oldest expire.
+pub const CERTIFICATES_PER_CREDENTIAL: usize = 8;
+/// Credentials that share a revocation list. Twice as many certificates, after a renewal.
+pub const CREDENTIALS_PER_CRL: usize = 5_000;
+/// Most revocation lists of one CA. Part of what is stored: the number of a list is that of its CA
+/// times this, and more.
+pub const CRLS_PER_CA: u32 = 4_096;
+/// Verifiers stop to believe a revocation list this long after it was made, in seconds. Longer
+/// than any outage of a night; a certificate's own life is what bounds a verifier that never asks.
+pub const CRL_LIFE_SECONDS: u64 = 24 * 3600;
+/// How long a verifier may go on with its copy of a revocation list, in seconds.
+pub const CRL_TTL_SECONDS: u64 = 5;
+/// An unchanged revocation list is made again when it is this old, in milliseconds.
+pub const CRL_REMAKE_MILLIS: u64 = 60_000;
+/// The pause after a revocation list was made before the same one is made again: all that were
+/// revoked meanwhile share it.
+pub const CRL_PAUSE: Duration = Duration::from_millis(50);
+/// How often a verifier should fetch the trust bundle again, in seconds.
+pub const BUNDLE_REFRESH_SECONDS: u64 = 60;
 /// Most status lists of 2^17 bits.
 pub const STATUS_LISTS_MAX: u32 = 1_024;
 /// Guesses at a free index before a list counts as full; it is at most half full.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use ephor_proto::event::Outcome;
 use ephor_proto::event::{AuditEvent, Evidence, Totals, Used};
 use ephor_proto::id::TaskId;
+use ephor_proto::kind::Kind;
 use ephor_proto::limits::MAX_EVIDENCE_PER_LEAF;
 use ephor_proto::log::Receipt;
 use ephor_proto::stage::Stage;
@@ -22,14 +23,13 @@ use ephor_proto::time::UnixMillis;
 use crate::app::Broker;
 use crate::issue::credential_part;
 use crate::ledger::{CredentialRow, NewEvent, ReadError, TaskRow, log};
-use crate::revoke::{NotEnded, slot};
+use crate::revoke::{NotEnded, Shown, place_in_words};
 
 /// Facts of one check, as found.
 #[derive(Debug, Clone)]
 pub struct Checked {
     at: UnixMillis,
-    list: String,
-    list_version: u64,
+    shown: Shown,
 }
 
 /// A task's end: its sums, and its receipt where the log can prove it now.
@@ -46,10 +46,16 @@ pub struct Proven {
 impl Checked {
     /// In words, for listings.
     pub fn text(&self, row: &CredentialRow) -> String {
-        format!(
-            "introspection refuses; {} index {} is set in version {} of {}; a verifier that never asks: until {}",
-            self.list, row.status_index, self.list_version, self.at, row.expires_at
-        )
+        let Shown { list, version } = &self.shown;
+        let place = place_in_words(row, list);
+        let end = format!("a verifier that never asks: until {}", row.expires_at);
+        match row.kind {
+            Kind::X509 => format!("{place} is in number {version} of {}; {end}", self.at),
+            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                let at = self.at;
+                format!("introspection refuses; {place} is set in version {version} of {at}; {end}")
+            }
+        }
     }
 }
 
@@ -61,15 +67,9 @@ impl Broker {
         if self.is_active(row.id, now)? {
             return Err(NotEnded::NotProven("introspection still accepts it"));
         }
-        let built = self.lists.current(row.status_list, now).await?;
-        if !built.is_revoked(slot(row).index) {
-            return Err(NotEnded::NotProven("the status list does not show it yet"));
-        }
-        Ok(Checked {
-            at: now,
-            list: self.lists.uri(row.status_list),
-            list_version: built.version,
-        })
+        let shown = self.shown(row, now).await?;
+        let shown = shown.ok_or(NotEnded::NotProven("its list does not show it yet"))?;
+        Ok(Checked { at: now, shown })
     }
 
     /// What introspection says of a credential by its record alone; committed state only.
@@ -91,15 +91,10 @@ impl Broker {
         let mut event = self.about(Stage::Revoke, "listed", row)?;
         event.cause = row.cause.map(|cause| cause.as_str().to_owned());
         event.used = Some(self.used(row));
-        event.evidence = vec![evidence_of(
-            row,
-            self.lists.uri(row.status_list),
-            checked.at,
-        )];
-        event.facts.insert(
-            "status_list_version".to_owned(),
-            checked.list_version.to_string(),
-        );
+        event.evidence = vec![evidence_of(row, self.list_uri(row), checked.at)];
+        event
+            .facts
+            .insert("list_version".to_owned(), checked.shown.version.to_string());
         Ok(event.into())
     }
 
@@ -156,7 +151,7 @@ impl Broker {
         rows.sort_by_key(|row| std::cmp::Reverse((is_listed(row), row.expires_at)));
         rows.into_iter()
             .take(MAX_EVIDENCE_PER_LEAF)
-            .map(|row| evidence_of(row, self.lists.uri(row.status_list), at))
+            .map(|row| evidence_of(row, self.list_uri(row), at))
             .collect()
     }
 
@@ -175,7 +170,16 @@ impl Broker {
                 first: None,
                 last: None,
                 count: None,
-                source: "introspection".to_owned(),
+                source: match row.kind {
+                    Kind::Jwt => "introspection".to_owned(),
+                    // No service reports its handshakes.
+                    Kind::X509
+                    | Kind::Ssh
+                    | Kind::Postgres
+                    | Kind::Sudo
+                    | Kind::Secret
+                    | Kind::Exec => "unknown".to_owned(),
+                },
             },
         }
     }
@@ -266,7 +270,12 @@ fn evidence_of(row: &CredentialRow, list: String, at: UnixMillis) -> Evidence {
         kind: row.kind,
         state: row.state,
         proof: is_dead.then_some(Proof::Expired),
-        place: format!("introspection, {list}#{}", row.status_index),
+        place: match row.kind {
+            Kind::X509 => place_in_words(row, &list),
+            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                format!("introspection, {}", place_in_words(row, &list))
+            }
+        },
         at,
         until: (!is_dead).then_some(row.expires_at),
     }

@@ -12,6 +12,7 @@ pub use refusal::Refusal;
 pub use throttle::{OpenWork, Throttle};
 
 use ephor_crypto::digest::Sha256Hasher;
+use ephor_crypto::p256::P256Public;
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CredentialId, RequestId, TaskId};
 use ephor_proto::limits::{
@@ -59,6 +60,7 @@ pub struct Requested {
     ttl: Option<Ttl>,
     renews: Option<CredentialId>,
     subject: Option<String>,
+    public_key: Option<P256Public>,
 }
 
 impl Requested {
@@ -81,6 +83,10 @@ impl Requested {
             [] => None,
             bytes => Some(CredentialId::from_slice(bytes).map_err(|e| malformed("renews", &e))?),
         };
+        let public_key = match r.public_key_der.as_slice() {
+            [] => None,
+            der => Some(P256Public::from_spki(der).map_err(|e| malformed("public_key_der", &e))?),
+        };
         let mut requested = Self {
             id,
             digest: [0; 32],
@@ -92,6 +98,7 @@ impl Requested {
             ttl: r.ttl_seconds.map(Ttl::from_seconds),
             renews,
             subject: (!r.subject.is_empty()).then_some(r.subject),
+            public_key,
         };
         requested.digest = requested.content_digest(host);
         Ok(requested)
@@ -122,7 +129,7 @@ impl Requested {
         &self.entitlement
     }
 
-    /// For `identity` the audience, else empty.
+    /// For `identity` the audience of a token, or empty for its certificate; else empty.
     pub fn item(&self) -> &str {
         &self.item
     }
@@ -147,6 +154,12 @@ impl Requested {
         self.subject.as_deref()
     }
 
+    /// The key that a certificate is to be for. The channel that it came over vouches for it; a
+    /// certificate for a key that nobody holds is of no use to anyone.
+    pub fn public_key(&self) -> Option<&P256Public> {
+        self.public_key.as_ref()
+    }
+
     /// Over all that decides what is issued. Evidence is left out: it is looked at anew
     /// at every try, and an agent may attest again between two tries.
     fn content_digest(&self, host: &str) -> [u8; 32] {
@@ -157,6 +170,8 @@ impl Requested {
         let renews = self.renews.map(|id| id.to_string()).unwrap_or_default();
         let task = self.task.id.to_string();
         let subject = self.subject.as_deref().unwrap_or_default();
+        let public_key = self.public_key.as_ref();
+        let public_key = public_key.map(P256Public::thumbprint).unwrap_or_default();
         let mut hasher = Sha256Hasher::new();
         for part in [
             host,
@@ -167,6 +182,7 @@ impl Requested {
             &ttl,
             &renews,
             subject,
+            &public_key,
         ] {
             // Length first, so that no two lists of parts have the same bytes.
             hasher.update(&(part.len() as u64).to_be_bytes());

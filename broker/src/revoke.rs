@@ -4,9 +4,11 @@
 //! or for its holder; a whole task in [`complete`](crate::complete).
 
 mod credential;
+mod crl;
 mod doubt;
 mod expire;
 mod expiry;
+mod listing;
 mod narrow;
 mod pending;
 mod prune;
@@ -18,7 +20,10 @@ mod tests;
 mod uses;
 
 pub use credential::RevokedCredential;
+pub use crl::{BuiltCrl, Crls};
 pub use expiry::Timers;
+pub(crate) use listing::place_in_words;
+pub use listing::{Place, Shown};
 pub(crate) use narrow::Narrowed;
 pub use pending::{Failed, Pending, Work};
 pub use status_list::{Built, ListError, Slot, StatusLists, TYP as STATUS_LIST_TYP};
@@ -96,13 +101,5 @@ pub(crate) fn machine(row: &CredentialRow) -> Credential {
         expires_at: row.expires_at,
         overdue: row.overdue.is_some(),
         proof,
-    }
-}
-
-/// Where a stored credential stands in the lists.
-pub(crate) fn slot(row: &CredentialRow) -> Slot {
-    Slot {
-        list: row.status_list,
-        index: row.status_index,
     }
 }

@@ -15,8 +15,8 @@ use crate::jwk::Jwk;
 use crate::provider::ecdsa_from_pkcs8;
 use crate::provider::rand::SystemRandom;
 use crate::provider::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
-    UnparsedPublicKey,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair,
+    KeyPair, UnparsedPublicKey,
 };
 
 /// DER of `SubjectPublicKeyInfo` (RFC 5480) up to the 65-byte point: id-ecPublicKey,
@@ -236,6 +236,14 @@ pub fn verify_fixed(public: &P256Public, message: &[u8], signature: &[u8]) -> bo
         .is_ok()
 }
 
+/// Whether `signature` (DER, as in X.509) is one of `public` over `message`.
+#[must_use]
+pub fn verify_der(public: &P256Public, message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public.point())
+        .verify(message, signature)
+        .is_ok()
+}
+
 /// `r || s` as DER. At most 72 bytes, so every length is a single byte.
 fn der_signature(fixed: &[u8; 64]) -> Vec<u8> {
     let (r, s) = fixed.split_at(32);
@@ -269,7 +277,6 @@ fn short_length(content: &[u8]) -> u8 {
 )]
 mod tests {
     use super::*;
-    use crate::provider::signature::ECDSA_P256_SHA256_ASN1;
 
     #[test]
     fn both_encodings_verify() {
@@ -282,9 +289,9 @@ mod tests {
                 &message,
                 &key.sign_fixed(&message).unwrap()
             ));
-            UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().point())
-                .verify(&message, &key.sign_der(&message).unwrap())
-                .unwrap();
+            let der = key.sign_der(&message).unwrap();
+            assert!(verify_der(key.public_key(), &message, &der));
+            assert!(!verify_der(key.public_key(), b"another", &der));
         }
     }
 

@@ -6,12 +6,17 @@
 
 mod ca;
 mod certificate;
+mod crl;
+mod pem;
+mod serial;
 
-pub use ca::{Ca, ServerNames, csr, verify_csr};
+pub use ca::{Ca, ServerNames, Svid, csr, verify_csr};
 pub use certificate::{
-    CaCertificate, Leaf, certificate_pem, leaf_not_after, leaf_serial, leaf_spiffe_id, not_after,
-    spki_of, split_der,
+    CaCertificate, Leaf, leaf_not_after, leaf_serial, leaf_spiffe_id, not_after, spki_of, split_der,
 };
+pub use crl::{CrlContent, RevocationList, Revoked};
+pub use pem::{pem, secret_pem};
+pub use serial::Serial;
 
 use thiserror::Error;
 
@@ -33,9 +38,12 @@ pub enum X509Error {
     /// A name cannot stand in a certificate.
     #[error("{0} is not valid in a certificate of this trust domain")]
     Name(&'static str),
-    /// The serial has no set bit.
-    #[error("a serial number must not be zero")]
+    /// The serial has no set bit, or more than 20 bytes.
+    #[error("a serial number must not be zero and is at most 20 bytes long")]
     Serial,
+    /// Not a revocation list in DER, or not one of ours; says why.
+    #[error("the revocation list is not acceptable: {0}")]
+    Crl(&'static str),
     /// `not_before` is not before `not_after`, or a time is not a date before the year 10000.
     #[error(
         "validity from {not_before} to {not_after} (seconds since 1970) is empty or out of range"

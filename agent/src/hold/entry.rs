@@ -4,6 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use ephor_crypto::Secret;
+use ephor_crypto::p256::SigningKey;
+use ephor_crypto::x509::{Leaf, pem, secret_pem};
 use ephor_proto::grpc::v1;
 use ephor_proto::http::agent as wire;
 use ephor_proto::id::{BadId, CredentialId, DecisionId, RequestId, TaskId};
@@ -99,10 +101,38 @@ pub struct HeldCredential {
     pub refresh_at: UnixMillis,
     /// What bounded it.
     pub capped_by: String,
-    /// Whom a token is for.
-    pub audience: String,
-    /// The secret itself.
-    pub token: Secret,
+    /// What it is used with.
+    pub body: Body,
+}
+
+/// What is handed out of one credential.
+pub enum Body {
+    /// A token.
+    Token {
+        /// Whom it is for.
+        audience: String,
+        /// The secret itself.
+        token: Secret,
+    },
+    /// A certificate and its key.
+    Certificate {
+        /// Serial number in hex.
+        serial: String,
+        /// The leaf, then intermediates, in PEM.
+        chain: String,
+        /// The CAs of the trust domain in PEM, as known when it came.
+        bundle: Arc<str>,
+        /// PKCS#8 in PEM. It was made here and is nowhere else.
+        key: Secret,
+    },
+}
+
+/// What a certificate needs beside itself to be used.
+pub struct Beside {
+    /// The key that it is for.
+    pub key: SigningKey,
+    /// The CAs of the trust domain in PEM.
+    pub bundle: Arc<str>,
 }
 
 /// An answer of the broker, kept for its task.
@@ -132,6 +162,9 @@ pub enum BadAnswer {
     /// An id is not one.
     #[error("the broker's answer holds a bad id: {0}")]
     Id(#[from] BadId),
+    /// A certificate is not one, or not for the key that was sent.
+    #[error("the broker's answer holds a certificate that cannot be used: {0}")]
+    Certificate(String),
     /// No credential at all.
     #[error("the broker's answer holds no credential")]
     Empty,
@@ -141,12 +174,12 @@ impl Held {
     /// Takes over an answer; the token's bytes move, they are not copied.
     ///
     /// # Errors
-    /// When the answer has no credential or a bad id.
+    /// When the answer has no credential, a bad id, or a certificate for another key.
     pub fn new(
         answer: v1::IssueResponse,
         asker: Arc<Asker>,
-        sent: Now,
-        now: Now,
+        beside: Option<&Beside>,
+        (sent, now): (Now, Now),
     ) -> Result<Self, BadAnswer> {
         let request = RequestId::from_slice(&answer.request_id)?;
         let decision = DecisionId::from_slice(&answer.decision_id)?;
@@ -175,8 +208,14 @@ impl Held {
                 expires_at,
                 refresh_at,
                 capped_by: given.capped_by,
-                audience: given.audience,
-                token: Secret::from_string(given.token),
+                body: if given.certificate_chain_der.is_empty() {
+                    Body::Token {
+                        audience: given.audience,
+                        token: Secret::from_string(given.token),
+                    }
+                } else {
+                    certificate(&given.certificate_chain_der, beside)?
+                },
             });
         }
         let lifetime = lifetime.ok_or(BadAnswer::Empty)?;
@@ -194,6 +233,14 @@ impl Held {
             full,
             flat,
         })
+    }
+
+    /// Whether its credentials are certificates, among others.
+    #[must_use]
+    pub fn has_certificate(&self) -> bool {
+        self.credentials
+            .iter()
+            .any(|one| matches!(one.body, Body::Certificate { .. }))
     }
 
     /// Whether it may still be served.
@@ -241,7 +288,7 @@ impl Held {
         })
     }
 
-    /// The body of `GET /v1/token`, when this is exactly one credential.
+    /// The body of `GET /v1/token` and `GET /v1/certificate`, when this is exactly one credential.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
@@ -269,7 +316,17 @@ impl Held {
     /// leaves a copy behind. JSON may escape one byte as six.
     fn size(&self) -> usize {
         let one = |c: &HeldCredential| {
-            512 + 6 * (c.token.len() + c.audience.len() + c.kind.len() + c.capped_by.len())
+            let body = match &c.body {
+                Body::Token { audience, token } => token.len() + audience.len(),
+                // PEM has one byte in 65 to escape, with two.
+                Body::Certificate {
+                    serial,
+                    chain,
+                    bundle,
+                    key,
+                } => serial.len() + (chain.len() + bundle.len() + key.len()) / 5,
+            };
+            512 + 6 * (body + c.kind.len() + c.capped_by.len())
         };
         1024 + 6 * self.subject.len() + self.credentials.iter().map(one).sum::<usize>()
     }
@@ -277,14 +334,32 @@ impl Held {
 
 impl HeldCredential {
     fn to_wire(&self) -> wire::Credential {
+        let (audience, token, certificate) = match &self.body {
+            Body::Token { audience, token } => (Some(audience), Some(token), None),
+            Body::Certificate {
+                serial,
+                chain,
+                bundle,
+                key,
+            } => {
+                let certificate = wire::Certificate {
+                    serial: serial.clone(),
+                    chain: chain.clone(),
+                    private_key: key.expose_str().map(str::to_owned).unwrap_or_default(),
+                    bundle: bundle.to_string(),
+                };
+                (None, None, Some(certificate))
+            }
+        };
         wire::Credential {
             kind: self.kind.clone(),
             id: self.id,
             expires_at: self.expires_at,
             refresh_at: self.refresh_at,
             capped_by: self.capped_by.clone(),
-            audience: Some(self.audience.clone()).filter(|audience| !audience.is_empty()),
-            token: self.token.expose_str().ok().map(str::to_owned),
+            audience: audience.filter(|audience| !audience.is_empty()).cloned(),
+            token: token.and_then(|token| token.expose_str().ok().map(str::to_owned)),
+            certificate,
         }
     }
 }
@@ -293,6 +368,26 @@ fn wipe(credential: &mut wire::Credential) {
     if let Some(token) = credential.token.as_mut() {
         token.zeroize();
     }
+    if let Some(certificate) = credential.certificate.as_mut() {
+        certificate.private_key.zeroize();
+    }
+}
+
+/// A certificate, if it is for the key that was sent.
+fn certificate(chain: &[Vec<u8>], beside: Option<&Beside>) -> Result<Body, BadAnswer> {
+    let bad = |why: &str| BadAnswer::Certificate(why.to_owned());
+    let Beside { key, bundle } = beside.ok_or_else(|| bad("no key was sent for it"))?;
+    let leaf = chain.first().ok_or(BadAnswer::Empty)?;
+    let leaf = Leaf::parse(leaf).map_err(|error| BadAnswer::Certificate(error.to_string()))?;
+    if leaf.spki != key.public_key().spki() {
+        return Err(bad("it is for another key"));
+    }
+    Ok(Body::Certificate {
+        serial: leaf.serial.to_string(),
+        chain: chain.iter().map(|der| pem("CERTIFICATE", der)).collect(),
+        bundle: Arc::clone(bundle),
+        key: secret_pem(key.to_pkcs8()),
+    })
 }
 
 fn once(

@@ -100,6 +100,7 @@ fn held(n: u8, credentials: u8) -> Arc<Held> {
         capped_by: "ttl.default".into(),
         token: format!("secret-\"{c}\"-"),
         audience: "a".into(),
+        certificate_chain_der: Vec::new(),
     };
     let answer = v1::IssueResponse {
         request_id: RequestId::from_parts(1, [1; 10]).to_bytes().to_vec(),
@@ -108,7 +109,8 @@ fn held(n: u8, credentials: u8) -> Arc<Held> {
         credentials: (0..credentials).map(credential).collect(),
         ..Default::default()
     };
-    Arc::new(Held::new(answer, asker, now(0), now(5)).unwrap_or_else(|error| panic!("{error}")))
+    let held = Held::new(answer, asker, None, (now(0), now(5)));
+    Arc::new(held.unwrap_or_else(|error| panic!("{error}")))
 }
 
 fn problem() -> Problem {

@@ -1,6 +1,6 @@
 //! The native API on the Unix socket: parse, call a stage, encode, nothing else.
 //!
-//! A hyper service without a router in front: eight paths, and this is a per-API-call path of
+//! A hyper service without a router in front: ten paths, and this is a per-API-call path of
 //! the applications. No browser and no proxy may speak here, whatever else the request says.
 
 pub mod answer;
@@ -112,6 +112,8 @@ enum Route {
     Tasks,
     CompleteOther(TaskId),
     Token,
+    Certificate,
+    Bundle,
     Whoami,
     Task,
     CompleteOwn,
@@ -127,18 +129,19 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
     match route {
         Route::Token => {
             no_body(head).map_err(refuse)?;
-            let requested = Requested::from_query(query).map_err(refuse)?;
-            let (held, cost) = credential(caller, &requested).await?;
-            let flat = held
-                .flat()
-                .map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
-            let flat = flat.ok_or_else(|| {
-                agent.problem(
-                    Code::Conflict,
-                    "it gives several credentials: POST /v1/credentials",
-                )
-            })?;
-            Ok(Answer::Issued(flat, cost))
+            flat(caller, &Requested::token(query).map_err(refuse)?).await
+        }
+        Route::Certificate => {
+            no_body(head).map_err(refuse)?;
+            flat(caller, &Requested::certificate(query).map_err(refuse)?).await
+        }
+        Route::Bundle => {
+            no_body(head).map_err(refuse)?;
+            query::only(query, []).map_err(refuse)?;
+            Ok(Answer::json(&wire::Bundle {
+                trust_domain: agent.trust_domain.clone(),
+                x509: agent.certificates.bundle().to_string(),
+            }))
         }
         Route::Credentials => {
             query::only(query, []).map_err(refuse)?;
@@ -188,6 +191,8 @@ fn route(head: &Parts) -> Result<Route, BadRequest> {
     let (path, get, post) = (head.uri.path(), Method::GET, Method::POST);
     let (method, route) = match path {
         "/v1/token" => (get, Route::Token),
+        "/v1/certificate" => (get, Route::Certificate),
+        "/v1/bundle" => (get, Route::Bundle),
         "/v1/credentials" => (post, Route::Credentials),
         "/v1/whoami" => (get, Route::Whoami),
         "/v1/task" => (get, Route::Task),
@@ -252,6 +257,18 @@ async fn credential(
             }
         }
     }
+}
+
+/// One credential alone.
+async fn flat(caller: &Caller, requested: &Requested) -> Result<Answer, Problem> {
+    let agent = caller.agent();
+    let (held, cost) = credential(caller, requested).await?;
+    let flat = held
+        .flat()
+        .map_err(|error| agent.problem(Code::Internal, error.to_string()))?;
+    let several = "it gives several credentials: POST /v1/credentials";
+    let flat = flat.ok_or_else(|| agent.problem(Code::Conflict, several))?;
+    Ok(Answer::Issued(flat, cost))
 }
 
 fn open_task(caller: &Caller, body: &[u8]) -> Result<Answer, Problem> {

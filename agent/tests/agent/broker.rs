@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ephor_agent::uplink::connect::{Connect, ConnectError, Connecting, Wire};
-use ephor_crypto::x509::{Ca, verify_csr};
+use ephor_crypto::p256::SigningKey;
+use ephor_crypto::x509::{Ca, Serial, Svid, verify_csr};
 use ephor_proto::grpc::v1::enrolment_server::Enrolment;
 use ephor_proto::grpc::v1::uplink_server::{Uplink, UplinkServer};
 use ephor_proto::grpc::{PROBLEM_METADATA, VERSION, v1};
@@ -29,6 +30,10 @@ pub struct State {
     /// Answers hello and heartbeats with this.
     pub refuse_agent: Option<Code>,
     pub want_hash: bool,
+    /// Entitlements that give a certificate; asked for without a key, they are refused.
+    pub certificates: Vec<&'static str>,
+    /// Signs certificates for another key than the one that was sent.
+    pub wrong_key: bool,
     pub ttl_millis: u64,
     pub closed: Vec<Vec<u8>>,
     pub checkpoint: String,
@@ -64,6 +69,8 @@ impl Broker {
             refuse_issue: None,
             refuse_agent: None,
             want_hash: false,
+            certificates: vec!["identity"],
+            wrong_key: false,
             ttl_millis: 300_000,
             closed: Vec::new(),
             checkpoint: String::new(),
@@ -146,6 +153,10 @@ impl Broker {
             if let Some(code) = state.refuse_issue {
                 return Err(code);
             }
+            let gives = state.certificates.contains(&request.entitlement.as_str());
+            if gives && request.item.is_empty() && request.public_key_der.is_empty() {
+                return Err(Code::KeyNeeded);
+            }
             state.ttl_millis
         };
         self.gate.acquire().await.unwrap().forget();
@@ -174,16 +185,39 @@ impl Broker {
         } else {
             request.renews.clone()
         };
+        let chain = self.chain(&request.public_key_der, number, now);
         v1::Credential {
             id,
-            kind: "jwt".into(),
+            kind: if chain.is_empty() { "jwt" } else { "x509" }.into(),
             issued_at: now,
             expires_at: now + ttl_millis,
             refresh_at: now + ttl_millis * 2 / 3,
             capped_by: "ttl.default".into(),
             token: format!("token-{number}"),
             audience: request.item.clone(),
+            certificate_chain_der: chain,
         }
+    }
+
+    fn chain(&self, spki: &[u8], number: u64, now: u64) -> Vec<Vec<u8>> {
+        let Some(ca) = self.ca.as_ref().filter(|_| !spki.is_empty()) else {
+            return Vec::new();
+        };
+        let other = SigningKey::generate().unwrap().public_key().spki();
+        let svid = Svid {
+            spiffe_id: "spiffe://td.test/tests",
+            dns: &[],
+            crl: "http://lists.test/crl/0",
+            serial: &Serial::new(&(number + 1).to_be_bytes()).unwrap(),
+            not_before: i64::try_from(now / 1000).unwrap() - 30,
+            not_after: i64::try_from(now / 1000).unwrap() + 300,
+        };
+        let spki = if self.state().wrong_key {
+            &other[..]
+        } else {
+            spki
+        };
+        vec![ca.issue_svid(&svid, spki).unwrap()]
     }
 }
 

@@ -13,7 +13,7 @@ use super::{After, By, End, Step};
 use crate::app::Broker;
 use crate::crash_point;
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, NewEvent, Require, Row, TaskRow};
-use crate::revoke::{NotEnded, machine, slot};
+use crate::revoke::{NotEnded, machine};
 
 impl Broker {
     /// Submits the first commit for an open task.
@@ -73,7 +73,7 @@ impl Broker {
     pub(super) fn began(&self, credentials: &[CredentialRow], tell: Option<&TaskRow>) {
         crash_point!("complete.after_commit");
         for row in credentials {
-            self.lists.revoke(slot(row));
+            self.list(row);
         }
         if let Some(task) = tell {
             let revoked = v1::TaskRevoked {

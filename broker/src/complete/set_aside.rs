@@ -53,6 +53,10 @@ impl Broker {
                     if let Some(row) = missing.get_mut(&part.id) {
                         row.issued_at = part.issued_at;
                         row.expires_at = part.expires_at;
+                        let index = event.facts.get("list_index");
+                        if let Some(index) = index.and_then(|index| index.parse().ok()) {
+                            row.status_index = index;
+                        }
                     }
                 }
                 _ => {}
@@ -98,8 +102,8 @@ fn row_of(
         issued_at: part.issued_at,
         expires_at: part.expires_at,
         capped_by: fact("capped_by")?,
-        status_list: fact("status_list")?.rsplit('/').next()?.parse().ok()?,
-        status_index: fact("status_index")?.parse().ok()?,
+        status_list: fact("list")?.rsplit('/').next()?.parse().ok()?,
+        status_index: fact("list_index")?.parse().ok()?,
         content: String::new(),
         cause: task.state.cause(),
         revoked_at: task.ended_at,

@@ -11,7 +11,7 @@ use crate::crash_point;
 use crate::issue::dead_at;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
 use crate::prove::Checked;
-use crate::revoke::{NotEnded, machine, slot};
+use crate::revoke::{NotEnded, machine};
 
 impl Broker {
     /// Lists and checks what is still revoking of a completing task, then submits its close.
@@ -75,7 +75,7 @@ impl Broker {
     ) -> Result<Checked, NotEnded> {
         crash_point!("revoke.before_listing");
         // Again after a restart; setting a set bit changes nothing.
-        self.lists.revoke(slot(row));
+        self.list(row);
         let checked = self.check(row).await?;
         crash_point!("revoke.after_listing");
         let (listed, _) = credential::step(machine(row), CredentialEvent::Listed, now)?;

@@ -98,9 +98,6 @@ impl Refusal {
                     "several"
                 }
             ),
-            Self::BadAudience("is empty") => {
-                "identity needs an audience: who is the token for?".to_owned()
-            }
             Self::BadAudience(problem) => format!("the audience {problem}"),
             Self::AudienceNotAllowed => audience_message(policy, query, &you),
             Self::Unknown | Self::NotYours => entitlement_message(policy, query, &you),
@@ -169,6 +166,9 @@ fn audience_message(policy: &Snapshot, query: &Query<'_>, you: &str) -> String {
             Identity::Audiences(listed) => audiences.extend(listed.iter().map(String::as_str)),
             Identity::AnyAudience | Identity::Off => {}
         }
+    }
+    if query.item.is_empty() {
+        return format!("{you} has no certificate: identity is off");
     }
     if audiences.is_empty() {
         return format!("{you} has no identity tokens");

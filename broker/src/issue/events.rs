@@ -7,6 +7,7 @@ use ephor_proto::stage::Stage;
 use crate::app::Broker;
 use crate::approve::Approved;
 use crate::decide::Decided;
+use crate::kind::x509;
 use crate::ledger::{CredentialRow, NewEvent, TaskRow};
 use crate::request::Refusal;
 
@@ -104,12 +105,15 @@ impl Broker {
         let facts = [
             ("capped_by", row.capped_by.clone()),
             ("rule", row.rule.clone()),
-            ("status_list", self.lists.uri(row.status_list)),
-            ("status_index", row.status_index.to_string()),
+            ("list", self.list_uri(row)),
+            ("list_index", row.status_index.to_string()),
         ];
         event
             .facts
             .extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(serial) = x509::serial_of(row) {
+            event.facts.insert("serial".to_owned(), serial.to_string());
+        }
         Ok(event)
     }
 }

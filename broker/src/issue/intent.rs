@@ -3,6 +3,7 @@
 
 use ephor_crypto::Secret;
 use ephor_proto::id::CredentialId;
+use ephor_proto::kind::Kind;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::time::UnixMillis;
 
@@ -111,6 +112,21 @@ impl Planned<'_> {
         &self.row.content
     }
 
+    /// What kind of credential it is.
+    pub fn kind(&self) -> Kind {
+        self.row.kind
+    }
+
+    /// Number of the list that would name it.
+    pub fn list(&self) -> u32 {
+        self.row.status_list
+    }
+
+    /// Whose it is.
+    pub fn subject(&self) -> &str {
+        self.row.subject.as_str()
+    }
+
     /// Entitlement that gives it.
     pub fn entitlement(&self) -> &str {
         &self.row.entitlement
@@ -153,5 +169,39 @@ impl<T> Sealed<T> {
     }
 }
 
-/// A token waiting for its permit.
-pub type SealedToken = Sealed<Secret>;
+/// What was made for an intent and waits for its permit.
+pub enum Made {
+    /// A token, which is a secret.
+    Token(Sealed<Secret>),
+    /// A certificate and what is between it and its root, each in DER.
+    Certificate(Sealed<Vec<Vec<u8>>>),
+}
+
+/// What a permit let out.
+pub enum Opened {
+    /// A token, which is a secret.
+    Token(Secret),
+    /// A certificate and what is between it and its root, each in DER.
+    Certificate(Vec<Vec<u8>>),
+}
+
+impl Made {
+    /// Whose it is.
+    pub fn id(&self) -> CredentialId {
+        match self {
+            Self::Token(sealed) => sealed.id(),
+            Self::Certificate(sealed) => sealed.id(),
+        }
+    }
+
+    /// See [`Sealed::open`].
+    ///
+    /// # Errors
+    /// When `permit` does not cover it.
+    pub fn open(self, permit: &Permit) -> Result<Opened, WrongProof> {
+        match self {
+            Self::Token(sealed) => sealed.open(permit).map(Opened::Token),
+            Self::Certificate(sealed) => sealed.open(permit).map(Opened::Certificate),
+        }
+    }
+}

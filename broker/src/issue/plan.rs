@@ -1,6 +1,7 @@
 //! From an approved request to the one batch that records it.
 
 use ephor_crypto::jwt::TokenKind;
+use ephor_crypto::p256::P256Public;
 use ephor_proto::id::{CorrelationId, GrantId, TaskId};
 use ephor_proto::kind::Kind;
 use ephor_proto::problem::Code;
@@ -11,18 +12,18 @@ use ephor_proto::state::task::TaskState;
 use ephor_proto::time::UnixMillis;
 use serde_json::{Map, Value};
 
-use super::{Intent, Plan};
+use super::{Intent, Plan, defect};
 use crate::app::Broker;
 use crate::approve::Approved;
 use crate::decide::Decided;
 use crate::deliver::Delivery;
-use crate::kind::jwt;
+use crate::kind::{jwt, x509};
 use crate::ledger::{
     Batch, CredentialRow, DecisionRow, GrantRow, Lane, RequestRow, Require, Row, TaskRow,
 };
 use crate::policy::Give;
 use crate::request::Refusal;
-use crate::revoke::Slot;
+use crate::revoke::{ListError, Place, Slot};
 
 impl Broker {
     /// Everything that one issue stores, in one batch.
@@ -34,12 +35,10 @@ impl Broker {
     ) -> Result<Plan, Refusal> {
         let decided = approved.decided();
         let grant: GrantId = self.new_id()?;
-        let mut slots = Vec::new();
+        let mut places = Vec::new();
         let credentials = self
-            .credential_rows(decided, grant, &mut slots)
-            .inspect_err(|_| {
-                slots.iter().for_each(|slot| self.lists.release(*slot));
-            })?;
+            .credential_rows(decided, grant, &mut places)
+            .inspect_err(|_| places.iter().for_each(|place| self.release(*place)))?;
         let mut rows = Vec::new();
         let mut events = Vec::new();
         let mut require = vec![
@@ -78,7 +77,7 @@ impl Broker {
         Ok(Plan {
             intent: Intent::new(credentials),
             batch,
-            slots,
+            places,
             opens,
             delivery,
         })
@@ -88,20 +87,27 @@ impl Broker {
         &self,
         decided: &Decided,
         grant: GrantId,
-        slots: &mut Vec<Slot>,
+        places: &mut Vec<Place>,
     ) -> Result<Vec<CredentialRow>, Refusal> {
+        let full = |e: ListError| Refusal::new(Code::Busy, e.to_string());
         let mut rows = Vec::new();
         for give in &decided.allowed().gives {
             match give {
                 Give::Jwt {
                     audience, claims, ..
                 } => {
-                    let slot = self
-                        .lists
-                        .reserve()
-                        .map_err(|e| Refusal::new(Code::Busy, e.to_string()))?;
-                    slots.push(slot);
-                    rows.push(self.jwt_row(decided, grant, slot, audience, claims)?);
+                    let slot = self.lists.reserve().map_err(full)?;
+                    places.push(Place::Status(slot));
+                    rows.push(self.jwt_row(decided, grant, slot, (audience, claims))?);
+                }
+                Give::X509 { dns } => {
+                    let key = key_for(decided)?;
+                    let list = self
+                        .crls
+                        .reserve(self.keys.load().issuing().version)
+                        .map_err(full)?;
+                    places.push(Place::Crl(list));
+                    rows.push(self.x509_row(decided, grant, list, (key, dns))?);
                 }
                 // A right to ask, checked where the question is asked; there is nothing to hold.
                 Give::Introspect { .. } => {}
@@ -123,20 +129,48 @@ impl Broker {
         decided: &Decided,
         grant: GrantId,
         slot: Slot,
-        audience: &str,
-        claims: &Map<String, Value>,
+        (audience, claims): (&str, &Map<String, Value>),
+    ) -> Result<CredentialRow, Refusal> {
+        let mut row = self.bare_row(decided, grant, (Kind::Jwt, audience.to_owned()))?;
+        row.status_list = slot.list;
+        row.status_index = slot.index;
+        row.content = self.jwt_content(&row, claims);
+        Ok(row)
+    }
+
+    fn x509_row(
+        &self,
+        decided: &Decided,
+        grant: GrantId,
+        list: u32,
+        (key, dns): (&P256Public, &[String]),
+    ) -> Result<CredentialRow, Refusal> {
+        let mut row = self.bare_row(decided, grant, (Kind::X509, dns.join(" ")))?;
+        row.status_list = list;
+        let life = (row.issued_at, row.expires_at);
+        let content = x509::Content::new(key, dns, self.crls.uri(list), life);
+        row.content = content.to_json().map_err(defect)?;
+        Ok(row)
+    }
+
+    /// A row that says everything but where it is listed and what is signed.
+    fn bare_row(
+        &self,
+        decided: &Decided,
+        grant: GrantId,
+        (kind, item): (Kind, String),
     ) -> Result<CredentialRow, Refusal> {
         let requested = decided.attested().requested();
         let allowed = decided.allowed();
-        let mut row = CredentialRow {
+        Ok(CredentialRow {
             id: self.new_id()?,
             version: 1,
-            kind: Kind::Jwt,
+            kind,
             task: requested.task().id,
             host: decided.attested().host().to_owned(),
             subject: allowed.subject.clone(),
             entitlement: requested.entitlement().to_owned(),
-            item: audience.to_owned(),
+            item,
             owner: allowed.owner.clone(),
             purpose: allowed.purpose.clone(),
             request: requested.id(),
@@ -144,20 +178,18 @@ impl Broker {
             rule: allowed.rule.clone(),
             grant,
             state: CredentialState::Live,
-            issued_at: decided.allowed().issued_at,
+            issued_at: allowed.issued_at,
             expires_at: allowed.expires_at,
             capped_by: allowed.capped_by.to_string(),
-            status_list: slot.list,
-            status_index: slot.index,
+            status_list: 0,
+            status_index: 0,
             content: String::new(),
             cause: None,
             revoked_at: None,
             evidence: None,
             overdue: None,
             narrowed_by: None,
-        };
-        row.content = self.jwt_content(&row, claims);
-        Ok(row)
+        })
     }
 
     /// The exact claims of a row, from its fields and policy's claims.
@@ -177,6 +209,21 @@ impl Broker {
         }
         .to_json()
     }
+}
+
+/// The key that a certificate is to be for.
+///
+/// # Errors
+/// `key_needed`: the agent then makes one and asks again.
+pub(super) fn key_for(decided: &Decided) -> Result<&P256Public, Refusal> {
+    let requested = decided.attested().requested();
+    requested.public_key().ok_or_else(|| {
+        let detail = format!(
+            "`{}` gives a certificate: send the public key that it is to be for",
+            requested.entitlement()
+        );
+        Refusal::new(Code::KeyNeeded, detail)
+    })
 }
 
 pub(super) fn allowed_row(decided: &Decided) -> DecisionRow {

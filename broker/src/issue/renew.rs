@@ -21,7 +21,7 @@ use crate::clock::Stopwatch;
 use crate::crash_point;
 use crate::decide::{Circumstances, Decided, Renewing, Window};
 use crate::deliver::{self, Delivery, Timings};
-use crate::kind::{is_given, jwt};
+use crate::kind::{is_given, jwt, x509};
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, Require, Row, TaskRow};
 use crate::policy::{Give, Snapshot};
 use crate::request::Refusal;
@@ -164,7 +164,7 @@ impl Broker {
         Ok(Plan {
             intent: Intent::new(vec![renewed]),
             batch,
-            slots: Vec::new(),
+            places: Vec::new(),
             opens: None,
             delivery,
         })
@@ -177,7 +177,7 @@ impl Broker {
         now: UnixMillis,
     ) -> Result<CredentialRow, Refusal> {
         let allowed = decided.allowed();
-        let claims = still_given(&allowed.gives, &row)?;
+        let given = still_given(&allowed.gives, &row)?;
         let event = CredentialEvent::Renewed {
             expires_at: allowed.expires_at,
         };
@@ -190,7 +190,18 @@ impl Broker {
         row.capped_by = allowed.capped_by.to_string();
         row.decision = decided.id();
         row.rule = allowed.rule.clone();
-        row.content = self.jwt_content(&row, &claims);
+        row.content = match given {
+            Given::Token(claims) => self.jwt_content(&row, &claims),
+            Given::Certificate(content) => {
+                let life = (row.issued_at, row.expires_at);
+                let busy = |e: x509::TooMany| Refusal::new(Code::Busy, e.to_string());
+                let next = content
+                    .renewed(plan::key_for(decided)?, life)
+                    .map_err(busy)?;
+                row.status_index = next.certificate.into();
+                next.to_json().map_err(defect)?
+            }
+        };
         Ok(row)
     }
 }
@@ -206,11 +217,20 @@ fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
     attested.candidates().contains(subject)
 }
 
-/// The claims of the renewed token: those it was issued with, if policy still gives exactly them. A
-/// renewal neither adds nor swaps a claim; who wants what a newer policy gives asks anew.
-fn still_given(gives: &[Give], row: &CredentialRow) -> Result<Map<String, Value>, Refusal> {
+/// What a renewed credential says beyond its times.
+enum Given {
+    Token(Map<String, Value>),
+    Certificate(x509::Content),
+}
+
+/// What it was issued with, if policy still gives exactly that. A renewal neither adds nor swaps a
+/// claim or a name; who wants what a newer policy gives asks anew.
+fn still_given(gives: &[Give], row: &CredentialRow) -> Result<Given, Refusal> {
     if is_given(gives, row) {
-        return Ok(jwt::extra_claims(&row.content));
+        return match x509::Content::of(row) {
+            Some(content) => Ok(Given::Certificate(content)),
+            None => Ok(Given::Token(jwt::extra_claims(&row.content))),
+        };
     }
     let detail = format!(
         "policy no longer gives what credential {} says; ask for a new one",

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::batch::{Key, Reason, Require};
 use super::codec::{int, is_taken, write};
 use super::encode::{Encoded, Leaf};
+use super::quarantine::SetAside;
 use super::row::{DecisionRow, PolicyRow, Row};
 use super::tree::Frontier;
 
@@ -246,20 +247,23 @@ pub(super) fn quarantine(
     (kind, reason): (&str, &str),
     content: &str,
     time: i64,
-    listing: Option<(u32, u32)>,
+    listing: Option<&SetAside>,
 ) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT INTO quarantine (kind, reason, time, content, status_list, status_index) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO quarantine \
+             (kind, reason, time, content, status_list, status_index, credential, credential_kind) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute(params![
             kind,
             reason,
             time,
             content,
-            listing.map(|(list, _)| list),
-            listing.map(|(_, index)| index),
+            listing.map(|listing| listing.list),
+            listing.map(|listing| listing.index),
+            listing.and_then(|listing| listing.id.as_ref()),
+            listing.and_then(|listing| listing.kind.as_ref()),
         ])?;
     Ok(())
 }

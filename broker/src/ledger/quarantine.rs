@@ -66,7 +66,15 @@ struct Bad {
     key: (Value, Value),
     reason: String,
     content: String,
-    listing: Option<(u32, u32)>,
+    listing: Option<SetAside>,
+}
+
+/// What must stay listed of a credential whose row was set aside, as far as it can be read.
+pub(super) struct SetAside {
+    pub(super) list: u32,
+    pub(super) index: u32,
+    pub(super) id: Option<Vec<u8>>,
+    pub(super) kind: Option<String>,
 }
 
 /// Sets aside what the broker would need and cannot read; returns how many rows.
@@ -117,16 +125,27 @@ fn table<T: Stored>(
     );
     for row in &bad {
         let what = (T::TABLE, row.reason.as_str());
-        apply::quarantine(connection, what, &row.content, millis(now), row.listing)?;
+        apply::quarantine(
+            connection,
+            what,
+            &row.content,
+            millis(now),
+            row.listing.as_ref(),
+        )?;
         connection.execute(&delete, params![row.key.0, row.key.1])?;
     }
     Ok(bad.len())
 }
 
-fn listing(row: &rusqlite::Row<'_>, names: &[String]) -> Option<(u32, u32)> {
+fn listing(row: &rusqlite::Row<'_>, names: &[String]) -> Option<SetAside> {
     names
         .iter()
         .any(|name| name == "status_index")
         .then_some(())?;
-    Some((row.get("status_list").ok()?, row.get("status_index").ok()?))
+    Some(SetAside {
+        list: row.get("status_list").ok()?,
+        index: row.get("status_index").ok()?,
+        id: row.get("id").ok(),
+        kind: row.get("kind").ok(),
+    })
 }

@@ -209,6 +209,8 @@ CREATE TABLE quarantine (
     reason TEXT NOT NULL,
     time INTEGER NOT NULL,
     content TEXT NOT NULL,
+    credential BLOB,
+    credential_kind TEXT,
     status_list INTEGER,
     status_index INTEGER
 ) STRICT;

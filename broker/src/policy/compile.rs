@@ -153,13 +153,18 @@ impl Compiler {
         if let Some((place, jwt)) = &draft.jwt {
             self.within_max("jwt", place, *jwt, (&max_place, max));
         }
+        if let Some((place, x509)) = &draft.x509 {
+            self.within_max("x509", place, *x509, (&max_place, max));
+        }
         let jwt = draft.jwt.map(|(_, ttl)| ttl);
+        let x509 = draft.x509.map(|(_, ttl)| ttl);
         let policy = TtlPolicy {
             default,
             max,
             task: draft.task,
             service: draft.service,
             jwt,
+            x509,
         };
         Some((max_place, policy))
     }

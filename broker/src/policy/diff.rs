@@ -95,6 +95,7 @@ impl Told {
             ("task", old.task, new.task),
             ("service", old.service, new.service),
             ("kind.jwt", kind(old.jwt), kind(new.jwt)),
+            ("kind.x509", kind(old.x509), kind(new.x509)),
         ] {
             self.ceiling("ttl", None, name, old, new);
         }
@@ -218,8 +219,12 @@ impl Told {
             let instead = new.gives.iter().find(|give| replaces(gone, give));
             match instead {
                 Some(_) => {
+                    let content = match gone {
+                        Give::X509 { .. } => "names",
+                        Give::Jwt { .. } | Give::Introspect { .. } => "claims",
+                    };
                     let detail = format!(
-                        "{} with other claims; those that say the old ones are revoked",
+                        "{} with other {content}; those that say the old ones are revoked",
                         in_words(gone)
                     );
                     self.tell(Effect::Changed, what, None, detail);
@@ -260,7 +265,8 @@ impl Told {
 fn replaces(old: &Give, new: &Give) -> bool {
     match (old, new) {
         (Give::Jwt { audience: old, .. }, Give::Jwt { audience: new, .. }) => old == new,
-        (Give::Jwt { .. } | Give::Introspect { .. }, _) => false,
+        (Give::X509 { .. }, Give::X509 { .. }) => true,
+        (Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. }, _) => false,
     }
 }
 

@@ -108,7 +108,7 @@ impl Snapshot {
         if name == IDENTITY {
             let all = self.workloads().iter();
             return Ok(all
-                .filter_map(|workload| self.way_to_identity(workload, &|_| true))
+                .flat_map(|workload| self.ways_to_identity(workload, &|_| true))
                 .collect());
         }
         let Some(entitlement) = self.entitlement(name) else {
@@ -135,15 +135,15 @@ impl Snapshot {
 
     /// Everything a workload may have; `here` chooses which of its `runs` count.
     fn ways(&self, workload: &Workload, here: &dyn Fn(&Run) -> bool) -> Vec<Way> {
-        let mut ways: Vec<Way> = self.way_to_identity(workload, here).into_iter().collect();
+        let mut ways = self.ways_to_identity(workload, here);
         let entitled = self.entitlements_of(&workload.subject);
         ways.extend(entitled.into_iter().map(|e| self.way(workload, e, here)));
         ways
     }
 
-    fn way_to_identity(&self, workload: &Workload, here: &dyn Fn(&Run) -> bool) -> Option<Way> {
-        let gives = match &workload.identity {
-            Identity::Off => return None,
+    fn ways_to_identity(&self, workload: &Workload, here: &dyn Fn(&Run) -> bool) -> Vec<Way> {
+        let tokens = match &workload.identity {
+            Identity::Off => return Vec::new(),
             Identity::AnyAudience => "identity token for any audience".to_owned(),
             Identity::Audiences(list) => format!("identity token for {}", list.join(", ")),
         };
@@ -152,18 +152,27 @@ impl Snapshot {
             claims: serde_json::Map::new(),
             identity: true,
         };
-        let (ttl_seconds, capped_by) = self.longest(&[jwt], None);
-        Some(Way {
-            subject: workload.subject.to_string(),
-            entitlement: IDENTITY.to_owned(),
-            gives,
-            owner: workload.owner.clone(),
-            purpose: workload.purpose.clone(),
-            ttl_seconds,
-            capped_by,
-            rule: workload.identity_place.rule(),
-            runs: runs(workload, here),
-        })
+        let certificate = (
+            "identity certificate".to_owned(),
+            Give::X509 { dns: Vec::new() },
+        );
+        [certificate, (tokens, jwt)]
+            .into_iter()
+            .map(|(gives, give)| {
+                let (ttl_seconds, capped_by) = self.longest(&[give], None);
+                Way {
+                    subject: workload.subject.to_string(),
+                    entitlement: IDENTITY.to_owned(),
+                    gives,
+                    owner: workload.owner.clone(),
+                    purpose: workload.purpose.clone(),
+                    ttl_seconds,
+                    capped_by,
+                    rule: workload.identity_place.rule(),
+                    runs: runs(workload, here),
+                }
+            })
+            .collect()
     }
 
     fn way(
@@ -216,6 +225,8 @@ pub(super) fn in_words(give: &Give) -> String {
             let names: Vec<&str> = claims.keys().map(String::as_str).collect();
             format!("token for {audience} with {}", names.join(", "))
         }
+        Give::X509 { dns } if dns.is_empty() => "certificate".to_owned(),
+        Give::X509 { dns } => format!("certificate for {}", dns.join(", ")),
         Give::Introspect { audience } => format!("may introspect tokens for {audience}"),
     }
 }

@@ -108,6 +108,39 @@ pub(crate) fn audience_problem(audience: &str) -> Option<&'static str> {
     }
 }
 
+/// A DNS name written in policy: one host, in the form that stands in a certificate.
+pub(super) fn dns_name(reader: &mut Reader<'_>, text: Text<'_>) -> Option<String> {
+    if let Some(problem) = dns_problem(text.value) {
+        let what = format!("dns {} {problem}", shown(text.value));
+        reader.refuse(text.at, what, "Write a name such as \"orders.internal\".");
+        return None;
+    }
+    Some(text.value.to_owned())
+}
+
+/// Why a text is no DNS name for a certificate, if it is none: labels of a-z, 0-9 and '-'
+/// (RFC 5890 A-labels), no wildcard, nothing that reads as an address.
+fn dns_problem(name: &str) -> Option<&'static str> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(allowed)
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    let last = name.rsplit('.').next().unwrap_or_default();
+    match name {
+        name if name.contains('*') => Some("is a wildcard; name each host"),
+        name if name.bytes().any(|b| b.is_ascii_uppercase()) => Some("has upper-case letters"),
+        name if !name.is_ascii() => Some("is not in its ASCII form (xn--…)"),
+        name if name.len() > 253 => Some("is longer than 253 bytes"),
+        name if name.ends_with('.') => Some("ends with a dot"),
+        name if !name.split('.').all(label) => Some("is no DNS name"),
+        _ if last.bytes().all(|b| b.is_ascii_digit()) => Some("reads as an address"),
+        _ => None,
+    }
+}
+
 /// An audience written in policy.
 pub(super) fn audience(reader: &mut Reader<'_>, text: Text<'_>) -> Option<String> {
     if let Some(problem) = audience_problem(text.value) {
@@ -125,6 +158,46 @@ pub(super) fn audience(reader: &mut Reader<'_>, text: Text<'_>) -> Option<String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dns_names_by_form() {
+        for good in [
+            "orders",
+            "a.b",
+            "orders-1.prod.internal",
+            "xn--bcher-kva.example",
+        ] {
+            assert_eq!(dns_problem(good), None, "{good}");
+        }
+        let long = [
+            "a".repeat(63),
+            "b".repeat(63),
+            "c".repeat(63),
+            "d".repeat(63),
+        ]
+        .join(".");
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "a.",
+            "-a",
+            "a-",
+            "a_b",
+            "a b",
+            "a\0",
+            "a\n",
+            "*.a",
+            "A.b",
+            "é.a",
+            "10.0.0.1",
+            "a.1",
+            &"a".repeat(64),
+            &long,
+        ] {
+            assert!(dns_problem(bad).is_some(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn teams_and_addresses_by_form() {

@@ -26,6 +26,8 @@ pub const MAX_HOSTS: usize = 256;
 pub const MAX_AUDIENCES: usize = 256;
 /// Most credentials that one entitlement gives.
 pub const MAX_GIVES: usize = 16;
+/// Most DNS names of one certificate.
+pub const MAX_DNS_NAMES: usize = 64;
 /// Most extra claims of one token, at its top level.
 pub const MAX_CLAIMS: usize = 32;
 /// Longest name of a claim, in bytes.

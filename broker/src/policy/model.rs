@@ -20,6 +20,8 @@ pub struct TtlPolicy {
     pub service: Limit,
     /// `[ttl.kind] jwt`.
     pub jwt: Option<Ttl>,
+    /// `[ttl.kind] x509`.
+    pub x509: Option<Ttl>,
 }
 
 /// `[workload."…"]`: a subject, and which processes are it.
@@ -43,23 +45,25 @@ pub struct Workload {
     pub identity_place: Place,
 }
 
-/// Which audiences a workload may have JWT-SVIDs for.
+/// Which SVIDs of its own a workload may have: an X509-SVID unless it is off, and JWT-SVIDs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
-    /// No `identity` line: any audience.
+    /// No `identity` line: tokens for any audience.
     AnyAudience,
-    /// Only these.
+    /// Tokens only for these.
     Audiences(Vec<String>),
     /// `identity = false`: none at all.
     Off,
 }
 
 impl Identity {
-    /// Whether a JWT-SVID for this audience may be had.
+    /// Whether a JWT-SVID for this audience may be had; of the empty one, whether the X509-SVID.
     pub fn allows(&self, audience: &str) -> bool {
         match self {
             Self::AnyAudience => true,
-            Self::Audiences(list) => list.iter().any(|listed| listed == audience),
+            Self::Audiences(list) => {
+                audience.is_empty() || list.iter().any(|listed| listed == audience)
+            }
             Self::Off => false,
         }
     }
@@ -113,6 +117,11 @@ pub enum Give {
         /// True for the built-in `identity`: a JWT-SVID (`typ` `JWT`); otherwise an access
         /// token (`typ` `at+jwt`, RFC 9068).
         identity: bool,
+    },
+    /// A certificate for the subject's SPIFFE ID (X509-SVID).
+    X509 {
+        /// DNS names beside it, lower case; none for the built-in `identity`.
+        dns: Vec<String>,
     },
     /// The right to ask about tokens of this audience (RFC 7662).
     Introspect {

@@ -246,6 +246,6 @@ impl Snapshot {
 fn introspected(give: &Give) -> Option<String> {
     match give {
         Give::Introspect { audience } => Some(audience.clone()),
-        Give::Jwt { .. } => None,
+        Give::Jwt { .. } | Give::X509 { .. } => None,
     }
 }

@@ -11,8 +11,8 @@ use toml::de::DeValue;
 
 use super::claims::claims;
 use super::error::Place;
-use super::fields::{PURPOSE_HINT, audience, deputy, owner, parsed, purpose, ttl};
-use super::limits::{MAX_AUDIENCES, MAX_GIVES, MAX_RUNS};
+use super::fields::{PURPOSE_HINT, audience, deputy, dns_name, owner, parsed, purpose, ttl};
+use super::limits::{MAX_AUDIENCES, MAX_DNS_NAMES, MAX_GIVES, MAX_RUNS};
 use super::model::{Give, Identity, Run};
 use super::reader::{Keys, Reader, Section, not_supported, quoted, section_of, shown};
 use super::runs::run;
@@ -26,8 +26,8 @@ const TTL: Keys = Keys {
     later: &[],
 };
 const TTL_KIND: Keys = Keys {
-    known: &["jwt"],
-    later: &["x509", "ssh", "postgres", "sudo", "secret", "exec"],
+    known: &["jwt", "x509"],
+    later: &["ssh", "postgres", "sudo", "secret", "exec"],
 };
 const WORKLOAD: Keys = Keys {
     known: &["owner", "deputy", "purpose", "runs", "identity"],
@@ -42,8 +42,12 @@ const ENTITLEMENT: Keys = Keys {
     later: &["approve", "review", "break_glass", "on_lost"],
 };
 const GIVE: Keys = Keys {
-    known: &["jwt", "introspect"],
-    later: &["postgres", "ssh", "sudo", "x509", "secret", "exec"],
+    known: &["jwt", "x509", "introspect"],
+    later: &["postgres", "ssh", "sudo", "secret", "exec"],
+};
+const X509: Keys = Keys {
+    known: &["dns"],
+    later: &[],
 };
 const JWT: Keys = Keys {
     known: &["audience", "claims"],
@@ -71,6 +75,7 @@ pub(super) struct TtlDraft {
     pub(super) task: Limit,
     pub(super) service: Limit,
     pub(super) jwt: Option<(Place, Ttl)>,
+    pub(super) x509: Option<(Place, Ttl)>,
 }
 
 /// `[workload."…"]` as written; missing parts were reported.
@@ -138,10 +143,11 @@ fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
     let placed = |reader: &Reader<'_>, (at, ttl)| (reader.place(at), ttl);
     let default = ttl(reader, section, "default").map(|found| placed(reader, found));
     let max = ttl(reader, section, "max").map(|found| placed(reader, found));
-    let mut jwt = None;
+    let (mut jwt, mut x509) = (None, None);
     if let Some(kinds) = section.section(reader, "kind", "[ttl.kind]") {
         kinds.check_keys(reader, &TTL_KIND);
         jwt = ttl(reader, &kinds, "jwt").map(|found| placed(reader, found));
+        x509 = ttl(reader, &kinds, "x509").map(|found| placed(reader, found));
     }
     let (task, service) = (
         limit(reader, section, "task"),
@@ -154,6 +160,7 @@ fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
         task,
         service,
         jwt,
+        x509,
     }
 }
 
@@ -352,7 +359,12 @@ fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Give> {
         if gives.iter().any(|other| same_target(other, &give)) {
             reader.refuse(
                 item.span().start,
-                "the same audience twice in one gives",
+                match give {
+                    Give::X509 { .. } => "x509 twice in one gives",
+                    Give::Jwt { .. } | Give::Introspect { .. } => {
+                        "the same audience twice in one gives"
+                    }
+                },
                 "",
             );
         }
@@ -365,8 +377,9 @@ fn same_target(a: &Give, b: &Give) -> bool {
     match (a, b) {
         (Give::Jwt { audience: a, .. }, Give::Jwt { audience: b, .. })
         | (Give::Introspect { audience: a }, Give::Introspect { audience: b }) => a == b,
-        (Give::Jwt { .. }, Give::Introspect { .. })
-        | (Give::Introspect { .. }, Give::Jwt { .. }) => false,
+        // One request brings one public key, and so one certificate.
+        (Give::X509 { .. }, Give::X509 { .. }) => true,
+        (Give::Jwt { .. } | Give::Introspect { .. } | Give::X509 { .. }, _) => false,
     }
 }
 
@@ -395,8 +408,10 @@ fn give(reader: &mut Reader<'_>, item: &Spanned<DeValue<'_>>, of: &str) -> Optio
         return None;
     }
     let jwt = section.section(reader, "jwt", "jwt");
+    let x509 = section.section(reader, "x509", "x509");
     let introspect = section.section(reader, "introspect", "introspect");
     jwt.and_then(|section| give_jwt(reader, &section))
+        .or_else(|| x509.map(|section| give_x509(reader, &section)))
         .or_else(|| introspect.and_then(|section| give_introspect(reader, &section)))
 }
 
@@ -412,6 +427,26 @@ fn give_jwt(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Give> {
         claims,
         identity: false,
     })
+}
+
+fn give_x509(reader: &mut Reader<'_>, section: &Section<'_>) -> Give {
+    section.check_keys(reader, &X509);
+    let mut dns: Vec<String> = Vec::new();
+    for text in section.texts(reader, "dns").unwrap_or_default() {
+        let Some(name) = dns_name(reader, text) else {
+            continue;
+        };
+        if dns.contains(&name) {
+            let what = format!("the name {} twice in one dns", quoted(&name));
+            reader.refuse(text.at, what, "Keep one.");
+        }
+        dns.push(name);
+    }
+    if dns.len() > MAX_DNS_NAMES {
+        let what = format!("dns has {} names, more than {MAX_DNS_NAMES}", dns.len());
+        reader.refuse(section.at, what, "Make several entitlements.");
+    }
+    Give::X509 { dns }
 }
 
 fn give_introspect(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Give> {
@@ -443,6 +478,7 @@ mod tests {
             ENTITLEMENT,
             GIVE,
             JWT,
+            X509,
             INTROSPECT,
         ] {
             for key in keys.known {

@@ -8,7 +8,7 @@ use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::EndCause;
 
-use super::{NotEnded, Work, slot, written};
+use super::{NotEnded, Work, written};
 use crate::app::Broker;
 use crate::complete::revoke_row;
 use crate::issue::store_unavailable;
@@ -108,7 +108,7 @@ impl Broker {
 
     /// After the first commit: listed at once, wiped at the host.
     pub(super) fn announce(&self, row: &CredentialRow) {
-        self.lists.revoke(slot(row));
+        self.list(row);
         let revoked = v1::CredentialRevoked {
             task_id: row.task.to_bytes().to_vec(),
             credential_id: row.id.to_bytes().to_vec(),

@@ -9,7 +9,7 @@ use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
 use ephor_proto::state::task::{self, EndCause, TaskEvent, TaskState};
 use ephor_proto::time::UnixMillis;
 
-use super::{NotEnded, machine, slot, written};
+use super::{NotEnded, machine, written};
 use crate::app::Broker;
 use crate::issue::dead_at;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row};
@@ -99,7 +99,7 @@ impl Broker {
                     crate::crash_point!("prove.after_expiry");
                     for row in &rows {
                         // Also for one that was never revoked: a clock that goes back must not revive it.
-                        self.lists.revoke(slot(row));
+                        self.list(row);
                         self.uses.forget(row.id);
                     }
                 }

@@ -3,7 +3,7 @@
 use ephor_proto::limits::LISTING_KEPT_MILLIS;
 use ephor_proto::state::credential::CredentialState;
 
-use super::{Slot, written};
+use super::written;
 use crate::app::Broker;
 use crate::ledger::{Batch, Lane, Row};
 use crate::limits;
@@ -44,10 +44,7 @@ impl Broker {
         match written(ticket.await) {
             Ok(Some(_)) => {
                 for row in &old {
-                    self.lists.release(Slot {
-                        list: row.status_list,
-                        index: row.status_index,
-                    });
+                    self.unlist(row);
                 }
             }
             Ok(None) => {}

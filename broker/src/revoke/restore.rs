@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::TaskState;
 
-use super::{Slot, Work};
+use super::Work;
 use crate::app::Broker;
 use crate::issue::dead_at;
 use crate::ledger::{CredentialFilter, ReadError};
@@ -17,15 +17,7 @@ impl Broker {
     /// When the store cannot be read.
     pub fn restore(&self) -> Result<(), ReadError> {
         let reader = self.ledger.reader();
-        reader.listings(|listing| {
-            self.lists.restore(
-                Slot {
-                    list: listing.list,
-                    index: listing.index,
-                },
-                listing.revoked,
-            );
-        })?;
+        reader.listings(|listing| self.restore_listing(&listing))?;
         reader.expiries(|expiry| self.timers.set(expiry.id, dead_at(expiry.at)))?;
         drop(reader);
         for task in self.ledger.reader().unclosed_tasks()? {

@@ -39,16 +39,19 @@ pub struct Slot {
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// Every list is full.
-    #[error("all {0} status lists are full; credentials must expire before new ones are issued")]
+    #[error("all {0} lists are full; credentials must expire before new ones are issued")]
     Full(u32),
     /// No randomness for an index.
     #[error(transparent)]
     Random(#[from] ephor_crypto::random::RandomError),
     /// Compressing or signing failed.
-    #[error("building status list {0} failed: {1}")]
+    #[error("making list {0} failed: {1}")]
     Build(u32, String),
+    /// The CA that signs it is distrusted: nobody needs it any more.
+    #[error("the CA of list {0} is distrusted, and so is every certificate that names it")]
+    Distrusted(u32),
     /// No list has that number.
-    #[error("there is no status list {0}")]
+    #[error("there is no list {0}")]
     Unknown(u32),
 }
 

@@ -1,4 +1,4 @@
-//! What anyone may fetch: status lists, checkpoint and tiles. Served on the HTTPS, the plain and
+//! What anyone may fetch: status lists, revocation lists, the trust bundle, checkpoint and tiles. Served on the HTTPS, the plain and
 //! the admin listener alike.
 
 use std::sync::Arc;
@@ -9,6 +9,8 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
+use ephor_crypto::jwk;
+use ephor_proto::http::lists::{CrlIndex, CrlVersion};
 use ephor_proto::problem::Code;
 
 use super::problem::ProblemResponse;
@@ -21,6 +23,8 @@ use crate::revoke::ListError;
 
 /// Media type of a status list token.
 const STATUS_LIST: &str = "application/statuslist+jwt";
+/// Media type of a revocation list (RFC 2585 §4.2).
+const CRL: &str = "application/pkix-crl";
 /// A full tile never changes again.
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 /// A partial tile and the checkpoint are outgrown by the next commit.
@@ -30,6 +34,9 @@ const NO_CACHE: &str = "no-cache";
 pub fn router(broker: Arc<Broker>) -> Router {
     Router::new()
         .route("/status/{number}", get(status_list))
+        .route("/crl", get(crl_index))
+        .route("/crl/{number}", get(crl))
+        .route("/bundle", get(bundle))
         .route("/checkpoint", get(checkpoint))
         .route("/tile/{*path}", get(tile))
         .with_state(broker)
@@ -49,12 +56,75 @@ async fn status_list(State(broker): State<Arc<Broker>>, Path(number): Path<Strin
             STATUS_LIST,
             &format!("public, max-age={}", limits::STATUS_LIST_TTL_SECONDS),
         ),
-        Err(error @ ListError::Unknown(_)) => {
+        Err(error @ (ListError::Unknown(_) | ListError::Distrusted(_))) => {
             refuse(Refusal::new(Code::NotFound, error.to_string()))
         }
         Err(error @ (ListError::Full(_) | ListError::Random(_) | ListError::Build(..))) => {
             refuse(defect(error))
         }
+    }
+}
+
+async fn crl(State(broker): State<Arc<Broker>>, Path(number): Path<String>) -> Response {
+    let refuse = |refusal| ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
+    let Ok(number) = number.parse::<u32>() else {
+        return refuse(Refusal::new(
+            Code::NotFound,
+            "a revocation list has a number: /crl/0; /crl names all",
+        ));
+    };
+    match broker.crls.current(number, &broker.keys).await {
+        Ok(built) => answer(
+            built.der.clone(),
+            CRL,
+            &format!("public, max-age={}", limits::CRL_TTL_SECONDS),
+        ),
+        Err(error @ (ListError::Unknown(_) | ListError::Distrusted(_))) => {
+            refuse(Refusal::new(Code::NotFound, error.to_string()))
+        }
+        Err(error @ (ListError::Full(_) | ListError::Random(_) | ListError::Build(..))) => {
+            refuse(defect(error))
+        }
+    }
+}
+
+/// All revocation lists, each with a count that is another one after every change: who polls this
+/// fetches what changed, and no more.
+async fn crl_index(State(broker): State<Arc<Broker>>) -> Response {
+    let versions = broker.crls.versions();
+    let lists: Vec<_> = versions
+        .into_iter()
+        .map(|(number, version)| CrlVersion {
+            url: broker.crls.uri(number),
+            version: version.to_string(),
+        })
+        .collect();
+    json(&CrlIndex { lists })
+}
+
+/// The trust bundle (SPIFFE Trust Domain and Bundle §4): a JWKS of roots and token keys.
+async fn bundle(State(broker): State<Arc<Broker>>) -> Response {
+    let bundle = broker.keys.load().bundle();
+    let roots = bundle.roots.iter().map(|root| jwk::root_entry(root));
+    let keys = match roots.collect::<Result<Vec<_>, _>>() {
+        Ok(keys) => keys,
+        Err(error) => {
+            return ProblemResponse::of(defect(error), broker.clock.as_ref()).into_response();
+        }
+    };
+    let tokens = bundle.tokens.iter();
+    let tokens = tokens.map(|(kid, key)| serde_json::json!(key.jwk(kid).into_token_entry()));
+    json(&serde_json::json!({
+        "keys": keys.into_iter().chain(tokens).collect::<Vec<_>>(),
+        "spiffe_sequence": bundle.sequence,
+        "spiffe_refresh_hint": limits::BUNDLE_REFRESH_SECONDS,
+    }))
+}
+
+fn json<T: serde::Serialize>(body: &T) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(body) => answer(body.into(), "application/json", NO_CACHE),
+        Err(_) => axum::http::StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CrlDistributionPoint,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber,
 };
 
-use super::{CaCertificate, X509Error, is_trust_domain, split_spiffe_id};
+use super::crl::CrlContent;
+use super::{CaCertificate, Serial, X509Error, is_trust_domain, split_spiffe_id};
 use crate::p256::{P256Public, SigningKey};
 use crate::random;
 
@@ -20,6 +21,23 @@ const TIME_MAX: i64 = 253_402_300_799;
 pub struct Ca {
     certificate: CaCertificate,
     issuer: Issuer<'static, SigningKey>,
+}
+
+/// What a workload's certificate says: an X509-SVID with DNS names that policy gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Svid<'a> {
+    /// Its SPIFFE ID, of the CA's trust domain.
+    pub spiffe_id: &'a str,
+    /// DNS names, from policy only.
+    pub dns: &'a [String],
+    /// Where the list that would revoke it is published (RFC 5280 §4.2.1.13).
+    pub crl: &'a str,
+    /// Its number.
+    pub serial: &'a Serial,
+    /// Start, seconds since 1970.
+    pub not_before: i64,
+    /// End, seconds since 1970.
+    pub not_after: i64,
 }
 
 /// The names a server certificate carries.
@@ -52,7 +70,7 @@ impl Ca {
         if let Some(first) = serial.first_mut() {
             *first = (*first & 0x7f) | 0x40;
         }
-        let mut params = params(serial, not_before_unix, not_after_unix)?;
+        let mut params = params(&serial, not_before_unix, not_after_unix)?;
         params
             .distinguished_name
             .push(DnType::CommonName, common_name);
@@ -118,8 +136,36 @@ impl Ca {
         not_after_unix: i64,
     ) -> Result<Vec<u8>, X509Error> {
         let names = vec![self.subject(spiffe_id)?];
-        let params = params(serial, not_before_unix, not_after_unix)?;
+        let params = params(&serial, not_before_unix, not_after_unix)?;
         self.issue(params, names, public_key_spki_der, not_after_unix)
+    }
+
+    /// A workload's X509-SVID; DER. The public key is a P-256 `SubjectPublicKeyInfo` in DER.
+    ///
+    /// # Errors
+    /// As [`Ca::issue_agent`].
+    pub fn issue_svid(
+        &self,
+        svid: &Svid<'_>,
+        public_key_spki_der: &[u8],
+    ) -> Result<Vec<u8>, X509Error> {
+        let mut names = vec![self.subject(svid.spiffe_id)?];
+        for name in svid.dns {
+            names.push(dns(name)?);
+        }
+        let mut params = params(svid.serial.as_bytes(), svid.not_before, svid.not_after)?;
+        params.crl_distribution_points = vec![CrlDistributionPoint {
+            uris: vec![svid.crl.to_owned()],
+        }];
+        self.issue(params, names, public_key_spki_der, svid.not_after)
+    }
+
+    /// Signs a revocation list; DER (RFC 5280 §5).
+    ///
+    /// # Errors
+    /// When a time or the URL cannot stand in a list.
+    pub fn sign_crl(&self, content: &CrlContent<'_>) -> Result<Vec<u8>, X509Error> {
+        Ok(content.params()?.signed_by(&self.issuer)?.der().to_vec())
     }
 
     /// A certificate like [`Ca::issue_agent`]'s that also has DNS names and addresses.
@@ -139,7 +185,7 @@ impl Ca {
             san.push(dns(name)?);
         }
         san.extend(names.ips.iter().copied().map(SanType::IpAddress));
-        let params = params(serial, not_before_unix, not_after_unix)?;
+        let params = params(&serial, not_before_unix, not_after_unix)?;
         self.issue(params, san, public_key_spki_der, not_after_unix)
     }
 
@@ -210,34 +256,28 @@ pub fn verify_csr(csr_der: &[u8]) -> Result<P256Public, X509Error> {
     P256Public::from_point(request.public_key.der_bytes()).map_err(|_| X509Error::Csr)
 }
 
-fn params(
-    serial: [u8; 16],
-    not_before: i64,
-    not_after: i64,
-) -> Result<CertificateParams, X509Error> {
-    if serial == [0; 16] {
-        return Err(X509Error::Serial);
-    }
+fn params(serial: &[u8], not_before: i64, not_after: i64) -> Result<CertificateParams, X509Error> {
+    let serial = Serial::new(serial)?;
     let refused = || X509Error::Validity {
         not_before,
         not_after,
     };
-    if not_before >= not_after || not_after > TIME_MAX {
+    if not_before >= not_after {
         return Err(refused());
     }
-    let since_1970 = |seconds: i64| {
-        u64::try_from(seconds)
-            .map(Duration::from_secs)
-            .map_err(|_| refused())
-    };
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let mut params = CertificateParams::default();
-    // Cannot overflow: both times were just bounded by the year 9999.
-    params.not_before = epoch + since_1970(not_before)?;
-    params.not_after = epoch + since_1970(not_after)?;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.not_before = epoch + since_1970(not_before).ok_or_else(refused)?;
+    params.not_after = epoch + since_1970(not_after).ok_or_else(refused)?;
+    params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
     params.distinguished_name = DistinguishedName::new();
     Ok(params)
+}
+
+/// Cannot overflow when it is added to 1970: bounded by the year 9999.
+pub(super) fn since_1970(seconds: i64) -> Option<Duration> {
+    let seconds = u64::try_from(seconds.min(TIME_MAX + 1)).ok()?;
+    (seconds <= TIME_MAX.unsigned_abs()).then(|| Duration::from_secs(seconds))
 }
 
 fn uri(id: &str) -> Result<SanType, X509Error> {
@@ -292,14 +332,15 @@ mod tests {
             .unwrap();
         let leaf = Leaf::parse(&der).unwrap();
         assert_eq!(leaf.spiffe_id, AGENT);
-        assert_eq!(leaf.serial, [0xab; 16]);
+        let serial = Serial::new(&[0xab; 16]).unwrap();
+        assert_eq!(leaf.serial, serial);
         assert_eq!(
             (leaf.not_before, leaf.not_after),
             (START - 30, START + 86_400)
         );
         assert_eq!(leaf.spki, key.public_key().spki());
         assert_eq!(leaf_spiffe_id(&der).unwrap(), AGENT);
-        assert_eq!(leaf_serial(&der).unwrap(), [0xab; 16]);
+        assert_eq!(leaf_serial(&der).unwrap(), serial);
         assert_eq!(leaf_not_after(&der).unwrap(), START + 86_400);
         assert_eq!(spki_of(&der).unwrap(), key.public_key().spki());
 
@@ -335,7 +376,7 @@ mod tests {
         gap[..2].copy_from_slice(&[0, 0]);
         for serial in [one, gap, [0xff; 16], [0x01; 16]] {
             let der = ca.issue_agent(AGENT, &spki, serial, START, END).unwrap();
-            assert_eq!(leaf_serial(&der).unwrap(), serial);
+            assert_eq!(leaf_serial(&der).unwrap(), Serial::new(&serial).unwrap());
         }
         assert!(matches!(
             ca.issue_agent(AGENT, &spki, [0; 16], START, END),

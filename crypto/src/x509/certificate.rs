@@ -2,15 +2,14 @@
 
 use std::fmt;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
-use super::{X509Error, split_spiffe_id};
+use super::pem::pem;
+use super::{Serial, X509Error, split_spiffe_id};
 use crate::digest::{hex, sha256};
 
 /// The public part of a CA: what those hold who trust it.
@@ -88,7 +87,7 @@ impl CaCertificate {
     /// The certificate in PEM (RFC 7468).
     #[must_use]
     pub fn pem(&self) -> String {
-        certificate_pem(&self.der)
+        pem("CERTIFICATE", &self.der)
     }
 
     /// SHA-256 of the DER: what a join token pins.
@@ -147,8 +146,8 @@ impl fmt::Debug for CaCertificate {
 pub struct Leaf {
     /// Its one URI name.
     pub spiffe_id: String,
-    /// Serial number, big-endian.
-    pub serial: [u8; 16],
+    /// Serial number.
+    pub serial: Serial,
     /// Start of validity, seconds since 1970.
     pub not_before: i64,
     /// End of validity, seconds since 1970, inclusive.
@@ -164,7 +163,7 @@ impl Leaf {
     ///
     /// # Errors
     /// When it is malformed, has not exactly one URI name, is a CA or may sign certificates,
-    /// or has a serial of more than 128 bits.
+    /// or has a serial of more than 20 bytes.
     pub fn parse(der: &[u8]) -> Result<Self, X509Error> {
         let parsed = parse(der)?;
         if parsed.is_ca() {
@@ -182,7 +181,7 @@ impl Leaf {
         }
         Ok(Self {
             spiffe_id: spiffe_id.to_owned(),
-            serial: serial(&parsed)?,
+            serial: Serial::new(parsed.raw_serial())?,
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
             spki: parsed.public_key().raw.to_vec(),
@@ -199,11 +198,11 @@ pub fn leaf_spiffe_id(der: &[u8]) -> Result<String, X509Error> {
     Leaf::parse(der).map(|leaf| leaf.spiffe_id)
 }
 
-/// The serial of a leaf, big-endian; see [`Leaf::parse`].
+/// The serial of a leaf; see [`Leaf::parse`].
 ///
 /// # Errors
 /// As [`Leaf::parse`].
-pub fn leaf_serial(der: &[u8]) -> Result<[u8; 16], X509Error> {
+pub fn leaf_serial(der: &[u8]) -> Result<Serial, X509Error> {
     Leaf::parse(der).map(|leaf| leaf.serial)
 }
 
@@ -221,30 +220,6 @@ pub fn leaf_not_after(der: &[u8]) -> Result<i64, X509Error> {
 /// [`X509Error::Malformed`].
 pub fn spki_of(der: &[u8]) -> Result<Vec<u8>, X509Error> {
     parse(der).map(|parsed| parsed.public_key().raw.to_vec())
-}
-
-/// A certificate in PEM (RFC 7468).
-#[must_use]
-pub fn certificate_pem(der: &[u8]) -> String {
-    pem("CERTIFICATE", der)
-}
-
-/// DER under a label of RFC 7468.
-pub(super) fn pem(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut out = format!("-----BEGIN {label}-----\n");
-    let mut rest = text.as_str();
-    while let Some((line, tail)) = rest.split_at_checked(64) {
-        out.push_str(line);
-        out.push('\n');
-        rest = tail;
-    }
-    if !rest.is_empty() {
-        out.push_str(rest);
-        out.push('\n');
-    }
-    out.push_str(&format!("-----END {label}-----\n"));
-    out
 }
 
 /// Certificates in DER that stand one after the other.
@@ -330,20 +305,4 @@ fn authority_key_id(parsed: &X509Certificate<'_>) -> Vec<u8> {
             _ => None,
         });
     found.map(|id| id.0.to_vec()).unwrap_or_default()
-}
-
-fn serial(parsed: &X509Certificate<'_>) -> Result<[u8; 16], X509Error> {
-    let raw = parsed.raw_serial();
-    let digits = match raw {
-        [0, digits @ ..] => digits,
-        digits => digits,
-    };
-    let start = 16_usize
-        .checked_sub(digits.len())
-        .ok_or(X509Error::Profile("its serial is longer than 16 bytes"))?;
-    let mut out = [0; 16];
-    for (to, from) in out.iter_mut().skip(start).zip(digits) {
-        *to = *from;
-    }
-    Ok(out)
 }

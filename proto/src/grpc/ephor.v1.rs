@@ -242,7 +242,7 @@ pub struct IssueRequest {
     pub evidence: ::core::option::Option<Evidence>,
     #[prost(string, tag = "5")]
     pub entitlement: ::prost::alloc::string::String,
-    /// For `identity` the audience; otherwise empty.
+    /// For `identity` the audience of a token, or empty for its certificate; otherwise empty.
     #[prost(string, tag = "6")]
     pub item: ::prost::alloc::string::String,
     #[prost(string, tag = "7")]
@@ -256,6 +256,10 @@ pub struct IssueRequest {
     /// Only needed when several workloads match the caller.
     #[prost(string, tag = "10")]
     pub subject: ::prost::alloc::string::String,
+    /// SubjectPublicKeyInfo in DER of a fresh P-256 key that the agent holds; needed when
+    /// the entitlement gives a certificate (else refused with `key_needed`).
+    #[prost(bytes = "vec", tag = "11")]
+    pub public_key_der: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -275,11 +279,14 @@ pub struct Credential {
     pub refresh_at: u64,
     #[prost(string, tag = "6")]
     pub capped_by: ::prost::alloc::string::String,
-    /// The secret itself.
+    /// The secret itself; of a token.
     #[prost(string, tag = "7")]
     pub token: ::prost::alloc::string::String,
     #[prost(string, tag = "8")]
     pub audience: ::prost::alloc::string::String,
+    /// The leaf for the request's public key, then intermediates, each in DER; of a certificate.
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub certificate_chain_der: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IssueResponse {

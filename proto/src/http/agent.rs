@@ -39,7 +39,7 @@ pub struct CredentialRequest {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameters {
-    /// For `identity`: who the token is for.
+    /// For `identity`: who the token is for; without it `identity` gives the certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audience: Option<String>,
 }
@@ -122,7 +122,7 @@ pub struct Credentials {
 /// One credential as delivered. Holds a secret: no `Debug`.
 #[derive(Serialize, Deserialize)]
 pub struct Credential {
-    /// `jwt`
+    /// `jwt` or `x509`
     pub kind: String,
     /// Its id; for a token its `jti`.
     pub id: CredentialId,
@@ -138,6 +138,35 @@ pub struct Credential {
     /// The token itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// For certificates: what they are used with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+}
+
+/// A certificate with its key. Holds a secret: no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Certificate {
+    /// Serial number in hex; a renewed certificate has the next one.
+    pub serial: String,
+    /// The leaf, then intermediates, in PEM: what goes into a handshake.
+    pub chain: String,
+    /// The private key, PKCS#8 in PEM. It was made by the agent and is nowhere else.
+    pub private_key: String,
+    /// The CAs of the trust domain in PEM: what the other side is checked with.
+    pub bundle: String,
+}
+
+/// `GET /v1/certificate[?entitlement=E][&bind=…][&ttl_seconds=N]`: one credential, flat. No
+/// `Debug`.
+pub type FlatCertificate = Token;
+
+/// `GET /v1/bundle`: what certificates of the trust domain are checked with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    /// Without `spiffe://`.
+    pub trust_domain: String,
+    /// The CAs in PEM.
+    pub x509: String,
 }
 
 /// `GET /v1/token?audience=A[&bind=…][&ttl_seconds=N]`: one credential, flat. No `Debug`.

@@ -5,7 +5,8 @@ use super::{EntityId, SHORT_MAX, SHORT_MIN, suffix};
 /// A typed id that may match several entities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdQuery {
-    /// A whole UUID; matches an entity of any kind.
+    /// A whole UUID, or the serial of a certificate, which begins with one; matches an entity of
+    /// any kind.
     Full(uuid::Uuid),
     /// A kind letter and a suffix of the random bits.
     Short {
@@ -18,7 +19,9 @@ pub enum IdQuery {
 
 /// A text that is neither a whole nor a short id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no id: write a UUID, or a letter and at least 4 characters such as t-7kq2")]
+#[error(
+    "`{0}` is no id: write a UUID, a certificate's serial, or a letter and at least 4 characters such as t-7kq2"
+)]
 pub struct BadQuery(String);
 
 impl IdQuery {
@@ -59,6 +62,18 @@ fn parse_short(text: &str) -> Option<IdQuery> {
     })
 }
 
+/// A certificate's serial in hex, as `openssl x509 -serial` or `-text` shows it: 16 bytes of the
+/// credential's id, and 2 that count its certificates.
+fn parse_serial(text: &str) -> Option<uuid::Uuid> {
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    if digits.len() != 36 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    digits
+        .get(..32)
+        .and_then(|id| uuid::Uuid::try_parse(id).ok())
+}
+
 impl std::str::FromStr for IdQuery {
     type Err = BadQuery;
 
@@ -66,6 +81,9 @@ impl std::str::FromStr for IdQuery {
         if text.len() == 36
             && let Ok(uuid) = uuid::Uuid::try_parse(text)
         {
+            return Ok(Self::Full(uuid));
+        }
+        if let Some(uuid) = parse_serial(text) {
             return Ok(Self::Full(uuid));
         }
         parse_short(text).ok_or_else(|| BadQuery(text.chars().take(64).collect()))
@@ -128,6 +146,18 @@ mod tests {
         assert!(!"t-0000".parse::<IdQuery>().unwrap().matches(&id));
         assert!("k-0000".parse::<IdQuery>().unwrap().matches(&id));
         assert!(id.to_string().parse::<IdQuery>().unwrap().matches(&id));
+    }
+
+    #[test]
+    fn a_certificates_serial_leads_to_its_credential() {
+        let id = CredentialId::from_parts(1_800_000_000_000, [0xf3; 10]);
+        let hex: String = id.to_bytes().iter().map(|b| format!("{b:02X}")).collect();
+        let whole = format!("{hex}0007");
+        let pairs: Vec<&str> = (0..18).map(|n| &whole[2 * n..2 * n + 2]).collect();
+        for text in [whole.clone(), pairs.join(":").to_lowercase()] {
+            assert!(text.parse::<IdQuery>().unwrap().matches(&id), "{text}");
+        }
+        assert!(format!("{hex}00zz").parse::<IdQuery>().is_err());
     }
 
     #[test]

@@ -97,6 +97,8 @@ codes! {
     AmbiguousSubject = "ambiguous_subject", 403, Denied, "Several workloads match the caller";
     /// A rule needs evidence that was not sent, such as the hash of the executable.
     EvidenceNeeded = "evidence_needed", 403, Denied, "More evidence is needed";
+    /// The entitlement gives a certificate, and no public key was sent for it.
+    KeyNeeded = "key_needed", 403, Denied, "A public key is needed";
     /// The identity does not give this audience.
     AudienceNotAllowed = "audience_not_allowed", 403, Denied, "The audience is not allowed";
     /// Waiting for approvals.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ephor_crypto::Secret;
 use ephor_crypto::seal::SealingKey;
+use ephor_crypto::x509::RevocationList;
 use ephor_proto::event::AuditEvent;
 use ephor_proto::grpc::v1;
 use ephor_proto::http::admin::{PolicyApplied, PolicyFile};
@@ -264,6 +265,14 @@ impl Bench {
             .await
             .unwrap();
         built.is_revoked(row.status_index)
+    }
+
+    /// The revocation list of a certificate's credential, as a verifier reads it.
+    pub(crate) async fn crl_of(&self, id: CredentialId) -> RevocationList {
+        let number = self.row(id).status_list;
+        let keys = &self.broker.keys;
+        let built = self.broker.crls.current(number, keys).await.unwrap();
+        RevocationList::verify(&built.der, &keys.load().trusted()).unwrap()
     }
 
     /// Checks a receipt as a stranger does and gives its event.

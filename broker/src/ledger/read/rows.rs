@@ -1,6 +1,7 @@
 //! Typed reads of each table.
 
 use ephor_proto::id::{CredentialId, DecisionId, GrantId, JoinTokenId, RequestId, TaskId};
+use ephor_proto::kind::Kind;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::TaskState;
 use ephor_proto::time::UnixMillis;
@@ -48,13 +49,21 @@ pub struct Expiry {
     pub at: UnixMillis,
 }
 
-/// A place in a status list that is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A place in a list that is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
+    /// Whose; `None` when its row cannot be read any more and does not say it.
+    pub id: Option<CredentialId>,
+    /// Of what kind; `None` as above.
+    pub kind: Option<Kind>,
     /// The list.
     pub list: u32,
-    /// The place.
+    /// The place: the bit of a token, the newest certificate of a certificate's credential.
     pub index: u32,
+    /// What was signed, if it is known.
+    pub content: String,
+    /// When it was revoked, if it was and that is known.
+    pub revoked_at: Option<UnixMillis>,
     /// Whether its bit is set. True also for rows that cannot be read any more.
     pub revoked: bool,
 }
@@ -233,8 +242,10 @@ impl Reader {
         let usable =
             |state: CredentialState| state.is_usable() || state == CredentialState::Intended;
         let mut statement = connection.prepare_cached(
-            "SELECT status_list, status_index, state FROM credential WHERE listed = 1 \
-             UNION ALL SELECT status_list, status_index, '' FROM quarantine WHERE status_index IS NOT NULL",
+            "SELECT status_list, status_index, state, id, kind, revoked_at, \
+             CASE kind WHEN 'x509' THEN content ELSE '' END FROM credential WHERE listed = 1 \
+             UNION ALL SELECT status_list, status_index, '', credential, credential_kind, NULL, '' \
+             FROM quarantine WHERE status_index IS NOT NULL",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -244,17 +255,24 @@ impl Reader {
             };
             let revoked = !columns.word(2).is_ok_and(usable);
             each(Listing {
+                id: columns.id(3).ok(),
+                kind: columns.word(4).ok(),
                 list,
                 index,
+                content: columns.string(6).unwrap_or_default(),
+                revoked_at: columns.opt_time(5).ok().flatten(),
                 revoked,
             });
         }
         for row in self.overlay.rows().filter_map(CredentialRow::of) {
-            let (list, index, revoked) = (row.status_list, row.status_index, !usable(row.state));
             each(Listing {
-                list,
-                index,
-                revoked,
+                id: Some(row.id),
+                kind: Some(row.kind),
+                list: row.status_list,
+                index: row.status_index,
+                content: row.content.clone(),
+                revoked_at: row.revoked_at,
+                revoked: !usable(row.state),
             });
         }
         Ok(())

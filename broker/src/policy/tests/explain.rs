@@ -41,6 +41,9 @@ const API: &str = "uid 990, unit billing.service, on every host";
 fn a_subject_by_path_or_whole_id() {
     let expected = [
         format!(
+            "orders/web identity: identity certificate 3600s by ttl.max, orders.toml:7 [{WEB}]"
+        ),
+        format!(
             "orders/web identity: identity token for billing, search 300s by ttl.kind.jwt, orders.toml:7 [{WEB}]"
         ),
         format!(
@@ -61,6 +64,9 @@ fn all_that_a_compromised_host_could_obtain() {
         on_db,
         [
             format!(
+                "billing/api identity: identity certificate 3600s by ttl.max, orders.toml:9 [{API}]"
+            ),
+            format!(
                 "billing/api identity: identity token for any audience 300s by ttl.kind.jwt, orders.toml:9 [{API}]"
             ),
             format!(
@@ -68,7 +74,7 @@ fn all_that_a_compromised_host_could_obtain() {
             ),
         ]
     );
-    assert_eq!(lines(&ask(None, Some("web-1"), None)).len(), 4);
+    assert_eq!(lines(&ask(None, Some("web-1"), None)).len(), 6);
 }
 
 #[test]
@@ -94,7 +100,7 @@ fn only_the_rules_of_that_host_are_shown() {
 #[test]
 fn who_can_get_an_entitlement() {
     assert_eq!(lines(&ask(None, None, Some("billing-api"))).len(), 1);
-    assert_eq!(lines(&ask(None, None, Some("identity"))).len(), 2);
+    assert_eq!(lines(&ask(None, None, Some("identity"))).len(), 4);
 }
 
 #[test]

@@ -164,13 +164,13 @@ fn ttls_that_contradict_each_other() {
     );
     assert_eq!(
         of(
-            "default = \"1m\"\nmax = \"1h\"\nservice = \"never\"\ntask = \"0s\"\nkind = { x509 = \"1m\", jtw = \"1m\" }\ngrace = \"1d\"\n"
+            "default = \"1m\"\nmax = \"1h\"\nservice = \"never\"\ntask = \"0s\"\nkind = { ssh = \"1m\", jtw = \"1m\" }\ngrace = \"1d\"\n"
         ),
         [
             "invalid: service: `never` is no duration (such as 15m, 1h or 90d). a.toml:5:11.",
             "invalid: task: `0s` is not a whole number of seconds above 0. a.toml:6:8.",
-            "invalid: x509 is not supported by this version. a.toml:7:10. It would not be enforced, so it is refused.",
-            "invalid: jtw is no key of [ttl.kind] (jwt?). a.toml:7:23. Keys here: jwt.",
+            "invalid: ssh is not supported by this version. a.toml:7:10. It would not be enforced, so it is refused.",
+            "invalid: jtw is no key of [ttl.kind] (jwt?). a.toml:7:22. Keys here: jwt, x509.",
             "invalid: grace is no key of [ttl]. a.toml:8:1. Keys here: default, max, task, service, kind.",
         ]
     );

@@ -144,6 +144,7 @@ mod tests {
             capped_by: "ttl.default".into(),
             audience: Some(audience.into()),
             token: Some(format!("token for {audience}")),
+            certificate: None,
         }
     }
 

@@ -1,0 +1,166 @@
+//! Where verifiers look for each kind of credential: one match per question.
+
+use ephor_crypto::x509::{Revoked, Serial};
+use ephor_proto::kind::Kind;
+use ephor_proto::time::UnixMillis;
+
+use super::{ListError, Slot};
+use crate::app::Broker;
+use crate::kind::x509;
+use crate::ledger::{CredentialRow, Listing};
+
+/// A place that was taken for a credential before its intent was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A bit of a status list.
+    Status(Slot),
+    /// Room in a revocation list of this number.
+    Crl(u32),
+}
+
+/// That a verifier who asks is told no.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// URL of the list.
+    pub list: String,
+    /// Changes that were in it.
+    pub version: u64,
+}
+
+impl Broker {
+    /// Frees a place whose credential was not recorded.
+    pub(crate) fn release(&self, place: Place) {
+        match place {
+            Place::Status(slot) => self.lists.release(slot),
+            Place::Crl(number) => self.crls.release(number, None),
+        }
+    }
+
+    /// Lists a credential where its verifiers look. Call only after the commit that revoked it.
+    pub(crate) fn list(&self, row: &CredentialRow) {
+        match row.kind {
+            Kind::X509 => {
+                self.crls
+                    .revoke(row.status_list, row.id, revoked(row, self.clock.wall()))
+            }
+            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                self.lists.revoke(slot(row))
+            }
+        }
+    }
+
+    /// Forgets a listing that nobody needs any more.
+    pub(crate) fn unlist(&self, row: &CredentialRow) {
+        match row.kind {
+            Kind::X509 => self.crls.release(row.status_list, Some(row.id)),
+            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                self.lists.release(slot(row))
+            }
+        }
+    }
+
+    /// Puts a stored credential back in its place.
+    pub(crate) fn restore_listing(&self, listing: &Listing) {
+        let (list, index) = (listing.list, listing.index);
+        match (listing.kind, listing.id) {
+            (Some(Kind::X509), Some(id)) => {
+                let at = listing.revoked_at.unwrap_or_else(|| self.clock.wall());
+                let revoked = listing
+                    .revoked
+                    .then(|| revoked_at(&x509::serials(id, index, &listing.content), at));
+                self.crls.restore(list, id, revoked);
+            }
+            // Of a row that cannot be read at all: its task's end lists it from the log.
+            (Some(Kind::X509), None) => {}
+            (
+                None
+                | Some(
+                    Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec,
+                ),
+                _,
+            ) => self.lists.restore(Slot { list, index }, listing.revoked),
+        }
+    }
+
+    /// The URL that verifiers of this credential fetch.
+    pub(crate) fn list_uri(&self, row: &CredentialRow) -> String {
+        match row.kind {
+            Kind::X509 => self.crls.uri(row.status_list),
+            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                self.lists.uri(row.status_list)
+            }
+        }
+    }
+
+    /// The list as a verifier reads it, if it refuses this credential.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) async fn shown(
+        &self,
+        row: &CredentialRow,
+        now: UnixMillis,
+    ) -> Result<Option<Shown>, ListError> {
+        let (is_shown, version) = match row.kind {
+            Kind::X509 => {
+                let built = match self.crls.current(row.status_list, &self.keys).await {
+                    Ok(built) => built,
+                    // Not listed but worse: no verifier has the root any more.
+                    Err(error @ ListError::Distrusted(_)) => {
+                        let list = error.to_string();
+                        return Ok(Some(Shown { list, version: 0 }));
+                    }
+                    Err(error) => return Err(error),
+                };
+                let serials = x509::serials(row.id, row.status_index, &row.content);
+                (
+                    !serials.is_empty() && built.lists_all(&serials),
+                    built.number(),
+                )
+            }
+            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                let built = self.lists.current(row.status_list, now).await?;
+                (built.is_revoked(row.status_index), built.version)
+            }
+        };
+        Ok(is_shown.then(|| Shown {
+            list: self.list_uri(row),
+            version,
+        }))
+    }
+}
+
+/// Where a stored token stands in the status lists.
+fn slot(row: &CredentialRow) -> Slot {
+    Slot {
+        list: row.status_list,
+        index: row.status_index,
+    }
+}
+
+fn revoked(row: &CredentialRow, now: UnixMillis) -> Vec<Revoked> {
+    let serials = x509::serials(row.id, row.status_index, &row.content);
+    revoked_at(&serials, row.revoked_at.unwrap_or(now))
+}
+
+fn revoked_at(serials: &[Serial], at: UnixMillis) -> Vec<Revoked> {
+    let at = i64::try_from(at.as_unix_seconds()).unwrap_or(i64::MAX);
+    let one = |serial: &Serial| Revoked {
+        serial: serial.clone(),
+        at,
+    };
+    serials.iter().map(one).collect()
+}
+
+/// In a listing: which certificate, or which bit.
+pub(crate) fn place_in_words(row: &CredentialRow, list: &str) -> String {
+    match row.kind {
+        Kind::X509 => match x509::serial_of(row) {
+            Some(serial) => format!("{list} serial {serial}"),
+            None => list.to_owned(),
+        },
+        Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+            format!("{list}#{}", row.status_index)
+        }
+    }
+}

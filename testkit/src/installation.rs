@@ -54,6 +54,7 @@ pub struct Installation {
     plain: SocketAddr,
     /// What the daemons' command lines begin with, such as a tracer's; empty is none.
     broker_under: Mutex<Vec<String>>,
+    agent_under: Mutex<Vec<String>>,
     broker: Mutex<Option<Daemon>>,
     agent: Mutex<Option<Daemon>>,
     /// Last, because fields are dropped in this order.
@@ -83,6 +84,7 @@ impl Installation {
             dir,
             binary: binary.to_owned(),
             broker_under: Mutex::default(),
+            agent_under: Mutex::default(),
             broker: Mutex::default(),
             agent: Mutex::default(),
         };
@@ -111,7 +113,16 @@ impl Installation {
     /// # Errors
     /// When the broker refuses or is away.
     pub fn join(&self, token_file: &Path) -> anyhow::Result<()> {
+        self.join_with(token_file, &[])
+    }
+
+    /// As [`Self::join`], with these additions to its environment.
+    ///
+    /// # Errors
+    /// When the broker refuses or is away.
+    pub fn join_with(&self, token_file: &Path, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let mut join = self.agent_command();
+        join.envs(environment.iter().copied());
         join.args([
             "join",
             "--broker",
@@ -236,6 +247,12 @@ impl Installation {
             .and_then(|status| status.signal())
     }
 
+    /// The process of a daemon that was started.
+    #[must_use]
+    pub fn pid(&self, side: Side) -> Option<u32> {
+        self.slot(side).as_ref().map(Daemon::pid)
+    }
+
     /// The end of a daemon's log.
     #[must_use]
     pub fn tail(&self, side: Side) -> String {
@@ -249,6 +266,15 @@ impl Installation {
     pub fn run_broker_under(&self, words: &[&str]) {
         *self
             .broker_under
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) =
+            words.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// The agent's process is started by these words from now on: in other namespaces, for example.
+    pub fn run_agent_under(&self, words: &[&str]) {
+        *self
+            .agent_under
             .lock()
             .unwrap_or_else(PoisonError::into_inner) =
             words.iter().map(|word| (*word).to_owned()).collect();
@@ -405,18 +431,7 @@ impl Installation {
     }
 
     fn broker_command(&self) -> Command {
-        let under = self
-            .broker_under
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut command = match under.split_first() {
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(&self.binary);
-                command
-            }
-            None => Command::new(&self.binary),
-        };
+        let mut command = self.under(&self.broker_under);
         command
             .arg("__broker")
             .arg("--config")
@@ -425,12 +440,24 @@ impl Installation {
     }
 
     fn agent_command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = self.under(&self.agent_under);
         command
             .arg("__agent")
             .env("EPHOR_AGENT_STATE_DIR", self.path("agent"))
             .env("EPHOR_AGENT_SOCKET", self.socket());
         command
+    }
+
+    fn under(&self, words: &Mutex<Vec<String>>) -> Command {
+        let words = words.lock().unwrap_or_else(PoisonError::into_inner);
+        match words.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        }
     }
 
     fn once(&self, command: &mut Command) -> anyhow::Result<()> {

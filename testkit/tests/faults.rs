@@ -10,6 +10,8 @@
 
 #[path = "faults/away.rs"]
 mod away;
+#[path = "faults/callers.rs"]
+mod callers;
 #[path = "faults/crash.rs"]
 mod crash;
 #[path = "faults/disk.rs"]

@@ -4,6 +4,7 @@
 //! is a process descriptor that rides on the first bytes of `POST /v1/tasks`.
 
 mod fd_stream;
+mod server;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -168,6 +169,7 @@ impl Peer {
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|why| self.away(&why))?;
+        server::check(&stream, &self.path, self.what)?;
         let stream = TokioIo::new(fd_stream::FdStream::new(stream, fd));
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
             .await

@@ -51,3 +51,6 @@ mod attacks;
 
 #[path = "cli/malformed.rs"]
 mod malformed;
+
+#[path = "cli/ledger.rs"]
+mod ledger;

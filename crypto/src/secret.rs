@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_nothing() {
+    fn attack_44_debug_shows_nothing() {
         let secret = Secret::from_string("hunter2".to_owned());
         assert_eq!(format!("{secret:?}"), "Secret(..)");
         assert_eq!(format!("{secret:#?}"), "Secret(..)");

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_of_secret_bearing_messages_shows_no_secret() {
+    fn attack_44_debug_of_secret_bearing_messages_shows_no_secret() {
         let join = v1::JoinRequest {
             token: "marker-secret".into(),
             ..Default::default()

@@ -16,6 +16,8 @@ mod callers;
 mod crash;
 #[path = "faults/disk.rs"]
 mod disk;
+#[path = "faults/files.rs"]
+mod files;
 #[path = "faults/frozen.rs"]
 mod frozen;
 #[path = "faults/heads.rs"]

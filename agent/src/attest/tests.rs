@@ -130,7 +130,7 @@ fn an_exec_after_connect_is_noticed_though_pid_and_start_time_stay() {
 }
 
 #[test]
-fn a_peer_that_ended_is_refused_before_and_after_it_was_attested() {
+fn attack_13_a_peer_that_ended_is_refused_before_and_after_it_was_attested() {
     for mode in [Mode::Pidfd, Mode::StartTime] {
         let door = Door::open();
         let (mut process, stream) = door.python("wait()");
@@ -228,7 +228,7 @@ fn bind_parent_is_the_process_that_called_the_helper() {
 }
 
 #[test]
-fn a_process_that_is_no_ancestor_cannot_be_bound_to() {
+fn attack_25_a_process_that_is_no_ancestor_cannot_be_bound_to() {
     let (one, sibling) = (Process::waiting(), Process::waiting());
     let child_of_none =
         attest_ancestor(&one.peer(), Bind::Ancestor(sibling.pid()), false, &cache());

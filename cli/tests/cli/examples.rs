@@ -86,7 +86,7 @@ fn the_token_service_takes_its_client_and_refuses_a_killed_ones_token() {
 }
 
 #[test]
-fn a_token_by_run_dies_with_its_command() {
+fn attack_49_a_token_by_run_dies_with_its_command() {
     let dev = shared();
     let mut checker = Checker::start(&dev);
     let dir = scratch();

@@ -85,7 +85,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 }
 
 #[test]
-fn no_secret_is_anywhere_but_where_it_belongs() {
+fn attack_39_42_43_47_and_50_no_secret_is_anywhere_but_where_it_belongs() {
     let cwd = scratch();
     let with_cores = core_limit();
     let mut dev = Dev::with(&policy(), |mut command| {

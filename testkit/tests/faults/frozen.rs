@@ -65,6 +65,53 @@ fn a_frozen_broker_delays_no_cached_answer_and_refuses_new_ones_in_time() {
     judge(&kit, &history).unwrap();
 }
 
+/// With nobody to renew it a credential is handed out while it is good and not a moment longer.
+#[test]
+fn a_frozen_broker_makes_the_agent_hand_out_nothing_expired() {
+    const SHORT: &str = "short&ttl_seconds=4";
+    let kit = super::running();
+    let (held, _) = fetch(&kit, SHORT);
+    assert_eq!(held.status, 200, "{}", held.body);
+    kit.freeze(Side::Broker).unwrap();
+    let (mut good, mut refused) = (0, 0);
+    wait::until("it has expired for a while", SETTLE, || {
+        let asked = wall_millis();
+        let (answer, took) = fetch(&kit, SHORT);
+        if answer.status == 200 {
+            good += 1;
+            assert_eq!(refused, 0, "served again after it was refused");
+            let expires = answer.body["expires_at"].as_str().unwrap();
+            let left = millis_of(expires) - asked;
+            assert!(left > 0, "expired {} ms ago: {}", -left, answer.body);
+            // A held one that may no longer be given is asked for anew, which takes its time.
+            assert!(took < FROM_MEMORY, "an answer from memory took {took} s");
+        } else {
+            refused += 1;
+            assert_eq!(answer.status, 503, "{}", answer.body);
+            assert!(answer.body.get("token").is_none(), "{}", answer.body);
+        }
+        (refused > 2).then_some(())
+    })
+    .unwrap();
+    assert!(good > 3, "it was served while it was good: {good}");
+    kit.go_on(Side::Broker).unwrap();
+    let again = wait::until("a new one", SETTLE, || {
+        Some(fetch(&kit, SHORT).0).filter(|answer| answer.status == 200)
+    });
+    assert_ne!(again.unwrap().body["token"], held.body["token"]);
+}
+
+fn wall_millis() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(now.unwrap().as_millis()).unwrap()
+}
+
+/// RFC 3339, as the agent writes it.
+fn millis_of(time: &str) -> i64 {
+    let time: ephor_proto::time::UnixMillis = time.parse().unwrap();
+    i64::try_from(time.as_millis()).unwrap()
+}
+
 /// Nothing new for a silent host; what it holds goes on, and what ended meanwhile is ended.
 #[test]
 fn a_frozen_agent_is_silent_and_comes_back() {

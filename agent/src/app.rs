@@ -24,10 +24,12 @@ use crate::hold::entry::Now;
 use crate::hold::renew::Renewer;
 use crate::journal::{Journal, Unfinished};
 use crate::limits;
+use crate::metrics;
 use crate::prove::Receipts;
 use crate::surface::api::Api;
 use crate::surface::listener::{self, Threads};
 use crate::surface::quota::Quota;
+use crate::supervise::{self, Inherited};
 use crate::tasks::Tasks;
 use crate::uplink::checkpoint::Highest;
 use crate::uplink::connect::{Address, Asks, Connect, TlsConnect};
@@ -333,31 +335,92 @@ impl Agent {
 ///
 /// # Errors
 /// When it cannot start; nothing was served then.
-pub async fn run(config: Config, ready_file: Option<&Path>) -> Result<(), StartError> {
+pub async fn run(
+    config: Config,
+    ready_file: Option<&Path>,
+    inherited: Inherited,
+) -> Result<(), StartError> {
     let parts = parts(&config)?;
     let tasks = parts.tasks.clone();
     // Bound before anything of the broker's is asked for: a second agent must not take over.
-    let socket =
-        listener::bind(&config.socket).map_err(|error| StartError::Config(error.to_string()))?;
+    let sockets = Sockets::open(&config, inherited)?;
     let threads = Threads::start(&tasks)
         .map_err(|error| StartError::Host(format!("starting threads: {error}")))?;
     let agent = Agent::start(parts)?;
     let api = Arc::new(Api(Arc::clone(&agent)));
     tasks.spawn_vital(
         "surface.listener",
-        listener::run(socket, api, tasks.clone(), threads),
+        listener::run(sockets.callers, api, tasks.clone(), threads),
     );
+    if let Some(listener) = sockets.metrics {
+        let told = metrics::serve(listener, Arc::clone(&agent));
+        tasks.spawn_vital("metrics", told);
+    }
     if let Some(path) = ready_file {
         write_ready(path, &config.socket)
             .map_err(|error| StartError::Host(format!("writing {}: {error}", path.display())))?;
     }
     tracing::info!(socket = %config.socket.display(), host = %agent.host, "ready");
+    supervise::ready("serving");
+    if let Some(every) = supervise::watchdog() {
+        let stop = tasks.stop().clone();
+        tasks.spawn("watchdog", async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = supervise::keep_alive(every) => {}
+            }
+        });
+    }
     let stopped = wait_for_stop(&tasks).await;
+    supervise::stopping();
     if !tasks.finish(limits::STOP_WITHIN).await {
         tracing::warn!("some work did not end in time and was cut off");
     }
-    let _ = std::fs::remove_file(&config.socket);
+    // The service manager's stays: callers wait there for the next start.
+    if sockets.own {
+        let _ = std::fs::remove_file(&config.socket);
+    }
     stopped
+}
+
+/// Where this agent listens.
+struct Sockets {
+    callers: tokio::net::UnixListener,
+    metrics: Option<tokio::net::TcpListener>,
+    /// Made here, not by the service manager.
+    own: bool,
+}
+
+impl Sockets {
+    /// Those that were passed to us, else new ones.
+    fn open(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
+        let passed = |name: &str, error: std::io::Error| {
+            StartError::Config(format!("the socket `{name}` that was passed: {error}"))
+        };
+        let callers = inherited.unix("agent").map_err(|error| passed("agent", error))?;
+        let own = callers.is_none();
+        let callers = match callers {
+            Some(listener) => listener::adopt(listener),
+            None => listener::bind(&config.socket),
+        };
+        let callers = callers.map_err(|error| StartError::Config(error.to_string()))?;
+        let metrics = inherited.tcp("metrics").map_err(|error| passed("metrics", error))?;
+        let metrics = match (metrics, config.metrics_listen) {
+            (Some(listener), _) => Some(tokio::net::TcpListener::from_std(listener)),
+            (None, Some(address)) => Some(metrics::bind(address)),
+            (None, None) => None,
+        };
+        let metrics = metrics.transpose().map_err(|error| {
+            StartError::Config(format!("listening for metrics: {error}"))
+        })?;
+        if let Some(name) = inherited.left_over() {
+            return Err(StartError::Config(format!(
+                "a socket named `{name}` was passed, and nobody would answer on it; \
+                 the names are `agent` and `metrics` (FileDescriptorName=)"
+            )));
+        }
+        Ok(Self { callers, metrics, own })
+    }
 }
 
 /// SIGTERM and SIGINT stop cleanly; a vital part that failed is an error.

@@ -20,6 +20,7 @@ use crate::app;
 use crate::clock::SystemClock;
 use crate::config::{Config, ConfigError, LogFormat, Partial};
 use crate::harden;
+use crate::supervise::Inherited;
 use crate::tasks::Tasks;
 use crate::uplink::join::{Join, JoinError, Token, join};
 
@@ -163,6 +164,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             block_on(join_host(&config, &args.token_file))?
         }
         Command::Run(args) => {
+            let inherited = Inherited::take();
             let parent = config.socket.parent().map(Path::to_owned);
             let made = parent.map(|parent| (parent, 0o755)).into_iter().collect();
             let confined = prepare(&config, made)?;
@@ -174,7 +176,7 @@ fn execute(command: Command) -> Result<(), Failure> {
                 };
                 stop_when_stdin_ends().map_err(failed)?;
             }
-            block_on(app::run(config, args.ready_file.as_deref()))?.map_err(|error| Failure {
+            block_on(app::run(config, args.ready_file.as_deref(), inherited))?.map_err(|error| Failure {
                 code: CONFIG,
                 text: error.to_string(),
             })

@@ -2,6 +2,7 @@
 //!
 //! An unknown key is refused, never ignored: a misspelt setting must not look as if it held.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ephor_confine::Off;
@@ -54,6 +55,8 @@ pub struct Config {
     pub user: Option<String>,
     /// Protections that are turned off, with the reasons.
     pub hardening_off: Off,
+    /// Where metrics and health are told, if anywhere; always loopback.
+    pub metrics_listen: Option<SocketAddr>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Largest executable that is hashed, in bytes.
@@ -78,6 +81,8 @@ pub struct Partial {
     pub user: Option<String>,
     /// See [`Config::hardening_off`].
     pub hardening_off: Option<Off>,
+    /// See [`Config::metrics_listen`].
+    pub metrics_listen: Option<SocketAddr>,
     /// See [`Config::log_format`].
     pub log_format: Option<LogFormat>,
     /// See [`Config::max_exe_hash_bytes`].
@@ -182,6 +187,10 @@ impl Partial {
                     });
                 }
                 "USER" => partial.user = Some(value),
+                "METRICS_LISTEN" => {
+                    let parsed = value.parse().map_err(|_| wrong("write ADDRESS:PORT"))?;
+                    partial.metrics_listen = Some(parsed);
+                }
                 "LOG_FORMAT" => {
                     partial.log_format = Some(match value.as_str() {
                         "human" => LogFormat::Human,
@@ -210,6 +219,7 @@ impl Partial {
             peer_pidfd: later.peer_pidfd.or(self.peer_pidfd),
             user: later.user.or(self.user),
             hardening_off: later.hardening_off.or(self.hardening_off),
+            metrics_listen: later.metrics_listen.or(self.metrics_listen),
             log_format: later.log_format.or(self.log_format),
             max_exe_hash_bytes: later.max_exe_hash_bytes.or(self.max_exe_hash_bytes),
         }
@@ -224,6 +234,12 @@ impl Partial {
             host.parse()
                 .map_err(|error| ConfigError::Value(format!("host `{host}`: {error}")))
         });
+        if let Some(address) = self.metrics_listen.filter(|at| !at.ip().is_loopback()) {
+            return Err(ConfigError::Value(format!(
+                "metrics_listen = \"{address}\": not a loopback address; whoever reads it can tell \
+                 how much goes on here, so let a proxy of yours decide who that is"
+            )));
+        }
         let socket = self
             .socket
             .unwrap_or_else(|| PathBuf::from("/run/ephor/agent.sock"));
@@ -235,12 +251,13 @@ impl Partial {
             broker: self.broker,
             state_dir: self
                 .state_dir
-                .unwrap_or_else(|| PathBuf::from("/var/lib/ephor")),
+                .unwrap_or_else(|| PathBuf::from("/var/lib/ephor/agent")),
             socket,
             host: host.transpose()?,
             peer_pidfd: self.peer_pidfd.unwrap_or_default(),
             user: self.user,
             hardening_off,
+            metrics_listen: self.metrics_listen,
             log_format: self.log_format.unwrap_or_default(),
             max_exe_hash_bytes: self
                 .max_exe_hash_bytes
@@ -303,6 +320,7 @@ mod tests {
             ("peer_pidfd = \"on\"", "peer_pidfd"),
             ("[hardening_off]\nseccomp = \"no\"", "hardening_off.seccomp"),
             ("[hardening_off]\nlandlok = \"because of it\"", "landlok"),
+            ("metrics_listen = \"0.0.0.0:9482\"", "loopback"),
         ] {
             let file = file(text);
             let error = Config::load(Some(file.path()), variables(&[]), Partial::default())

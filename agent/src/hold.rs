@@ -312,6 +312,12 @@ impl Hold {
         self.inner.served.load(Ordering::Relaxed)
     }
 
+    /// Credentials in memory and requests for some on their way.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.inner.held.load(Ordering::Relaxed)
+    }
+
     /// Lands a flight: its slot now holds the credential. False when the task ended.
     fn land(&self, task: TaskId, key: &Arc<Key>, flight: u64, held: &Arc<Held>) -> bool {
         self.with_slots(task, |slots| match slots.get_mut(key) {

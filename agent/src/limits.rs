@@ -45,6 +45,10 @@ pub const STOP_WITHIN: Duration = Duration::from_secs(5);
 pub const BROKER_PORT: u16 = 8443;
 /// How long making a connection to the broker may take, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Connections served at once on the metrics listener.
+pub const METRICS_CONNECTIONS: usize = 16;
+/// How long one of them may last.
+pub const METRICS_CONNECTION: Duration = Duration::from_secs(120);
 /// Most threads that serve the socket.
 pub const SURFACE_THREADS: usize = 4;
 /// Messages with requests for credentials that may be on their way to the broker at once.

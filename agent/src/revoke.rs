@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CredentialId, TaskId};
+use ephor_proto::stage::Stage;
 use ephor_proto::state::task::EndCause;
 use ephor_proto::time::Boottime;
 use tokio::sync::mpsc;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::app::Agent;
 use crate::complete::Ended;
 use crate::crash_point;
+use crate::metrics::STAGES;
 use crate::journal::{JournalError, Record};
 use crate::uplink::session::Downlink;
 use crate::uplink::spool::End;
@@ -86,6 +88,8 @@ fn finish(agent: &Agent, ended: Ended, wiped: u32) {
     let Ended { task, cause } = ended;
     crash_point!("revoke.wiped");
     tracing::info!(%task, cause = cause.as_str(), wiped, "task ended; what was held for it is wiped");
+    STAGES.counted(Stage::Complete, 1);
+    STAGES.counted(Stage::Revoke, u64::from(wiped));
     let contact = agent.contact(task);
     agent
         .receipts
@@ -126,6 +130,7 @@ impl Downlink for Pushes {
 
     fn credential_revoked(&self, task: TaskId, credential: CredentialId) {
         let wiped = self.0.hold.wipe_credential(task, credential);
+        STAGES.counted(Stage::Revoke, u64::from(wiped));
         self.0.note_revoked(task, credential);
         tracing::info!(%task, %credential, wiped, "the broker revoked a credential");
     }
@@ -159,6 +164,7 @@ impl Downlink for Pushes {
 
     fn end_acknowledged(&self, task: TaskId, receipt: Option<v1::CompleteResponse>) {
         crash_point!("complete.sent");
+        STAGES.counted(Stage::Prove, 1);
         self.0.receipts.told(task, receipt);
         self.0.forget(task);
     }

@@ -25,6 +25,7 @@ use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
 use crate::ledger::Ledger;
+use crate::metrics::Counted;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Refusals, Throttle};
 use crate::revoke::{Crls, Pending, StatusLists, Timers, Uses};
@@ -79,6 +80,8 @@ pub struct Broker {
     pub pending: Pending,
     /// Uses seen by introspection.
     pub uses: Uses,
+    /// What the store counted last, for metrics.
+    pub counted: Counted,
     /// Why nothing is issued until someone looks; set once, for the life of the process.
     stopped: OnceLock<String>,
 }
@@ -186,6 +189,7 @@ impl Broker {
             deadlines: Timers::default(),
             pending: Pending::default(),
             uses: Uses::default(),
+            counted: Counted::default(),
             stopped: OnceLock::new(),
             clock,
             ledger,

@@ -13,6 +13,7 @@ use crate::app::{self, InitOptions, StartError};
 use crate::config::{Config, LogFormat, Settings};
 use crate::harden;
 use crate::policy::Snapshot;
+use crate::supervise::Inherited;
 
 const USAGE: u8 = 64;
 const CONFIG: u8 = 78;
@@ -124,6 +125,7 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
             ready_file,
             stop_on_stdin_eof,
         } => {
+            let inherited = Inherited::take();
             let ready = ready_file.as_deref();
             harden::harden(&config, harden::For::Run { ready })
                 .map_err(unconfined)?
@@ -136,7 +138,7 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
                     )
                 })?;
             }
-            app::run(&config, ready_file.as_deref()).map_err(failed)
+            app::run(&config, ready_file.as_deref(), inherited).map_err(failed)
         }
         #[cfg(feature = "failpoints")]
         Command::CrashPoints => print_line(crate::crash::POINTS.join("\n").as_bytes()),
@@ -273,7 +275,7 @@ mod tests {
         assert!(
             named.contains(&"EPHOR_BROKER_STATE_DIR") && named.contains(&"EPHOR_BROKER_CONFIG")
         );
-        assert_eq!(named.len(), 18, "{named:?}");
+        assert_eq!(named.len(), 19, "{named:?}");
     }
 
     #[test]

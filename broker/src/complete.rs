@@ -17,6 +17,7 @@ pub(crate) use begin::{closed_grant, revoke_row};
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CorrelationId, TaskId};
 use ephor_proto::problem::{Code, Problem};
+use ephor_proto::stage::Stage;
 use ephor_proto::state::task::{EndCause, TaskState};
 
 use crate::app::Broker;
@@ -25,6 +26,7 @@ use crate::fleet::Peer;
 use crate::issue::store_unavailable;
 use crate::ledger::{CredentialRow, TaskRow, Ticket};
 use crate::limits;
+use crate::metrics;
 use crate::prove::Proven;
 use crate::request::Refusal;
 use crate::revoke::{NotEnded, Work, written};
@@ -245,12 +247,19 @@ impl Broker {
     /// Waits for a step's commit and does what follows it. A precondition that did not hold is no
     /// failure: the next [`Broker::advance`] reads again.
     async fn finish(&self, ticket: Ticket, after: After) -> Result<(), NotEnded> {
+        let watch = Stopwatch::start();
         if written(ticket.await)?.is_none() {
             return Ok(());
         }
         match after {
-            After::List { credentials, tell } => self.began(&credentials, tell.as_deref()),
-            After::Forget { credentials } => self.settled(&credentials),
+            After::List { credentials, tell } => {
+                self.began(&credentials, tell.as_deref());
+                metrics::STAGES.passed(Stage::Complete, watch.micros());
+            }
+            After::Forget { credentials } => {
+                self.settled(&credentials);
+                metrics::STAGES.passed(Stage::Prove, watch.micros());
+            }
         }
         Ok(())
     }

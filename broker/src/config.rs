@@ -92,6 +92,9 @@ pub struct Settings {
     /// How long a CA is trusted before it issues.
     #[arg(long, global = true, env = "EPHOR_BROKER_CA_LEAD")]
     pub ca_lead: Option<Ttl>,
+    /// Loopback address for metrics, /healthz and /readyz; off unless set.
+    #[arg(long, global = true, env = "EPHOR_BROKER_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Form of log lines on stderr.
     #[arg(long, global = true, env = "EPHOR_BROKER_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -132,6 +135,8 @@ pub struct Config {
     pub master_key_file: Option<PathBuf>,
     /// When keys follow each other.
     pub schedule: Schedule,
+    /// Where metrics and health are told, if anywhere; always loopback.
+    pub metrics_listen: Option<SocketAddr>,
     /// Form of log lines.
     pub log_format: LogFormat,
     /// Whether to take over the database's epoch.
@@ -254,6 +259,7 @@ impl Config {
                     over.ca_lead.or(base.ca_lead),
                 ),
             )?,
+            metrics_listen: over.metrics_listen.or(base.metrics_listen),
             log_format: over.log_format.or(base.log_format).unwrap_or_default(),
             take_over: over.take_over.or(base.take_over).unwrap_or(false),
             user: over.user.or(base.user),
@@ -274,6 +280,15 @@ impl Config {
             server_name(name)?;
         }
         self.hardening_off.check().map_err(ConfigError::Reason)?;
+        if let Some(address) = self.metrics_listen.filter(|at| !at.ip().is_loopback()) {
+            return Err(ConfigError::Value {
+                key: "metrics_listen",
+                value: address.to_string(),
+                problem: "not a loopback address; whoever reads it can tell how much goes on here, so \
+                          let a proxy of yours decide who that is"
+                    .to_owned(),
+            });
+        }
         if self.admin_socket.as_os_str().len() > limits::SOCKET_PATH {
             return Err(ConfigError::Value {
                 key: "admin_socket",

@@ -5,11 +5,14 @@
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{DecisionId, RequestId};
 use ephor_proto::kind::Kind;
+use ephor_proto::stage::Stage;
 use ephor_proto::time::UnixMillis;
 
+use crate::clock::Stopwatch;
 use crate::decide::Decided;
 use crate::issue::{Made, Opened, Permit, defect};
 use crate::ledger::{CredentialRow, RequestRow};
+use crate::metrics;
 use crate::request::Refusal;
 
 /// What the answer says beside the credentials.
@@ -32,6 +35,16 @@ pub struct Timings {
     pub decide: u64,
     /// Recording and signing.
     pub issue: u64,
+}
+
+impl Timings {
+    /// Into the metrics, once for each answer. Who approves by rule takes no time.
+    fn count(self) {
+        metrics::STAGES.passed(Stage::Attest, self.attest);
+        metrics::STAGES.passed(Stage::Decide, self.decide);
+        metrics::STAGES.counted(Stage::Approve, 1);
+        metrics::STAGES.passed(Stage::Issue, self.issue);
+    }
 }
 
 impl Delivery {
@@ -66,6 +79,7 @@ pub(crate) fn deliver(
     delivery: &Delivery,
     timings: Timings,
 ) -> Result<v1::IssueResponse, Refusal> {
+    let delivering = Stopwatch::start();
     let mut credentials = Vec::with_capacity(made.len());
     for sealed in made {
         let id = sealed.id();
@@ -75,6 +89,8 @@ pub(crate) fn deliver(
             row.ok_or_else(|| defect("a permit that covers a credential it does not hold"))?;
         credentials.push(encode(row, opened)?);
     }
+    timings.count();
+    metrics::STAGES.passed(Stage::Deliver, delivering.micros());
     Ok(v1::IssueResponse {
         request_id: delivery.request.to_bytes().to_vec(),
         decision_id: delivery.decision.to_bytes().to_vec(),

@@ -313,6 +313,19 @@ impl Fleet {
         })
     }
 
+    /// How many hosts there are of each state.
+    #[must_use]
+    pub fn states(&self) -> [(AgentState, u64); AgentState::ALL.len()] {
+        let mut states = AgentState::ALL.map(|state| (state, 0));
+        for host in self.all() {
+            let now = host.live().state;
+            if let Some((_, n)) = states.iter_mut().find(|(state, _)| *state == now) {
+                *n += 1;
+            }
+        }
+        states
+    }
+
     /// Whether nothing may be issued to this host now: not heard for 15 s, or never.
     #[must_use]
     pub fn is_silent(&self, host: &str) -> bool {

@@ -24,6 +24,7 @@ use ephor_proto::grpc::v1;
 use ephor_proto::id::{CorrelationId, TaskId};
 use ephor_proto::kind::Kind;
 use ephor_proto::problem::{Code, Problem};
+use ephor_proto::stage::Stage;
 use ephor_proto::state::task::TaskState;
 use ephor_proto::time::UnixMillis;
 
@@ -38,6 +39,7 @@ use crate::fleet::Peer;
 use crate::kind::{Signed, jwt, x509};
 use crate::ledger::{Batch, CommitError, Key, Reader, Reason, TaskRow};
 use crate::limits;
+use crate::metrics;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Requested};
 use crate::revoke::{Crls, Place, Work};
@@ -95,9 +97,15 @@ impl Broker {
         r: v1::IssueRequest,
         correlation: CorrelationId,
     ) -> Result<v1::IssueResponse, Refusal> {
-        let _work = self.throttle.admit(peer.host(), self.clock.boottime())?;
+        let parsing = Stopwatch::start();
+        let _work = self
+            .throttle
+            .admit(peer.host(), self.clock.boottime())
+            .inspect_err(|_| metrics::STAGES.refused(Stage::Request))?;
         for _ in 0..limits::CONFLICT_TRIES {
-            let requested = Requested::parse(peer.host(), r.clone())?;
+            let requested = Requested::parse(peer.host(), r.clone())
+                .inspect_err(|_| metrics::STAGES.refused(Stage::Request))?;
+            metrics::STAGES.passed(Stage::Request, parsing.micros());
             let now = self.ready_to_issue(peer, &requested)?;
             match self.try_issue(peer, requested, now, correlation).await? {
                 Tried::Done(response) => return Ok(response),
@@ -254,6 +262,7 @@ impl Broker {
                 Ok(None)
             }
             Err(CommitError::Refused(reason)) => {
+                metrics::STAGES.refused(Stage::Issue);
                 release();
                 Err(refused_by_store(&reason))
             }

@@ -42,7 +42,7 @@ pub use batch::{
 pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{
-    CredentialFilter, Expiry, Listing, PolicyEntry, ReadError, Reader, ShortId, StoredEvent,
+    Counts, CredentialFilter, Expiry, Listing, PolicyEntry, ReadError, Reader, ShortId, StoredEvent,
     TaskFilter,
 };
 pub use row::{

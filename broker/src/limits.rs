@@ -9,6 +9,10 @@ use std::time::Duration;
 pub const HTTPS_CONNECTIONS: usize = 4096;
 /// Connections served at once on the plain listener.
 pub const HTTP_CONNECTIONS: usize = 1024;
+/// Connections served at once on the metrics listener.
+pub const METRICS_CONNECTIONS: usize = 16;
+/// The store is counted for metrics at most this often.
+pub const COUNTS_EVERY: Duration = Duration::from_secs(10);
 /// Connections served at once on the admin socket.
 pub const ADMIN_CONNECTIONS: usize = 64;
 /// From accept to the end of the TLS handshake and the first whole request header.

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod grpc;
 pub mod lists;
 pub mod listener;
+pub mod metrics;
 pub mod oauth;
 pub mod problem;
 pub mod tls;
@@ -39,6 +40,14 @@ pub fn https_router(broker: &Arc<Broker>) -> Router {
 pub fn http_router(broker: &Arc<Broker>) -> Router {
     Router::new()
         .merge(lists::router(Arc::clone(broker)))
+        .fallback_service(fallback(broker))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(map_response_with_state(Arc::clone(broker), in_our_form))
+}
+
+/// Metrics and health, for programs on this host.
+pub fn metrics_router(broker: &Arc<Broker>) -> Router {
+    metrics::router(Arc::clone(broker))
         .fallback_service(fallback(broker))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(map_response_with_state(Arc::clone(broker), in_our_form))

@@ -32,6 +32,9 @@ pub mod log;
 pub mod problem;
 // Bodies of the HTTP interfaces.
 pub mod http;
+// What is counted, and its only labels.
+#[cfg(feature = "metrics")]
+pub mod metrics;
 // The gRPC contract `ephor.v1` and its version rule.
 #[cfg(feature = "grpc")]
 pub mod grpc;

@@ -16,6 +16,7 @@ use ephor_proto::http::agent as wire;
 use ephor_proto::id::TaskId;
 use ephor_proto::limits::{MAX_BODY_BYTES, MAX_HEADER_BYTES};
 use ephor_proto::problem::{Code, Problem};
+use ephor_proto::stage::Stage;
 use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -32,6 +33,7 @@ use crate::deliver;
 use crate::hold::Held;
 use crate::hold::entry::Cost;
 use crate::limits;
+use crate::metrics::STAGES;
 use crate::request::{BadRequest, Requested, query};
 use crate::revoke;
 use crate::surface::listener::{Activity, Serve};
@@ -236,19 +238,29 @@ async fn credential(
     loop {
         tries += 1;
         let attesting = Stopwatch::start();
-        let asker = caller.asker(requested.bind)?;
+        let asker = caller
+            .asker(requested.bind)
+            .inspect_err(|_| STAGES.refused(Stage::Attest))?;
         let key = deliver::key_of(&asker, requested);
         if let Some(held) = deliver::held(agent, &asker, key) {
             caller.check_at_once(&asker)?;
             return Ok((held, None));
         }
         let attested = attesting.micros();
+        STAGES.counted(Stage::Request, 1);
+        STAGES.passed(Stage::Attest, attested);
         let fetched = deliver::fetch(agent, &asker, key.to_key(), caller.uid()).await;
         match fetched {
             Err(problem) if problem.code == Code::TaskEnded && tries == 1 => caller.forget(),
-            Err(problem) => return Err(problem),
+            Err(problem) => {
+                STAGES.refused(Stage::Deliver);
+                return Err(problem);
+            }
             Ok((held, cost)) => {
-                caller.check_before_write(&asker)?;
+                caller
+                    .check_before_write(&asker)
+                    .inspect_err(|_| STAGES.refused(Stage::Deliver))?;
+                STAGES.passed(Stage::Deliver, attesting.micros());
                 let cost = cost.map(|cost| Cost {
                     attest: cost.attest + attested,
                     ..cost

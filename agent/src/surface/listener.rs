@@ -92,6 +92,31 @@ pub fn bind(path: &Path) -> Result<UnixListener, ListenError> {
     Ok(listener)
 }
 
+/// A listener that the service manager made. Who may replace it is the manager's to say; that each
+/// message says who wrote it is ours.
+///
+/// # Errors
+/// When the option cannot be set, or the runtime does not take it.
+pub fn adopt(listener: std::os::unix::net::UnixListener) -> Result<UnixListener, ListenError> {
+    let path = listener
+        .local_addr()
+        .ok()
+        .and_then(|address| address.as_pathname().map(Path::to_owned));
+    let Some(path) = path else {
+        return Err(ListenError::Path {
+            path: PathBuf::new(),
+            problem: "the socket that was passed has no path; abstract ones have no owner and no mode",
+        });
+    };
+    let io = |error| ListenError::Io {
+        path: path.clone(),
+        error,
+    };
+    let listener = UnixListener::from_std(listener).map_err(io)?;
+    super::peer::prepare_listener(&listener).map_err(io)?;
+    Ok(listener)
+}
+
 /// Others must not be able to put their own socket in our place.
 fn check_directory(path: &Path, parent: &Path) -> Result<(), ListenError> {
     let metadata = fs::metadata(parent).map_err(|error| ListenError::Io {

@@ -28,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::start::{listen, open, start_background};
 use super::*;
+use crate::supervise::Inherited;
 
 struct Live {
     broker: Arc<Broker>,
@@ -71,7 +72,7 @@ impl Live {
             .unwrap()
             .trim()
             .to_owned();
-        let (broker, sockets) = open(&config).await.unwrap();
+        let (broker, sockets) = open(&config, Inherited::none()).await.unwrap();
         broker.restore().unwrap();
         let connections = Tasks::new();
         let (https, http) = listen(&broker, &config, sockets, &connections).unwrap();
@@ -383,7 +384,7 @@ async fn the_plain_listener_has_what_is_public_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_broker_and_a_second_init_are_refused() {
     let live = Live::start().await;
-    let held = match open(&live.config).await {
+    let held = match open(&live.config, Inherited::none()).await {
         Ok(_) => panic!("two brokers on one store"),
         Err(error) => error,
     };
@@ -408,7 +409,7 @@ async fn a_second_broker_and_a_second_init_are_refused() {
 
     // Another master key opens nothing, and says so.
     std::fs::write(live.config.state_dir.join("master.key"), [7; 32]).unwrap();
-    let wrong = match open(&live.config).await {
+    let wrong = match open(&live.config, Inherited::none()).await {
         Ok(_) => panic!("opened with a wrong key"),
         Err(error) => error,
     };
@@ -419,7 +420,7 @@ async fn a_second_broker_and_a_second_init_are_refused() {
     // Another trust domain is another installation.
     let policy = super::tests::POLICY.replace("test.example", "other.example");
     std::fs::write(live.dir.path().join("policy/ephor.toml"), policy).unwrap();
-    let other = match open(&live.config).await {
+    let other = match open(&live.config, Inherited::none()).await {
         Ok(_) => panic!("opened for another trust domain"),
         Err(error) => error,
     };

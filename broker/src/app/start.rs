@@ -25,6 +25,7 @@ use crate::policy::LoadErrors;
 use crate::surface;
 use crate::surface::listener::{BindError, Server, bind_unix};
 use crate::surface::tls::Tls;
+use crate::supervise::{self, Inherited};
 use crate::{limits, tasks::Tasks};
 
 /// Why the broker does not run. Each is for the operator to mend.
@@ -79,6 +80,12 @@ pub enum StartError {
     /// The admin socket.
     #[error("unreachable: {0}")]
     Admin(#[from] BindError),
+    /// A socket was passed that nobody would answer on.
+    #[error(
+        "invalid: a socket named `{0}` was passed, and nobody would answer on it; the names are \
+         `https`, `http`, `admin` and, where metrics_listen is set, `metrics` (FileDescriptorName=)"
+    )]
+    LeftOver(String),
     /// The operating system.
     #[error("cannot {what}: {source}")]
     System {
@@ -111,6 +118,7 @@ impl StartError {
             | Self::TrustDomain { .. }
             | Self::Tls(_)
             | Self::Certificate(_)
+            | Self::LeftOver(_)
             | Self::Init(_) => 78,
         }
     }
@@ -125,15 +133,23 @@ impl StartError {
 ///
 /// # Errors
 /// [`StartError`]; nothing is served then.
-pub fn run(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError> {
+pub fn run(
+    config: &Config,
+    ready_file: Option<&Path>,
+    inherited: Inherited,
+) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(StartError::system("start the runtime"))?;
-    runtime.block_on(serve(config, ready_file))
+    runtime.block_on(serve(config, ready_file, inherited))
 }
 
-async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartError> {
+async fn serve(
+    config: &Config,
+    ready_file: Option<&Path>,
+    inherited: Inherited,
+) -> Result<(), StartError> {
     let mut terminate =
         signal(SignalKind::terminate()).map_err(StartError::system("listen for SIGTERM"))?;
     let hangup = signal(SignalKind::hangup()).map_err(StartError::system("listen for SIGHUP"))?;
@@ -141,7 +157,8 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
         signal(SignalKind::interrupt()).map_err(StartError::system("listen for SIGINT"))?;
 
     ephor_crypto::tls::install();
-    let (broker, sockets) = open(config).await?;
+    let (broker, sockets) = open(config, inherited).await?;
+    let own_admin_socket = sockets.own_admin;
     broker.restore()?;
     record_start(&broker).await;
     let connections = Tasks::new();
@@ -155,6 +172,16 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
             .map_err(StartError::system("write the ready file"))?;
     }
     tracing::info!(https = %addresses.0, http = %addresses.1, issuer = broker.installation.issuer, "serving");
+    supervise::ready("serving");
+    if let Some(every) = supervise::watchdog() {
+        let stop = connections.stop_token();
+        connections.spawn("watchdog", async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = supervise::keep_alive(every) => {}
+            }
+        });
+    }
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -162,13 +189,19 @@ async fn serve(config: &Config, ready_file: Option<&Path>) -> Result<(), StartEr
         name = broker.tasks.broken() => Err(StartError::Broken(name)),
         name = connections.broken() => Err(StartError::Broken(name)),
     };
-    shut_down(broker, connections, config, ready_file).await;
+    supervise::stopping();
+    // The service manager's admin socket stays: the next start takes it again.
+    let admin_socket = own_admin_socket.then_some(config.admin_socket.as_path());
+    shut_down(broker, connections, admin_socket, ready_file).await;
     ended
 }
 
 /// Everything that can be wrong with files, keys, policy and addresses is found here, before
 /// anything is served.
-pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), StartError> {
+pub(super) async fn open(
+    config: &Config,
+    inherited: Inherited,
+) -> Result<(Arc<Broker>, Sockets), StartError> {
     let clock = SystemClock::shared();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let sealer = master::read(&master::path(config, credentials.as_deref()))?;
@@ -196,7 +229,7 @@ pub(super) async fn open(config: &Config) -> Result<(Arc<Broker>, Sockets), Star
         &stored.origin,
     )?;
     let fleet = Fleet::restore(ledger.reader().hosts()?, Arc::clone(&clock));
-    let sockets = Sockets::bind(config).await?;
+    let sockets = Sockets::bind(config, inherited).await?;
     let installation = Installation::new(&stored, trust_domain, config, sockets.addresses()?);
     let parts = Parts {
         clock,
@@ -219,20 +252,38 @@ pub(super) struct Sockets {
     https: TcpListener,
     http: TcpListener,
     admin: UnixListener,
+    metrics: Option<TcpListener>,
+    /// The admin socket was made here, not by the service manager.
+    own_admin: bool,
 }
 
 impl Sockets {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let tcp = async |address: SocketAddr| {
-            TcpListener::bind(address)
+    /// Those that were passed to us, else new ones.
+    async fn bind(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
+        let passed =
+            |name: &'static str| StartError::system(format!("use the socket `{name}` that was passed"));
+        let mut tcp = async |name, address: SocketAddr| match inherited.tcp(name).map_err(passed(name))? {
+            Some(listener) => TcpListener::from_std(listener).map_err(passed(name)),
+            None => TcpListener::bind(address)
                 .await
-                .map_err(|source| StartError::Listen { address, source })
+                .map_err(|source| StartError::Listen { address, source }),
         };
-        Ok(Self {
-            https: tcp(config.https_listen).await?,
-            http: tcp(config.http_listen).await?,
-            admin: bind_unix(&config.admin_socket)?,
-        })
+        let https = tcp("https", config.https_listen).await?;
+        let http = tcp("http", config.http_listen).await?;
+        let metrics = match config.metrics_listen {
+            Some(address) => Some(tcp("metrics", address).await?),
+            None => None,
+        };
+        let admin = inherited.unix("admin").map_err(passed("admin"))?;
+        let own_admin = admin.is_none();
+        let admin = match admin {
+            Some(listener) => UnixListener::from_std(listener).map_err(passed("admin"))?,
+            None => bind_unix(&config.admin_socket)?,
+        };
+        if let Some(name) = inherited.left_over() {
+            return Err(StartError::LeftOver(name.to_owned()));
+        }
+        Ok(Self { https, http, admin, metrics, own_admin })
     }
 
     fn addresses(&self) -> Result<(SocketAddr, SocketAddr), StartError> {
@@ -296,6 +347,14 @@ pub(super) fn listen(
     connections.spawn_vital("https", https.serve_https(sockets.https, tls, cuts));
     connections.spawn_vital("http", http.serve_http(sockets.http));
     connections.spawn_vital("admin", admin.serve_unix(sockets.admin));
+    if let Some(listener) = sockets.metrics {
+        let metrics = server(
+            "metrics",
+            surface::metrics_router(broker),
+            limits::METRICS_CONNECTIONS,
+        );
+        connections.spawn_vital("metrics", metrics.serve_http(listener));
+    }
     Ok(addresses)
 }
 
@@ -429,7 +488,7 @@ fn write_ready(
 async fn shut_down(
     broker: Arc<Broker>,
     connections: Tasks,
-    config: &Config,
+    admin_socket: Option<&Path>,
     ready_file: Option<&Path>,
 ) {
     tracing::info!("stopping");
@@ -443,7 +502,9 @@ async fn shut_down(
     {
         tracing::warn!(left = connections.len(), "connections were cut at shutdown");
     }
-    let _ = std::fs::remove_file(&config.admin_socket);
+    if let Some(path) = admin_socket {
+        let _ = std::fs::remove_file(path);
+    }
     broker.write_refusals(true).await;
     if !broker.tasks.shutdown(limits::SHUTDOWN_TASKS).await {
         tracing::warn!(

@@ -1,15 +1,18 @@
 //! The second commit of an end: what was checked is written down, and the task is closed with
 //! its one receipt.
 
+use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
 use ephor_proto::state::task::{self, TaskEvent};
 use ephor_proto::time::UnixMillis;
 
 use super::{After, Step};
 use crate::app::Broker;
+use crate::clock::Stopwatch;
 use crate::crash_point;
 use crate::issue::dead_at;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
+use crate::metrics;
 use crate::prove::Checked;
 use crate::revoke::{NotEnded, machine};
 
@@ -73,6 +76,7 @@ impl Broker {
         row: &mut CredentialRow,
         now: UnixMillis,
     ) -> Result<Checked, NotEnded> {
+        let watch = Stopwatch::start();
         crash_point!("revoke.before_listing");
         // Again after a restart; setting a set bit changes nothing.
         self.list(row);
@@ -91,6 +95,7 @@ impl Broker {
         row.state = next.state;
         row.overdue = None;
         row.evidence = Some(checked.text(row));
+        metrics::STAGES.passed(Stage::Revoke, watch.micros());
         Ok(checked)
     }
 

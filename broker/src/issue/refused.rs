@@ -11,6 +11,7 @@ use crate::attest::Attested;
 use crate::decide::Denied;
 use crate::fleet::Peer;
 use crate::ledger::DecisionRow;
+use crate::metrics;
 use crate::request::{Refusal, RefusalKey, Requested};
 
 impl Broker {
@@ -25,6 +26,7 @@ impl Broker {
         if refusal.code == Code::EvidenceNeeded {
             return refusal;
         }
+        metrics::STAGES.refused(Stage::Attest);
         let mut event = match self.event(Stage::Attest, "refused", Outcome::Denied) {
             Ok(event) => event,
             Err(error) => return error,
@@ -58,6 +60,7 @@ impl Broker {
         decision: DecisionId,
         correlation: CorrelationId,
     ) -> Refusal {
+        metrics::STAGES.refused(Stage::Decide);
         let refusal = Refusal::new(denied.code, denied.message.clone());
         let mut event = match self.event(Stage::Decide, "denied", Outcome::Denied) {
             Ok(event) => event,

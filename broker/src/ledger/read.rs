@@ -3,6 +3,7 @@
 //! A reader must be short: while it lives, the write-ahead log cannot start over. It is not
 //! `Send`, so that the compiler refuses to hold one across an `.await`.
 
+mod counts;
 mod events;
 mod find;
 mod policy;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Params};
 
+pub use counts::Counts;
 pub use events::StoredEvent;
 pub use find::ShortId;
 pub use policy::PolicyEntry;

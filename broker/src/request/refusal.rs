@@ -45,6 +45,7 @@ impl Refusal {
     /// The problem that leaves the process.
     #[must_use]
     pub fn into_problem(self, correlation: CorrelationId) -> Problem {
+        crate::metrics::REFUSALS.count(self.code);
         let mut problem = Problem::new(self.code, correlation, self.detail);
         problem.decision = self.decision;
         problem.retry_after = self.retry_after.or(problem.retry_after);

@@ -90,6 +90,18 @@ impl Pending {
         })
     }
 
+    /// Open ends.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.with(|inner| inner.tries.len())
+    }
+
+    /// Whether every end is proven.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// It reached its end.
     pub fn done(&self, work: &Work) {
         self.with(|inner| inner.tries.remove(work));

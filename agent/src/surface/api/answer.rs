@@ -60,6 +60,7 @@ impl Answer {
 /// closed: what follows on it cannot be trusted to be what it seems.
 #[must_use]
 pub fn refusal(problem: &Problem) -> Response<Full<Bytes>> {
+    crate::metrics::REFUSALS.count(problem.code);
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     // So that the id in the answer leads somewhere. Not the detail: it may quote what the caller sent.
     tracing::info!(correlation = %problem.correlation_id, code = %problem.code, "refused");
@@ -92,6 +93,7 @@ pub fn refusal(problem: &Problem) -> Response<Full<Bytes>> {
 /// A refusal as bytes, for a connection that is not served at all.
 #[must_use]
 pub fn raw(problem: &Problem) -> Vec<u8> {
+    crate::metrics::REFUSALS.count(problem.code);
     let body = serde_json::to_string(problem).unwrap_or_default();
     let (status, length) = (problem.status, body.len());
     let retry = problem

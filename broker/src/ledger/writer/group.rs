@@ -7,6 +7,7 @@ use ephor_proto::time::UnixMillis;
 use rusqlite::{Connection, params};
 
 use super::{Trouble, Writer, count};
+use crate::clock::Stopwatch;
 use crate::ledger::apply::{Stop, apply, quarantine, refusal};
 use crate::ledger::batch::CommitError;
 use crate::ledger::codec::{int, millis};
@@ -14,6 +15,7 @@ use crate::ledger::encode::Encoded;
 use crate::ledger::queue::Job;
 use crate::ledger::tree::{Frontier, Head};
 use crate::limits;
+use crate::metrics;
 
 /// First leaf of each batch, or why it was not applied.
 pub(super) type Results = Vec<Result<u64, CommitError>>;
@@ -89,7 +91,10 @@ impl Writer {
             return Ok(Some(results));
         }
         let head = self.seal(size, now)?;
+        let flushing = Stopwatch::start();
         self.flush()?;
+        metrics::COMMIT.observe(flushing.micros());
+        metrics::GROUP.observe(batches.len() as u64);
         self.publish(head, now, batches, &results);
         Ok(Some(results))
     }

@@ -26,10 +26,10 @@ use crate::journal::{Journal, Unfinished};
 use crate::limits;
 use crate::metrics;
 use crate::prove::Receipts;
+use crate::supervise::{self, Inherited};
 use crate::surface::api::Api;
 use crate::surface::listener::{self, Threads};
 use crate::surface::quota::Quota;
-use crate::supervise::{self, Inherited};
 use crate::tasks::Tasks;
 use crate::uplink::checkpoint::Highest;
 use crate::uplink::connect::{Address, Asks, Connect, TlsConnect};
@@ -397,29 +397,37 @@ impl Sockets {
         let passed = |name: &str, error: std::io::Error| {
             StartError::Config(format!("the socket `{name}` that was passed: {error}"))
         };
-        let callers = inherited.unix("agent").map_err(|error| passed("agent", error))?;
+        let callers = inherited
+            .unix("agent")
+            .map_err(|error| passed("agent", error))?;
         let own = callers.is_none();
         let callers = match callers {
             Some(listener) => listener::adopt(listener),
             None => listener::bind(&config.socket),
         };
         let callers = callers.map_err(|error| StartError::Config(error.to_string()))?;
-        let metrics = inherited.tcp("metrics").map_err(|error| passed("metrics", error))?;
+        let metrics = inherited
+            .tcp("metrics")
+            .map_err(|error| passed("metrics", error))?;
         let metrics = match (metrics, config.metrics_listen) {
             (Some(listener), _) => Some(tokio::net::TcpListener::from_std(listener)),
             (None, Some(address)) => Some(metrics::bind(address)),
             (None, None) => None,
         };
-        let metrics = metrics.transpose().map_err(|error| {
-            StartError::Config(format!("listening for metrics: {error}"))
-        })?;
+        let metrics = metrics
+            .transpose()
+            .map_err(|error| StartError::Config(format!("listening for metrics: {error}")))?;
         if let Some(name) = inherited.left_over() {
             return Err(StartError::Config(format!(
                 "a socket named `{name}` was passed, and nobody would answer on it; \
                  the names are `agent` and `metrics` (FileDescriptorName=)"
             )));
         }
-        Ok(Self { callers, metrics, own })
+        Ok(Self {
+            callers,
+            metrics,
+            own,
+        })
     }
 }
 

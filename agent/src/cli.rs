@@ -8,8 +8,8 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
 use ephor_confine::Report;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use ephor_crypto::tls;
 use ephor_proto::problem::{FirstWord, wrong_usage};
 use ephor_proto::spiffe::HostName;
@@ -89,6 +89,12 @@ struct RunArgs {
     /// Stop as for SIGTERM when standard input ends: for a parent that may be killed.
     #[arg(long)]
     stop_on_stdin_eof: bool,
+}
+
+/// The command line, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program with these arguments (without its own name).
@@ -176,9 +182,11 @@ fn execute(command: Command) -> Result<(), Failure> {
                 };
                 stop_when_stdin_ends().map_err(failed)?;
             }
-            block_on(app::run(config, args.ready_file.as_deref(), inherited))?.map_err(|error| Failure {
-                code: CONFIG,
-                text: error.to_string(),
+            block_on(app::run(config, args.ready_file.as_deref(), inherited))?.map_err(|error| {
+                Failure {
+                    code: CONFIG,
+                    text: error.to_string(),
+                }
             })
         }
     }

@@ -113,7 +113,11 @@ fn answer(agent: &Arc<Agent>, method: &Method, path: &str) -> Response<Full<Byte
         }
         "/metrics" => match page(agent) {
             Ok(text) => response(StatusCode::OK, metrics::CONTENT_TYPE, text),
-            Err(_) => response(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", String::new()),
+            Err(_) => response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "text/plain",
+                String::new(),
+            ),
         },
         _ => response(StatusCode::NOT_FOUND, "text/plain", String::new()),
     }
@@ -169,12 +173,16 @@ fn tell_now(page: &mut Page<'_>, agent: &Agent) -> std::fmt::Result {
         Link::Connecting => "connecting",
         Link::Away { .. } => "away",
     };
-    let links = ["up", "connecting", "away"]
-        .map(|link| ([(Label::State, link)], u64::from(link == state)));
+    let links =
+        ["up", "connecting", "away"].map(|link| ([(Label::State, link)], u64::from(link == state)));
     page.gauges("link", "Whether the broker is reached", links)?;
     let open = agent.table.open_tasks().len() as u64;
     page.gauges("tasks", "Tasks that are open", [([], open)])?;
-    page.gauges("held", "Credentials in memory", [([], agent.hold.held() as u64)])?;
+    page.gauges(
+        "held",
+        "Credentials in memory",
+        [([], agent.hold.held() as u64)],
+    )?;
     let ends = [([(Label::Queue, "ends")], agent.spool.len() as u64)];
     page.gauges("waiting", "What the broker was not told yet", ends)?;
     page.counters("served", "Answers from memory", [([], agent.hold.served())])

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use crate::app::Agent;
 use crate::complete::Ended;
 use crate::crash_point;
-use crate::metrics::STAGES;
 use crate::journal::{JournalError, Record};
+use crate::metrics::STAGES;
 use crate::uplink::session::Downlink;
 use crate::uplink::spool::End;
 

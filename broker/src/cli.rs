@@ -61,6 +61,12 @@ enum Command {
     CrashPoints,
 }
 
+/// The command line, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the command line; `args` without the program's name.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments =

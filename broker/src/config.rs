@@ -284,9 +284,10 @@ impl Config {
             return Err(ConfigError::Value {
                 key: "metrics_listen",
                 value: address.to_string(),
-                problem: "not a loopback address; whoever reads it can tell how much goes on here, so \
+                problem:
+                    "not a loopback address; whoever reads it can tell how much goes on here, so \
                           let a proxy of yours decide who that is"
-                    .to_owned(),
+                        .to_owned(),
             });
         }
         if self.admin_socket.as_os_str().len() > limits::SOCKET_PATH {

@@ -73,7 +73,9 @@ impl Broker {
             REFUSALS.tell(page)?;
             tell_now(page, ready, &agents, waiting)?;
             tell_ledger(page, &health)?;
-            counts.as_ref().map_or(Ok(()), |counts| tell_counts(page, counts))
+            counts
+                .as_ref()
+                .map_or(Ok(()), |counts| tell_counts(page, counts))
         });
         page.ok()
     }
@@ -81,7 +83,12 @@ impl Broker {
     /// What the store counts, no older than [`limits::COUNTS_EVERY`]; `None` when it cannot be read.
     async fn counts(self: &Arc<Self>) -> Option<Counts> {
         let now = self.clock.boottime();
-        let last = || self.counted.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = || {
+            self.counted
+                .last
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
         let fresh = last()
             .as_ref()
             .filter(|(at, _)| u128::from(now.millis_since(*at)) < limits::COUNTS_EVERY.as_millis())
@@ -113,11 +120,21 @@ fn tell_now(
 ) -> std::fmt::Result {
     let version = (Label::Version, env!("CARGO_PKG_VERSION"));
     page.gauges("build_info", "The running version", [([version], 1)])?;
-    page.gauges("ready", "Whether it would issue now", [([], u64::from(ready))])?;
-    let agents = agents.iter().map(|(state, n)| ([(Label::State, state.as_str())], *n));
+    page.gauges(
+        "ready",
+        "Whether it would issue now",
+        [([], u64::from(ready))],
+    )?;
+    let agents = agents
+        .iter()
+        .map(|(state, n)| ([(Label::State, state.as_str())], *n));
     page.gauges("agents", "Hosts by the state of their agent", agents)?;
     page.gauges("ends_pending", "Ends that are not proven yet", [([], ends)])?;
-    page.gauges("timers", "Credentials whose end by time is awaited", [([], timers)])
+    page.gauges(
+        "timers",
+        "Credentials whose end by time is awaited",
+        [([], timers)],
+    )
 }
 
 fn tell_ledger(page: &mut Page<'_>, health: &Health) -> std::fmt::Result {
@@ -125,29 +142,71 @@ fn tell_ledger(page: &mut Page<'_>, health: &Health) -> std::fmt::Result {
     let lanes = [("revoke", revoke), ("normal", normal)];
     let lanes = lanes.map(|(lane, n)| ([(Label::Queue, lane)], n as u64));
     page.gauges("ledger_waiting", "Batches waiting for the store", lanes)?;
-    page.histograms("ledger_commit_seconds", "Time that a durable commit took", [([], &COMMIT)])?;
-    page.histograms("ledger_group", "Batches that went into one commit", [([], &GROUP)])?;
+    page.histograms(
+        "ledger_commit_seconds",
+        "Time that a durable commit took",
+        [([], &COMMIT)],
+    )?;
+    page.histograms(
+        "ledger_group",
+        "Batches that went into one commit",
+        [([], &GROUP)],
+    )?;
     for (name, help, value) in [
         ("ledger_commits", "Commits", health.commits),
         ("ledger_batches", "Batches committed", health.batches),
-        ("ledger_conflicts", "Batches decided on stale data", health.conflicts),
-        ("ledger_refused", "Batches that the store refused", health.refused),
-        ("ledger_reserved", "Batches that went to the reserve", health.reserved),
-        ("ledger_queue_full", "Batches refused because a lane was full", health.queue_full),
+        (
+            "ledger_conflicts",
+            "Batches decided on stale data",
+            health.conflicts,
+        ),
+        (
+            "ledger_refused",
+            "Batches that the store refused",
+            health.refused,
+        ),
+        (
+            "ledger_reserved",
+            "Batches that went to the reserve",
+            health.reserved,
+        ),
+        (
+            "ledger_queue_full",
+            "Batches refused because a lane was full",
+            health.queue_full,
+        ),
     ] {
         page.counters(name, help, [([], value)])?;
     }
     let reserve = u64::from(health.reserve_in_use);
-    page.gauges("ledger_reserve_in_use", "1 while the store lacks what the reserve holds", [([], reserve)])
+    page.gauges(
+        "ledger_reserve_in_use",
+        "1 while the store lacks what the reserve holds",
+        [([], reserve)],
+    )
 }
 
 fn tell_counts(page: &mut Page<'_>, counts: &Counts) -> std::fmt::Result {
     let credentials = counts.credentials.iter().map(|(kind, state, n)| {
-        ([(Label::Kind, kind.as_str()), (Label::State, state.as_str())], *n)
+        (
+            [(Label::Kind, kind.as_str()), (Label::State, state.as_str())],
+            *n,
+        )
     });
-    page.gauges("credentials", "Credentials that are not dead, by kind and state", credentials)?;
-    let tasks = [("open", counts.tasks_open), ("completing", counts.tasks_completing)];
+    page.gauges(
+        "credentials",
+        "Credentials that are not dead, by kind and state",
+        credentials,
+    )?;
+    let tasks = [
+        ("open", counts.tasks_open),
+        ("completing", counts.tasks_completing),
+    ];
     let tasks = tasks.map(|(state, n)| ([(Label::State, state)], n));
     page.gauges("tasks", "Tasks that are not closed", tasks)?;
-    page.gauges("overdue", "Credentials whose revocation is late", [([], counts.overdue)])
+    page.gauges(
+        "overdue",
+        "Credentials whose revocation is late",
+        [([], counts.overdue)],
+    )
 }

@@ -46,6 +46,12 @@ pub enum Verb {
     Broker(Broker),
     /// Who the calling process is to the agent
     Whoami(Whoami),
+    /// Which protections are in force on this host, what is missing, and how to get it
+    Doctor(Doctor),
+    /// Print completions for a shell
+    Completion(Completion),
+    /// Print the manual page, or write those of all three programs into a directory
+    Man(Man),
     /// Removes a task's files when the run that made them is gone (internal).
     #[command(name = "__clean", hide = true)]
     Clean {
@@ -132,6 +138,54 @@ pub struct Token {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = TokenOutput::Token)]
     pub output: TokenOutput,
+}
+
+/// `ephor doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Settings of the agent, to find its state
+    #[arg(long, value_name = "FILE", default_value = ephor_agent::config::DEFAULT_FILE)]
+    pub agent_config: PathBuf,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = DoctorOutput::Text)]
+    pub output: DoctorOutput,
+}
+
+/// Forms of `ephor doctor`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DoctorOutput {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// `ephor completion`
+#[derive(Debug, Args)]
+pub struct Completion {
+    /// For which shell
+    pub shell: clap_complete::Shell,
+    /// For which program
+    #[arg(long = "for", value_enum, value_name = "PROGRAM", default_value_t = Program::Ephor)]
+    pub program: Program,
+}
+
+/// The three programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Program {
+    /// The command line
+    Ephor,
+    /// The central service
+    EphorBroker,
+    /// The per-host daemon
+    EphorAgent,
+}
+
+/// `ephor man`
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Where to write the pages, such as /usr/local/share/man/man1
+    pub dir: Option<PathBuf>,
 }
 
 /// `ephor whoami`

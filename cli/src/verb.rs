@@ -11,6 +11,8 @@ mod host;
 mod policy;
 mod audit;
 mod broker;
+mod doctor;
+mod completion;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,8 @@ pub fn main() -> ExitCode {
     let outcome = match cli.verb {
         // Outlives its parent and must hold nothing: no runtime.
         Verb::Clean { dir } => return run::cleaner_main(&dir),
+        Verb::Completion(args) => completion::completion(&args),
+        Verb::Man(args) => completion::man(&args),
         verb => on_runtime(verb),
     };
     outcome.unwrap_or_else(|failure| exit::report(&failure))
@@ -73,6 +77,9 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Audit(args) => audit::audit(args).await,
         Verb::Broker(args) => broker::broker(args).await,
         Verb::Whoami(args) => whoami::whoami(args).await,
+        Verb::Doctor(args) => doctor::doctor(args).await,
+        Verb::Completion(args) => completion::completion(&args),
+        Verb::Man(args) => completion::man(&args),
         Verb::DemoApp { port, audience } => demo::app_main(port, &audience).await,
         Verb::Clean { dir } => Ok(run::cleaner_main(&dir)),
     }

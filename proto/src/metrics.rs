@@ -215,7 +215,11 @@ impl Refusals {
             let count = read(&self.0, *code as usize);
             (count > 0).then_some(([(Label::Code, code.as_str())], count))
         });
-        page.counters("refusals", "Refusals by code; a limit that was hit has one, too", used)
+        page.counters(
+            "refusals",
+            "Refusals by code; a limit that was hit has one, too",
+            used,
+        )
     }
 }
 
@@ -226,7 +230,9 @@ fn add(counters: &[AtomicU64], place: usize, times: u64) {
 }
 
 fn read(counters: &[AtomicU64], place: usize) -> u64 {
-    counters.get(place).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    counters
+        .get(place)
+        .map_or(0, |counter| counter.load(Ordering::Relaxed))
 }
 
 /// One page of metrics, being written. Every name gets the prefix `ephor_`.
@@ -243,7 +249,9 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = ([Labelled; L], u64)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in values {
             if L == 0 {
                 metric.encode_counter::<NoLabelSet, u64, f64>(&value, None)?;
@@ -266,7 +274,9 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = ([Labelled; L], u64)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in values {
             if L == 0 {
                 metric.encode_gauge(&value)?;
@@ -287,7 +297,9 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = ([Labelled; L], &'h Histogram<N>)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, histogram) in values {
             let (sum, count, buckets) = histogram.shown();
             if L == 0 {

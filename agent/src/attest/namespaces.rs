@@ -1,11 +1,14 @@
-//! Whether a caller lives in other namespaces than the agent. There a path may name another
+//! Whether a caller lives in other namespaces than the host. There a path may name another
 //! file, and uid 0 may be nobody; what cannot be compared counts as foreign.
+//!
+//! The host's mounts are those of process 1: a service manager that protects the agent's file
+//! system gives it a mount namespace of its own, and paths are not looked up there.
 
 use super::error::AttestError;
 use super::mounts::mounts;
 use super::process::HeldProcess;
 
-/// What differs from the agent's own.
+/// What differs from the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Foreign {
     pub(super) user: bool,
@@ -14,14 +17,19 @@ pub(super) struct Foreign {
 
 impl Foreign {
     pub(super) fn of(process: &HeldProcess) -> Result<Self, AttestError> {
-        let user = match differs(process, "ns/user")? {
+        let user = match differs(process, SELF, "ns/user")? {
             Some(differs) => differs,
             // Without the right to look at the link: the id map as seen from here.
             None => {
                 std::fs::read_to_string("/proc/self/uid_map").ok() != Some(process.read("uid_map")?)
             }
         };
-        let mount = match differs(process, "ns/mnt")? {
+        // Process 1 first; where the agent may not look at that, its own.
+        let mount = match differs(process, INIT, "ns/mnt")? {
+            Some(differs) => Some(differs),
+            None => differs(process, SELF, "ns/mnt")?,
+        };
+        let mount = match mount {
             Some(differs) => differs,
             None => foreign_mounts(&process.read("mountinfo")?),
         };
@@ -29,17 +37,22 @@ impl Foreign {
     }
 }
 
-/// Compares a namespace link with the agent's; `None` when the caller's cannot be read.
-fn differs(process: &HeldProcess, what: &'static str) -> Result<Option<bool>, AttestError> {
+const SELF: &str = "self";
+const INIT: &str = "1";
+
+/// Compares a namespace link with that of `home`; `None` when one of them cannot be read.
+fn differs(
+    process: &HeldProcess,
+    home: &'static str,
+    what: &'static str,
+) -> Result<Option<bool>, AttestError> {
     let Some(theirs) = process.link(what)? else {
         return Ok(None);
     };
-    let own = std::fs::read_link(format!("/proc/self/{what}"));
-    Ok(Some(
-        own.ok()
-            .and_then(|own| own.to_str().map(|own| own != theirs))
-            .unwrap_or(true),
-    ))
+    let home = std::fs::read_link(format!("/proc/{home}/{what}"));
+    Ok(home
+        .ok()
+        .and_then(|home| home.to_str().map(|home| home != theirs)))
 }
 
 /// Mount ids are unique on a host, so two tables with the same root mount are one namespace.

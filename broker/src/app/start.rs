@@ -22,10 +22,10 @@ use crate::keys::rotate::{keep_rotated, stored_keys};
 use crate::keys::{Keys, KeysError, server};
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::LoadErrors;
+use crate::supervise::{self, Inherited};
 use crate::surface;
 use crate::surface::listener::{BindError, Server, bind_unix};
 use crate::surface::tls::Tls;
-use crate::supervise::{self, Inherited};
 use crate::{limits, tasks::Tasks};
 
 /// Why the broker does not run. Each is for the operator to mend.
@@ -260,14 +260,16 @@ pub(super) struct Sockets {
 impl Sockets {
     /// Those that were passed to us, else new ones.
     async fn bind(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
-        let passed =
-            |name: &'static str| StartError::system(format!("use the socket `{name}` that was passed"));
-        let mut tcp = async |name, address: SocketAddr| match inherited.tcp(name).map_err(passed(name))? {
-            Some(listener) => TcpListener::from_std(listener).map_err(passed(name)),
-            None => TcpListener::bind(address)
-                .await
-                .map_err(|source| StartError::Listen { address, source }),
+        let passed = |name: &'static str| {
+            StartError::system(format!("use the socket `{name}` that was passed"))
         };
+        let mut tcp =
+            async |name, address: SocketAddr| match inherited.tcp(name).map_err(passed(name))? {
+                Some(listener) => TcpListener::from_std(listener).map_err(passed(name)),
+                None => TcpListener::bind(address)
+                    .await
+                    .map_err(|source| StartError::Listen { address, source }),
+            };
         let https = tcp("https", config.https_listen).await?;
         let http = tcp("http", config.http_listen).await?;
         let metrics = match config.metrics_listen {
@@ -283,7 +285,13 @@ impl Sockets {
         if let Some(name) = inherited.left_over() {
             return Err(StartError::LeftOver(name.to_owned()));
         }
-        Ok(Self { https, http, admin, metrics, own_admin })
+        Ok(Self {
+            https,
+            http,
+            admin,
+            metrics,
+            own_admin,
+        })
     }
 
     fn addresses(&self) -> Result<(SocketAddr, SocketAddr), StartError> {

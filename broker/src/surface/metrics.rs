@@ -78,7 +78,11 @@ mod tests {
         assert_eq!(get(&test, "/healthz").await.0, 200, "it still lives");
         let (status, text) = get(&test, "/metrics").await;
         assert_eq!(status, 200);
-        for line in ["ephor_ready 0", "ephor_overdue 0", r#"ephor_tasks{state="open"} 0"#] {
+        for line in [
+            "ephor_ready 0",
+            "ephor_overdue 0",
+            r#"ephor_tasks{state="open"} 0"#,
+        ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
         assert_eq!(get(&test, "/v1/hosts").await.0, 404);

@@ -128,7 +128,7 @@ pub(super) async fn agent_checks(seen: &Result<Seen, Check>, settings: &Path) ->
 /// Asked through the agent, as any caller would: the answer came from the broker.
 async fn reaches_broker(seen: &Seen) -> Check {
     let name = "reaches broker";
-    match seen.peer.read::<Whoami>("/v1/whoami?bind=parent").await {
+    match seen.peer.read::<Whoami>("/v1/whoami").await {
         Ok(known) => Check::new(
             "agent",
             name,
@@ -146,7 +146,11 @@ fn identity(state_dir: &Path) -> Check {
     let file = state_dir.join("identity.pem");
     if let Err(error) = std::fs::File::open(&file) {
         let found = format!("{}: {error}", file.display());
-        return Check::new("agent", name, State::Unknown, found).advise("run doctor as root");
+        let advice = match error.kind() {
+            std::io::ErrorKind::NotFound => "name the agent's settings: --agent-config FILE",
+            _ => "run doctor as root",
+        };
+        return Check::new("agent", name, State::Unknown, found).advise(advice);
     }
     // The file holds the key, too.
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
@@ -155,10 +159,7 @@ fn identity(state_dir: &Path) -> Check {
     match Identity::load(state_dir) {
         Ok(identity) => {
             let end = u64::try_from(identity.leaf.not_after).unwrap_or(0);
-            let (end, now) = (
-                UnixMillis::from_unix_seconds(end),
-                clock::wall(),
-            );
+            let (end, now) = (UnixMillis::from_unix_seconds(end), clock::wall());
             let found = format!("good until {}", moment(end, now));
             let advice = "the agent renews it at 2/3 of its life when it reaches the broker; \
                           else join this host again";

@@ -54,3 +54,6 @@ mod malformed;
 
 #[path = "cli/ledger.rs"]
 mod ledger;
+
+#[path = "cli/supervise.rs"]
+mod supervise;

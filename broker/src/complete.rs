@@ -20,6 +20,8 @@ use ephor_proto::problem::{Code, Problem};
 use ephor_proto::stage::Stage;
 use ephor_proto::state::task::{EndCause, TaskState};
 
+use tracing::Instrument;
+
 use crate::app::Broker;
 use crate::clock::Stopwatch;
 use crate::fleet::Peer;
@@ -94,7 +96,11 @@ impl Broker {
         r: v1::CompleteRequest,
     ) -> Result<v1::CompleteResponse, Problem> {
         let correlation = self.correlation();
-        let outcome = self.complete_within(peer, &r, correlation).await;
+        let span = tracing::info_span!("complete", %correlation);
+        let outcome = self
+            .complete_within(peer, &r, correlation)
+            .instrument(span)
+            .await;
         outcome.map_err(|refusal| refusal.into_problem(correlation))
     }
 

@@ -28,6 +28,8 @@ use ephor_proto::stage::Stage;
 use ephor_proto::state::task::TaskState;
 use ephor_proto::time::UnixMillis;
 
+use tracing::Instrument;
+
 use crate::app::Broker;
 use crate::approve::Approved;
 use crate::attest::Attested;
@@ -87,7 +89,11 @@ impl Broker {
         r: v1::IssueRequest,
     ) -> Result<v1::IssueResponse, Problem> {
         let correlation = self.correlation();
-        let outcome = self.issue_within(peer, r, correlation).await;
+        let span = tracing::info_span!("request", %correlation);
+        let outcome = self
+            .issue_within(peer, r, correlation)
+            .instrument(span)
+            .await;
         outcome.map_err(|refusal| refusal.into_problem(correlation))
     }
 

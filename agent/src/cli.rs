@@ -8,8 +8,8 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ephor_confine::Report;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use ephor_confine::Report;
 use ephor_crypto::tls;
 use ephor_proto::problem::{FirstWord, wrong_usage};
 use ephor_proto::spiffe::HostName;

@@ -70,7 +70,7 @@ fn files(config: &Config, ready: Option<&Path>) -> Files {
     Files::Only {
         read,
         write,
-        listen: listeners(config).map(|address| address.port()).to_vec(),
+        listen: listeners(config).map(|address| address.port()).collect(),
     }
 }
 
@@ -88,13 +88,15 @@ fn around(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn listeners(config: &Config) -> [SocketAddr; 2] {
+fn listeners(config: &Config) -> impl Iterator<Item = SocketAddr> {
     [config.https_listen, config.http_listen]
+        .into_iter()
+        .chain(config.metrics_listen)
 }
 
 fn capabilities(config: &Config) -> CapabilitySet {
     let is_low = |address: &SocketAddr| (1..FIRST_FREE_PORT).contains(&address.port());
-    if listeners(config).iter().any(is_low) {
+    if listeners(config).any(|address| is_low(&address)) {
         CapabilitySet::NET_BIND_SERVICE
     } else {
         CapabilitySet::empty()

@@ -26,6 +26,8 @@ pub enum Verb {
     Run(Run),
     /// Fetch one token for the calling process
     Token(Token),
+    /// Fetch one certificate with its key for the calling process
+    Cert(Cert),
     /// Tasks: units of work that credentials are bound to
     #[command(subcommand)]
     Task(Task),
@@ -109,6 +111,12 @@ pub struct Run {
     /// Wait for the last descendant, not just for the command itself
     #[arg(long)]
     pub wait_tree: bool,
+    /// Send this to the command when its files were rewritten, such as HUP
+    #[arg(long, value_name = "SIGNAL")]
+    pub reload_signal: Option<String>,
+    /// Run this in a shell when files were rewritten; EPHOR_RENEWED names them
+    #[arg(long, value_name = "LINE")]
+    pub reload_command: Option<OsString>,
     /// Write what happened as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -186,6 +194,34 @@ pub enum Program {
 pub struct Man {
     /// Where to write the pages, such as /usr/local/share/man/man1
     pub dir: Option<PathBuf>,
+}
+
+/// `ephor cert`
+#[derive(Debug, Args)]
+pub struct Cert {
+    /// Entitlement that gives the certificate; absent: the caller's own identity
+    pub entitlement: Option<String>,
+    /// Wanted lifetime, such as 90s or 5m
+    #[arg(long)]
+    pub ttl: Option<String>,
+    /// Ancestor process whose task it joins: `parent`, or a pid
+    #[arg(long, default_value = "parent", value_parser = parse_bind)]
+    pub bind: Bind,
+    /// Write tls.crt, tls.key, ca.crt and tls.pem there (0600) instead of printing
+    #[arg(long, value_name = "DIR", conflicts_with = "output")]
+    pub to: Option<PathBuf>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = CertOutput::Pem)]
+    pub output: CertOutput,
+}
+
+/// Forms of `ephor cert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CertOutput {
+    /// The key, and the certificates after it
+    Pem,
+    /// Everything the agent answered
+    Json,
 }
 
 /// `ephor whoami`

@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::args::Output;
 use crate::exit::{Failure, UNREACHABLE};
 
-pub use credential::{kind_word, path_of, state_word, unsettled};
+pub use credential::{credential_line, kind_word, path_of, state_word, unsettled};
 pub use ended::{Ended, ended};
 pub use fields::Fields;
 pub use table::{Column, table};

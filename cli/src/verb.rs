@@ -1,6 +1,7 @@
 //! One module a verb, dispatched on a runtime of one thread: these are commands, not servers.
 
 mod run;
+mod cert;
 mod token;
 mod whoami;
 mod dev;
@@ -70,6 +71,7 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Dev(args) => dev::dev(args).await,
         Verb::Run(args) => run::run(args).await,
         Verb::Token(args) => token::token(args).await,
+        Verb::Cert(args) => cert::cert(args).await,
         Verb::Task(args) => task::task(args).await,
         Verb::Credential(args) => credential::credential(args).await,
         Verb::Host(args) => host::host(args).await,

@@ -13,6 +13,14 @@ pub fn kind_word(kind: &str) -> &str {
     }
 }
 
+/// `token k-7q2m for billing`; a certificate of one's own is for nobody in particular.
+pub fn credential_line(kind: &str, id: &str, scope: &str) -> String {
+    match scope {
+        "" => format!("{} {id}", kind_word(kind)),
+        scope => format!("{} {id} for {scope}", kind_word(kind)),
+    }
+}
+
 /// What is only published is called *listed*, never dead.
 pub fn state_word(state: &str) -> &str {
     if state == CredentialState::Contained.as_str() {

@@ -9,7 +9,7 @@ use crate::args;
 use crate::client::{Peer, segment};
 use crate::clock;
 use crate::exit::Outcome;
-use crate::show::{self, Column, Fields, brief, kind_word, moment, path_of, state_word};
+use crate::show::{self, Column, Fields, brief, credential_line, kind_word, moment, path_of, state_word};
 
 /// Does what was asked.
 pub async fn credential(verb: args::Credential) -> Outcome {
@@ -140,12 +140,7 @@ fn whole() -> [Column<Credential>; 20] {
 fn told(credential: &Credential) -> String {
     let now = clock::wall();
     let life = Ttl::from_seconds(credential.expires_at.millis_since(credential.issued_at) / 1000);
-    let what = format!(
-        "{} {} for {}",
-        kind_word(&credential.kind),
-        credential.short,
-        credential.scope
-    );
+    let what = credential_line(&credential.kind, &credential.short, &credential.scope);
     let ended = credential.revoked_at.map(|at| match &credential.cause {
         Some(cause) => format!("{}, {cause}{}", moment(at, now), narrowed(credential)),
         None => moment(at, now),

@@ -10,6 +10,7 @@ mod cleaner;
 mod deliver;
 mod announce;
 mod keep;
+mod reload;
 mod tree;
 mod ending;
 
@@ -39,6 +40,7 @@ pub use cleaner::cleaner_main;
 use ending::{Ended, Report};
 use files::TaskDir;
 use keep::{Keeper, Kept};
+use reload::Reload;
 
 /// Opens a task, runs the command in it, and ends it.
 pub async fn run(args: args::Run) -> Outcome {
@@ -52,6 +54,7 @@ pub async fn run(args: args::Run) -> Outcome {
 
 async fn in_task(args: &args::Run, report: &mut Report) -> Result<u8, Failure> {
     let wants = Wants::collect(&args.env, args.env_file.as_deref())?;
+    let reload = Reload::parse(args)?;
     let signals = Signals::take()?;
     let agent = Peer::agent();
     let task = unless_ended(&signals, open(&agent)).await?;
@@ -64,7 +67,8 @@ async fn in_task(args: &args::Run, report: &mut Report) -> Result<u8, Failure> {
     };
     let cleaner = prepared.files.as_ref().map(|files| files.cleaner.pid());
     let dir = prepared.files.as_ref().map(|files| &files.dir);
-    let mut keeper = Keeper::new(&agent, task, dir, std::mem::take(&mut prepared.kept));
+    let kept = std::mem::take(&mut prepared.kept);
+    let mut keeper = Keeper::new(&agent, task, dir, kept).telling(&child, &reload);
     let exit = tree::supervise(&child, cleaner, &signals, &mut keeper, args.wait_tree).await?;
     let ended = keeper.into_ended();
     let stopwatch = clock::Stopwatch::start();

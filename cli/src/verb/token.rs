@@ -63,13 +63,13 @@ fn wanted(args: &args::Token) -> Result<CredRef, Failure> {
     }
     if wanted.is_identity() && wanted.item().is_none() {
         return Err(Failure::usage(
-            "identity needs an audience: ephor token --audience AUDIENCE",
+            "identity needs an audience: ephor token --audience AUDIENCE (its certificate: ephor cert)",
         ));
     }
     Ok(wanted)
 }
 
-fn ttl_seconds(text: &str) -> Result<u64, Failure> {
+pub(super) fn ttl_seconds(text: &str) -> Result<u64, Failure> {
     let ttl: Ttl = text
         .parse()
         .map_err(|why| Failure::usage(format!("--ttl: {why}")))?;

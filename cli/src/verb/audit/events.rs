@@ -6,7 +6,7 @@ use ephor_proto::time::UnixMillis;
 use serde_json::Value;
 
 use crate::clock;
-use crate::show::{Column, brief, kind_word, path_of};
+use crate::show::{Column, brief, credential_line, path_of};
 
 /// A text field, by its path; empty when there is none.
 pub(super) fn text<'a>(record: &'a Record, pointer: &str) -> &'a str {
@@ -47,11 +47,10 @@ fn about(record: &Record) -> String {
     let mut parts = Vec::new();
     let credential = text(record, "/credential/id");
     if !credential.is_empty() {
-        let kind = kind_word(text(record, "/credential/kind"));
-        parts.push(format!(
-            "{kind} {} for {}",
-            short_credential(credential),
-            text(record, "/credential/scope")
+        parts.push(credential_line(
+            text(record, "/credential/kind"),
+            &short_credential(credential),
+            text(record, "/credential/scope"),
         ));
     } else if !text(record, "/entitlement").is_empty() {
         parts.push(text(record, "/entitlement").to_owned());

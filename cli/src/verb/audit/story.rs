@@ -9,7 +9,7 @@ use ephor_proto::ttl::Ttl;
 use serde_json::Value;
 
 use super::events::{short_credential, text, time, told};
-use crate::show::{Fields, kind_word, moment, path_of, state_word};
+use crate::show::{Fields, credential_line, moment, path_of, state_word};
 use crate::words::plural;
 
 /// The events of one credential.
@@ -40,10 +40,10 @@ pub(super) fn of(
     let what = events.issued.or(events.last).map_or_else(
         || short.clone(),
         |record| {
-            format!(
-                "{} {short} for {}",
-                kind_word(text(record, "/credential/kind")),
-                text(record, "/credential/scope")
+            credential_line(
+                text(record, "/credential/kind"),
+                &short,
+                text(record, "/credential/scope"),
             )
         },
     );

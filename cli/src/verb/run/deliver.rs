@@ -31,7 +31,7 @@ pub(super) fn deliver(
         .map_or_else(|| span(now, one.expires_at), |life| life.to_string());
     match wanted.cred.delivery() {
         As::Env => {
-            prepared.environment.set(&wanted.name, one.token.expose());
+            prepared.environment.set(&wanted.name, one.whole.expose());
             Ok(format!(
                 "{life} {}, until {}",
                 one.word(),
@@ -39,7 +39,7 @@ pub(super) fn deliver(
             ))
         }
         As::Fd => {
-            let fd = in_memory(&wanted.name, one.token.expose()).map_err(|why| {
+            let fd = in_memory(&wanted.name, one.whole.expose()).map_err(|why| {
                 Failure::local(format!("{}: cannot make a descriptor", wanted.name), why)
             })?;
             let path = format!("/dev/fd/{}", fd.as_raw_fd());
@@ -55,13 +55,16 @@ pub(super) fn deliver(
             let Some(files) = &prepared.files else {
                 return Err(Failure::local(&wanted.name, "no directory for its file"));
             };
-            let path = files.dir.write(&wanted.name, one.token.expose())?;
+            let path = files.dir.put(&wanted.name, &one)?;
             let every = span(now, one.refresh_at);
             prepared
                 .environment
                 .set(&wanted.name, path.as_os_str().as_bytes());
-            let word = one.word();
-            Ok(format!("{life} {word}, file rewritten every {every}"))
+            let (word, what) = (
+                one.word(),
+                if one.pems.is_some() { "files" } else { "file" },
+            );
+            Ok(format!("{life} {word}, {what} rewritten every {every}"))
         }
     }
 }

@@ -1,16 +1,19 @@
 //! The end: the task is completed, the receipt is said, and the exit code is chosen.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use ephor_proto::event::Evidence;
 use ephor_proto::http::agent::Completed;
 use ephor_proto::id::TaskId;
+use ephor_proto::state::credential::CredentialState;
 use serde::Serialize;
 
 use crate::client::Peer;
 use crate::clock::Stopwatch;
 use crate::exit::{Failure, REVOKED, STILL_REVOKING};
 use crate::process::Exit;
-use crate::show::to_stderr;
+use crate::show::{kind_word, to_stderr};
 use crate::words::{plural, time_of_day, took};
 
 /// What is known when the command has ended.
@@ -135,9 +138,13 @@ pub async fn complete(agent: &Peer, task: TaskId, ended: &Ended, report: &mut Re
 
 /// The task's cause in its receipt.
 fn cause_of(completed: &Completed) -> Option<String> {
+    leaf_of(completed)?.get("cause")?.as_str().map(str::to_owned)
+}
+
+/// The event in the receipt.
+fn leaf_of(completed: &Completed) -> Option<serde_json::Value> {
     let leaf = completed.receipt.as_ref()?.get("leaf")?.as_str()?;
-    let event: serde_json::Value = serde_json::from_str(leaf).ok()?;
-    event.get("cause")?.as_str().map(str::to_owned)
+    serde_json::from_str(leaf).ok()
 }
 
 /// Whether a cause is not that the task's own command ended.
@@ -210,7 +217,8 @@ fn said(completed: &Completed, issued: usize, time: &str) -> String {
 /// `1 dead, 1 listed (token, until 14:07:09Z)`; what is 0 is left out.
 fn counts(completed: &Completed) -> String {
     let until = completed.listed_until.map_or_else(String::new, |at| {
-        format!(" (token, until {})", time_of_day(at))
+        let kinds: String = listed_kinds(completed).iter().map(|kind| format!("{kind}, ")).collect();
+        format!(" ({kinds}until {})", time_of_day(at))
     });
     match (completed.dead, completed.listed) {
         (dead, 0) => format!("{dead} dead"),
@@ -219,11 +227,34 @@ fn counts(completed: &Completed) -> String {
     }
 }
 
+/// Of what kinds the listed ones are, as the receipt says.
+fn listed_kinds(completed: &Completed) -> BTreeSet<String> {
+    let evidence = leaf_of(completed)
+        .and_then(|leaf| leaf.get("evidence").cloned())
+        .and_then(|evidence| serde_json::from_value::<Vec<Evidence>>(evidence).ok());
+    let listed = evidence.unwrap_or_default().into_iter();
+    listed
+        .filter(|one| one.state == CredentialState::Contained)
+        .map(|one| kind_word(one.kind.as_str()).to_owned())
+        .collect()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use ephor_proto::id::ReceiptId;
+    use ephor_proto::id::{CredentialId, ReceiptId};
+
+    fn leaf() -> String {
+        let one = |state: &str, kind: &str| {
+            serde_json::json!({
+                "at": "2026-11-21T14:02:09Z", "credential": CredentialId::from_parts(1, [1; 10]),
+                "kind": kind, "place": "there", "state": state, "until": "2026-11-21T14:07:09Z",
+            })
+        };
+        let evidence = [one("contained", "jwt"), one("dead", "x509")];
+        serde_json::json!({ "evidence": evidence }).to_string()
+    }
 
     fn completed(dead: u32, listed: u32, receipt: bool) -> Completed {
         Completed {
@@ -233,7 +264,7 @@ mod tests {
             listed,
             listed_until: (listed > 0).then(|| "2026-11-21T14:07:09Z".parse().unwrap()),
             wiped: 1,
-            receipt: receipt.then(|| serde_json::json!({})),
+            receipt: receipt.then(|| serde_json::json!({ "leaf": leaf() })),
         }
     }
 

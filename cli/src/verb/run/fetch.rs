@@ -11,6 +11,8 @@ use ephor_proto::ttl::Ttl;
 use crate::client::Peer;
 use crate::cred::Wanted;
 use crate::exit::Failure;
+use crate::pems::{CERTIFICATE_ITEM, Pems};
+use crate::show::kind_word;
 
 /// One credential, taken out of the answer.
 pub struct Fetched {
@@ -18,8 +20,10 @@ pub struct Fetched {
     pub id: CredentialId,
     /// Its kind on the wire.
     pub kind: String,
-    /// The secret.
-    pub token: Secret,
+    /// The secret in one piece: a token, or a key with its certificates after it in PEM.
+    pub whole: Secret,
+    /// The parts of a certificate, which have files of their own.
+    pub pems: Option<Pems>,
     /// Its whole life, where it can be told.
     pub life: Option<Ttl>,
     /// True expiry.
@@ -31,13 +35,8 @@ pub struct Fetched {
 impl Fetched {
     /// What people call its kind.
     pub fn word(&self) -> &str {
-        word(&self.kind)
+        kind_word(&self.kind)
     }
-}
-
-/// What people call a kind.
-pub fn word(kind: &str) -> &str {
-    if kind == "jwt" { "token" } else { kind }
 }
 
 /// Fetches what `wanted` refers to.
@@ -72,8 +71,8 @@ fn request(wanted: &Wanted, reason: Option<&str>) -> CredentialRequest {
 
 fn pick(wanted: &Wanted, all: Vec<Credential>) -> Result<Fetched, Failure> {
     let item = wanted.cred.item();
-    let names: Vec<String> = all.iter().filter_map(|one| one.audience.clone()).collect();
-    let fits = |one: &Credential| item.is_none_or(|item| one.audience.as_deref() == Some(item));
+    let names: Vec<String> = all.iter().filter_map(item_of).collect();
+    let fits = |one: &Credential| item.is_none_or(|item| item_of(one).as_deref() == Some(item));
     let mut fitting = all.into_iter().filter(fits);
     let entitlement = wanted.cred.entitlement();
     match (fitting.next(), fitting.next(), item) {
@@ -93,21 +92,35 @@ fn pick(wanted: &Wanted, all: Vec<Credential>) -> Result<Fetched, Failure> {
     }
 }
 
+/// How one of several credentials is named after the entitlement: a token by its audience.
+fn item_of(one: &Credential) -> Option<String> {
+    match &one.certificate {
+        Some(_) => Some(CERTIFICATE_ITEM.to_owned()),
+        None => one.audience.clone(),
+    }
+}
+
 fn taken(wanted: &Wanted, one: Credential) -> Result<Fetched, Failure> {
-    let Some(token) = one.token else {
-        return Err(Failure::usage(format!(
-            "{} is a {}, which a command cannot be handed.",
-            wanted.what(),
-            one.kind
-        )));
+    let (life, whole, pems) = match (one.token, one.certificate) {
+        (Some(token), _) => (life(&token), Secret::from_string(token), None),
+        (None, Some(certificate)) => {
+            let pems = Pems::of(certificate);
+            (None, pems.in_one(), Some(pems))
+        }
+        (None, None) => {
+            return Err(Failure::usage(format!(
+                "{} is a {}, which a command cannot be handed.",
+                wanted.what(),
+                one.kind
+            )));
+        }
     };
-    let life = life(&token);
-    let token = Secret::from_string(token);
     Ok(Fetched {
         life,
         id: one.id,
         kind: one.kind,
-        token,
+        whole,
+        pems,
         expires_at: one.expires_at,
         refresh_at: one.refresh_at,
     })
@@ -127,6 +140,7 @@ fn life(token: &str) -> Option<Ttl> {
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
+    use ephor_proto::http::agent::Certificate;
 
     fn wanted(cred: &str) -> Wanted {
         Wanted {
@@ -159,12 +173,37 @@ mod tests {
     fn the_item_chooses() {
         let all = || vec![token("a"), token("b")];
         let one = pick(&wanted("cred://x/b"), all()).unwrap();
-        assert!(one.token.eq_ct(b"token for b"));
+        assert!(one.whole.eq_ct(b"token for b"));
         assert_eq!(one.word(), "token");
         assert!(refusal("cred://x", all()).contains("gives a and b; say which: cred://x/a"));
         assert!(refusal("cred://x/c", all()).contains("does not give `c`; it gives a, b"));
         assert!(refusal("cred://x", vec![]).contains("gives nothing"));
         assert!(pick(&wanted("cred://x"), vec![token("a")]).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_beside_tokens_is_named_by_its_kind() {
+        let both = || {
+            let certificate = Certificate {
+                serial: "01".into(),
+                chain: "leaf\n".into(),
+                private_key: "key\n".into(),
+                bundle: "ca\n".into(),
+            };
+            let certificate = Credential {
+                kind: "x509".into(),
+                audience: None,
+                token: None,
+                certificate: Some(certificate),
+                ..token("")
+            };
+            vec![token("a"), certificate]
+        };
+        let one = pick(&wanted("cred://x/certificate"), both()).unwrap();
+        assert!(one.whole.eq_ct(b"key\nleaf\n") && one.pems.is_some());
+        assert_eq!(one.word(), "cert");
+        assert!(refusal("cred://x", both()).contains("gives a and certificate; say which"));
+        assert!(pick(&wanted("cred://x/a"), both()).unwrap().pems.is_none());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Files of a task: `$XDG_RUNTIME_DIR/ephor/TASK/NAME`, else `/dev/shm/ephor-UID/TASK/NAME`.
+//! Files of a task: `$XDG_RUNTIME_DIR/ephor/TASK/NAME`, else `/dev/shm/ephor-UID/TASK/NAME`. For a
+//! certificate NAME is a directory of its files, which a link swaps as a whole.
 //!
 //! Only ever in memory-backed places, in directories that are ours alone (0700, owner checked,
 //! no symbolic link followed), written whole and renamed into place.
@@ -8,12 +9,15 @@ use std::path::{Path, PathBuf};
 
 use ephor_proto::id::TaskId;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, renameat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, readlinkat, renameat, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use super::fetch::Fetched;
 use crate::exit::Failure;
+use crate::pems::Pems;
 
 /// How often a parent directory is made again when another run's end removed it meanwhile.
 const ATTEMPTS: usize = 8;
@@ -93,6 +97,61 @@ impl TaskDir {
         ))
     }
 
+    /// Puts a credential there: a token in a file, a certificate in a directory of files.
+    ///
+    /// # Errors
+    /// When it cannot be written; what was there before stays.
+    pub fn put(&self, name: &str, one: &Fetched) -> Result<PathBuf, Failure> {
+        match &one.pems {
+            None => self.write(name, one.whole.expose()),
+            Some(pems) => self.write_set(name, pems),
+        }
+    }
+
+    /// Writes files that belong together into a directory of their own and turns the link `name` to
+    /// it: who opens them through the link sees all of one certificate. The set before stays for who
+    /// is just reading it, and goes when the next one comes.
+    fn write_set(&self, name: &str, pems: &Pems) -> Result<PathBuf, Failure> {
+        let path = self.place.path().join(name);
+        let failed = |why| Failure::local(format!("cannot write {}", path.display()), why);
+        // A dot is in no variable's name, so these are never another one's.
+        let set = format!(".{name}.{}", pems.serial);
+        let link = format!(".{name}.link");
+        let before = readlinkat(&self.dir, name, Vec::new()).ok();
+        let written = || {
+            mkdirat(&self.dir, &set, Mode::RWXU)?;
+            let dir = openat(&self.dir, &set, DIRECTORY, Mode::empty())?;
+            for (file, bytes) in pems.files() {
+                write_new(&dir, file, bytes.expose())?;
+            }
+            unlink_if_there(&self.dir, &link)?;
+            symlinkat(&set, &self.dir, &link)?;
+            renameat(&self.dir, &link, &self.dir, name)
+        };
+        if before
+            .as_deref()
+            .is_some_and(|now| now.to_bytes() == set.as_bytes())
+        {
+            return Ok(path);
+        }
+        written().map_err(failed)?;
+        let keep = [Some(set), before.and_then(|name| name.into_string().ok())];
+        self.remove_sets(name, &keep.map(Option::unwrap_or_default));
+        Ok(path)
+    }
+
+    /// Removes the sets of `name` but those to `keep`.
+    fn remove_sets(&self, name: &str, keep: &[String]) {
+        let prefix = format!(".{name}.");
+        let entries = std::fs::read_dir(self.place.path()).into_iter().flatten();
+        for entry in entries.flatten() {
+            let set = entry.file_name().to_string_lossy().into_owned();
+            if set.starts_with(&prefix) && !keep.contains(&set) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
     /// Writes one file, whole or not at all; gives its path.
     ///
     /// # Errors
@@ -101,8 +160,7 @@ impl TaskDir {
         let path = self.place.path().join(name);
         // A dot is in no variable's name, so this is never another one's file.
         let temporary = format!(".{name}");
-        let written = self
-            .write_new(&temporary, bytes)
+        let written = write_new(&self.dir, &temporary, bytes)
             .and_then(|()| renameat(&self.dir, &temporary, &self.dir, name));
         match written {
             Ok(()) => Ok(path),
@@ -116,26 +174,35 @@ impl TaskDir {
         }
     }
 
-    /// Removes one file; that it is gone already is as good.
+    /// Removes one file, or one link and what it led to; that it is gone already is as good.
     pub fn remove(&self, name: &str) {
         let _ = unlinkat(&self.dir, name, AtFlags::empty());
+        self.remove_sets(name, &[]);
     }
+}
 
-    fn write_new(&self, name: &str, bytes: &[u8]) -> rustix::io::Result<()> {
-        match unlinkat(&self.dir, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(why) => return Err(why),
-        }
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let written = rustix::io::write(&file, rest)?;
-            rest = rest.get(written..).unwrap_or_default();
-        }
-        Ok(())
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+fn unlink_if_there(dir: &OwnedFd, name: &str) -> rustix::io::Result<()> {
+    match unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(why) => Err(why),
     }
+}
+
+fn write_new(dir: &OwnedFd, name: &str, bytes: &[u8]) -> rustix::io::Result<()> {
+    unlink_if_there(dir, name)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&file, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 impl Drop for TaskDir {
@@ -156,19 +223,18 @@ pub fn remove(dir: &Path) {
 
 fn attempt(place: &Place) -> rustix::io::Result<OwnedFd> {
     let private = Mode::RWXU;
-    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match mkdirat(CWD, &place.parent, private) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(why) => return Err(why),
     }
-    let parent = openat(CWD, &place.parent, directory, Mode::empty())?;
+    let parent = openat(CWD, &place.parent, DIRECTORY, Mode::empty())?;
     let stat = fstat(&parent)?;
     // Anybody may have made it before us in a directory like /dev/shm.
     if stat.st_uid != geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
         return Err(Errno::PERM);
     }
     mkdirat(&parent, &place.name, private)?;
-    openat(&parent, &place.name, directory, Mode::empty())
+    openat(&parent, &place.name, DIRECTORY, Mode::empty())
 }
 
 #[cfg(test)]
@@ -216,6 +282,52 @@ mod tests {
         assert!(!path.exists());
         drop(dir);
         assert_eq!(std::fs::read_dir(top.path()).unwrap().count(), 0);
+    }
+
+    fn pems(serial: &str) -> Pems {
+        Pems::of(ephor_proto::http::agent::Certificate {
+            serial: serial.into(),
+            chain: format!("chain {serial}\n"),
+            private_key: format!("key {serial}\n"),
+            bundle: "ca\n".into(),
+        })
+    }
+
+    #[test]
+    fn a_certificate_is_swapped_as_a_whole() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = TaskDir::create(in_dir(top.path())).unwrap();
+        let path = dir.write_set("CERT", &pems("01")).unwrap();
+        let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
+        assert_eq!(
+            (read("tls.crt"), read("ca.crt")),
+            ("chain 01\n".into(), "ca\n".into())
+        );
+        assert_eq!(read("tls.pem"), "key 01\nchain 01\n");
+        let mode = std::fs::metadata(path.join("tls.key"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let before = std::fs::canonicalize(&path).unwrap();
+        dir.write_set("CERT", &pems("02")).unwrap();
+        assert_eq!(
+            (read("tls.key"), read("tls.crt")),
+            ("key 02\n".into(), "chain 02\n".into())
+        );
+        assert_eq!(
+            std::fs::read_to_string(before.join("tls.key")).unwrap(),
+            "key 01\n",
+            "who is just reading the one before reads all of it"
+        );
+        dir.write_set("CERT", &pems("02")).unwrap();
+        dir.write_set("CERT", &pems("03")).unwrap();
+        assert!(!before.exists(), "but not for ever");
+        dir.remove("CERT");
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            0
+        );
     }
 
     #[test]

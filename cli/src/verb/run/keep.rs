@@ -14,10 +14,12 @@ use ephor_proto::time::UnixMillis;
 
 use super::fetch::{self, Fetched};
 use super::files::TaskDir;
+use super::reload::Reload;
 use crate::client::Peer;
 use crate::clock;
 use crate::cred::Wanted;
 use crate::exit::Failure;
+use crate::process::Child;
 use crate::show::to_stderr;
 use crate::words::{plural, time_of_day};
 
@@ -63,6 +65,7 @@ pub struct Keeper<'a> {
     dir: Option<&'a TaskDir>,
     kept: Vec<Kept>,
     ended: Option<String>,
+    tells: Option<(&'a Child, &'a Reload)>,
 }
 
 impl<'a> Keeper<'a> {
@@ -74,6 +77,15 @@ impl<'a> Keeper<'a> {
             dir,
             kept,
             ended: None,
+            tells: None,
+        }
+    }
+
+    /// Tells the command of rewritten files, as `reload` says.
+    pub fn telling(self, command: &'a Child, reload: &'a Reload) -> Self {
+        Self {
+            tells: Some((command, reload)),
+            ..self
         }
     }
 
@@ -156,12 +168,16 @@ impl<'a> Keeper<'a> {
         let now = clock::wall();
         let mut kept = std::mem::take(&mut self.kept);
         let mut is_over = false;
+        let mut rewritten = Vec::new();
         for one in kept
             .iter_mut()
             .filter(|one| one.is_file() && one.refresh_at <= now)
         {
             match self.renew(one).await {
-                Ok(()) => one.failing = false,
+                Ok(()) => {
+                    one.failing = false;
+                    rewritten.push(one.wanted.name.clone());
+                }
                 Err(failure) if failure.is(Code::TaskEnded) => {
                     is_over = true;
                     break;
@@ -170,6 +186,10 @@ impl<'a> Keeper<'a> {
             }
         }
         self.kept = kept;
+        if let Some((command, reload)) = self.tells {
+            let names: Vec<&str> = rewritten.iter().map(String::as_str).collect();
+            reload.tell(command, &names);
+        }
         if is_over {
             self.end("revoked".to_owned());
         }
@@ -186,7 +206,7 @@ impl<'a> Keeper<'a> {
             return Ok(());
         }
         if let Some(dir) = self.dir {
-            dir.write(&kept.wanted.name, one.token.expose())?;
+            dir.put(&kept.wanted.name, &one)?;
         }
         kept.id = one.id;
         kept.refresh_at = one.refresh_at;
@@ -202,7 +222,7 @@ impl Kept {
             let until = time_of_day(self.expires_at);
             let first = failure.message.lines().next().unwrap_or_default();
             to_stderr(&format!(
-                "ephor: {first}\n       {} keeps its token until {until}; trying again.\n",
+                "ephor: {first}\n       {} keeps what it has until {until}; trying again.\n",
                 self.wanted.name
             ));
         }

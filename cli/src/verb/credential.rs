@@ -9,7 +9,9 @@ use crate::args;
 use crate::client::{Peer, segment};
 use crate::clock;
 use crate::exit::Outcome;
-use crate::show::{self, Column, Fields, brief, credential_line, kind_word, moment, path_of, state_word};
+use crate::show::{
+    self, Column, Fields, brief, credential_line, kind_word, moment, path_of, state_word,
+};
 
 /// Does what was asked.
 pub async fn credential(verb: args::Credential) -> Outcome {

@@ -138,7 +138,10 @@ pub async fn complete(agent: &Peer, task: TaskId, ended: &Ended, report: &mut Re
 
 /// The task's cause in its receipt.
 fn cause_of(completed: &Completed) -> Option<String> {
-    leaf_of(completed)?.get("cause")?.as_str().map(str::to_owned)
+    leaf_of(completed)?
+        .get("cause")?
+        .as_str()
+        .map(str::to_owned)
 }
 
 /// The event in the receipt.
@@ -217,7 +220,10 @@ fn said(completed: &Completed, issued: usize, time: &str) -> String {
 /// `1 dead, 1 listed (token, until 14:07:09Z)`; what is 0 is left out.
 fn counts(completed: &Completed) -> String {
     let until = completed.listed_until.map_or_else(String::new, |at| {
-        let kinds: String = listed_kinds(completed).iter().map(|kind| format!("{kind}, ")).collect();
+        let kinds: String = listed_kinds(completed)
+            .iter()
+            .map(|kind| format!("{kind}, "))
+            .collect();
         format!(" ({kinds}until {})", time_of_day(at))
     });
     match (completed.dead, completed.listed) {

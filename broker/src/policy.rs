@@ -5,6 +5,7 @@
 //! talks to anyone; `decide` asks a snapshot and nothing else. The reference for people is
 //! `docs/policy.md`.
 
+mod cases;
 mod check;
 mod claims;
 mod compile;
@@ -27,6 +28,7 @@ mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use cases::{BadCases, CaseResult, Cases, Expected};
 pub use check::{Summary, check};
 pub use dev::{dev_path, dev_policy};
 pub use error::{LoadError, LoadErrors, Place, Warning};

@@ -37,7 +37,7 @@ pub enum Verb {
     /// Hosts: invite, list, ban
     #[command(subcommand)]
     Host(Host),
-    /// The policy: check files, explain what they allow
+    /// The policy: check, explain, compare, test, apply, and what was in force
     #[command(subcommand)]
     Policy(Policy),
     /// The audit log: show, list, export, verify
@@ -383,6 +383,48 @@ pub enum Policy {
         /// Read this directory instead of asking the broker
         #[arg(long, value_name = "DIR")]
         policy: Option<PathBuf>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// What a policy directory would change; exit 1 when it would change anything
+    Diff {
+        /// Directory of *.toml
+        dir: PathBuf,
+        /// Compare with this directory instead of what the broker has in force
+        #[arg(long, value_name = "DIR")]
+        policy: Option<PathBuf>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Ask a policy a file of cases; exit 1 when one does not hold
+    Test {
+        /// TOML with [[case]] tables
+        file: PathBuf,
+        /// Read this directory instead of asking the broker
+        #[arg(long, value_name = "DIR")]
+        policy: Option<PathBuf>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Put a policy directory into force; what it no longer allows is revoked
+    Apply {
+        /// Directory of *.toml
+        dir: PathBuf,
+        /// Say what would happen, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// A version with its text: the one in force, or any that was
+    Show {
+        /// The beginning of its hash; absent: the one in force
+        version: Option<String>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Every version that was in force, newest first
+    History {
         #[command(flatten)]
         listing: Listing,
     },

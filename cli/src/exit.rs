@@ -123,6 +123,9 @@ fn code_of(code: Code, word: FirstWord) -> u8 {
     if code == Code::TaskEnded {
         return REVOKED;
     }
+    if code == Code::PolicyInvalid {
+        return CONFIG;
+    }
     match word {
         FirstWord::Denied => DENIED,
         FirstWord::Pending => PENDING,

@@ -37,6 +37,9 @@ mod demo;
 #[path = "cli/govern.rs"]
 mod govern;
 
+#[path = "cli/policy.rs"]
+mod policy;
+
 #[path = "cli/wire.rs"]
 mod wire;
 

@@ -6,6 +6,8 @@ pub const MAX_FILES: usize = 1024;
 pub const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
 /// Largest policy, all its files together, in bytes.
 pub const MAX_POLICY_BYTES: u64 = 32 * 1024 * 1024;
+/// Most cases in a file of `ephor policy test`.
+pub const MAX_CASES: usize = 10_000;
 /// Longest `purpose`, in bytes.
 pub const MAX_PURPOSE_BYTES: usize = 512;
 /// Longest name in `owner = "team:NAME"`, in bytes.

@@ -1,10 +1,14 @@
-//! `ephor policy check|explain`
+//! `ephor policy check|explain|diff|test|apply|show|history`
+
+mod change;
+mod test;
+mod versions;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use ephor_broker::policy::{Snapshot, check};
-use ephor_proto::http::admin::{Explain, Explained, Way};
+use ephor_proto::http::admin::{Explain, Explained, PolicyShown, Way};
 use ephor_proto::ttl::Ttl;
 
 use crate::args;
@@ -53,8 +57,48 @@ pub async fn policy(verb: args::Policy) -> Outcome {
                 &told(&explained, &ask, policy.as_deref()),
             )?;
         }
+        args::Policy::Diff {
+            dir,
+            policy,
+            listing,
+        } => return change::diff(&dir, policy.as_deref(), listing).await,
+        args::Policy::Test {
+            file,
+            policy,
+            listing,
+        } => return test::test(&file, policy.as_deref(), listing).await,
+        args::Policy::Apply {
+            dir,
+            dry_run,
+            listing,
+        } => return change::apply(&dir, dry_run, listing).await,
+        args::Policy::Show { version, listing } => {
+            versions::show(version.as_deref(), listing).await?;
+        }
+        args::Policy::History { listing } => versions::history(listing).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A policy to compare with or to ask, and where it is from in words.
+async fn snapshot(dir: Option<&Path>) -> Result<(Snapshot, String), Failure> {
+    let wrong = |errors: ephor_broker::policy::LoadErrors| Failure::new(CONFIG, errors.to_string());
+    match dir {
+        Some(dir) => {
+            let read = format!("read from {}", show::value(&dir.display().to_string()));
+            Ok((Snapshot::load(dir).map_err(wrong)?, read))
+        }
+        None => {
+            let shown: PolicyShown = Peer::broker().read("/v1/policy/versions/current").await?;
+            let loaded = Snapshot::from_files(shown.files).map_err(wrong)?;
+            Ok((loaded, "in force".to_owned()))
+        }
+    }
+}
+
+/// `6b1e`
+fn short_version(version: &str) -> &str {
+    version.get(..4).unwrap_or(version)
 }
 
 fn offline(dir: &Path, ask: &Explain) -> Result<Explained, Failure> {

@@ -340,7 +340,7 @@ impl Fleet {
     }
 
     /// Tells an agent something, if it listens. One that does not keep up loses its stream and
-    /// learns the rest from its next heartbeat.
+    /// learns the rest from its next heartbeat and its next stream.
     pub fn push(&self, host: &str, push: v1::Push) {
         let Some(host) = self.find(host) else { return };
         let mut live = host.live();

@@ -21,6 +21,7 @@
 //! | 10 crash between event, checkpoint row, signature and tile | `heads::named_10_no_two_heads_whatever_line_the_broker_dies_at` |
 //! | 11 executable swapped, size and mtime restored | agent `attest::tests::a_swapped_program_with_size_and_mtime_restored_is_hashed_anew` |
 //! | full disk, also at the start; `kill -9` on it | `disk::a_full_disk_stops_issuing_and_no_revocation`, `disk::a_full_disk_and_a_kill`; agent `journal::tests::a_disk_that_refuses_hands_nothing_over` |
+//! | broker killed while a policy takes another one's place | `crash::killed_while_a_policy_takes_another_ones_place` |
 //! | fsync error | `disk::a_failed_flush_ends_the_broker` |
 //! | frozen broker, frozen agent | `frozen::*`; broker `fleet::tests::a_broker_that_stood_still_blames_nobody` |
 //! | agent killed and started again | `away::agent_killed_and_started_again_adopts_and_completes` |

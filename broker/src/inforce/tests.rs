@@ -9,6 +9,7 @@
 
 use std::path::Path;
 
+use ephor_proto::grpc::v1;
 use ephor_proto::http::admin::PolicyFile;
 use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::problem::Code;
@@ -398,6 +399,33 @@ async fn what_a_crash_cut_short_is_finished_at_the_next_start() {
     assert!(!bench.is_active(&token));
     let ended = bench.complete(task, "exited").await.unwrap();
     assert_eq!(bench.verified(&ended.receipt).facts["narrowed_by"], version);
+}
+
+#[tokio::test]
+async fn an_agent_that_did_not_listen_hears_it_with_its_next_stream() {
+    let bench = Bench::new().await;
+    let (task, id, _) = bench.token().await;
+    bench.token().await;
+    let (kept, _) = another(&bench, task, "shop").await;
+    assert!(bench.broker.revoked_at("web-1").unwrap().is_empty());
+    bench.apply(&without_billing()).await.unwrap();
+    let told = |host: &str| -> Vec<Vec<u8>> {
+        let missed = bench.broker.revoked_at(host).unwrap().into_iter();
+        let id = |push: v1::Push| match push.what.unwrap() {
+            v1::push::What::CredentialRevoked(revoked) => revoked.credential_id,
+            v1::push::What::TaskRevoked(_) => panic!("no task ended"),
+        };
+        missed.map(id).collect()
+    };
+    let heard = told("web-1");
+    assert_eq!(heard.len(), 2, "both tasks had one");
+    assert!(heard.contains(&id.to_bytes().to_vec()));
+    assert!(!heard.contains(&kept.to_bytes().to_vec()));
+    assert!(told("web-2").is_empty());
+    bench.complete(task, "exited").await.unwrap();
+    assert_eq!(told("web-1").len(), 1, "an ended task is the heartbeat's");
+    bench.pass_seconds(301);
+    assert!(told("web-1").is_empty(), "what has expired is nobody's");
 }
 
 #[tokio::test]

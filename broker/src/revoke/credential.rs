@@ -109,16 +109,30 @@ impl Broker {
     /// After the first commit: listed at once, wiped at the host.
     pub(super) fn announce(&self, row: &CredentialRow) {
         self.list(row);
-        let revoked = v1::CredentialRevoked {
-            task_id: row.task.to_bytes().to_vec(),
-            credential_id: row.id.to_bytes().to_vec(),
-        };
-        self.fleet.push(
-            &row.host,
-            v1::Push {
-                what: Some(v1::push::What::CredentialRevoked(revoked)),
-            },
-        );
+        self.fleet.push(&row.host, told(row));
+    }
+
+    /// What an agent must hear that did not listen for a while: the revoked credentials of its open
+    /// tasks that have not expired. An ended task it learns from its heartbeat.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn revoked_at(&self, host: &str) -> Result<Vec<v1::Push>, Refusal> {
+        let now = self.clock.wall();
+        let reader = self.ledger.reader();
+        let mut missed = Vec::new();
+        for task in reader.open_tasks_of(host).map_err(store_unavailable)? {
+            let rows = reader.credentials_of(task.id).map_err(store_unavailable)?;
+            let is_missed = |row: &&CredentialRow| match row.state {
+                CredentialState::Revoking | CredentialState::Contained => now < row.expires_at,
+                CredentialState::Intended
+                | CredentialState::Live
+                | CredentialState::Replacing
+                | CredentialState::Dead => false,
+            };
+            missed.extend(rows.iter().filter(is_missed).map(told));
+        }
+        Ok(missed)
     }
 
     /// Checks that it is refused and listed, then submits the second commit.
@@ -152,5 +166,16 @@ impl Broker {
         let id = row.id;
         let ticket = self.submit_listed(row).await?;
         self.finish_listed(id, ticket).await
+    }
+}
+
+/// `CredentialRevoked`, as its agent hears it.
+fn told(row: &CredentialRow) -> v1::Push {
+    let revoked = v1::CredentialRevoked {
+        task_id: row.task.to_bytes().to_vec(),
+        credential_id: row.id.to_bytes().to_vec(),
+    };
+    v1::Push {
+        what: Some(v1::push::What::CredentialRevoked(revoked)),
     }
 }

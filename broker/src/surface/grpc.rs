@@ -177,6 +177,10 @@ impl Uplink for Service {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
         let peer = self.peer(&request, &request.get_ref().instance_id)?;
         let pushes = ReceiverStream::new(self.broker.fleet.watch(&peer));
+        // Only now: what is revoked from here on is in the stream.
+        let missed = self.broker.revoked_at(peer.host());
+        let missed = missed.map_err(|refusal| self.refuse(refusal))?;
+        let pushes = tokio_stream::iter(missed).chain(pushes);
         Ok(Response::new(Box::pin(pushes.map(Ok))))
     }
 

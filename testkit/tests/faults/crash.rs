@@ -27,6 +27,22 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("prove.before_expiry", "crash::killed_while_expiring"),
     ("prove.after_expiry", "crash::killed_while_expiring"),
     (
+        "policy.before_commit",
+        "crash::killed_while_a_policy_takes_another_ones_place",
+    ),
+    (
+        "policy.after_commit",
+        "crash::killed_while_a_policy_takes_another_ones_place",
+    ),
+    (
+        "policy.after_swap",
+        "crash::killed_while_a_policy_takes_another_ones_place",
+    ),
+    (
+        "policy.narrowing",
+        "crash::killed_while_a_policy_takes_another_ones_place",
+    ),
+    (
         "ledger.reserve_written",
         "disk::a_full_disk_and_a_kill, and ledger::tests::crash of the broker",
     ),
@@ -320,6 +336,71 @@ fn killed_while_expiring() {
             (credential["state"] == "dead").then_some(())
         })
         .unwrap();
+        judge(&kit, &history).unwrap_or_else(|why| panic!("{point}: {why:#}"));
+    }
+}
+
+/// Before its commit the old one is in force and nothing was revoked; after it the new one is, and
+/// what that does not allow is revoked at the next start.
+#[test]
+fn killed_while_a_policy_takes_another_ones_place() {
+    for point in [
+        "policy.before_commit",
+        "policy.after_commit",
+        "policy.after_swap",
+        "policy.narrowing",
+    ] {
+        let kit = super::running();
+        let (mut goes, mut stays) = (
+            Workload::start(&kit).unwrap(),
+            Workload::start(&kit).unwrap(),
+        );
+        let gone = goes.ask("goes").unwrap().unwrap();
+        stays.ask("stays").unwrap().unwrap();
+        kit.stop(Side::Broker).unwrap();
+        kit.try_start(Side::Broker, &[("EPHOR_CRASH", point)])
+            .unwrap();
+        kit.wait_connected().unwrap();
+        let text = std::fs::read_to_string(kit.path("policy/kit.toml")).unwrap();
+        let narrower = format!("{text}identity = {{ audiences = [\"stays\"] }}\n");
+        let body = json!({"files": [{"name": "kit.toml", "text": narrower}]});
+        // Nobody is there to answer any more.
+        kit.admin_post("/v1/policy/apply", &body).unwrap_err();
+        wait::until("the broker died", SETTLE, || {
+            (kit.killed_by(Side::Broker) == Some(9)).then_some(())
+        })
+        .unwrap_or_else(|why| panic!("{point}: {why}; {}", kit.tail(Side::Broker)));
+        kit.start_daemon(Side::Broker, &[]).unwrap();
+
+        let chain = kit.admin("/v1/policy/versions").unwrap();
+        let is_new = point != "policy.before_commit";
+        assert_eq!(
+            chain.as_array().unwrap().len(),
+            1 + usize::from(is_new),
+            "{point}"
+        );
+        let mut history = History::default();
+        let held = wait::until("a token after the crash", SETTLE, || {
+            stays.ask("stays").ok().flatten()
+        });
+        history.running.push(held.unwrap());
+        if is_new {
+            let row = format!("/v1/credentials/{}", gone.jti);
+            wait::until("what is not allowed is refused and listed", SETTLE, || {
+                let row = kit.admin(&row).ok()?;
+                (row["state"] == "contained" && row["narrowed_by"] == chain[0]["version"])
+                    .then_some(())
+            })
+            .unwrap_or_else(|why| panic!("{point}: {why}; {}", kit.tail(Side::Broker)));
+            // The agent was told late, as its stream came back after the sweep, but it was told.
+            wait::until("the agent gives it no more", SETTLE, || {
+                goes.ask("goes").unwrap().is_none().then_some(())
+            })
+            .unwrap_or_else(|why| panic!("{point}: {why}; {}", kit.tail(Side::Agent)));
+            history.ended.push(gone);
+        } else {
+            history.running.push(gone);
+        }
         judge(&kit, &history).unwrap_or_else(|why| panic!("{point}: {why:#}"));
     }
 }

@@ -172,10 +172,9 @@ fn receipt_says(dev: &Dev, row: &Value, version: &str) {
     assert_code(&ended, 0);
     let events = json(dev, &["audit", "show", task]);
     let events = events.as_array().unwrap_or_else(|| panic!("{events}"));
-    let receipt = events.iter().map(|record| &record["event"]);
-    let receipt = receipt
-        .filter(|event| event["type"] == "prove.receipt")
-        .next_back()
+    let mut told = events.iter().map(|record| &record["event"]);
+    let receipt = told
+        .rfind(|event| event["type"] == "prove.receipt")
         .unwrap();
     assert_eq!(receipt["facts"]["narrowed"], "1", "{receipt}");
     assert_eq!(receipt["facts"]["narrowed_by"], version);

@@ -75,6 +75,10 @@ impl fmt::Display for Fallen {
             } => {
                 write!(f, "{entitlement} does not name {subject} any more")
             }
+            // An identity's certificate is for nobody in particular.
+            Self::NotGiven { entitlement, scope } if scope.is_empty() => {
+                write!(f, "{entitlement} does not give exactly this any more")
+            }
             Self::NotGiven { entitlement, scope } => {
                 write!(
                     f,

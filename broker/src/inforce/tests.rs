@@ -9,6 +9,7 @@
 
 use std::path::Path;
 
+use ephor_crypto::p256::SigningKey;
 use ephor_proto::grpc::v1;
 use ephor_proto::http::admin::PolicyFile;
 use ephor_proto::id::{CredentialId, TaskId};
@@ -399,6 +400,59 @@ async fn what_a_crash_cut_short_is_finished_at_the_next_start() {
     assert!(!bench.is_active(&token));
     let ended = bench.complete(task, "exited").await.unwrap();
     assert_eq!(bench.verified(&ended.receipt).facts["narrowed_by"], version);
+}
+
+#[tokio::test]
+async fn a_certificate_with_a_name_that_policy_gives_no_more_is_revoked() {
+    let bench = Bench::new().await;
+    let with = |names: &str| {
+        format!(
+            "{POLICY}[entitlement.web-cert]\nowner = \"team:orders\"\npurpose = \"Serve\"\n\
+             who = [\"orders/web\"]\ngives = [{{ x509 = {{ dns = [{names}] }} }}, {{ jwt = {{ audience = \"search\" }} }}]\n"
+        )
+    };
+    bench.apply(&with("\"orders.internal\"")).await.unwrap();
+    let task = bench.new_task();
+    let asked = |entitlement: &str| {
+        let mut r = bench.request(task, entitlement);
+        r.public_key_der = SigningKey::generate().unwrap().public_key().spki();
+        r
+    };
+    let given = bench.issue(asked("web-cert")).await.unwrap();
+    let own = only_id(&bench.issue(asked("identity")).await.unwrap());
+    let ids: Vec<_> = given
+        .credentials
+        .iter()
+        .map(|one| CredentialId::from_slice(&one.id).unwrap())
+        .collect();
+    let grant = bench.row(ids[0]).grant;
+    let applied = bench.apply(&with("\"shop.internal\"")).await.unwrap();
+    assert_eq!(applied.credentials, 1);
+    let states: Vec<_> = ids.iter().map(|id| bench.row(*id).state).collect();
+    assert_eq!(states, [CredentialState::Contained, CredentialState::Live]);
+    assert_eq!(bench.row(own).state, CredentialState::Live);
+    let grant = bench.broker.ledger.reader().grant(grant).unwrap().unwrap();
+    assert!(
+        matches!(grant.state, GrantState::Open { .. }),
+        "its token may go on"
+    );
+
+    let off = with("\"shop.internal\"").replace(
+        "purpose = \"Serves the order page\"",
+        "purpose = \"x\"\nidentity = false",
+    );
+    assert_eq!(bench.apply(&off).await.unwrap().credentials, 1);
+    assert_eq!(bench.row(own).state, CredentialState::Contained);
+    let told = bench.events_of("revoke.started").pop().unwrap();
+    assert_eq!(
+        told.facts["narrowed"],
+        "identity does not give exactly this any more"
+    );
+}
+
+fn only_id(answer: &v1::IssueResponse) -> CredentialId {
+    assert_eq!(answer.credentials.len(), 1);
+    CredentialId::from_slice(&answer.credentials[0].id).unwrap()
 }
 
 #[tokio::test]

@@ -262,12 +262,17 @@ fn the_examples_of_the_reference_are_true() {
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap())
         .collect();
-    let [ephor, orders] = blocks[..] else {
+    let [ephor, orders, cases] = blocks[..] else {
         panic!("{}", blocks.len())
     };
     let files =
         |orders: &str| Snapshot::from_texts(&[("ephor.toml", ephor), ("orders.toml", orders)]);
     let policy = files(orders).unwrap();
+    let results = crate::policy::Cases::parse(cases).unwrap().run(&policy);
+    assert!(
+        !results.is_empty() && results.iter().all(|case| case.holds),
+        "{results:#?}"
+    );
     assert_eq!(
         (policy.workloads().len(), policy.entitlements().len()),
         (2, 2)

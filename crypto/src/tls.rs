@@ -8,7 +8,9 @@ mod key;
 mod verify;
 
 pub use key::{CertificateSlot, ca_name, certified_key};
-pub use verify::{Admit, ClientCerts, JoinPin, Peer, PinnedCa, TrustStore, pinned_ca};
+pub use verify::{
+    Accept, Admit, ClientCerts, JoinPin, Peer, PinnedCa, TrustStore, Verified, Workloads, pinned_ca,
+};
 
 use std::sync::{Arc, OnceLock};
 

@@ -303,22 +303,115 @@ impl ClientCertVerifier for ClientCerts {
     tls13_signatures_only!();
 }
 
-/// Chain, validity of leaf and CA, and usage. The name is checked elsewhere.
+/// What a check of ours is told about a peer whose chain and form are good.
+#[derive(Debug)]
+pub struct Verified<'a> {
+    /// What its certificate says.
+    pub leaf: &'a Leaf,
+    /// The CAs between it and the trusted one, the issuer first: verified with it. Those whose
+    /// form is not that of a CA of a trust domain are left out.
+    pub issuers: &'a [CaCertificate],
+    /// When, seconds since 1970.
+    pub now: i64,
+}
+
+/// Whether a peer whose chain and form are good may take part; the error becomes the alert.
+/// Called at every handshake, so it must not block.
+pub type Accept = Arc<dyn Fn(&Verified<'_>) -> Result<(), CertificateError> + Send + Sync>;
+
+/// The check of workloads of each other, on either side of a connection: issued by a CA
+/// trusted now, SPIFFE profile, and whatever else the caller asks for. A server that has it
+/// makes no handshake without a client certificate.
+pub struct Workloads {
+    trust: Arc<TrustStore>,
+    accept: Accept,
+}
+
+impl Workloads {
+    /// Peers under `trust` that `accept` takes.
+    #[must_use]
+    pub fn new(trust: Arc<TrustStore>, accept: Accept) -> Self {
+        Self { trust, accept }
+    }
+
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: impl ExtendedKeyUsageValidator,
+    ) -> Result<(), Error> {
+        let cas = self.trust.current();
+        let issuers = verify_chain(&cas, end_entity, intermediates, now, usage)?;
+        let leaf = Leaf::parse(end_entity).map_err(x509_error)?;
+        let verified = Verified {
+            leaf: &leaf,
+            issuers: &issuers,
+            now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+        };
+        (self.accept)(&verified).map_err(Error::InvalidCertificate)
+    }
+}
+
+impl fmt::Debug for Workloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workloads")
+            .field("trust", &self.trust)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for Workloads {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(end_entity, intermediates, now, KeyUsage::client_auth())?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    tls13_signatures_only!();
+}
+
+impl ServerCertVerifier for Workloads {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(end_entity, intermediates, now, KeyUsage::server_auth())?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    tls13_signatures_only!();
+}
+
+/// Chain, validity of leaf and CA, and usage; gives the CAs between, the issuer first. The name
+/// is checked elsewhere.
 fn verify_chain(
     cas: &[CaCertificate],
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     now: UnixTime,
     usage: impl ExtendedKeyUsageValidator,
-) -> Result<(), Error> {
+) -> Result<Vec<CaCertificate>, Error> {
     let now_unix = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let anchors: Vec<_> = cas
         .iter()
         .filter(|ca| ca.valid_at(now_unix))
         .map(|ca| ca.anchor().clone())
         .collect();
-    EndEntityCert::try_from(end_entity)
-        .map_err(webpki_error)?
+    let end_entity = EndEntityCert::try_from(end_entity).map_err(webpki_error)?;
+    let path = end_entity
         .verify_for_usage(
             provider().signature_verification_algorithms.all,
             &anchors,
@@ -328,8 +421,11 @@ fn verify_chain(
             None,
             None,
         )
-        .map(|_| ())
-        .map_err(webpki_error)
+        .map_err(webpki_error)?;
+    let between = path.intermediate_certificates();
+    Ok(between
+        .filter_map(|ca| CaCertificate::from_der(&ca.der()).ok())
+        .collect())
 }
 
 /// The errors an operator can act on keep their name; the rest keep their text.

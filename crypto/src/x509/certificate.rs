@@ -5,7 +5,7 @@ use std::fmt;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use super::pem::pem;
@@ -156,6 +156,8 @@ pub struct Leaf {
     pub spki: Vec<u8>,
     /// Key identifier of the CA that issued it (RFC 5280 §4.2.1.1); empty when it names none.
     pub authority_key_id: Vec<u8>,
+    /// The URL of the list that would revoke it (RFC 5280 §4.2.1.13): the first, if it names any.
+    pub crl: Option<String>,
 }
 
 impl Leaf {
@@ -186,8 +188,32 @@ impl Leaf {
             not_after: parsed.validity().not_after.timestamp(),
             spki: parsed.public_key().raw.to_vec(),
             authority_key_id: authority_key_id(&parsed),
+            crl: crl_url(&parsed),
         })
     }
+}
+
+fn crl_url(parsed: &X509Certificate<'_>) -> Option<String> {
+    let points =
+        parsed
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::CRLDistributionPoints(points) => Some(points),
+                _ => None,
+            })?;
+    let mut names = points
+        .points
+        .iter()
+        .filter_map(|point| match &point.distribution_point {
+            Some(DistributionPointName::FullName(names)) => Some(names),
+            Some(DistributionPointName::NameRelativeToCRLIssuer(_)) | None => None,
+        })
+        .flatten();
+    names.find_map(|name| match name {
+        GeneralName::URI(url) => Some((*url).to_owned()),
+        _ => None,
+    })
 }
 
 /// The SPIFFE ID of a leaf; see [`Leaf::parse`].

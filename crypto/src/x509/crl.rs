@@ -152,6 +152,11 @@ impl RevocationList {
         self.serials.contains(serial)
     }
 
+    /// What it lists, in no order.
+    pub fn serials(&self) -> impl Iterator<Item = &Serial> {
+        self.serials.iter()
+    }
+
     /// How many it lists.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -272,8 +277,8 @@ mod tests {
         let der = ca.issue_svid(&svid, &key.public_key().spki()).unwrap();
         let leaf = super::super::Leaf::parse(&der).unwrap();
         assert_eq!(
-            (leaf.serial, leaf.spiffe_id.as_str()),
-            (serial(3), svid.spiffe_id)
+            (leaf.serial, leaf.spiffe_id.as_str(), leaf.crl.as_deref()),
+            (serial(3), svid.spiffe_id, Some(URL))
         );
         let revoked = [Revoked {
             serial: serial(3),

@@ -98,7 +98,6 @@ impl Agent {
     }
 
     /// A guard that completes the caller's task when it is dropped.
-    #[must_use]
     pub fn task_guard(&self) -> TaskGuard {
         TaskGuard::new(self.clone())
     }

@@ -11,7 +11,8 @@ pub const ANSWER_BYTES: usize = 1 << 20;
 /// Connections to the agent that are kept for the next call.
 pub const IDLE_CONNECTIONS: usize = 4;
 
-/// First wait after a renewal failed; it doubles.
+/// First wait after a renewal failed; it doubles, up to a quarter of what is left of the
+/// certificate in use, and is this again once nothing is.
 pub const RENEW_RETRY_FIRST: Duration = Duration::from_millis(250);
 /// Longest wait between two tries to renew.
 pub const RENEW_RETRY_MAX: Duration = Duration::from_secs(15);

@@ -34,16 +34,22 @@ pub async fn certificate(shared: Arc<Shared>) {
         match fetched.and_then(|fetched| shared.renew(fetched)) {
             Ok(true) => backoff.reset(),
             // The agent itself still waits for the broker.
-            Ok(false) => tokio::time::sleep(backoff.next()).await,
+            Ok(false) => retry(&shared.held.load(), backoff.next()).await,
             Err(error) => {
                 let until = shared.held.load().expires_at;
                 tracing::warn!(%error, %until, "the certificate was not renewed; trying again");
                 let told = error.retry_after().unwrap_or_default();
-                let told = told.min(limits::RENEW_RETRY_MAX);
-                tokio::time::sleep(backoff.next().max(told)).await;
+                retry(&shared.held.load(), backoff.next().max(told)).await;
             }
         }
     }
+}
+
+/// Waits before the next try; the less, the sooner the certificate in use ends.
+async fn retry(held: &Held, wait: Duration) {
+    let left = Duration::from_millis(held.expires_at.millis_since(clock::wall()));
+    let most = (left / 4).clamp(limits::RENEW_RETRY_FIRST, limits::RENEW_RETRY_MAX);
+    tokio::time::sleep(wait.min(most)).await;
 }
 
 /// Follows the trust bundle, for ever.

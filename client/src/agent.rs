@@ -39,8 +39,6 @@ pub struct Agent(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
-    /// Besides root and this process's own user.
-    uid: Option<u32>,
     /// Connections for the next calls. Held for a push or a pop.
     idle: Mutex<Vec<Http>>,
 }
@@ -52,41 +50,19 @@ impl std::fmt::Debug for Inner {
 }
 
 impl Agent {
-    /// The agent at `EPHOR_SOCKET`, else at `/run/ephor/agent.sock`; its user, if that is neither
-    /// root nor one's own, is `EPHOR_AGENT_UID`, else, for the second path, the owner of
-    /// `/run/ephor`, which only root can make.
+    /// The agent at `EPHOR_SOCKET`, else at `/run/ephor/agent.sock`.
     #[must_use]
     pub fn from_env() -> Self {
-        let uid = std::env::var("EPHOR_AGENT_UID").ok();
-        let uid = uid.and_then(|uid| uid.parse().ok());
-        match std::env::var_os("EPHOR_SOCKET") {
-            Some(path) => Self::new(path.into(), uid),
-            None => {
-                let owner = || std::fs::metadata(Path::new(DEFAULT_SOCKET).parent()?).ok();
-                Self::new(
-                    DEFAULT_SOCKET.into(),
-                    uid.or_else(|| owner().map(|dir| dir.uid())),
-                )
-            }
-        }
+        let path = std::env::var_os("EPHOR_SOCKET");
+        Self::at(path.map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from))
     }
 
-    /// The agent at this path, served by root or by this process's own user.
+    /// The agent at this path. Nothing is sent unless root, this process's own user or the owner
+    /// of the socket's directory serves it.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self::new(path.into(), None)
-    }
-
-    /// The agent at this path, which may also be served by the user `uid`.
-    #[must_use]
-    pub fn at_served_by(path: impl Into<PathBuf>, uid: u32) -> Self {
-        Self::new(path.into(), Some(uid))
-    }
-
-    fn new(path: PathBuf, uid: Option<u32>) -> Self {
         Self(Arc::new(Inner {
-            path,
-            uid,
+            path: path.into(),
             idle: Mutex::default(),
         }))
     }
@@ -192,13 +168,18 @@ impl Agent {
         Http::over(stream).await.map_err(|source| self.away(source))
     }
 
-    /// Refuses a stranger's socket. The kernel says who listens; an owner of a file could be
-    /// made to look like anybody.
+    /// Refuses a stranger's socket, as `ephor` does. The kernel says who listens; the owner of
+    /// the directory is who could replace the socket in any case. The directory is the one named,
+    /// not that behind a link, which a stranger could have made.
     pub(crate) fn check_server(&self, stream: &impl AsFd) -> Result<(), Error> {
         let peer = rustix::net::sockopt::socket_peercred(stream);
         let uid = peer.map_err(|error| self.away(error.into()))?.uid.as_raw();
-        let own = rustix::process::geteuid().as_raw();
-        if uid == 0 || uid == own || Some(uid) == self.0.uid {
+        if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+            return Ok(());
+        }
+        let directory = self.0.path.parent().unwrap_or(Path::new("/"));
+        let directory = std::fs::metadata(directory).map_err(|error| self.away(error))?;
+        if directory.uid() == uid {
             return Ok(());
         }
         Err(Error::Stranger {

@@ -27,7 +27,7 @@ pub enum Error {
     },
     /// Somebody else listens where the agent should.
     #[error(
-        "denied: {path} is served by user {uid}, who is neither root, nor this user, nor the agent's user; set EPHOR_AGENT_UID if that is the agent"
+        "denied: {path} is served by uid {uid}, who is neither root, nor this user, nor the owner of its directory; nothing was sent"
     )]
     Stranger {
         /// The socket.

@@ -22,6 +22,8 @@ mod files;
 mod frozen;
 #[path = "faults/heads.rs"]
 mod heads;
+#[path = "faults/metrics.rs"]
+mod metrics;
 #[path = "faults/named.rs"]
 mod named;
 #[path = "faults/speaker.rs"]

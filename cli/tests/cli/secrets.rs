@@ -184,6 +184,13 @@ fn use_tokens(dev: &Dev, needles: &mut Needles) {
         assert_code(&curl.output().unwrap(), 0);
     }
     assert!(checker.ask("introspect", "billing", &token).is_err());
+    // A certificate's key, which the agent made.
+    let request = "GET /v1/certificate HTTP/1.1\r\nEphor-Local: 1\r\nHost: x\r\n\r\n";
+    let answer = super::wire::once(dev, super::wire::Door::Agent, request);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let answer: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    let key = answer["private_key"].as_str().unwrap();
+    needles.key("key of a certificate", &scalar_of(key));
     // To the agent, in the places where a confused caller might put it.
     for request in [
         format!("GET /v1/token?audience={token} HTTP/1.1\r\nEphor-Local: 1\r\nHost: x\r\n\r\n"),
@@ -483,7 +490,10 @@ fn at_rest(dev: &Dev, needles: &Needles) {
 
 /// The private scalar of a P-256 key in PKCS #8: after the tag of its 32-byte octet string.
 fn scalar(pem: &Path) -> Vec<u8> {
-    let pem = std::fs::read_to_string(pem).unwrap();
+    scalar_of(&std::fs::read_to_string(pem).unwrap())
+}
+
+fn scalar_of(pem: &str) -> Vec<u8> {
     let key = pem
         .split("PRIVATE KEY-----")
         .nth(1)

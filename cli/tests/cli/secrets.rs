@@ -189,7 +189,7 @@ fn use_tokens(dev: &Dev, needles: &mut Needles) {
     let answer = super::wire::once(dev, super::wire::Door::Agent, request);
     assert_eq!(answer.status, 200, "{answer:?}");
     let answer: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
-    let key = answer["private_key"].as_str().unwrap();
+    let key = answer["certificate"]["private_key"].as_str().unwrap();
     needles.key("key of a certificate", &scalar_of(key));
     // To the agent, in the places where a confused caller might put it.
     for request in [

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod rotate;
 pub mod server;
 pub mod state;
+mod upstream;
 
 use std::sync::Arc;
 

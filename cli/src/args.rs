@@ -460,6 +460,30 @@ pub enum Broker {
         #[command(flatten)]
         listing: Listing,
     },
+    /// A CA that another one signs: the request out, the chain in
+    #[command(subcommand)]
+    Ca(Ca),
+}
+
+/// `ephor broker ca`
+#[derive(Debug, Subcommand)]
+pub enum Ca {
+    /// Print a request (PKCS#10, PEM) for the certificate of the next CA, to be signed elsewhere
+    Csr {
+        /// Why
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Take the chain that was signed for it, and publish it as the next CA
+    Import {
+        /// Certificates in PEM: the CA's own first, its root last; - is standard input
+        chain: PathBuf,
+        /// Why
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        listing: Listing,
+    },
 }
 
 /// Kinds of the broker's own keys.

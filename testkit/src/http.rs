@@ -24,6 +24,19 @@ pub struct Answer {
     pub body: Value,
     /// The body as bytes.
     pub bytes: Vec<u8>,
+    /// Status line and header lines, in lower case.
+    pub head: String,
+}
+
+impl Answer {
+    /// The value of a header named in lower case, itself in lower case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find_map(|(found, value)| (found == name).then_some(value))
+    }
 }
 
 /// One call.
@@ -144,6 +157,7 @@ fn parse(answer: &[u8]) -> anyhow::Result<Answer> {
         status,
         body,
         bytes,
+        head,
     })
 }
 

@@ -368,6 +368,20 @@ impl Installation {
         http::tls(self.https, &self.path("state/ca.pem"), &call)
     }
 
+    /// Fetches the published token keys as a verifier does.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn jwks(&self) -> anyhow::Result<Answer> {
+        let call = Call {
+            method: "GET",
+            target: "/jwks",
+            headers: &[],
+            body: b"",
+        };
+        http::tls(self.https, &self.path("state/ca.pem"), &call)
+    }
+
     /// Asks the admin socket.
     ///
     /// # Errors

@@ -26,6 +26,7 @@
 //! | frozen broker, frozen agent | `frozen::*`; broker `fleet::tests::a_broker_that_stood_still_blames_nobody` |
 //! | agent killed and started again | `away::agent_killed_and_started_again_adopts_and_completes` |
 //! | damaged database, newer schema, one bad row | `start::*` |
+//! | every key rotated twice under load, `kill -9` at every crash point of it, hosts that were off meanwhile | `rotate::*` |
 
 pub mod wait; //          until a condition holds, with a deadline
 pub mod daemon; //        one process under test

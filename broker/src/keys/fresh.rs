@@ -47,7 +47,13 @@ fn root(owner: Owner<'_>, version: u32, now: UnixMillis) -> Result<Ca, KeysError
         name.push_str(&format!(" {version}"));
     }
     let domain = owner.trust_domain.as_str();
+    let name = common_name(name);
     Ok(Ca::create(&name, domain, not_before, not_after)?)
+}
+
+/// At most as long as a common name may be (RFC 5280 appendix A, ub-common-name).
+pub(super) fn common_name(name: String) -> String {
+    name.chars().take(64).collect()
 }
 
 /// The row of a key whose private half is sealed for it alone.

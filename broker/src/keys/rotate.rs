@@ -387,7 +387,7 @@ fn activated(rows: &[KeyRow], kind: KeyKind, version: u32, now: UnixMillis) -> V
 }
 
 /// Now, but later than any change before: the time of the last change is the bundle's sequence.
-fn after_all(rows: &[KeyRow], now: UnixMillis) -> UnixMillis {
+pub(super) fn after_all(rows: &[KeyRow], now: UnixMillis) -> UnixMillis {
     let last = rows.iter().map(|row| row.since).max();
     last.map_or(now, |last| now.max(last.saturating_add_millis(1)))
 }

@@ -52,6 +52,8 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/v1/hosts/invite", post(invite))
         .route("/v1/hosts/{name}/ban", post(ban))
         .route("/v1/keys", get(keys::list))
+        .route("/v1/keys/ca/request", post(keys::request))
+        .route("/v1/keys/ca/chain", post(keys::chain))
         .route("/v1/keys/{kind}/rotate", post(keys::rotate))
         .route("/v1/keys/{kind}/distrust", post(keys::distrust))
         .route("/v1/policy/explain", post(explain))

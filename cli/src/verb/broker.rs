@@ -1,4 +1,4 @@
-//! `ephor broker keys|rotate`
+//! `ephor broker keys|rotate|ca`
 
 mod keys;
 
@@ -10,6 +10,7 @@ use crate::exit::Outcome;
 pub async fn broker(verb: args::Broker) -> Outcome {
     let broker = Peer::broker();
     match verb {
+        args::Broker::Ca(verb) => keys::ca(&broker, verb).await,
         args::Broker::Keys { all, listing } => keys::list(&broker, all, listing).await,
         args::Broker::Rotate {
             kind,

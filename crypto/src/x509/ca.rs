@@ -245,6 +245,31 @@ pub fn csr(key: &SigningKey) -> Result<Vec<u8>, X509Error> {
     Ok(params.serialize_request(key)?.der().to_vec())
 }
 
+/// A PKCS#10 request (RFC 2986, PEM) for the certificate of a CA of `trust_domain` with this key:
+/// what an upstream CA is asked to sign. It asks for what [`super::check_chain`] demands.
+///
+/// # Errors
+/// When a name cannot stand in a certificate, or signing fails.
+pub fn ca_csr(
+    key: &SigningKey,
+    common_name: &str,
+    trust_domain: &str,
+) -> Result<String, X509Error> {
+    if !is_trust_domain(trust_domain) {
+        return Err(X509Error::Name("the trust domain"));
+    }
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
+    let request = params.serialize_request(key)?;
+    Ok(super::pem("CERTIFICATE REQUEST", request.der()))
+}
+
 /// Checks the proof of possession of a PKCS#10 request in DER and gives its key. Whatever
 /// names and extensions it asks for are ignored.
 ///

@@ -16,6 +16,8 @@
 //! | `GET /v1/keys` | `[`[`Key`]`]` |
 //! | `POST /v1/keys/{ca, token or log}/rotate` [`Rotate`] | `[`[`Key`]`]` |
 //! | `POST /v1/keys/{ca, token or log}/distrust` [`Reason`] | `[`[`Key`]`]` |
+//! | `POST /v1/keys/ca/request` [`Reason`] | [`CaRequest`] |
+//! | `POST /v1/keys/ca/chain` [`Chain`] | `[`[`Key`]`]` |
 //! | `POST /v1/policy/explain` [`Explain`] | [`Explained`] |
 //! | `POST /v1/policy/apply` [`ApplyPolicy`] | [`PolicyApplied`] |
 //! | `GET /v1/policy/versions` | `[`[`PolicyVersion`]`]`, newest first |
@@ -242,6 +244,24 @@ pub struct Rotate {
     /// Use it although its lead is not over, or none was published.
     #[serde(default)]
     pub force: bool,
+    /// Free text.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// A request for the certificate of the broker's next CA.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CaRequest {
+    /// PKCS#10, PEM.
+    pub csr_pem: String,
+}
+
+/// `POST /v1/keys/ca/chain`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chain {
+    /// Certificates in PEM: the CA's own first, its root last.
+    pub chain_pem: String,
     /// Free text.
     #[serde(default)]
     pub reason: String,

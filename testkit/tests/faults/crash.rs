@@ -43,6 +43,18 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "crash::killed_while_a_policy_takes_another_ones_place",
     ),
     (
+        "keys.before_commit",
+        "rotate::killed_at_every_point_of_a_rotation",
+    ),
+    (
+        "keys.after_commit",
+        "rotate::killed_at_every_point_of_a_rotation",
+    ),
+    (
+        "keys.after_swap",
+        "rotate::killed_at_every_point_of_a_rotation",
+    ),
+    (
         "ledger.reserve_written",
         "disk::a_full_disk_and_a_kill, and ledger::tests::crash of the broker",
     ),

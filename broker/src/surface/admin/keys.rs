@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use ephor_proto::http::admin::{Key, Reason, Rotate};
+use ephor_proto::http::admin::{CaRequest, Chain, Key, Reason, Rotate};
 use ephor_proto::problem::Code;
 
 use super::{Answer, Shared, body, refuse};
@@ -47,6 +47,32 @@ async fn distrust_within(
     broker
         .distrust_keys(known(kind)?, &body(reason)?.reason)
         .await
+}
+
+pub(super) async fn request(
+    State(broker): Shared,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Answer<CaRequest> {
+    refuse(&broker, request_within(&broker, reason).await)
+}
+
+async fn request_within(
+    broker: &Broker,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Result<CaRequest, Refusal> {
+    let csr_pem = broker.ca_request(&body(reason)?.reason).await?;
+    Ok(CaRequest { csr_pem })
+}
+
+pub(super) async fn chain(
+    State(broker): Shared,
+    asked: Result<Json<Chain>, JsonRejection>,
+) -> Answer<Vec<Key>> {
+    let outcome = match body(asked) {
+        Ok(asked) => broker.import_ca(&asked).await,
+        Err(refusal) => Err(refusal),
+    };
+    refuse(&broker, outcome)
 }
 
 fn known(kind: &str) -> Result<KeyKind, Refusal> {

@@ -1,15 +1,20 @@
 //! The broker's own keys: what there is, and what follows.
 
+use std::io::Read;
+use std::path::Path;
 use std::process::ExitCode;
 
-use ephor_proto::http::admin::{Key, Reason, Rotate};
+use ephor_proto::http::admin::{CaRequest, Chain, Key, Reason, Rotate};
 use ephor_proto::time::UnixMillis;
 
 use crate::args;
 use crate::client::Peer;
 use crate::clock;
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 use crate::show::{self, Column, brief, moment};
+
+/// Most of a chain's file that is read, in bytes; the broker takes half of it.
+const CHAIN_MAX: u64 = 64 * 1024;
 
 /// What was asked of a rotation.
 pub(super) struct Asked {
@@ -56,6 +61,53 @@ pub(super) async fn rotate(broker: &Peer, asked: Asked, listing: args::Listing) 
     Ok(ExitCode::SUCCESS)
 }
 
+/// The request out, the chain in.
+pub(super) async fn ca(broker: &Peer, verb: args::Ca) -> Outcome {
+    match verb {
+        args::Ca::Csr { reason } => {
+            let request: CaRequest = broker
+                .post("/v1/keys/ca/request", &Reason { reason })
+                .await?;
+            show::to_stdout(&request.csr_pem)?;
+        }
+        args::Ca::Import {
+            chain,
+            reason,
+            listing,
+        } => {
+            let asked = Chain {
+                chain_pem: read(&chain)?,
+                reason,
+            };
+            let mut keys: Vec<Key> = broker.post("/v1/keys/ca/chain", &asked).await?;
+            keys.retain(|key| key.kind == "ca" && key.state != "destroyed");
+            tell(listing, &keys)?;
+            if let Some(said) = said("ca", &keys, clock::wall()) {
+                show::to_stderr(&said);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As much as a chain may be, and one byte: the broker says what is too much.
+fn read(path: &Path) -> Result<String, Failure> {
+    let failed = |why: std::io::Error| Failure::local(path.display(), why);
+    let mut text = String::new();
+    if path == Path::new("-") {
+        std::io::stdin()
+            .take(CHAIN_MAX)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(CHAIN_MAX)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
+    }
+    Ok(text)
+}
+
 /// What is to be known beside the table.
 fn said(kind: &str, keys: &[Key], now: UnixMillis) -> Option<String> {
     let next = keys.iter().find(|key| key.state == "prepared")?;
@@ -66,7 +118,7 @@ fn said(kind: &str, keys: &[Key], now: UnixMillis) -> Option<String> {
     ))
 }
 
-fn tell(listing: args::Listing, keys: &[Key]) -> Result<(), crate::exit::Failure> {
+fn tell(listing: args::Listing, keys: &[Key]) -> Result<(), Failure> {
     show::listing(listing.output, keys, &short(), &whole(), "No keys.")
 }
 

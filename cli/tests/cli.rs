@@ -52,6 +52,8 @@ mod secrets;
 #[path = "cli/attacks.rs"]
 mod attacks;
 
+#[path = "cli/keys.rs"]
+mod keys;
 #[path = "cli/malformed.rs"]
 mod malformed;
 

@@ -94,6 +94,15 @@ pub fn check_chain(
     if !is_root(root)? {
         return Err(ChainError::NotARoot);
     }
+    if !certificate.valid_at(now_unix) {
+        let now = "the first certificate is not valid now".to_owned();
+        return Err(ChainError::Refused(now));
+    }
+    // To a chain builder a root is a name and a key.
+    if super::not_after(root)? < until_unix {
+        let soon = "its root has ended, or ends too soon".to_owned();
+        return Err(ChainError::Refused(soon));
+    }
     let ca = Ca::from_parts(&certificate.pem(), key).map_err(ChainError::First)?;
     let leaf = SigningKey::generate().map_err(X509Error::from)?;
     let spki = leaf.public_key().spki();

@@ -8,7 +8,7 @@ use ephor_confine::{CapabilitySet, ConfineError, Files, Plan, Report};
 use rustix::fs::Mode;
 
 use crate::config::Config;
-use crate::keys::master;
+use crate::keys::master::Provider;
 
 /// Ports below this are root's to listen on.
 const FIRST_FREE_PORT: u16 = 1024;
@@ -63,7 +63,8 @@ fn files(config: &Config, ready: Option<&Path>) -> Files {
     // a link leads, too.
     read.extend(around(&config.policy_dir));
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    read.push(master::path(config, credentials.as_deref()));
+    let master_key = Provider::of(config, credentials.as_deref());
+    read.push(master_key.path().to_owned());
     let mut write = vec![config.state_dir.clone()];
     write.extend(config.admin_socket.parent().map(Path::to_owned));
     write.extend(ready.and_then(Path::parent).map(Path::to_owned));

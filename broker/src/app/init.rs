@@ -17,8 +17,9 @@ use super::StartError;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::invitation;
+use crate::keys::Keys;
+use crate::keys::master::Provider;
 use crate::keys::rotate::stored_keys;
-use crate::keys::{Keys, master};
 use crate::ledger::{Batch, Lane, Ledger, Options, Row};
 use crate::limits;
 use crate::policy::Snapshot;
@@ -52,12 +53,12 @@ pub fn init(config: &Config, options: &InitOptions) -> Result<Option<Secret>, St
     let pattern = pattern.map_err(|error| StartError::Init(error.to_string()))?;
     make_directory(&config.state_dir)?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let master_key = master::path(config, credentials.as_deref());
+    let master_key = Provider::of(config, credentials.as_deref());
     if !config.database().exists() {
-        master::create(&master_key)?;
+        master_key.create()?;
         create_store(config, policy.trust_domain())?;
     }
-    let sealer = master::read(&master_key)?;
+    let sealer = master_key.open()?;
     let clock = SystemClock::shared();
     let opening = Options {
         take_over: false,

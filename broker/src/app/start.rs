@@ -17,7 +17,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::{self, Fleet};
 use crate::inforce::{Checked, NoPolicy, at_start};
-use crate::keys::master::{self, MasterKeyError};
+use crate::keys::master::{MasterKeyError, Provider};
 use crate::keys::rotate::{keep_rotated, stored_keys};
 use crate::keys::{Keys, KeysError, server};
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
@@ -204,7 +204,7 @@ pub(super) async fn open(
 ) -> Result<(Arc<Broker>, Sockets), StartError> {
     let clock = SystemClock::shared();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let sealer = master::read(&master::path(config, credentials.as_deref()))?;
+    let sealer = Provider::of(config, credentials.as_deref()).open()?;
     let options = Options {
         take_over: config.take_over,
         reserve_path: config.reserve(),

@@ -1,6 +1,7 @@
 //! The master key: 32 bytes from a systemd credential or a file that only we can read.
 //!
-//! It is never made up when it is missing: a new one would open nothing.
+//! It is never made up when it is missing: a new one would open nothing. [`Provider`] is the one
+//! place that knows where it comes from; everything else gets a [`SealingKey`].
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -58,23 +59,73 @@ pub enum MasterKeyError {
     Seal(#[from] SealError),
 }
 
-/// Where the master key of this configuration is. `credentials` is `$CREDENTIALS_DIRECTORY`.
-#[must_use]
-pub fn path(config: &Config, credentials: Option<&Path>) -> PathBuf {
-    if let Some(file) = &config.master_key_file {
-        return file.clone();
-    }
-    credentials
-        .map(|directory| directory.join(CREDENTIAL))
-        .filter(|file| file.exists())
-        .unwrap_or_else(|| config.state_dir.join("master.key"))
+/// Who opens the master key.
+///
+/// A TPM, a PKCS#11 token or a cloud's KMS is one more variant: it keeps a *wrapped* key in a file,
+/// and [`Provider::open`] has it unwrapped, once, at start. It answers the same three questions;
+/// what is sealed in the store does not change with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Provider {
+    /// A file that only the broker's user, or root, can read.
+    File(PathBuf),
+    /// What systemd decrypted for this service (`LoadCredentialEncrypted=`): from a TPM or a host
+    /// key, without us.
+    Credential(PathBuf),
 }
 
-/// Reads the master key.
-///
-/// # Errors
-/// [`MasterKeyError`] says what is wrong with which file.
-pub fn read(path: &Path) -> Result<SealingKey, MasterKeyError> {
+impl Provider {
+    /// That of this configuration. `credentials` is `$CREDENTIALS_DIRECTORY`.
+    #[must_use]
+    pub fn of(config: &Config, credentials: Option<&Path>) -> Self {
+        let is_credential = |file: &Path| file.file_name().is_some_and(|name| name == CREDENTIAL);
+        match &config.master_key_file {
+            Some(file) if is_credential(file) => Self::Credential(file.clone()),
+            Some(file) => Self::File(file.clone()),
+            None => credentials
+                .map(|directory| directory.join(CREDENTIAL))
+                .filter(|file| file.exists())
+                .map_or_else(
+                    || Self::File(config.state_dir.join("master.key")),
+                    Self::Credential,
+                ),
+        }
+    }
+
+    /// The key, opened.
+    ///
+    /// # Errors
+    /// [`MasterKeyError`] says what is wrong with which file.
+    pub fn open(&self) -> Result<SealingKey, MasterKeyError> {
+        match self {
+            // systemd hands credentials out as 0400 or, in a mount of their own, 0440.
+            Self::Credential(file) => read(file, 0o440),
+            Self::File(file) => read(file, 0o700),
+        }
+    }
+
+    /// Makes a new key where there is none. True when it was made; a credential is made by whoever
+    /// encrypts it, never by us.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn create(&self) -> Result<bool, MasterKeyError> {
+        match self {
+            Self::Credential(_) => Ok(false),
+            Self::File(file) => create(file),
+        }
+    }
+
+    /// The file that it comes from: read at start, and by nobody else.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(file) | Self::Credential(file) => file,
+        }
+    }
+}
+
+/// Reads a key from a file whose mode has no bit but these.
+fn read(path: &Path, allowed: u32) -> Result<SealingKey, MasterKeyError> {
     let failed = |source| MasterKeyError::Io {
         path: path.to_owned(),
         source,
@@ -84,7 +135,7 @@ pub fn read(path: &Path) -> Result<SealingKey, MasterKeyError> {
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)
         .map_err(failed)?;
-    check(path, &file.metadata().map_err(failed)?)?;
+    check(path, &file.metadata().map_err(failed)?, allowed)?;
     // Room for one byte too many, allocated at once: growing would leave a copy behind.
     let mut bytes = zeroize::Zeroizing::new(vec![0; KEY_LEN + 1]);
     let mut len = 0;
@@ -101,14 +152,12 @@ pub fn read(path: &Path) -> Result<SealingKey, MasterKeyError> {
     Ok(SealingKey::new(&Secret::new(std::mem::take(&mut *bytes)))?)
 }
 
-fn check(path: &Path, metadata: &std::fs::Metadata) -> Result<(), MasterKeyError> {
+fn check(path: &Path, metadata: &std::fs::Metadata, allowed: u32) -> Result<(), MasterKeyError> {
     if !metadata.is_file() {
         return Err(MasterKeyError::Form(path.to_owned()));
     }
     let mode = metadata.mode() & 0o7777;
-    // systemd hands credentials out as 0400 or, in a user's mount of their own, 0440.
-    let systemd = path.file_name().is_some_and(|name| name == CREDENTIAL) && mode == 0o440;
-    if mode & 0o077 != 0 && !systemd {
+    if mode & 0o077 & !allowed != 0 {
         return Err(MasterKeyError::Mode {
             path: path.to_owned(),
             mode,
@@ -126,10 +175,7 @@ fn check(path: &Path, metadata: &std::fs::Metadata) -> Result<(), MasterKeyError
 
 /// Makes a new master key in `path` (0600, on disk before it is used) if there is none.
 /// True when it was made.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn create(path: &Path) -> Result<bool, MasterKeyError> {
+fn create(path: &Path) -> Result<bool, MasterKeyError> {
     let failed = |source| MasterKeyError::Io {
         path: path.to_owned(),
         source,
@@ -180,30 +226,66 @@ mod tests {
             (metadata.len(), metadata.permissions().mode() & 0o777),
             (32, 0o600)
         );
-        let sealed = read(&path).unwrap().seal("r", 1, b"x").unwrap();
-        assert!(read(&path).unwrap().open("r", 1, &sealed).is_ok());
+        let sealed = read(&path, 0o700).unwrap().seal("r", 1, b"x").unwrap();
+        assert!(read(&path, 0o700).unwrap().open("r", 1, &sealed).is_ok());
     }
 
     #[test]
     fn files_that_are_no_private_key_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master.key");
-        assert!(matches!(read(&path), Err(MasterKeyError::Io { .. })));
+        assert!(matches!(read(&path, 0o700), Err(MasterKeyError::Io { .. })));
         create(&path).unwrap();
         for mode in [0o640, 0o604, 0o622] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             assert!(
-                matches!(read(&path), Err(MasterKeyError::Mode { mode: found, .. }) if found == mode)
+                matches!(read(&path, 0o700), Err(MasterKeyError::Mode { mode: found, .. }) if found == mode)
             );
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         for len in [0, 31, 33, 64] {
             std::fs::write(&path, vec![7; len]).unwrap();
-            assert!(matches!(read(&path), Err(MasterKeyError::Form(_))), "{len}");
+            assert!(
+                matches!(read(&path, 0o700), Err(MasterKeyError::Form(_))),
+                "{len}"
+            );
         }
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(read(&link), Err(MasterKeyError::Io { .. })));
-        assert!(matches!(read(dir.path()), Err(MasterKeyError::Form(_))));
+        assert!(matches!(read(&link, 0o700), Err(MasterKeyError::Io { .. })));
+        assert!(matches!(
+            read(dir.path(), 0o700),
+            Err(MasterKeyError::Form(_))
+        ));
+    }
+
+    #[test]
+    fn a_credential_may_be_read_by_its_group_and_is_never_made_by_us() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let config = |text: &str| {
+            let file = at("broker.toml");
+            let state = at("state");
+            std::fs::write(&file, format!("state_dir = {state:?}\n{text}")).unwrap();
+            Config::load(Some(&file), crate::config::Settings::default()).unwrap()
+        };
+        let none = Provider::of(&config(""), Some(dir.path()));
+        assert_eq!(none, Provider::File(at("state/master.key")));
+        let file = at(CREDENTIAL);
+        create(&file).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o440)).unwrap();
+        let systemd = Provider::of(&config(""), Some(dir.path()));
+        assert_eq!(systemd, Provider::Credential(file.clone()));
+        assert!(systemd.open().is_ok() && !systemd.create().unwrap());
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
+        assert!(matches!(
+            systemd.open(),
+            Err(MasterKeyError::Mode { mode: 0o444, .. })
+        ));
+        // A file of another name gets no such leave.
+        let named = Provider::of(&config(&format!("master_key_file = {:?}", at("k"))), None);
+        assert!(named.create().unwrap());
+        std::fs::set_permissions(at("k"), std::fs::Permissions::from_mode(0o440)).unwrap();
+        assert!(matches!(named.open(), Err(MasterKeyError::Mode { .. })));
     }
 }

@@ -122,7 +122,11 @@ async fn an_intermediate_that_was_signed_elsewhere_issues() {
         none.detail
     );
     let csr = bench.broker.ca_request("").await.unwrap();
-    assert_eq!(bench.broker.ca_request("").await.unwrap().len(), csr.len());
+    // Asked again, it is for the same key: there is one request.
+    bench.broker.ca_request("").await.unwrap();
+    let listed = bench.broker.list_keys().unwrap();
+    let out = listed.iter().filter(|key| key.state == "requested");
+    assert_eq!(out.count(), 1);
     let before = bench.broker.keys.load().ca().sha256();
     let pem = signed(dir.path(), &csr, GOOD, LONG);
     bench.broker.import_ca(&chain(&pem)).await.unwrap();
@@ -251,4 +255,37 @@ async fn chains_under_which_nothing_could_be_issued_are_refused_with_the_reason(
         "nothing was changed"
     );
     bench.broker.import_ca(&chain(&good)).await.unwrap();
+}
+
+/// The words of docs/operations.md: nothing but what the request itself asks for.
+#[tokio::test]
+async fn a_request_signed_as_it_stands_is_accepted() {
+    let bench = Bench::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    upstream(dir.path());
+    std::fs::write(
+        dir.path().join("own.csr"),
+        bench.broker.ca_request("").await.unwrap(),
+    )
+    .unwrap();
+    openssl(
+        dir.path(),
+        "x509 -req -in own.csr -CA root.pem -CAkey root.key -days 3650 -copy_extensions copy -out own.pem",
+    );
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    // openssl 3.0 signs from now on only; the test's clock may be behind this machine's.
+    let made = std::fs::metadata(dir.path().join("own.pem"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    let made = made
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_millis();
+    let behind = u64::try_from(made)
+        .unwrap()
+        .saturating_sub(bench.broker.clock.wall().as_millis());
+    bench.clock.advance_millis(behind);
+    let pem = [read("own.pem"), read("root.pem")].concat();
+    bench.broker.import_ca(&chain(&pem)).await.unwrap();
 }

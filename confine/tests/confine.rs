@@ -196,19 +196,19 @@ fn a_user_of_its_own_sees_programs_and_writes_only_its_own() {
             let made = PathBuf::from(dir).join("deep/state");
             let off = Off::default();
             let asked = |made: &Path| Plan {
-                user: Some("nobody"),
+                user: Some("daemon"),
                 directories: vec![(made.to_owned(), 0o700)],
                 keep: CapabilitySet::SYS_PTRACE,
                 ..plan(&off, Files::NotApplicable("not looked at"))
             };
             if !is_root() {
                 let error = confine(asked(&made)).unwrap_err().to_string();
-                assert!(error.contains("start it as root or as nobody"), "{error}");
+                assert!(error.contains("start it as root or as daemon"), "{error}");
                 return;
             }
             // A directory of somebody else's is not taken over.
             let error = confine(asked(Path::new(dir))).unwrap_err().to_string();
-            assert!(error.contains("chown -R nobody"), "{error}");
+            assert!(error.contains("chown -R daemon"), "{error}");
             let report = confine(asked(&made)).unwrap();
             println!("{report}");
             for name in [

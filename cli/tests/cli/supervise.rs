@@ -163,10 +163,19 @@ fn both_daemons_take_their_sockets_from_a_service_manager_and_tell_it_how_they_a
     ];
     let mut agent = Running(host.start(&sockets, "__agent", "agent.toml"));
     // As soon as the manager listens, whether or not the agent serves yet: nobody is turned away.
-    let whoami = early(&socket);
-    assert!(whoami.starts_with("HTTP/1.1 200"), "{whoami}");
+    let answer = early(&socket);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     host.is_told("READY=1");
 
+    let agent_port = std::fs::read_to_string(host.at("agent-metrics"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    wait_for("the agent to reach the broker", || {
+        get(agent_port, "/readyz")
+            .contains("\"broker\":\"up\"")
+            .then_some(())
+    });
     let token = |audience: &str| {
         let token = ephor()
             .args(["token", "--audience", audience])
@@ -177,10 +186,7 @@ fn both_daemons_take_their_sockets_from_a_service_manager_and_tell_it_how_they_a
     };
     token("billing");
     token("billing");
-    let port = std::fs::read_to_string(host.at("agent-metrics"))
-        .unwrap()
-        .parse()
-        .unwrap();
+    let port = agent_port;
     for (port, lines) in [
         (
             port,
@@ -231,7 +237,7 @@ fn early(socket: &Path) -> String {
     let mut stream = wait_for("the manager's socket", || UnixStream::connect(socket).ok());
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream
-        .write_all(b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nEphor-Local: 1\r\nConnection: close\r\n\r\n")
+        .write_all(b"GET /v1/ready HTTP/1.1\r\nHost: localhost\r\nEphor-Local: 1\r\nConnection: close\r\n\r\n")
         .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

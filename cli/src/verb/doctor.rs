@@ -3,6 +3,7 @@
 //! Every line was looked at just now; what this user may not see is `unknown`, never `ok`. It reads
 //! and asks, and changes nothing.
 
+mod confined;
 mod daemon;
 mod host;
 mod service;
@@ -89,7 +90,7 @@ pub async fn doctor(args: args::Doctor) -> Outcome {
     let broker = service::Seen::broker();
     let mut checks = host::checks(agent.as_ref().ok().and_then(|seen| seen.daemon.as_ref()));
     checks.extend(service::agent_checks(&agent, &args.agent_config).await);
-    checks.extend(service::broker_checks(&broker, &agent).await);
+    checks.extend(service::broker_checks(&broker, &agent, &args.broker_config).await);
     let wrong = checks
         .iter()
         .filter(|check| check.state == State::Wrong)

@@ -52,6 +52,11 @@ impl Daemon {
         })
     }
 
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Its effective uid.
     pub(super) fn uid(&self) -> Option<u32> {
         self.field("Uid")?.split_whitespace().nth(1)?.parse().ok()

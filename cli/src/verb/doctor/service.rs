@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use ephor_agent::config::{Config, Partial};
 use ephor_agent::uplink::identity::Identity;
+use ephor_broker::config::Settings;
 use ephor_proto::http::admin::Status;
 use ephor_proto::http::agent::Whoami;
 use ephor_proto::time::UnixMillis;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::daemon::Daemon;
-use super::{Check, State};
+use super::{Check, State, confined};
 use crate::client::Peer;
 use crate::clock;
 use crate::show::moment;
@@ -85,6 +86,10 @@ impl Seen {
         Check::that(holds, (of, name), found, (State::Wrong, advice))
     }
 
+    fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
+    }
+
     fn process(&self, of: &'static str) -> Vec<Check> {
         match &self.daemon {
             Some(daemon) => daemon.checks(of),
@@ -112,6 +117,7 @@ pub(super) async fn agent_checks(seen: &Result<Seen, Check>, settings: &Path) ->
         Partial::default(),
     ) {
         Ok(config) => {
+            checks.extend(confined::checks("agent", &config.state_dir, seen.pid()));
             checks.push(identity(&config.state_dir));
             checks.extend(disk("agent", &config.state_dir));
         }
@@ -186,6 +192,7 @@ fn disk(of: &'static str, dir: &Path) -> Option<Check> {
 pub(super) async fn broker_checks(
     seen: &Result<Seen, Check>,
     agent: &Result<Seen, Check>,
+    settings: &Path,
 ) -> Vec<Check> {
     let seen = match seen {
         Ok(seen) => seen,
@@ -222,6 +229,17 @@ pub(super) async fn broker_checks(
                 "each can read what the other keeps: scripts/install makes two users",
             ),
         ));
+    }
+    let named = Some(settings).filter(|path| path.exists());
+    match ephor_broker::config::Config::load(named, Settings::default()) {
+        Ok(config) => {
+            checks.extend(confined::checks("broker", &config.state_dir, seen.pid()));
+            checks.extend(disk("broker", &config.state_dir));
+        }
+        Err(error) => {
+            let wrong = Check::new("broker", "settings", State::Wrong, error.to_string());
+            checks.push(wrong);
+        }
     }
     match seen.peer.read::<Status>("/v1/status").await {
         Ok(status) => checks.extend(says(&status)),

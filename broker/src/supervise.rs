@@ -6,11 +6,13 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use sd_notify::NotifyState;
+
+use crate::limits;
 
 /// Listening sockets that were open when we were started, by their names (`FileDescriptorName=`).
 pub struct Inherited {
@@ -89,20 +91,27 @@ impl Inherited {
 /// Stands before the name of a socket that was taken; no service manager gives such a name.
 const TAKEN: char = '\0';
 
-/// Everything is served from now on.
+/// Everything is served from now on. Waits until the manager takes it, for a while.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    tell(
+        &format!("READY=1\nSTATUS={status}"),
+        Some(limits::NOTIFY_WITHIN),
+    );
 }
 
 /// Nothing new is taken from now on.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    tell("STOPPING=1", None);
 }
 
 /// How often the service manager wants a sign of life, if it does: half of its patience.
 #[must_use]
 pub fn watchdog() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|patience| patience / 2)
+    let read = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let is_ours = std::env::var_os("WATCHDOG_PID").is_none()
+        || read("WATCHDOG_PID") == Some(u64::from(std::process::id()));
+    let patience = read("WATCHDOG_USEC").filter(|micros| is_ours && *micros > 1)?;
+    Some(Duration::from_micros(patience / 2))
 }
 
 /// Gives signs of life for as long as it is polled, which is for as long as the runtime turns.
@@ -110,13 +119,29 @@ pub async fn keep_alive(every: Duration) {
     let mut beat = tokio::time::interval(every);
     loop {
         beat.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        tell("WATCHDOG=1", None);
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
-    // Without NOTIFY_SOCKET this does nothing.
-    if let Err(error) = sd_notify::notify(state) {
+/// One message to the manager, if there is one. Without patience it is dropped when the manager does
+/// not read: nothing here may ever wait for it.
+fn tell(message: &str, patience: Option<Duration>) {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let send = || {
+        let address = match address.as_encoded_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            _ => SocketAddr::from_pathname(&address)?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        match patience {
+            Some(patience) => socket.set_write_timeout(Some(patience))?,
+            None => socket.set_nonblocking(true)?,
+        }
+        socket.send_to_addr(message.as_bytes(), &address)
+    };
+    if let Err(error) = send() {
         tracing::warn!(%error, "the service manager could not be told");
     }
 }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::Signal;
 
@@ -13,7 +14,8 @@ use super::support::{DEADLINE, assert_code, end_of, ephor, policy, send, text, w
 /// A directory with settings for both daemons, and a manager's socket to be told on.
 struct Host {
     dir: tempfile::TempDir,
-    told: UnixDatagram,
+    /// What the manager was told so far, by a thread that always listens, as systemd does.
+    told: Arc<Mutex<Vec<String>>>,
 }
 
 impl Host {
@@ -22,8 +24,20 @@ impl Host {
         std::fs::create_dir(dir.path().join("policy")).unwrap();
         std::fs::write(dir.path().join("policy/test.toml"), policy("5m")).unwrap();
         let told = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-        told.set_read_timeout(Some(DEADLINE)).unwrap();
-        let host = Self { dir, told };
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let keep = Arc::clone(&heard);
+        // Ends with the process: nothing waits for it.
+        std::thread::spawn(move || {
+            let mut message = [0; 512];
+            while let Ok(length) = told.recv(&mut message) {
+                let lines = text(&message[..length])
+                    .lines()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>();
+                keep.lock().unwrap().extend(lines);
+            }
+        });
+        let host = Self { dir, told: heard };
         let broker = format!(
             "state_dir = {:?}\npolicy_dir = {:?}\nadmin_socket = {:?}\nmetrics_listen = \"127.0.0.1:1\"\n\
              https_listen = \"127.0.0.1:1\"\nhttp_listen = \"127.0.0.1:1\"\n",
@@ -69,19 +83,14 @@ impl Host {
             .unwrap()
     }
 
-    /// Waits until the manager is told this.
+    /// Waits until the manager is told this, since the last that was waited for.
     fn is_told(&self, what: &str) {
-        let mut message = [0; 512];
-        loop {
-            let length = self.told.recv(&mut message).unwrap_or_else(|why| {
-                let logs = ["__broker", "__agent"]
-                    .map(|daemon| std::fs::read_to_string(self.at(&format!("{daemon}.log"))));
-                panic!("never told {what}: {why}; {logs:?}")
-            });
-            if text(&message[..length]).lines().any(|line| line == what) {
-                return;
-            }
-        }
+        wait_for(what, || {
+            let mut told = self.told.lock().unwrap();
+            let place = told.iter().position(|line| line == what)?;
+            told.drain(..=place);
+            Some(())
+        });
     }
 
     fn start_broker(&self) -> (Child, [u16; 3]) {

@@ -21,7 +21,7 @@ use crate::policy::{Entitlement, Give, Snapshot, Workload};
 
 pub use decided::{Circumstances, Decided, Renewing};
 use refusal::Refusal;
-pub(crate) use standing::{Fallen, Held, stands};
+pub(crate) use standing::{Fallen, Held, stands, unchanged};
 
 /// What is asked.
 #[derive(Debug, Clone)]

@@ -147,7 +147,10 @@ impl Broker {
         let old = self.policy.load_full();
         self.check_domain(&checked.snapshot)?;
         let new = Arc::new(checked.snapshot);
-        let outdated = self.outdated(&new).await.map_err(store_unavailable)?;
+        let outdated = self
+            .outdated(&new, Some(Arc::clone(&old)))
+            .await
+            .map_err(store_unavailable)?;
         let mut would = answer(&old, &new, new.changes_from(&old));
         would.dry_run = true;
         would.credentials = outdated.sum().credentials;
@@ -169,12 +172,13 @@ impl Broker {
             let Ok(_turn) = broker.inforce.turn.acquire().await else {
                 return;
             };
+            let before = broker.policy.load_full();
             let outcome = broker.replace(checked, &by).await;
             let changed = outcome.as_ref().is_ok_and(|applied| applied.changed);
             let _ = told.send(outcome);
             if changed {
                 crash_point!("policy.after_swap");
-                let sum = broker.narrow().await;
+                let sum = broker.narrow(Some(before)).await;
                 broker.record_narrowed(sum).await;
                 let _ = ended.send(sum);
             }
@@ -440,7 +444,7 @@ impl Broker {
             let Ok(_turn) = broker.inforce.turn.acquire().await else {
                 return;
             };
-            let sum = broker.narrow().await;
+            let sum = broker.narrow(None).await;
             broker.record_narrowed(sum).await;
         });
     }

@@ -42,8 +42,8 @@ pub use batch::{
 pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{
-    Counts, CredentialFilter, Expiry, Listing, PolicyEntry, ReadError, Reader, ShortId,
-    StoredEvent, TaskFilter,
+    Counts, CredentialFilter, Expiry, Listing, LiveCredential, PolicyEntry, ReadError, Reader,
+    ShortId, StoredEvent, TaskFilter,
 };
 pub use row::{
     CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, PolicyRow, RequestRow,

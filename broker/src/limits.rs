@@ -148,6 +148,8 @@ pub const CONFLICT_TRIES: usize = 8;
 
 /// Largest policy sent over the admin socket, in bytes: all of its text as JSON.
 pub const POLICY_BODY: usize = 40 * 1024 * 1024;
+/// Grants that a newer policy narrows side by side; people's revocations come in between.
+pub const NARROWED_AT_ONCE: usize = 512;
 /// How long an answer to an apply waits for what is revoked; the rest goes on without it.
 pub const POLICY_ANSWER: Duration = Duration::from_secs(10);
 /// How long a request waits for the policy that is durable already to be in force here.

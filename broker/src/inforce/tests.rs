@@ -290,7 +290,7 @@ async fn nothing_that_was_just_given_or_renewed_falls_to_its_own_policy() {
     }
     let policy = bench.broker.policy.load_full();
     assert_eq!(
-        bench.broker.outdated(&policy).await.unwrap().sum(),
+        bench.broker.outdated(&policy, None).await.unwrap().sum(),
         super::Narrowed::default()
     );
 }
@@ -359,7 +359,7 @@ async fn what_an_older_policy_allowed_is_not_recorded_after_a_newer_one() {
     assert_eq!(asked.unwrap_err().code, Code::UnknownEntitlement);
     let policy = bench.broker.policy.load_full();
     assert_eq!(
-        bench.broker.outdated(&policy).await.unwrap().sum(),
+        bench.broker.outdated(&policy, None).await.unwrap().sum(),
         super::Narrowed::default()
     );
 }
@@ -527,7 +527,7 @@ async fn twenty_policies_under_requests_fail_none_that_stays_allowed() {
     bench.apply(&without_billing()).await.unwrap();
     let policy = bench.broker.policy.load_full();
     assert_eq!(
-        bench.broker.outdated(&policy).await.unwrap().sum(),
+        bench.broker.outdated(&policy, None).await.unwrap().sum(),
         super::Narrowed::default()
     );
     let mut live = Vec::new();
@@ -535,7 +535,7 @@ async fn twenty_policies_under_requests_fail_none_that_stays_allowed() {
         .broker
         .ledger
         .reader()
-        .live_credentials(|row| live.push(row.entitlement))
+        .live_credentials(|row| live.push(row.entitlement.to_owned()))
         .unwrap();
     assert_eq!(live.len(), first + second);
     assert!(live.iter().all(|entitlement| entitlement == "identity"));
@@ -624,4 +624,75 @@ async fn a_start_takes_the_directory_unless_it_is_broken_or_older() {
         Some((v(&b), Some(v(&c)), false))
     );
     assert_eq!(start(&[], None, "broken").await, None);
+}
+
+#[tokio::test]
+async fn the_quick_look_and_the_close_one_find_the_same() {
+    let bench = Bench::new().await;
+    bench.apply(POLICY).await.unwrap();
+    for _ in 0..3 {
+        let (task, ..) = bench.token().await;
+        another(&bench, task, "shop").await;
+        another(&bench, task, "search").await;
+        bench.service_token().await;
+        bench.clock.advance_millis(10_000);
+    }
+    let old = bench.broker.policy.load_full();
+    let mut found_some = 0;
+    for (from, to) in [
+        ("", "# the same\n"),
+        ("max = \"1h\"", "max = \"5m\""),
+        (
+            "default = \"5m\"\nmax = \"1h\"",
+            "default = \"1m\"\nmax = \"1m\"",
+        ),
+        ("max = \"1h\"", "max = \"1h\"\nservice = \"4m\""),
+        (
+            "purpose = \"Charge orders\"",
+            "purpose = \"Charge orders\"\nttl = \"1m\"",
+        ),
+        (
+            "purpose = \"Charge orders\"",
+            "purpose = \"Charge\"\nttl = \"20m\"",
+        ),
+        ("plan = \"gold\"", "plan = \"blue\""),
+        ("who = [\"orders/web\"]", "who = [\"billing/api\"]"),
+        (
+            "who = [\"orders/web\"]",
+            "who = [\"billing/api\", \"orders/web\"]",
+        ),
+        (
+            "runs = [{ uid = 1000 }]",
+            "runs = [{ uid = 1000, hosts = [\"db-*\"] }]",
+        ),
+        (
+            "runs = [{ uid = 1000 }]",
+            "runs = [{ uid = 1000, hosts = [\"web-*\"] }]",
+        ),
+        (
+            "runs = [{ uid = 1000 }]",
+            "runs = [{ uid = 1000 }]\nidentity = { audiences = [\"shop\"] }",
+        ),
+        (
+            "runs = [{ uid = 2000 }]",
+            "runs = [{ uid = 2000 }]\nidentity = false",
+        ),
+        ("orders/web", "orders/shop"),
+    ] {
+        let text = match from {
+            "" => format!("{POLICY}{to}"),
+            from => POLICY.replace(from, to),
+        };
+        let new = std::sync::Arc::new(checked(&text).snapshot);
+        let quick = bench
+            .broker
+            .outdated(&new, Some(old.clone()))
+            .await
+            .unwrap()
+            .sum();
+        let close = bench.broker.outdated(&new, None).await.unwrap().sum();
+        assert_eq!(quick, close, "{to}");
+        found_some += u64::from(close != super::Narrowed::default());
+    }
+    assert_eq!(found_some, 9);
 }

@@ -20,7 +20,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Params};
 pub use counts::Counts;
 pub use events::StoredEvent;
 pub use find::ShortId;
-pub use policy::PolicyEntry;
+pub use policy::{LiveCredential, PolicyEntry};
 pub use rows::{CredentialFilter, Expiry, Listing, TaskFilter};
 
 use super::batch::Key;

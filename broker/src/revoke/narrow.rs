@@ -15,13 +15,16 @@ use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::{GrantEnd, GrantState};
 use ephor_proto::state::task::{EndCause, TaskState};
 use ephor_proto::time::UnixMillis;
+use ephor_proto::ttl::Ttl;
 
 use super::{NotEnded, Work, written};
 use crate::app::Broker;
 use crate::complete::{By, End, closed_grant, revoke_row};
 use crate::crash_point;
-use crate::decide::{Fallen, Held, stands};
-use crate::ledger::{Batch, CredentialRow, Lane, Ledger, NewEvent, ReadError, Row, Ticket};
+use crate::decide::{Fallen, Held, stands, unchanged};
+use crate::ledger::{
+    Batch, CredentialRow, Lane, Ledger, LiveCredential, NewEvent, ReadError, Row, Ticket,
+};
 use crate::limits;
 use crate::policy::Snapshot;
 
@@ -78,15 +81,16 @@ impl Outdated {
 }
 
 impl Broker {
-    /// Revokes what the policy in force does not allow; gives up only when the broker stops, and
+    /// Revokes what the policy in force does not allow. `after` is the one before it, of which
+    /// nothing is out that it did not allow; without it all is looked at closely. Gives up only when the broker stops, and
     /// then the next start goes on.
-    pub(crate) async fn narrow(&self) -> Narrowed {
+    pub(crate) async fn narrow(&self, after: Option<Arc<Snapshot>>) -> Narrowed {
         let mut total = Narrowed::default();
         let mut pause = limits::RETRY_FIRST;
         let stop = self.tasks.stop_token();
         while !stop.is_cancelled() {
             let policy = self.policy.load_full();
-            let all_done = match self.outdated(&policy).await {
+            let all_done = match self.outdated(&policy, after.clone()).await {
                 Ok(found) => self.end_outdated(&policy, found, &mut total).await,
                 Err(error) => {
                     tracing::error!(%error, "what the policy no longer allows could not be read; it is tried again");
@@ -109,9 +113,13 @@ impl Broker {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub(crate) async fn outdated(&self, policy: &Arc<Snapshot>) -> Result<Outdated, ReadError> {
+    pub(crate) async fn outdated(
+        &self,
+        policy: &Arc<Snapshot>,
+        after: Option<Arc<Snapshot>>,
+    ) -> Result<Outdated, ReadError> {
         let (ledger, policy) = (self.ledger.clone(), Arc::clone(policy));
-        let scan = tokio::task::spawn_blocking(move || scan(&ledger, &policy));
+        let scan = tokio::task::spawn_blocking(move || scan(&ledger, &policy, after.as_deref()));
         scan.await.map_err(|_| ReadError::Busy)?
     }
 
@@ -124,7 +132,7 @@ impl Broker {
             crash_point!("policy.narrowing");
             all_done &= self.end_outdated_tasks(policy, some, total).await;
         }
-        for some in found.grants.chunks(limits::ENDS_AT_ONCE) {
+        for some in found.grants.chunks(limits::NARROWED_AT_ONCE) {
             crash_point!("policy.narrowing");
             if self.tasks.stop_token().is_cancelled() {
                 return false;
@@ -301,8 +309,56 @@ fn is_out(state: CredentialState) -> bool {
     state.is_usable() || state == CredentialState::Intended
 }
 
-fn scan(ledger: &Ledger, policy: &Snapshot) -> Result<Outdated, ReadError> {
+/// What needs no closer look, remembered by holder, host, entitlement and item.
+struct Unchanged<'p> {
+    policies: Option<(&'p Snapshot, &'p Snapshot)>,
+    known: HashMap<String, Option<Ttl>>,
+    key: String,
+}
+
+impl<'p> Unchanged<'p> {
+    fn new(policy: &'p Snapshot, after: Option<&'p Snapshot>) -> Self {
+        Self {
+            policies: after.map(|old| (old, policy)),
+            known: HashMap::new(),
+            key: String::new(),
+        }
+    }
+
+    /// Whether this one surely stands.
+    fn stands(&mut self, one: &LiveCredential<'_>, deadline: Option<UnixMillis>) -> bool {
+        let Some(policies) = self.policies else {
+            return false;
+        };
+        self.key.clear();
+        for part in [one.subject, one.host, one.entitlement, one.item] {
+            self.key.push_str(part);
+            // In none of them.
+            self.key.push('\n');
+        }
+        let most = match self.known.get(&self.key) {
+            Some(most) => *most,
+            None => {
+                let asked = (one.entitlement, one.item);
+                let subject: Option<SpiffeId> = one.subject.parse().ok();
+                let most =
+                    subject.and_then(|subject| unchanged(policies, &subject, one.host, asked));
+                self.known.insert(self.key.clone(), most);
+                most
+            }
+        };
+        most.is_some_and(|most| one.expires_at <= one.issued_at.saturating_add(most))
+            && deadline.is_none_or(|deadline| one.expires_at <= deadline)
+    }
+}
+
+fn scan(
+    ledger: &Ledger,
+    policy: &Snapshot,
+    after: Option<&Snapshot>,
+) -> Result<Outdated, ReadError> {
     let reader = ledger.reader();
+    let mut unchanged = Unchanged::new(policy, after);
     let mut opened = HashMap::new();
     if policy.ttl().service.ttl().is_some() {
         let tasks = reader.unclosed_tasks()?;
@@ -324,8 +380,22 @@ fn scan(ledger: &Ledger, policy: &Snapshot) -> Result<Outdated, ReadError> {
         grant.credentials.push(row.id);
     };
     let mut credentials = 0;
-    reader.live_credentials(|row| {
-        let opened_at = opened.get(&row.task).copied();
+    let mut failed = None;
+    reader.live_credentials(|one| {
+        let opened_at: Option<UnixMillis> = opened.get(&one.task).copied();
+        let deadline = opened_at.and_then(|at| policy.task_deadline(at));
+        if unchanged.stands(&one, deadline) {
+            goes_on.insert(one.grant);
+            return;
+        }
+        let row = match reader.credential(one.id) {
+            Ok(Some(row)) => row,
+            Ok(None) => return,
+            Err(error) => {
+                failed = Some(error);
+                return;
+            }
+        };
         let held = Held {
             row: &row,
             task_opened_at: opened_at,
@@ -351,6 +421,9 @@ fn scan(ledger: &Ledger, policy: &Snapshot) -> Result<Outdated, ReadError> {
             }
         }
     })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     let mut tasks = BTreeMap::new();
     for (id, rows) in homeless {
         let task = reader.task(id)?;

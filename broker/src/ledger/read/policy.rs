@@ -1,13 +1,14 @@
 //! Reads for the policy's chain, and the scan that a newer version needs.
 
+use ephor_proto::id::{CredentialId, GrantId, TaskId};
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::time::UnixMillis;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{ReadError, Reader, capped};
 use crate::ledger::batch::Key;
-use crate::ledger::codec::{Columns, Stored as _, int};
-use crate::ledger::row::{CredentialRow, PolicyRow};
+use crate::ledger::codec::{BadColumn, Columns, Stored as _, int};
+use crate::ledger::row::PolicyRow;
 
 /// A version of the policy without its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,21 +82,23 @@ impl Reader {
     }
 
     /// Calls `each` for every credential that somebody takes or may take: `intended`, `live` or
-    /// `replacing`. One row at a time, so that it needs no memory of their number.
-    pub fn live_credentials(&self, mut each: impl FnMut(CredentialRow)) -> Result<(), ReadError> {
+    /// `replacing`. One row at a time and no more of it than that: there may be very many.
+    pub fn live_credentials(
+        &self,
+        mut each: impl FnMut(LiveCredential<'_>),
+    ) -> Result<(), ReadError> {
+        let mut statement = self.connection()?.prepare_cached(
+            "SELECT id, task, grant_id, host, subject, entitlement, item, issued_at, expires_at \
+             FROM credential WHERE listed = 1 AND state = ?1",
+        )?;
         let live = |state: CredentialState| state.is_usable() || state == CredentialState::Intended;
-        let sql = format!(
-            "{} WHERE listed = 1 AND state = ?1",
-            CredentialRow::sql().select
-        );
-        let mut statement = self.connection()?.prepare_cached(&sql)?;
         for state in CredentialState::ALL
             .into_iter()
             .filter(|state| live(*state))
         {
             let mut rows = statement.query([state.as_str()])?;
             while let Some(row) = rows.next()? {
-                let Ok(row) = CredentialRow::read(&Columns(row)) else {
+                let Ok(row) = LiveCredential::read(&Columns(row)) else {
                     // Set aside at the next start, as every row that cannot be read.
                     continue;
                 };
@@ -107,5 +110,44 @@ impl Reader {
             }
         }
         Ok(())
+    }
+}
+
+/// What is out, for whom: as much of a row as tells whether policy may say something about it.
+#[derive(Debug, Clone, Copy)]
+pub struct LiveCredential<'a> {
+    /// Its id.
+    pub id: CredentialId,
+    /// Its task.
+    pub task: TaskId,
+    /// The grant it draws on.
+    pub grant: GrantId,
+    /// Host that holds it.
+    pub host: &'a str,
+    /// Holder.
+    pub subject: &'a str,
+    /// Entitlement that gave it.
+    pub entitlement: &'a str,
+    /// Item of it.
+    pub item: &'a str,
+    /// When it was (last) issued.
+    pub issued_at: UnixMillis,
+    /// When it expires by itself.
+    pub expires_at: UnixMillis,
+}
+
+impl<'a> LiveCredential<'a> {
+    fn read(columns: &Columns<'a>) -> Result<Self, BadColumn> {
+        Ok(Self {
+            id: columns.id(0)?,
+            task: columns.id(1)?,
+            grant: columns.id(2)?,
+            host: columns.str(3)?,
+            subject: columns.str(4)?,
+            entitlement: columns.str(5)?,
+            item: columns.str(6)?,
+            issued_at: columns.time(7)?,
+            expires_at: columns.time(8)?,
+        })
     }
 }

@@ -11,7 +11,10 @@ use std::process::ExitCode;
 pub use installation::Installation;
 pub use layout::{Layout, PolicyFrom};
 
+use ephor_proto::http::admin::Status;
+
 use crate::args;
+use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
 use crate::process::{Child, Command, Environment, SELF};
 use crate::show::{to_stderr, to_stdout};
@@ -31,6 +34,7 @@ pub async fn dev(args: args::Dev) -> Outcome {
         started = starting => started?,
         caught = signals.next_ending() => return Err(interrupted(caught)),
     };
+    say_which_policy(&installation).await;
     let outcome = if args.command.is_empty() {
         serve(&installation, &signals).await
     } else {
@@ -63,6 +67,17 @@ pub fn interrupted(caught: std::io::Result<Caught>) -> Failure {
             Failure::new(code, format!("interrupted: {}: stopped.", caught.signal))
         }
         Err(why) => Failure::local("cannot read signals", why),
+    }
+}
+
+/// Of a directory that served before: another policy may have been applied then, and stays.
+async fn say_which_policy(installation: &Installation) {
+    let broker = Peer::broker_at(installation.layout().admin_socket());
+    if let Ok(status) = broker.read::<Status>("/v1/status").await
+        && let Some(trouble) = status.policy_trouble
+    {
+        let apply = "To take the directory's:  ephor policy apply DIR";
+        to_stderr(&format!("ephor: policy: {trouble}\n       {apply}\n"));
     }
 }
 

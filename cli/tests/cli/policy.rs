@@ -304,6 +304,47 @@ fn twenty_policies_under_requests_fail_none_of_what_stays_allowed() {
 }
 
 #[test]
+fn what_was_applied_outlives_a_restart_until_the_directory_changes() {
+    let mut dev = Dev::start();
+    let narrower = directory(&dev, "narrower", &narrow());
+    assert_code(&run(&dev, &["apply", shown(&narrower)]), 0);
+    let applied = current(&dev);
+    assert_eq!(dev.stop(), Some(0));
+    let again = |dev: &Dev| {
+        let output = ephor()
+            .args([
+                "dev",
+                "--dir",
+                shown(&dev.dir),
+                "--policy",
+                shown(&own_directory(dev)),
+                "--",
+            ])
+            .args([env!("CARGO_BIN_EXE_ephor"), "policy", "show", "-o", "json"])
+            .output()
+            .unwrap();
+        assert_code(&output, 0);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (
+            told["version"].as_str().unwrap().to_owned(),
+            text(&output.stderr),
+        )
+    };
+    let (version, said) = again(&dev);
+    assert_eq!(version, applied);
+    assert!(
+        said.contains("ephor: policy: ") && said.contains("applied another. Policy "),
+        "{said}"
+    );
+    std::fs::write(own_directory(&dev).join("test.toml"), policy("4m")).unwrap();
+    let (version, said) = again(&dev);
+    assert!(
+        version != applied && !said.contains("ephor: policy: "),
+        "{said}"
+    );
+}
+
+#[test]
 fn cases_are_asked_of_a_directory_without_a_broker_or_of_what_is_in_force() {
     let dev = Dev::start();
     let dir = own_directory(&dev);

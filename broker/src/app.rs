@@ -24,6 +24,7 @@ use crate::fleet::Fleet;
 use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
+use crate::keys::server::Names;
 use crate::ledger::Ledger;
 use crate::metrics::Counted;
 use crate::policy::Snapshot;
@@ -54,6 +55,8 @@ pub struct Broker {
     pub trust: Arc<TrustStore>,
     /// When keys follow each other.
     pub schedule: Schedule,
+    /// The names in our own server certificate, once we listen.
+    pub(crate) server_names: OnceLock<Names>,
     /// Guards the change of keys: one at a time, from reading the store to the swap.
     pub(crate) rotating: tokio::sync::Mutex<()>,
     /// Rung when `keys` were swapped.
@@ -179,6 +182,7 @@ impl Broker {
             keys: ArcSwap::from_pointee(keys),
             sealer,
             schedule,
+            server_names: OnceLock::new(),
             rotating: tokio::sync::Mutex::new(()),
             keys_changed: tokio::sync::watch::Sender::new(0),
             fleet: Arc::new(fleet),

@@ -158,7 +158,10 @@ impl Broker {
             }
         };
         let attest_micros = attesting.micros();
-        let renews = attested.requested().renews();
+        let renews = match attested.requested().renews() {
+            Some(credential) if self.is_of_a_retired_ca(&attested, credential, now)? => None,
+            renews => renews,
+        };
         let task = {
             let reader = self.ledger.reader();
             if let Some(answer) = self.replay(&reader, &attested, now, attest_micros)? {

@@ -315,6 +315,7 @@ pub(super) fn listen(
     let trust_domain = &broker.installation.trust_domain;
     let slot = Arc::new(CertificateSlot::empty());
     let names = server::Names::new(trust_domain, &config.server_names, addresses.0.ip());
+    let _ = broker.server_names.set(names.clone());
     let end = server::renew(&slot, &broker.keys.load(), &names, broker.clock.wall())?;
     broker.tasks.spawn_vital(
         "server-certificate",

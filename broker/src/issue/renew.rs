@@ -5,6 +5,7 @@
 //! precondition, and every end changes it.
 
 use ephor_proto::id::{CorrelationId, CredentialId};
+use ephor_proto::kind::Kind;
 use ephor_proto::problem::Code;
 use ephor_proto::spiffe::SpiffeId;
 use ephor_proto::state::Effect;
@@ -25,7 +26,10 @@ use crate::kind::{is_given, jwt, x509};
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, Require, Row, TaskRow};
 use crate::policy::{Give, Snapshot};
 use crate::request::Refusal;
-use crate::revoke::machine;
+use crate::revoke::{Crls, machine};
+
+/// The CA that `init` makes: nothing was ever issued by one before it.
+const FIRST_CA: u32 = 1;
 
 impl Broker {
     pub(super) async fn renew(
@@ -66,6 +70,33 @@ impl Broker {
         let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
         crash_point!("renew.before_answer");
         Ok(Tried::Done(response))
+    }
+
+    /// Whether what the caller holds is a certificate of a CA that no longer issues. It is then not
+    /// renewed but followed by a new one: its list is that CA's, which is trusted only until what it
+    /// had issued at its retirement has expired. What cannot be renewed anyhow is not followed either.
+    pub(super) fn is_of_a_retired_ca(
+        &self,
+        attested: &Attested,
+        id: CredentialId,
+        now: UnixMillis,
+    ) -> Result<bool, Refusal> {
+        let issuing = self.keys.load().issuing().version;
+        if issuing == FIRST_CA {
+            return Ok(false);
+        }
+        let reader = self.ledger.reader();
+        let Some(row) = reader.credential(id).map_err(store_unavailable)? else {
+            return Ok(false);
+        };
+        let requested = attested.requested();
+        let is_theirs = row.host == attested.host()
+            && row.task == requested.task().id
+            && row.entitlement == requested.entitlement()
+            && holder_matches(attested, &row.subject);
+        let is_live = row.state.is_usable() && now < row.expires_at;
+        let is_retired = row.kind == Kind::X509 && Crls::ca_of(row.status_list) != issuing;
+        Ok(is_theirs && is_live && is_retired)
     }
 
     /// The credential, its grant and its task, if all of them still take a renewal.

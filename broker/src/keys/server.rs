@@ -53,6 +53,16 @@ impl Names {
             ips,
         }
     }
+
+    /// As a certificate has them.
+    pub(super) fn in_certificate<T>(&self, use_them: impl FnOnce(&ServerNames<'_>) -> T) -> T {
+        let dns: Vec<&str> = self.dns.iter().map(String::as_str).collect();
+        use_them(&ServerNames {
+            spiffe_id: &self.spiffe_id,
+            dns: &dns,
+            ips: &self.ips,
+        })
+    }
 }
 
 /// Puts fresh certificates with a fresh key into `slot`: one of each trusted CA, for clients that
@@ -104,17 +114,12 @@ fn issue(
 ) -> Result<(Vec<u8>, i64), X509Error> {
     let (not_before, wanted) = super::validity(now, limits::SERVER_CERTIFICATE_SECONDS);
     let not_after = wanted.min(held.ca.certificate().not_after());
-    let dns: Vec<&str> = names.dns.iter().map(String::as_str).collect();
-    let san = ServerNames {
-        spiffe_id: &names.spiffe_id,
-        dns: &dns,
-        ips: &names.ips,
-    };
     let spki = key.public_key().spki();
     let serial = super::serial()?;
-    let leaf = held
-        .ca
-        .issue_server(&san, &spki, serial, not_before, not_after)?;
+    let leaf = names.in_certificate(|names| {
+        held.ca
+            .issue_server(names, &spki, serial, not_before, not_after)
+    })?;
     Ok((leaf, not_after))
 }
 

@@ -3,12 +3,15 @@
 //! The key is made here and never leaves. What comes in is checked by issuing under it, before
 //! anyone is told to trust it; from then on it rotates as any other.
 
+use std::net::IpAddr;
+
 use ephor_crypto::p256::SigningKey;
-use ephor_crypto::x509::{ServerNames, ca_csr, certificates_of_pem, check_chain};
+use ephor_crypto::x509::{ca_csr, certificates_of_pem, check_chain};
 use ephor_proto::http::admin;
 use ephor_proto::problem::Code;
 
 use super::rotate::stored_keys;
+use super::server::Names;
 use super::state::{KeyKind, KeyState, moved, next_version};
 use super::{fresh, open};
 use crate::app::Broker;
@@ -102,17 +105,16 @@ impl Broker {
             )));
         }
         let domain = &self.installation.trust_domain;
-        let names = ServerNames {
-            spiffe_id: &format!("spiffe://{domain}/broker"),
-            dns: &["localhost"],
-            ips: &[],
-        };
+        // Our own server certificate is tried: name constraints may forbid any of its names.
+        let loopback = || Names::new(domain, &[], IpAddr::from([127, 0, 0, 1]));
+        let names = self.server_names.get().cloned().unwrap_or_else(loopback);
         let signed = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
         // As long as it is needed at least: its lead, and one agent's certificate under it.
         let least = self.schedule.ca_lead / 1000 + limits::AGENT_CERTIFICATE_SECONDS;
         let times = (signed(now_unix), signed(now_unix.saturating_add(least)));
         let key = self.private(row)?;
-        let ca = check_chain(&chain, key, &names, times, domain.as_str())
+        let ca = names
+            .in_certificate(|names| check_chain(&chain, key, names, times, domain.as_str()))
             .map_err(|error| invalid(error.to_string()))?;
         if ca.certificate().not_after() < times.1 {
             let detail =

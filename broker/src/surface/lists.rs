@@ -105,6 +105,11 @@ async fn crl_index(State(broker): State<Arc<Broker>>) -> Response {
 /// The trust bundle (SPIFFE Trust Domain and Bundle §4): a JWKS of roots and token keys.
 async fn bundle(State(broker): State<Arc<Broker>>) -> Response {
     let bundle = broker.keys.load().bundle();
+    // A third of the time for which a key is published before it is used, at most.
+    let hint = broker
+        .schedule
+        .refresh_hint_seconds()
+        .min(limits::BUNDLE_REFRESH_SECONDS);
     let roots = bundle.roots.iter().map(|root| jwk::root_entry(root));
     let keys = match roots.collect::<Result<Vec<_>, _>>() {
         Ok(keys) => keys,
@@ -117,7 +122,7 @@ async fn bundle(State(broker): State<Arc<Broker>>) -> Response {
     json(&serde_json::json!({
         "keys": keys.into_iter().chain(tokens).collect::<Vec<_>>(),
         "spiffe_sequence": bundle.sequence,
-        "spiffe_refresh_hint": limits::BUNDLE_REFRESH_SECONDS,
+        "spiffe_refresh_hint": hint,
     }))
 }
 

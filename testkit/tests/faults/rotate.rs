@@ -204,6 +204,18 @@ fn every_key_twice_under_load_and_nobody_notices() {
         key_before.as_ref(),
     ]);
 
+    let judged = std::process::Command::new(ephor_testkit::checker::python())
+        .arg(export.join("verify.py"))
+        .arg(&export)
+        .args(["--key", &key_before])
+        .output()
+        .unwrap();
+    assert!(
+        judged.status.success(),
+        "{}",
+        String::from_utf8_lossy(&judged.stderr)
+    );
+
     // The agent follows with a certificate of the new CA, and so is still there when the old
     // ones are distrusted.
     let identity = || std::fs::read_to_string(kit.path("agent/identity.pem")).unwrap();

@@ -153,6 +153,64 @@ async fn a_renewal_is_for_another_key_and_both_are_listed_at_the_end() {
     assert!(!evidence.contains("introspection"), "{evidence}");
 }
 
+/// What a retired CA issued is not renewed by it, or it could never be distrusted on time.
+#[tokio::test]
+async fn under_a_new_ca_a_certificate_is_followed_by_one_of_the_new_ca() {
+    use crate::keys::state::KeyKind;
+    let bench = bench().await;
+    let task = bench.new_task();
+    let (id, first) = certificate(&bench.issue(asked(&bench, task, "identity")).await.unwrap());
+    let (_, token, _) = bench.token().await;
+    let forced = ephor_proto::http::admin::Rotate {
+        now: true,
+        force: true,
+        ..Default::default()
+    };
+    bench.broker.rotate_key(KeyKind::Ca, &forced).await.unwrap();
+    let new_ca = bench
+        .broker
+        .keys
+        .load()
+        .ca()
+        .certificate()
+        .key_id()
+        .to_vec();
+    bench.pass_seconds(200);
+    let mut r = asked(&bench, task, "identity");
+    r.renews = id.to_bytes().to_vec();
+    let answer = bench.issue(r.clone()).await.unwrap();
+    let (next, second) = certificate(&answer);
+    assert_ne!(next, id);
+    assert_eq!(second.authority_key_id, new_ca);
+    assert_ne!(first.authority_key_id, new_ca);
+    assert!(second.not_after > first.not_after);
+    assert_eq!(
+        certificate(&bench.issue(r).await.unwrap()).0,
+        next,
+        "a retry is the same one"
+    );
+    // Both end with the task, each on its own CA's list.
+    assert_eq!(bench.row(id).state, CredentialState::Live);
+    assert_ne!(bench.row(id).status_list, bench.row(next).status_list);
+    // What is revoked is not followed, and a token is renewed as ever.
+    bench.broker.revoke(id, "test").await.unwrap();
+    assert!(bench.crl_of(id).await.is_revoked(&first.serial));
+    let mut r = asked(&bench, task, "identity");
+    r.renews = id.to_bytes().to_vec();
+    assert_eq!(
+        bench.issue(r).await.unwrap_err().code,
+        Code::CredentialEnded
+    );
+    assert_eq!(bench.row(token).state, CredentialState::Live);
+    // The old CA's end is that of the last it issued; nothing moved it.
+    bench.broker.sweep_keys().await.unwrap();
+    let until = bench.broker.list_keys().unwrap();
+    let until = until
+        .iter()
+        .find(|key| key.kind == "ca" && key.version == 1);
+    assert!(until.unwrap().until.is_some());
+}
+
 #[tokio::test]
 async fn renewing_faster_than_certificates_expire_is_refused_in_time() {
     let bench = bench().await;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use dashmap::DashMap;
 use ephor_crypto::tls::{
@@ -75,6 +75,8 @@ pub struct Agent {
     contacts: DashMap<TaskId, Contact, ahash::RandomState>,
     /// Credentials of open tasks that the broker revoked one by one.
     revoked: DashMap<TaskId, Vec<CredentialId>, ahash::RandomState>,
+    /// New epochs of the broker since this agent started.
+    pub epochs: AtomicU32,
     correlation: NewCorrelation,
     /// Held while this runs: two agents on one state would undo each other's journal.
     _state_lock: File,
@@ -175,6 +177,7 @@ impl Agent {
             waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),
             contacts: DashMap::default(),
             revoked: DashMap::default(),
+            epochs: AtomicU32::new(0),
             correlation,
             _state_lock: state_lock,
             clock,

@@ -14,6 +14,7 @@ use ephor_proto::grpc::v1;
 use ephor_proto::id::{RequestId, TaskId};
 use ephor_proto::problem::{Code, FirstWord, Problem};
 use ephor_proto::state::task::EndCause;
+use futures_util::future::join_all;
 
 use crate::app::Agent;
 use crate::clock::Stopwatch;
@@ -260,6 +261,28 @@ async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Probl
         )),
         Err(error) => Err(agent.problem(Code::Internal, error.to_string())),
     }
+}
+
+/// Asks for what a new epoch made void, for callers that are still there and may never ask again
+/// themselves: a file of theirs would go stale.
+pub fn again(agent: &Arc<Agent>, void: Vec<(TaskId, Arc<Key>, Arc<Asker>)>) {
+    let this = Arc::clone(agent);
+    agent.tasks.spawn("deliver.again", async move {
+        this.uplink.connected().await;
+        for some in void.chunks(limits::AGAIN_AT_ONCE) {
+            let asked = some.iter().map(|(task, key, asker)| {
+                let (this, task, key) = (Arc::clone(&this), *task, Arc::clone(key));
+                async move {
+                    // Whoever asks for itself meanwhile has the lead.
+                    let entered = this.hold.enter(task, &key, this.clock.boottime());
+                    if let (Found::Lead(lead, _), Ok(())) = (entered, asker.identity.still()) {
+                        issue_and_land(&this, asker, key, lead).await;
+                    }
+                }
+            });
+            join_all(asked).await;
+        }
+    });
 }
 
 /// Renewal: the same request, for the same identity, which must still be there.

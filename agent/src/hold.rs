@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::attest::Fingerprint;
 use crate::limits;
+use crate::request::Asker;
 
 pub use entry::{Held, Lifetime};
 pub use flight::{Lead, Outcome};
@@ -284,6 +285,29 @@ impl Hold {
         let copies = copies.sum();
         self.bury(task);
         copies
+    }
+
+    /// Removes all that is held for open tasks, which stay open: a new epoch made it void. Gives what
+    /// was held by whom, so that it can be asked for again.
+    #[must_use]
+    pub fn void(&self) -> Vec<(TaskId, Arc<Key>, Arc<Asker>)> {
+        let mut void = Vec::new();
+        for task in self.tasks() {
+            let removed = self.with_slots(task, |slots| {
+                let before = slots.len();
+                slots.retain(|key, state| match state {
+                    State::Held(held) => {
+                        void.push((task, Arc::clone(key), Arc::clone(&held.asker)));
+                        false
+                    }
+                    State::Flying { .. } => true,
+                });
+                before - slots.len()
+            });
+            let removed = removed.unwrap_or(0);
+            self.inner.held.fetch_sub(removed, Ordering::Relaxed);
+        }
+        void
     }
 
     /// The tasks that may hold something.

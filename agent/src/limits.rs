@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+/// Credentials asked for again at once when the broker began a new epoch.
+pub const AGAIN_AT_ONCE: usize = 64;
 /// Most tasks open or waiting for their end to be told; one heartbeat carries them all.
 pub const MAX_TASKS: usize = ephor_proto::limits::MAX_TASKS_PER_HEARTBEAT;
 /// Most tasks opened by one uid, so that one user cannot take every place.

@@ -4,6 +4,7 @@
 //! It needs no broker and no disk to wipe. Telling the broker and the journal come after.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CredentialId, TaskId};
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::app::Agent;
 use crate::complete::Ended;
 use crate::crash_point;
+use crate::deliver;
 use crate::journal::{JournalError, Record};
 use crate::metrics::STAGES;
 use crate::uplink::session::Downlink;
@@ -150,6 +152,16 @@ impl Downlink for Pushes {
             wiped,
             "this host is banned: its tasks are ended and nothing is held any more"
         );
+    }
+
+    fn epoch_ended(&self) {
+        let void = self.0.hold.void();
+        self.0.epochs.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            void = void.len(),
+            "what was held of the epoch before is void; it is asked for again"
+        );
+        deliver::again(&self.0, void);
     }
 
     fn tasks_closed(&self, tasks: &[TaskId], sent: Boottime) {

@@ -1,22 +1,23 @@
 //! What all stages share, how it comes up and how it goes down.
 
 mod init;
-mod seen;
 mod start;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ephor_crypto::jwt::TokenKind;
 use ephor_crypto::seal::SealingKey;
 use ephor_crypto::tls::TrustStore;
+use ephor_crypto::x509::CaCertificate;
 use ephor_proto::event::AuditEvent;
 use ephor_proto::id::TaskId;
 use ephor_proto::problem::Code;
 use ephor_proto::spiffe::TrustDomain;
 use ephor_proto::time::UnixMillis;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::{ClockGuard, SharedClock};
 use crate::config::Config;
@@ -25,9 +26,10 @@ use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
 use crate::keys::server::Names;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, ReadError};
 use crate::metrics::Counted;
 use crate::policy::Snapshot;
+use crate::recover::{Backups, Paths, Readmission, Standing, former_origins, places};
 use crate::request::{Refusal, Refusals, Throttle};
 use crate::revoke::{Crls, Pending, StatusLists, Timers, Uses};
 use crate::tasks::Tasks;
@@ -85,8 +87,18 @@ pub struct Broker {
     pub uses: Uses,
     /// What the store counted last, for metrics.
     pub counted: Counted,
-    /// Why nothing is issued until someone looks; set once, for the life of the process.
-    stopped: OnceLock<String>,
+    /// Whether the store is what others have seen of it.
+    pub(crate) standing: Standing,
+    /// Who of the epoch before may come back.
+    pub(crate) readmission: Option<Readmission>,
+    /// Origins of the logs of earlier epochs.
+    pub(crate) former_origins: Vec<String>,
+    /// Cancelled when a new epoch began.
+    pub(crate) ended_epoch: CancellationToken,
+    /// The one backup that runs or ran last.
+    pub(crate) backups: Backups,
+    /// Files that it comes back to.
+    pub(crate) paths: Paths,
 }
 
 /// Who this broker is to others.
@@ -155,10 +167,13 @@ pub(crate) struct Parts {
     pub(crate) schedule: Schedule,
     pub(crate) fleet: Fleet,
     pub(crate) installation: Installation,
+    pub(crate) paths: Paths,
 }
 
 impl Broker {
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn new(parts: Parts) -> Result<Self, ReadError> {
         let Parts {
             clock,
             ledger,
@@ -169,16 +184,21 @@ impl Broker {
             schedule,
             fleet,
             installation,
+            paths,
         } = parts;
         let signer = Arc::clone(keys.token_signer(TokenKind::StatusList));
+        let readmission = Readmission::load(&ledger, clock.wall())?;
+        let trusted = trusted(&keys, readmission.as_ref());
+        let places = places(&ledger)?;
+        let former_origins = former_origins(&ledger)?;
         let lists_url = &installation.lists_url;
-        Self {
+        Ok(Self {
             clock_guard: ClockGuard::new(Arc::clone(&clock), ledger.clock_high_water()),
-            lists: StatusLists::new(lists_url, &installation.issuer, signer),
+            lists: StatusLists::new(lists_url, &installation.issuer, places, signer),
             crls: Crls::new(lists_url, Arc::clone(&clock)),
             policy: ArcSwap::from_pointee(policy),
             inforce: InForce::new(policy_dir),
-            trust: Arc::new(TrustStore::new(keys.trusted())),
+            trust: Arc::new(TrustStore::new(trusted)),
             keys: ArcSwap::from_pointee(keys),
             sealer,
             schedule,
@@ -194,11 +214,16 @@ impl Broker {
             pending: Pending::default(),
             uses: Uses::default(),
             counted: Counted::default(),
-            stopped: OnceLock::new(),
+            standing: Standing::default(),
+            backups: Backups::default(),
+            paths,
+            readmission,
+            former_origins,
+            ended_epoch: CancellationToken::new(),
             clock,
             ledger,
             installation,
-        }
+        })
     }
 
     /// Wall time, if new things may be issued now. Refusing, revoking and listing never ask.
@@ -206,9 +231,7 @@ impl Broker {
     /// # Errors
     /// `log_rewound`, `clock_step`, `store_full` or `store_unavailable`, with what to do.
     pub fn may_issue(&self) -> Result<UnixMillis, Refusal> {
-        if let Some(reason) = self.stopped.get() {
-            return Err(Refusal::new(Code::LogRewound, reason.clone()));
-        }
+        self.vouch()?;
         if let Some(reason) = self.ledger.health().stopped {
             return Err(crate::issue::refused_by_store(&reason));
         }
@@ -216,12 +239,17 @@ impl Broker {
             .check()
             .map_err(|fault| Refusal::new(Code::ClockStep, fault.to_string()))
     }
+}
 
-    /// Stops issuing until the process is started again, for a reason that someone must look into.
-    pub(crate) fn stop_issuing(&self, reason: String) {
-        tracing::error!(reason, "issuing stopped");
-        let _ = self.stopped.set(reason);
-    }
+/// The CAs whose agents may connect: ours, and those of an epoch whose agents come back.
+pub(crate) fn trusted(keys: &Keys, readmission: Option<&Readmission>) -> Vec<CaCertificate> {
+    let mut trusted = keys.trusted();
+    trusted.extend(
+        readmission
+            .into_iter()
+            .flat_map(|before| before.cas().to_vec()),
+    );
+    trusted
 }
 
 #[cfg(test)]

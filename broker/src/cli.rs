@@ -10,9 +10,11 @@ use ephor_proto::problem::wrong_usage;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{self, InitOptions, StartError};
+use crate::clock::SystemClock;
 use crate::config::{Config, LogFormat, Settings};
 use crate::harden;
 use crate::policy::Snapshot;
+use crate::recover::{self, RestoreOptions};
 use crate::supervise::Inherited;
 
 const USAGE: u8 = 64;
@@ -53,6 +55,15 @@ enum Command {
         /// Stop as for SIGTERM when standard input ends: for a parent that may be killed.
         #[arg(long)]
         stop_on_stdin_eof: bool,
+    },
+    /// Put a backup in the place of the store, while no broker runs. It then begins a new epoch.
+    Restore {
+        /// The backup: a directory that `ephor broker backup` made.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// Move a store that is there aside.
+        #[arg(long)]
+        force: bool,
     },
     /// Check settings and policy, and stop.
     CheckConfig,
@@ -145,6 +156,13 @@ fn execute(arguments: Arguments) -> Result<(), (String, u8)> {
                 })?;
             }
             app::run(&config, ready_file.as_deref(), inherited).map_err(failed)
+        }
+        Command::Restore { from, force } => {
+            harden::harden(&config, harden::For::Init).map_err(unconfined)?;
+            let options = RestoreOptions { from, force };
+            let restored = recover::restore(&config, &options, SystemClock::shared().wall());
+            let restored = restored.map_err(|error| (error.to_string(), CONFIG))?;
+            print_line(restored.to_string().as_bytes())
         }
         #[cfg(feature = "failpoints")]
         Command::CrashPoints => print_line(crate::crash::POINTS.join("\n").as_bytes()),

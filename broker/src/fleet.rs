@@ -11,6 +11,7 @@ mod heartbeat;
 mod hello;
 mod invite;
 mod join;
+mod readmit;
 mod renew;
 mod rollcall;
 mod silence;
@@ -390,6 +391,18 @@ impl Fleet {
         self.readiness
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when agents can reach us; `None` before.
+    pub(crate) fn ready_since(&self) -> Option<Boottime> {
+        self.readiness().since()
+    }
+
+    /// Whether no host could say anything of our log.
+    pub(crate) fn has_nobody(&self) -> bool {
+        self.all()
+            .iter()
+            .all(|host| host.live().state == AgentState::Banned)
     }
 
     /// From now on agents can reach us.

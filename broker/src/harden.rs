@@ -12,8 +12,9 @@ use crate::keys::master::Provider;
 
 /// Ports below this are root's to listen on.
 const FIRST_FREE_PORT: u16 = 1024;
-/// What the runtime and the libraries read: how many processors there are, and this process.
-const SYSTEM: [&str; 3] = ["/proc/self", "/sys/fs/cgroup", "/dev/urandom"];
+/// What the runtime and the libraries read: how many processors there are, and processes: whether the
+/// one that holds the store still runs, and on which boot.
+const SYSTEM: [&str; 3] = ["/proc", "/sys/fs/cgroup", "/dev/urandom"];
 
 /// What the process is about to do.
 #[derive(Debug, Clone, Copy)]

@@ -8,6 +8,7 @@
 mod apply;
 mod batch;
 mod codec;
+mod copy;
 mod encode;
 #[cfg(any(test, feature = "failpoints"))]
 mod faults;
@@ -39,6 +40,7 @@ pub use batch::{
     Batch, BatchId, CommitError, Committed, Durable, Full, Key, Lane, NewEvent, Reason, Require,
     Ticket,
 };
+pub use copy::{Inspected, holder_of, inspect, mark};
 pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{
@@ -46,8 +48,8 @@ pub use read::{
     ShortId, StoredEvent, TaskFilter,
 };
 pub use row::{
-    CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, PolicyRow, RequestRow,
-    Row, TaskRow,
+    CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, NewEpoch, PolicyRow,
+    RequestRow, Row, TaskRow,
 };
 pub use tree::Head;
 
@@ -115,6 +117,7 @@ pub struct Ledger {
 struct Inner {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
+    path: PathBuf,
     installation: Installation,
     set_aside: usize,
     /// Guards the handles; taken once, at shutdown.
@@ -159,6 +162,7 @@ impl Ledger {
             inner: Arc::new(Inner {
                 shared,
                 pool,
+                path: path.to_owned(),
                 installation,
                 set_aside,
                 threads,

@@ -64,6 +64,9 @@ pub const STALL_MILLIS: u64 = 4_000;
 /// Tasks of a banned host are swept for this long after the ban: requests in flight when
 /// it fell may still commit.
 pub const BAN_SWEEP_MILLIS: u64 = 60_000;
+/// After a start the broker ends nothing by itself for this long, unless an agent has shown before
+/// that the log is the one it knows: two heartbeats.
+pub const CONFIRM_LOG_MILLIS: u64 = 2 * ephor_proto::limits::HEARTBEAT_MILLIS;
 /// Attempts at an update of a host's row that loses to another writer.
 pub const CONFLICT_RETRIES: usize = 8;
 
@@ -124,6 +127,8 @@ pub const CSR: usize = 4096;
 /// Longest boot id text, in bytes.
 pub const BOOT_ID: usize = 64;
 
+/// Largest manifest of a backup, in bytes.
+pub const BACKUP_MANIFEST: u64 = 64 * 1024;
 /// Largest configuration file, in bytes.
 pub const CONFIG_FILE: u64 = 64 * 1024;
 /// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).

@@ -26,7 +26,7 @@ pub(crate) use listing::place_in_words;
 pub use listing::{Place, Shown};
 pub(crate) use narrow::Narrowed;
 pub use pending::{Failed, Pending, Work};
-pub use status_list::{Built, ListError, Slot, StatusLists, TYP as STATUS_LIST_TYP};
+pub use status_list::{Built, ListError, Places, Slot, StatusLists, TYP as STATUS_LIST_TYP};
 pub use uses::{Use, Uses};
 
 use ephor_proto::state::credential::{Credential, CredentialState, Proof};

@@ -43,7 +43,7 @@ pub enum Verb {
     /// The audit log: show, list, export, verify
     #[command(subcommand)]
     Audit(Audit),
-    /// The broker itself: its keys
+    /// The broker itself: how it stands, backups, a new epoch, its keys
     #[command(subcommand)]
     Broker(Broker),
     /// Who the calling process is to the agent
@@ -436,6 +436,32 @@ pub enum Policy {
 /// `ephor broker`
 #[derive(Debug, Subcommand)]
 pub enum Broker {
+    /// How it stands: whether it issues, and why not
+    Status {
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Copy the store while the broker serves; `ephor-broker restore` puts a copy back
+    Backup {
+        /// A new directory for it
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Also put the master key there: whoever has such a backup is the broker
+        #[arg(long)]
+        with_master_key: bool,
+    },
+    /// Begin a new epoch after an old copy was restored: everything issued before is refused
+    Recover {
+        /// Why
+        #[arg(long)]
+        reason: String,
+        /// Hosts that may come back: `all`, or their names with commas between
+        #[arg(long, value_name = "all|HOST,...", value_delimiter = ',')]
+        admit: Vec<String>,
+        /// Also when nothing says that the store is old
+        #[arg(long)]
+        force: bool,
+    },
     /// List the broker's own keys: CA, token key, log key
     Keys {
         /// Also those that are destroyed

@@ -26,6 +26,8 @@ mod heads;
 mod metrics;
 #[path = "faults/named.rs"]
 mod named;
+#[path = "faults/rewind.rs"]
+mod rewind;
 #[path = "faults/rotate.rs"]
 mod rotate;
 #[path = "faults/speaker.rs"]

@@ -386,6 +386,7 @@ fn task(caller: &Caller, bind: Option<wire::Bind>) -> Result<Answer, Problem> {
         cause,
         credentials,
         revoked: agent.revoked(task.id()),
+        epochs: agent.epochs.load(std::sync::atomic::Ordering::Relaxed),
     }))
 }
 

@@ -62,6 +62,21 @@ impl Highest {
         Ok(true)
     }
 
+    /// The broker began a new epoch, whose log has another name: what was seen of the one before is
+    /// kept beside, as evidence, and no longer compared.
+    ///
+    /// # Errors
+    /// When the files cannot be written; the old one then still stands.
+    pub fn begin_again(&self) -> io::Result<()> {
+        let mut current = self.lock();
+        if let Some((_, note)) = current.as_ref() {
+            write_private(&self.path.with_extension("before"), note.as_bytes())?;
+            write_private(&self.path, b"")?;
+        }
+        *current = None;
+        Ok(())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<(u64, String)>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,6 +151,12 @@ mod tests {
         assert_eq!(highest.note(), note(7));
         assert_eq!(Highest::open(path.clone()).note(), note(7));
         assert!(highest.raise(&note(10)).unwrap());
-        assert_eq!(Highest::open(path).note(), note(10));
+        assert_eq!(Highest::open(path.clone()).note(), note(10));
+        highest.begin_again().unwrap();
+        assert_eq!(Highest::open(path.clone()).note(), "");
+        let kept = std::fs::read_to_string(path.with_extension("before")).unwrap();
+        assert_eq!(kept, note(10));
+        assert!(highest.raise(&note(2)).unwrap());
+        assert_eq!(Highest::open(path).note(), note(2));
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::tls::{CertificateSlot, TrustStore, certified_key};
+use ephor_crypto::x509::CaCertificate;
 use ephor_proto::grpc::{self, v1};
 use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::problem::Code;
@@ -39,6 +40,8 @@ pub trait Downlink: Send + Sync + 'static {
     fn tasks_closed(&self, tasks: &[TaskId], sent: Boottime);
     /// The broker banned this host: everything issued to it is revoked already.
     fn banned(&self);
+    /// The broker began a new epoch: nothing issued before is good any more, and tasks go on.
+    fn epoch_ended(&self);
     /// An end was acknowledged, with the receipt where there is one.
     fn end_acknowledged(&self, task: TaskId, receipt: Option<v1::CompleteResponse>);
 }
@@ -181,6 +184,12 @@ fn public(over: &Over) -> &'static str {
             Some(Code::AgentBanned) => "this host is banned at the broker",
             Some(Code::VersionSkew) => "broker and agent are more than one minor version apart",
             Some(Code::StaleInstance) => "another instance of this agent is active at the broker",
+            Some(Code::EpochEnded) => {
+                "the broker began a new epoch, and the agent is coming back to it"
+            }
+            Some(Code::LogRewound) => {
+                "the broker's store went back in time, and its operator must look into it"
+            }
             Some(_) | None => "the broker does not take this agent's calls",
         },
         Over::Banned => "this host is banned at the broker",
@@ -212,10 +221,13 @@ async fn begin(wiring: &Wiring) -> Result<(Arc<Session>, CancellationToken), Ove
         boot_id: wiring.boot_id.clone(),
         checkpoint: wiring.highest.note(),
     };
-    let info = wiring
-        .uplink
-        .call(client.clone().hello(timed(hello)))
-        .await?;
+    let info = wiring.uplink.call(client.clone().hello(timed(hello))).await;
+    let info = match info {
+        Err(error) if error.refused() == Some(Code::EpochEnded) => {
+            return Err(come_back(wiring, client).await);
+        }
+        answer => answer?,
+    };
     let theirs = info.version.unwrap_or_default();
     if !grpc::compatible(grpc::VERSION, theirs) {
         let shown = |v: v1::Version| format!("{}.{}", v.major, v.minor);
@@ -224,6 +236,41 @@ async fn begin(wiring: &Wiring) -> Result<(Arc<Session>, CancellationToken), Ove
     tracing::info!(installation = %info.installation, "connected to the broker");
     bundle::take(wiring, info.ca_bundle.clone()).await;
     Ok((Arc::new(Session { client, info }), over))
+}
+
+/// The broker, which our CA vouches for, began a new epoch: our certificate is good for a new one
+/// and for nothing else. What was issued in the old epoch goes; tasks stay.
+async fn come_back(wiring: &Wiring, client: Client) -> Over {
+    let Some(renewal) = &wiring.renewal else {
+        return Over::Lost;
+    };
+    tracing::warn!("the broker began a new epoch; coming back to it with a new certificate");
+    match new_identity(wiring, client, renewal).await {
+        Ok(()) => {
+            wiring.downlink.epoch_ended();
+            Over::Renewed
+        }
+        Err(NoIdentity::Call(error)) => error.into(),
+        Err(NoIdentity::Here(reason)) => {
+            tracing::error!(reason, "this host could not come back to the new epoch");
+            Over::Lost
+        }
+    }
+}
+
+/// Why there is no new certificate.
+enum NoIdentity {
+    Call(CallError),
+    Here(String),
+}
+
+impl std::fmt::Display for NoIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Call(error) => error.fmt(f),
+            Self::Here(reason) => f.write_str(reason),
+        }
+    }
 }
 
 /// Everything that goes on while a connection stands; the first that ends ends it.
@@ -276,6 +323,7 @@ async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
         seq,
         open_tasks: tasks.iter().map(|task| task.to_bytes().to_vec()).collect(),
         ca_sequence: ca_sequence(wiring),
+        checkpoint: wiring.highest.note(),
     };
     let answer = wiring
         .uplink
@@ -465,22 +513,45 @@ async fn renew(wiring: &Wiring, session: &Session) -> Over {
 }
 
 async fn renew_once(wiring: &Wiring, session: &Session, renewal: &Renewal) -> Result<(), String> {
-    let key = SigningKey::generate().map_err(|error| error.to_string())?;
+    let outcome = new_identity(wiring, session.client.clone(), renewal).await;
+    outcome.map_err(|why| why.to_string())
+}
+
+/// Asks for a certificate for a new key, and takes it into use. CAs that we did not trust before
+/// are those of another epoch, whose log we have seen nothing of.
+async fn new_identity(
+    wiring: &Wiring,
+    mut client: Client,
+    renewal: &Renewal,
+) -> Result<(), NoIdentity> {
+    let here = |error: &dyn std::fmt::Display| NoIdentity::Here(error.to_string());
+    let key = SigningKey::generate().map_err(|error| here(&error))?;
     let request = v1::RenewIdentityRequest {
         instance_id: wiring.uplink.instance.to_bytes().to_vec(),
         public_key_der: key.public_key().spki(),
+        checkpoint: wiring.highest.note(),
     };
-    let mut client = session.client.clone();
     let call = wiring.uplink.call(client.renew_identity(timed(request)));
-    let answer = call.await.map_err(|error| error.to_string())?;
-    let identity = Identity::assemble(key, answer.certificate_der, &answer.ca_certificates_der)?;
+    let answer = call.await.map_err(NoIdentity::Call)?;
+    let identity = Identity::assemble(key, answer.certificate_der, &answer.ca_certificates_der)
+        .map_err(NoIdentity::Here)?;
+    let before = renewal.trust.current();
+    let is_known = |ca: &CaCertificate| before.iter().any(|known| known.sha256() == ca.sha256());
+    let is_new_epoch = !identity.cas.iter().any(is_known);
+    let (state_dir, highest) = (renewal.state_dir.clone(), Arc::clone(&wiring.highest));
     let _one_writer = renewal.file.lock().await;
-    let state_dir = renewal.state_dir.clone();
-    let store = move || identity.store(&state_dir).map(|()| identity);
+    let store = move || {
+        if is_new_epoch {
+            // First: a log of another name must not be judged by what was seen of this one.
+            highest.begin_again().map_err(|error| error.to_string())?;
+        }
+        let stored = identity.store(&state_dir);
+        stored.map(|()| identity).map_err(|error| error.to_string())
+    };
     let stored = wiring.tasks.blocking("uplink.identity", store).await;
     let identity = stored
-        .map_err(|error| error.to_string())?
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| here(&error))?
+        .map_err(NoIdentity::Here)?;
     renewal.renew_at_millis.store(
         identity.renew_at_millis(),
         std::sync::atomic::Ordering::Relaxed,

@@ -179,6 +179,7 @@ fn heartbeat() -> v1::HeartbeatRequest {
         seq: 1,
         open_tasks: Vec::new(),
         ca_sequence: 0,
+        checkpoint: String::new(),
     }
 }
 
@@ -494,6 +495,7 @@ async fn while_one_ca_follows_another_both_are_served_and_a_distrusted_one_ends_
     let renew = v1::RenewIdentityRequest {
         instance_id: instance(),
         public_key_der: key.public_key().spki(),
+        checkpoint: String::new(),
     };
     let renewed = uplink.renew_identity(renew).await.unwrap().into_inner();
     live.broker.distrust_keys(KeyKind::Ca, "").await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use crate::keys::rotate::{keep_rotated, stored_keys};
 use crate::keys::{Keys, KeysError, server};
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::LoadErrors;
+use crate::recover::Paths;
 use crate::supervise::{self, Inherited};
 use crate::surface;
 use crate::surface::listener::{BindError, Server, bind_unix};
@@ -152,59 +154,89 @@ async fn serve(
 ) -> Result<(), StartError> {
     let mut terminate =
         signal(SignalKind::terminate()).map_err(StartError::system("listen for SIGTERM"))?;
-    let hangup = signal(SignalKind::hangup()).map_err(StartError::system("listen for SIGHUP"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(StartError::system("listen for SIGINT"))?;
 
     ephor_crypto::tls::install();
-    let (broker, sockets) = open(config, inherited).await?;
-    let own_admin_socket = sockets.own_admin;
-    broker.restore()?;
-    record_start(&broker).await;
-    let connections = Tasks::new();
-    let addresses = listen(&broker, config, sockets, &connections)?;
-    start_background(&broker, config);
-    let reload = reload_on(hangup, Arc::clone(&broker));
-    broker.tasks.spawn_vital("policy.reload", reload);
-    broker.fleet.listening();
-    if let Some(path) = ready_file {
-        write_ready(path, &broker, config, addresses)
-            .map_err(StartError::system("write the ready file"))?;
-    }
-    tracing::info!(https = %addresses.0, http = %addresses.1, issuer = broker.installation.issuer, "serving");
-    supervise::ready("serving");
-    if let Some(every) = supervise::watchdog() {
-        let stop = connections.stop_token();
-        connections.spawn("watchdog", async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = supervise::keep_alive(every) => {}
-            }
-        });
-    }
+    let mut config = config.clone();
+    let mut source = Source::Inherited(inherited);
+    loop {
+        let hangup =
+            signal(SignalKind::hangup()).map_err(StartError::system("listen for SIGHUP"))?;
+        let (broker, sockets) = open_on(&config, source).await?;
+        let again = sockets.again()?;
+        broker.restore()?;
+        record_start(&broker).await;
+        let connections = Tasks::new();
+        let addresses = listen(&broker, &config, sockets, &connections)?;
+        start_background(&broker, &config);
+        let reload = reload_on(hangup, Arc::clone(&broker));
+        broker.tasks.spawn_vital("policy.reload", reload);
+        broker.fleet.listening();
+        if let Some(path) = ready_file {
+            write_ready(path, &broker, &config, addresses)
+                .map_err(StartError::system("write the ready file"))?;
+        }
+        tracing::info!(https = %addresses.0, http = %addresses.1, issuer = broker.installation.issuer, "serving");
+        supervise::ready("serving");
+        if let Some(every) = supervise::watchdog() {
+            let stop = connections.stop_token();
+            connections.spawn("watchdog", async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = supervise::keep_alive(every) => {}
+                }
+            });
+        }
 
-    let ended = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        name = broker.tasks.broken() => Err(StartError::Broken(name)),
-        name = connections.broken() => Err(StartError::Broken(name)),
-    };
-    supervise::stopping();
-    // The service manager's admin socket stays: the next start takes it again.
-    let admin_socket = own_admin_socket.then_some(config.admin_socket.as_path());
-    shut_down(broker, connections, admin_socket, ready_file).await;
-    ended
+        let ended = tokio::select! {
+            _ = terminate.recv() => Some(Ok(())),
+            _ = interrupt.recv() => Some(Ok(())),
+            name = broker.tasks.broken() => Some(Err(StartError::Broken(name))),
+            name = connections.broken() => Some(Err(StartError::Broken(name))),
+            () = broker.epoch_ended() => None,
+        };
+        let Some(ended) = ended else {
+            // The store of the new epoch is opened as at a start: nothing of the one before, in
+            // memory or on a connection, goes on. Who connects meanwhile waits in the backlog.
+            shut_down(broker, connections, None, ready_file).await;
+            config.take_over = false;
+            source = Source::Kept(again);
+            continue;
+        };
+        supervise::stopping();
+        // The service manager's admin socket stays: the next start takes it again.
+        let admin_socket = again.own_admin.then_some(config.admin_socket.as_path());
+        drop(again);
+        shut_down(broker, connections, admin_socket, ready_file).await;
+        return ended;
+    }
 }
 
-/// Everything that can be wrong with files, keys, policy and addresses is found here, before
-/// anything is served.
+/// Where listeners come from.
+enum Source {
+    /// From the service manager, and made here where it passed none.
+    Inherited(Inherited),
+    /// From the run before, whose epoch ended.
+    Kept(Sockets),
+}
+
+#[cfg(test)]
 pub(super) async fn open(
     config: &Config,
     inherited: Inherited,
 ) -> Result<(Arc<Broker>, Sockets), StartError> {
+    open_on(config, Source::Inherited(inherited)).await
+}
+
+/// Everything that can be wrong with files, keys, policy and addresses is found here, before
+/// anything is served.
+async fn open_on(config: &Config, source: Source) -> Result<(Arc<Broker>, Sockets), StartError> {
     let clock = SystemClock::shared();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let sealer = Provider::of(config, credentials.as_deref()).open()?;
+    let provider = Provider::of(config, credentials.as_deref());
+    let master_key = provider.path().to_owned();
+    let sealer = provider.open()?;
     let options = Options {
         take_over: config.take_over,
         reserve_path: config.reserve(),
@@ -229,7 +261,10 @@ pub(super) async fn open(
         &stored.origin,
     )?;
     let fleet = Fleet::restore(ledger.reader().hosts()?, Arc::clone(&clock));
-    let sockets = Sockets::bind(config, inherited).await?;
+    let sockets = match source {
+        Source::Kept(kept) => kept,
+        Source::Inherited(inherited) => Sockets::bind(config, inherited).await?,
+    };
     let installation = Installation::new(&stored, trust_domain, config, sockets.addresses()?);
     let parts = Parts {
         clock,
@@ -241,8 +276,12 @@ pub(super) async fn open(
         schedule: config.schedule.clone(),
         fleet,
         installation,
+        paths: Paths {
+            master_key,
+            backups: config.state_dir.join("backup"),
+        },
     };
-    let broker = Arc::new(Broker::new(parts));
+    let broker = Arc::new(Broker::new(parts)?);
     broker.begin_policy(then, trouble).await;
     Ok((broker, sockets))
 }
@@ -294,6 +333,29 @@ impl Sockets {
         })
     }
 
+    /// The same sockets once more, for a run after this one.
+    fn again(&self) -> Result<Self, StartError> {
+        let failed = || StartError::system("keep a listener");
+        let tcp = |listener: &TcpListener| {
+            let fd = listener.as_fd().try_clone_to_owned()?;
+            TcpListener::from_std(fd.into())
+        };
+        let admin = self.admin.as_fd().try_clone_to_owned();
+        let admin = admin.and_then(|fd| UnixListener::from_std(fd.into()));
+        Ok(Self {
+            https: tcp(&self.https).map_err(failed())?,
+            http: tcp(&self.http).map_err(failed())?,
+            admin: admin.map_err(failed())?,
+            metrics: self
+                .metrics
+                .as_ref()
+                .map(tcp)
+                .transpose()
+                .map_err(failed())?,
+            own_admin: self.own_admin,
+        })
+    }
+
     fn addresses(&self) -> Result<(SocketAddr, SocketAddr), StartError> {
         let of = |listener: &TcpListener| {
             listener
@@ -316,7 +378,13 @@ pub(super) fn listen(
     let slot = Arc::new(CertificateSlot::empty());
     let names = server::Names::new(trust_domain, &config.server_names, addresses.0.ip());
     let _ = broker.server_names.set(names.clone());
-    let end = server::renew(&slot, &broker.keys.load(), &names, broker.clock.wall())?;
+    let end = server::renew(
+        &slot,
+        &broker.keys.load(),
+        &names,
+        broker.bridge(),
+        broker.clock.wall(),
+    )?;
     broker.tasks.spawn_vital(
         "server-certificate",
         server::keep_renewed(

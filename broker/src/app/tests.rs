@@ -128,17 +128,24 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
         lists_url: "http://broker.test.example".to_owned(),
         origin: stored.origin,
     };
-    let broker = Arc::new(Broker::new(Parts {
-        clock,
-        ledger,
-        policy,
-        policy_dir: dir.join("policy"),
-        keys,
-        sealer: sealer(1),
-        schedule: crate::keys::plan::Schedule::default(),
-        fleet,
-        installation,
-    }));
+    let broker = Arc::new(
+        Broker::new(Parts {
+            clock,
+            ledger,
+            policy,
+            policy_dir: dir.join("policy"),
+            keys,
+            sealer: sealer(1),
+            schedule: crate::keys::plan::Schedule::default(),
+            fleet,
+            installation,
+            paths: crate::recover::Paths {
+                master_key: dir.join("master.key"),
+                backups: dir.join("backup"),
+            },
+        })
+        .unwrap(),
+    );
     broker.restore().unwrap();
     broker
 }
@@ -198,10 +205,10 @@ async fn a_log_that_went_back_is_noticed_and_stops_issuing() {
     let test = TestBroker::new().await;
     test.broker.invite("web-*", None).await.unwrap();
     let seen = test.broker.newest_checkpoint().unwrap();
-    test.broker.compare_with_seen("web-1", "").unwrap();
-    test.broker.compare_with_seen("web-1", &seen).unwrap();
+    test.broker.compare_with_seen("web-1", "").await.unwrap();
+    test.broker.compare_with_seen("web-1", &seen).await.unwrap();
     test.broker.invite("web-*", None).await.unwrap();
-    test.broker.compare_with_seen("web-1", &seen).unwrap();
+    test.broker.compare_with_seen("web-1", &seen).await.unwrap();
     assert!(
         test.broker.may_issue().is_ok(),
         "an older checkpoint is a prefix"
@@ -213,6 +220,7 @@ async fn a_log_that_went_back_is_noticed_and_stops_issuing() {
     assert_eq!(
         copy.broker
             .compare_with_seen("web-1", &newer)
+            .await
             .unwrap_err()
             .code,
         Code::InvalidRequest
@@ -221,7 +229,24 @@ async fn a_log_that_went_back_is_noticed_and_stops_issuing() {
     copy.write(keys.into_iter().map(Row::Key).collect()).await;
     let copy = copy.restart(Duration::from_secs(1)).await;
     assert!(copy.broker.may_issue().is_ok());
-    copy.broker.compare_with_seen("web-1", &newer).unwrap();
+    let refused = copy.broker.compare_with_seen("web-1", &newer).await;
+    assert_eq!(refused.unwrap_err().code, Code::LogRewound);
     assert_eq!(copy.broker.may_issue().unwrap_err().code, Code::LogRewound);
-    assert!(copy.broker.compare_with_seen("web-1", "no note").is_err());
+    let refused = copy.broker.compare_with_seen("web-1", "no note").await;
+    assert_eq!(refused.unwrap_err().code, Code::InvalidRequest);
+    assert!(
+        copy.broker.newest_checkpoint().is_err(),
+        "no second head of one size"
+    );
+
+    // A restart does not end it, and nothing is swept.
+    let size = copy.broker.ledger.head().size;
+    let copy = copy.restart(Duration::from_secs(3600)).await;
+    assert_eq!(copy.broker.may_issue().unwrap_err().code, Code::LogRewound);
+    assert!(!copy.broker.may_sweep());
+    let behind = copy.broker.behind().unwrap();
+    assert_eq!(
+        (behind.host.as_deref(), behind.size),
+        (Some("web-1"), size - 1)
+    );
 }

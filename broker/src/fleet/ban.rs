@@ -54,7 +54,10 @@ impl Broker {
                 "host banned; its connections are cut, its tasks completed"
             );
         }
-        self.end_tasks_of(host, EndCause::Revoked).await;
+        // Recovery revokes everything; until then nothing here is known well enough to be ended.
+        if self.vouch().is_ok() {
+            self.end_tasks_of(host, EndCause::Revoked).await;
+        }
         self.listed_host(&found)
     }
 

@@ -36,6 +36,8 @@ impl Broker {
         peer: &Peer,
         r: v1::HeartbeatRequest,
     ) -> Result<v1::HeartbeatResponse, Refusal> {
+        // First: a store that went back must not conclude anything from the set.
+        self.compare_with_seen(peer.host(), &r.checkpoint).await?;
         let present = parse_set(&r.open_tasks)?;
         if r.boot_id != peer.boot_id() {
             let detail = "`boot_id` is another one than this start of the agent said in Hello";

@@ -45,7 +45,6 @@ impl Broker {
         check_version(r.version)?;
         let instance = parse_instance(&r.instance_id)?;
         check_boot_id(&r.boot_id)?;
-        self.compare_with_seen(member.host(), &r.checkpoint)?;
         let name = &member.host.name;
         let before = not_superseded(member, instance)?;
         let (host, changed) = self

@@ -139,6 +139,7 @@ impl Broker {
             certificate_expires_at: ends.floor_second(),
             generation: stored.map_or(1, |row| row.generation.saturating_add(1)),
             banned_at: None,
+            epoch: self.installation.epoch,
         };
         let mut event = self.event(Stage::Operate, "joined", Outcome::Ok)?;
         event.agent = Some(self.agent_id(&row.name));

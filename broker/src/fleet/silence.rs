@@ -29,6 +29,12 @@ impl Readiness {
         self.last_tick = now;
     }
 
+    /// Since when, if at all.
+    #[must_use]
+    pub fn since(&self) -> Option<Boottime> {
+        self.since
+    }
+
     /// Time passed. Gives since when agents could be heard without a gap.
     pub fn tick(&mut self, now: Boottime) -> Option<Boottime> {
         if now.millis_since(self.last_tick) > limits::STALL_MILLIS && self.since.is_some() {
@@ -119,6 +125,9 @@ pub(crate) async fn keep_watch(broker: Arc<Broker>) {
                 "agent silent: not heard for 15 s; nothing new is issued there"
             );
             broker.store_last_heard(&host).await;
+        }
+        if !broker.may_sweep() {
+            continue;
         }
         for host in broker.fleet.freshly_banned() {
             broker.end_tasks_of(&host, EndCause::Revoked).await;

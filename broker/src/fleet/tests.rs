@@ -95,6 +95,7 @@ impl Agent {
             seq,
             open_tasks: open.iter().map(|id| id.to_bytes().to_vec()).collect(),
             ca_sequence: 0,
+            checkpoint: String::new(),
         };
         test.broker.heartbeat(&peer, request).await.unwrap()
     }
@@ -457,6 +458,7 @@ async fn a_lost_renewal_locks_nobody_out() {
         let request = v1::RenewIdentityRequest {
             instance_id: agent.instance.to_bytes().to_vec(),
             public_key_der: key.public_key().spki(),
+            checkpoint: String::new(),
         };
         test.broker.renew_identity(&member, request).await.unwrap()
     };
@@ -616,6 +618,7 @@ async fn a_malformed_heartbeat_ends_nothing() {
         seq: 100,
         open_tasks: Vec::new(),
         ca_sequence: 0,
+        checkpoint: String::new(),
     };
     let with = |change: &dyn Fn(&mut v1::HeartbeatRequest)| {
         let mut request = good.clone();

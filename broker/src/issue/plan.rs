@@ -261,7 +261,8 @@ fn deadline_of(row: &Row) -> Option<(TaskId, UnixMillis)> {
         | Row::Policy(_)
         | Row::Meta(..)
         | Row::Unlist(_)
-        | Row::ErasePersonal(_) => None,
+        | Row::ErasePersonal(_)
+        | Row::NewEpoch(_) => None,
     }
 }
 

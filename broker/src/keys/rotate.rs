@@ -60,7 +60,8 @@ impl Broker {
         let (domain, origin) = (&self.installation.trust_domain, &self.installation.origin);
         let keys = Arc::new(Keys::unseal(&self.sealer, &rows, domain, origin)?);
         // Trust first: a certificate of a new CA may come the moment it can be issued.
-        self.trust.replace(keys.trusted());
+        self.trust
+            .replace(crate::app::trusted(&keys, self.readmission.as_ref()));
         self.lists
             .sign_with(Arc::clone(keys.token_signer(TokenKind::StatusList)));
         self.keys.store(keys);

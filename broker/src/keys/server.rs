@@ -67,7 +67,8 @@ impl Names {
 
 /// Puts fresh certificates with a fresh key into `slot`: one of each trusted CA, for clients that
 /// ask for it. To those that do not, the oldest is shown while it is trusted, because it is the one
-/// that everyone knows. Gives the end of the first that ends.
+/// that everyone knows; `bridge` goes along for those who trust only a CA of the epoch before. Gives
+/// the end of the first that ends.
 ///
 /// # Errors
 /// When a name cannot stand in a certificate, there is no randomness, or no CA is valid.
@@ -75,6 +76,7 @@ pub fn renew(
     slot: &CertificateSlot,
     keys: &Keys,
     names: &Names,
+    bridge: Option<&[u8]>,
     now: UnixMillis,
 ) -> Result<UnixMillis, X509Error> {
     let key = Arc::new(SigningKey::generate()?);
@@ -89,7 +91,8 @@ pub fn renew(
         // The CA goes along: a joining agent knows only its hash.
         let own = held.ca.certificate().der().to_vec();
         let above = held.chain().into_iter().skip(1);
-        let chain: Vec<Vec<u8>> = [leaf, own].into_iter().chain(above).collect();
+        let bridge = bridge.map(<[u8]>::to_vec);
+        let chain: Vec<Vec<u8>> = [leaf, own].into_iter().chain(above).chain(bridge).collect();
         let chain: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
         let certified = certified_key(&chain, Arc::clone(&key));
         all.push((held.state, held.ca.sha256(), certified));
@@ -155,7 +158,13 @@ pub async fn keep_renewed(
         if !is_new_key && clock.boottime() < due {
             continue;
         }
-        match renew(&slot, &broker.keys.load(), &names, clock.wall()) {
+        match renew(
+            &slot,
+            &broker.keys.load(),
+            &names,
+            broker.bridge(),
+            clock.wall(),
+        ) {
             Ok(renewed) => {
                 end = renewed;
                 due = clock
@@ -204,11 +213,11 @@ mod tests {
         let keys = Keys::unseal(&sealer, &rows, &domain, "o").unwrap();
         let slot = CertificateSlot::empty();
         let now = UnixMillis::from_unix_seconds(1_800_000_100);
-        let end = renew(&slot, &keys, &names, now).unwrap();
+        let end = renew(&slot, &keys, &names, None, now).unwrap();
         let first = slot.current().unwrap();
         assert_eq!(end.as_unix_seconds(), 1_800_007_200);
         assert_eq!(first.cert.len(), 2, "the CA goes along");
-        renew(&slot, &keys, &names, now).unwrap();
+        renew(&slot, &keys, &names, None, now).unwrap();
         assert_ne!(first.cert.first(), slot.current().unwrap().cert.first());
         assert_eq!(
             next_renewal(now, now.saturating_add_millis(86_400_000)),

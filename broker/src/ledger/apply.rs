@@ -6,10 +6,10 @@ use ephor_proto::id::{CredentialId, EventId};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::batch::{Key, Reason, Require};
-use super::codec::{int, is_taken, write};
+use super::codec::{int, is_taken, millis, write};
 use super::encode::{Encoded, Leaf};
 use super::quarantine::SetAside;
-use super::row::{DecisionRow, PolicyRow, Row};
+use super::row::{DecisionRow, NewEpoch, PolicyRow, Row};
 use super::tree::Frontier;
 
 /// Why a batch was not applied.
@@ -184,12 +184,54 @@ fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), 
         }
         Row::Unlist(id) => unlist(connection, *id)?,
         Row::ErasePersonal(event) => erase(connection, *event)?,
+        Row::NewEpoch(epoch) => begin_epoch(connection, epoch)?,
     };
     if written {
         Ok(())
     } else {
         Err(Stop::Conflict(row.key()))
     }
+}
+
+/// Everything live is revoking from here on, with nobody's word for it; what was waiting is void.
+fn begin_epoch(connection: &Connection, epoch: &NewEpoch) -> rusqlite::Result<bool> {
+    let at = millis(epoch.at);
+    let run = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| {
+        connection.prepare_cached(sql)?.execute(parameters)
+    };
+    run(
+        "UPDATE credential SET state = 'revoking', cause = 'revoked', revoked_at = ?1, version = version + 1 \
+         WHERE state IN ('intended', 'live', 'replacing')",
+        &[&at],
+    )?;
+    run(
+        "UPDATE grants SET state = 'closed', ended_by = 'revoked', closed_at = ?1, version = version + 1 \
+         WHERE state = 'open'",
+        &[&at],
+    )?;
+    run(
+        "UPDATE request SET state = 'cancelled', version = version + 1 \
+         WHERE state IN ('pending', 'approved')",
+        &[],
+    )?;
+    run(
+        "UPDATE join_token SET used_by = '(void: a new epoch began)', version = version + 1 \
+         WHERE used_by IS NULL",
+        &[],
+    )?;
+    if let Some(admit) = &epoch.admit {
+        let names = serde_json::to_string(admit).unwrap_or_else(|_| "[]".to_owned());
+        run(
+            "UPDATE host SET state = 'banned', banned_at = ?1, version = version + 1 \
+             WHERE state <> 'banned' AND name NOT IN (SELECT value FROM json_each(?2))",
+            &[&at, &names],
+        )?;
+    }
+    let begun = run(
+        "UPDATE installation SET epoch = epoch + 1, holder = '', origin = ?1",
+        &[&epoch.origin],
+    )?;
+    Ok(begun == 1)
 }
 
 /// Only the dead are forgotten: an unlisted credential would be good again.

@@ -62,6 +62,14 @@ pub fn signed_checkpoint(reader: &Reader, signer: &Signer) -> Result<SignedNote,
     signer.sign(reader.head()?)
 }
 
+/// The signed checkpoint of a head that was committed.
+///
+/// # Errors
+/// When the origin cannot be signed for.
+pub fn signed_checkpoint_of(head: Head, signer: &Signer) -> Result<SignedNote, ReadError> {
+    signer.sign(head)
+}
+
 /// The receipt of a task: its leaf, and a proof that the signed head contains it. `None` when it
 /// has none yet, or none in the tree yet.
 ///

@@ -217,7 +217,7 @@ fn for_writing(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "cache_size", -limits::LEDGER_WRITE_CACHE_KIB)
 }
 
-fn refused(path: &Path, error: rusqlite::Error) -> OpenError {
+pub(super) fn refused(path: &Path, error: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
@@ -229,7 +229,7 @@ fn refused(path: &Path, error: rusqlite::Error) -> OpenError {
 }
 
 /// Checks that the file is ours and not newer than this version; reads only.
-fn recognise(path: &Path, connection: &Connection) -> Result<i64, OpenError> {
+pub(super) fn recognise(path: &Path, connection: &Connection) -> Result<i64, OpenError> {
     let number = |name| {
         connection
             .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -256,7 +256,7 @@ fn recognise(path: &Path, connection: &Connection) -> Result<i64, OpenError> {
     Ok(found)
 }
 
-fn check_pages(path: &Path, connection: &Connection) -> Result<(), OpenError> {
+pub(super) fn check_pages(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
     if bytes > limits::LEDGER_CHECK_BYTES {
         tracing::info!(
@@ -321,7 +321,10 @@ fn hold(path: &Path, connection: &mut Connection, take_over: bool) -> Result<Fen
 }
 
 /// The last checkpoint must be what the stored hashes give, and every leaf must be there.
-fn check_tree(path: &Path, connection: &Connection) -> Result<(Frontier, Head), OpenError> {
+pub(super) fn check_tree(
+    path: &Path,
+    connection: &Connection,
+) -> Result<(Frontier, Head), OpenError> {
     let damaged = |reason: String| OpenError::Damaged {
         path: path.to_owned(),
         reason,
@@ -345,7 +348,7 @@ fn check_tree(path: &Path, connection: &Connection) -> Result<(Frontier, Head), 
     Ok((frontier, head))
 }
 
-fn describe(connection: &Connection) -> rusqlite::Result<(Installation, u64, u64)> {
+pub(super) fn describe(connection: &Connection) -> rusqlite::Result<(Installation, u64, u64)> {
     let sql =
         "SELECT id, origin, trust_domain, epoch, clock_high_water, reserve_seq FROM installation";
     connection.query_row(sql, [], |row| {

@@ -54,6 +54,8 @@ pub enum Row {
     Unlist(CredentialId),
     /// Erases the personal values of an event. The log keeps the commitments.
     ErasePersonal(EventId),
+    /// Begins the next epoch: whoever wrote this can write no more, and has to open the store again.
+    NewEpoch(NewEpoch),
 }
 
 impl Row {
@@ -73,6 +75,7 @@ impl Row {
             Self::Meta(name, _) => Key::Meta(name.clone()),
             Self::Unlist(id) => Key::Credential(*id),
             Self::ErasePersonal(id) => Key::Personal(*id),
+            Self::NewEpoch(_) => Key::Meta("epoch".to_owned()),
         }
     }
 
@@ -87,7 +90,11 @@ impl Row {
             Self::Host(row) => row.version,
             Self::JoinToken(row) => row.version,
             Self::Decision(_) | Self::Receipt { .. } | Self::Policy(_) => 1,
-            Self::Key(_) | Self::Meta(..) | Self::Unlist(_) | Self::ErasePersonal(_) => {
+            Self::Key(_)
+            | Self::Meta(..)
+            | Self::Unlist(_)
+            | Self::ErasePersonal(_)
+            | Self::NewEpoch(_) => {
                 return None;
             }
         };
@@ -99,6 +106,18 @@ impl From<CredentialRow> for Row {
     fn from(row: CredentialRow) -> Self {
         Self::Credential(Box::new(row))
     }
+}
+
+/// What the store of a new epoch does not take over from the one before. All in one statement each,
+/// however many rows there are: half a new epoch would be none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewEpoch {
+    /// Origin line of the log from here on.
+    pub origin: String,
+    /// Hosts that may come back; `None` is all. The others are banned.
+    pub admit: Option<Vec<String>>,
+    /// When it begins.
+    pub at: UnixMillis,
 }
 
 /// A task: what credentials are bound to.
@@ -301,6 +320,8 @@ pub struct HostRow {
     pub generation: u64,
     /// When it was banned; join tokens made before are void for it.
     pub banned_at: Option<UnixMillis>,
+    /// Epoch in which it joined or was admitted again.
+    pub epoch: u32,
 }
 
 /// A one-time token that lets a host join.

@@ -149,7 +149,8 @@ CREATE TABLE host (
     certificate_expires_at INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     previous_spki_sha256 BLOB,
-    banned_at INTEGER
+    banned_at INTEGER,
+    epoch INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE join_token (
     id BLOB PRIMARY KEY,

@@ -27,10 +27,7 @@ impl Frontier {
     pub(super) fn load(connection: &Connection) -> Result<Self, tlog::Error> {
         let size = stored_size(connection).map_err(failed)?;
         if size == 0 {
-            return Ok(Self {
-                size,
-                peaks: Vec::new(),
-            });
+            return Ok(Self::empty());
         }
         let indexes = tlog::sub_tree_index(0, size, Vec::new());
         let hashes = StoredHashes(connection).read_hashes(&indexes)?;
@@ -45,9 +42,22 @@ impl Frontier {
         self.size
     }
 
+    /// The edge of an empty tree.
+    pub(super) fn empty() -> Self {
+        Self {
+            size: 0,
+            peaks: Vec::new(),
+        }
+    }
+
     /// Appends a leaf and returns the hashes to store with it, one after the other.
     pub(super) fn append(&mut self, leaf: &[u8]) -> Result<Vec<u8>, tlog::Error> {
-        let hashes = tlog::stored_hashes(self.size, leaf, self)?;
+        self.append_record(tlog::record_hash(leaf))
+    }
+
+    /// Appends a leaf of which only the hash is known.
+    pub(super) fn append_record(&mut self, record: Hash) -> Result<Vec<u8>, tlog::Error> {
+        let hashes = tlog::stored_hashes_for_record_hash(self.size, record, self)?;
         let first = tlog::stored_hash_index(0, self.size);
         // Each hash after the first joined the rightmost peak.
         self.peaks
@@ -139,10 +149,7 @@ mod tests {
 
     #[test]
     fn the_edge_gives_the_root_of_rfc_6962_at_every_size() {
-        let mut frontier = Frontier {
-            size: 0,
-            peaks: Vec::new(),
-        };
+        let mut frontier = Frontier::empty();
         let mut leaves = Vec::new();
         for n in 0..130u32 {
             assert_eq!(frontier.head().unwrap().root, naive_root(&leaves).0, "{n}");

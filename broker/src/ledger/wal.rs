@@ -4,6 +4,7 @@
 //! The log is overwritten in place rather than truncated: a file that grows needs the file
 //! system's journal at each flush, which is many times slower.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use rusqlite::Connection;
@@ -23,6 +24,18 @@ pub(super) struct Signal {
     /// Guards the wish; held for a moment only.
     wish: Mutex<Wish>,
     wake: Condvar,
+    /// Long readers: making the log start over would hold writers until they end.
+    holds: AtomicUsize,
+}
+
+/// While it lives, the log is not made to start over.
+pub(super) struct Held(Arc<Signal>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::AcqRel);
+        self.0.look();
+    }
 }
 
 impl Signal {
@@ -33,6 +46,12 @@ impl Signal {
             .unwrap_or_else(PoisonError::into_inner)
             .look = true;
         self.wake.notify_one();
+    }
+
+    /// A snapshot is about to be read for long.
+    pub(super) fn hold(self: &Arc<Self>) -> Held {
+        self.holds.fetch_add(1, Ordering::AcqRel);
+        Held(Arc::clone(self))
     }
 
     /// The store is closing.
@@ -59,14 +78,14 @@ impl Signal {
 /// The thread.
 pub(super) fn run(connection: &Connection, signal: &Arc<Signal>) {
     while signal.wait() {
-        if let Err(error) = copy(connection) {
+        if let Err(error) = copy(connection, signal) {
             die_of(&error);
             tracing::warn!(%error, "the store's write-ahead log could not be copied back; it grows until it can");
         }
     }
 }
 
-fn copy(connection: &Connection) -> rusqlite::Result<()> {
+fn copy(connection: &Connection, signal: &Signal) -> rusqlite::Result<()> {
     let (length, copied) = checkpoint(connection, "NOOP")?;
     if length - copied < limits::LEDGER_WAL_COPY_PAGES && length < limits::LEDGER_WAL_RESTART_PAGES
     {
@@ -74,7 +93,8 @@ fn copy(connection: &Connection) -> rusqlite::Result<()> {
     }
     let (length, _) = checkpoint(connection, "PASSIVE")?;
     // Writers that never pause would let it grow without end: hold them while it starts over.
-    if length >= limits::LEDGER_WAL_RESTART_PAGES {
+    let held = signal.holds.load(Ordering::Acquire) > 0;
+    if length >= limits::LEDGER_WAL_RESTART_PAGES && !held {
         checkpoint(connection, "RESTART")?;
     }
     crate::crash_point!("ledger.wal_checkpoint");

@@ -78,10 +78,43 @@ impl Built {
     }
 }
 
+/// Which numbers lists have. Each epoch begins its own: what an earlier one gave out after the copy
+/// that this store was restored from is not known here, so all of its lists say revoked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Places {
+    /// The first list of this epoch.
+    pub first: u32,
+    /// The first lists of those before.
+    pub former: Vec<u32>,
+}
+
+impl Places {
+    /// The places of the next epoch, which begins at `now`: beyond every number given before.
+    #[must_use]
+    pub fn next(&self, now: UnixMillis) -> Self {
+        let least = self.first.saturating_add(limits::STATUS_LISTS_MAX);
+        let time =
+            u32::try_from(now.as_unix_seconds()).unwrap_or(u32::MAX - limits::STATUS_LISTS_MAX);
+        let mut former = self.former.clone();
+        former.push(self.first);
+        Self {
+            first: least.max(time),
+            former,
+        }
+    }
+
+    fn is_former(&self, list: u32) -> bool {
+        let of =
+            |first: u32| (first..first.saturating_add(limits::STATUS_LISTS_MAX)).contains(&list);
+        self.former.iter().copied().any(of)
+    }
+}
+
 /// All lists of this installation.
 pub struct StatusLists {
     base_url: String,
     issuer: String,
+    places: Places,
     signer: ArcSwap<JwsSigner>,
     /// Guards which lists exist; each has its own lock.
     lists: RwLock<BTreeMap<u32, Arc<List>>>,
@@ -108,11 +141,12 @@ struct Bits {
 impl StatusLists {
     /// Lists published under `base_url` (`BASE/status/N`) for tokens of `issuer`; empty until
     /// [`StatusLists::restore`] was called for each stored credential.
-    pub fn new(base_url: &str, issuer: &str, signer: Arc<JwsSigner>) -> Self {
-        let first = BTreeMap::from([(0, Arc::new(List::new(0)))]);
+    pub fn new(base_url: &str, issuer: &str, places: Places, signer: Arc<JwsSigner>) -> Self {
+        let first = BTreeMap::from([(places.first, Arc::new(List::new(places.first)))]);
         Self {
             base_url: base_url.trim_end_matches('/').to_owned(),
             issuer: issuer.to_owned(),
+            places,
             signer: ArcSwap::new(signer),
             lists: RwLock::new(first),
             #[cfg(test)]
@@ -132,6 +166,9 @@ impl StatusLists {
 
     /// Puts a stored credential back in its place.
     pub fn restore(&self, slot: Slot, revoked: bool) {
+        if self.places.is_former(slot.list) {
+            return;
+        }
         self.list_or_new(slot.list).change(|bits| {
             bits.mark_used(slot.index);
             if revoked {
@@ -147,7 +184,7 @@ impl StatusLists {
     /// When all lists are full or there is no randomness.
     pub fn reserve(&self) -> Result<Slot, ListError> {
         let mut number = self.newest();
-        while number < limits::STATUS_LISTS_MAX {
+        while number < self.places.first.saturating_add(limits::STATUS_LISTS_MAX) {
             let list = self.list_or_new(number);
             if let Some(index) = list.reserve()? {
                 return Ok(Slot {
@@ -169,6 +206,9 @@ impl StatusLists {
 
     /// Lists a credential. Call only after the commit that revoked it.
     pub fn revoke(&self, slot: Slot) {
+        if self.places.is_former(slot.list) {
+            return;
+        }
         self.list_or_new(slot.list)
             .change(|bits| bits.set(slot.index));
     }
@@ -178,6 +218,9 @@ impl StatusLists {
     /// # Errors
     /// When there is no such list or it cannot be built.
     pub async fn current(&self, number: u32, now: UnixMillis) -> Result<Arc<Built>, ListError> {
+        if self.places.is_former(number) {
+            return self.build(&List::void(number), now).map(Arc::new);
+        }
         let list = self.list(number).ok_or(ListError::Unknown(number))?;
         if let Some(built) = list.fresh(now, self.signer.load().kid()) {
             return Ok(built);
@@ -200,7 +243,11 @@ impl StatusLists {
 
     fn newest(&self) -> u32 {
         let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
-        lists.keys().next_back().copied().unwrap_or(0)
+        lists
+            .keys()
+            .next_back()
+            .copied()
+            .unwrap_or(self.places.first)
     }
 
     fn list(&self, number: u32) -> Option<Arc<List>> {
@@ -271,6 +318,13 @@ impl List {
             building: tokio::sync::Mutex::new(()),
             current: ArcSwapOption::empty(),
         }
+    }
+
+    /// A list of an earlier epoch.
+    fn void(number: u32) -> Self {
+        let list = Self::new(number);
+        list.change(|bits| bits.revoked.fill(0xff));
+        list
     }
 
     fn change<T>(&self, act: impl FnOnce(&mut Bits) -> T) -> T {
@@ -407,7 +461,12 @@ mod tests {
         keys.insert("k1", key.public_key());
         let signer = Arc::new(JwsSigner::new(key, TYP, "k1").unwrap());
         (
-            StatusLists::new("http://lists.test/", "https://issuer.test", signer),
+            StatusLists::new(
+                "http://lists.test/",
+                "https://issuer.test",
+                Places::default(),
+                signer,
+            ),
             keys,
         )
     }
@@ -509,6 +568,31 @@ mod tests {
         ));
         lists.release(Slot { list: 2, index: 7 });
         assert!(!lists.current(2, NOW).await.unwrap().is_revoked(7));
+    }
+
+    #[tokio::test]
+    async fn lists_of_an_earlier_epoch_say_revoked_whatever_is_asked() {
+        let key = Arc::new(SigningKey::generate().unwrap());
+        let signer = Arc::new(JwsSigner::new(key, TYP, "k1").unwrap());
+        let places = Places::default().next(NOW);
+        assert_eq!(
+            (places.first, places.former.as_slice()),
+            (1_800_000_000, &[0][..])
+        );
+        let again = places.next(NOW);
+        assert!(again.first >= places.first + limits::STATUS_LISTS_MAX);
+        assert_eq!(again.former, [0, 1_800_000_000]);
+        let lists = StatusLists::new("http://lists.test/", "https://issuer.test", places, signer);
+        lists.restore(Slot { list: 0, index: 7 }, false);
+        for list in [0, 3] {
+            let built = lists.current(list, NOW).await.unwrap();
+            assert!((0..LIST_BITS).all(|index| built.is_revoked(index)));
+        }
+        let slot = lists.reserve().unwrap();
+        assert_eq!(slot.list, 1_800_000_000);
+        let built = lists.current(slot.list, NOW).await.unwrap();
+        assert!(!built.is_revoked(slot.index));
+        assert!(lists.current(limits::STATUS_LISTS_MAX, NOW).await.is_err());
     }
 
     #[test]

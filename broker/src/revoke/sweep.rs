@@ -22,13 +22,17 @@ impl Broker {
         let broker = Arc::clone(self);
         self.tasks.spawn_vital("revoke.sweep", async move {
             while broker.tick(limits::SWEEP_TICK).await {
-                broker.sweep().await;
+                if broker.may_sweep() {
+                    broker.sweep().await;
+                }
             }
         });
         let broker = Arc::clone(self);
         self.tasks.spawn_vital("prove.expire", async move {
             while broker.tick(limits::EXPIRY_TICK).await {
-                broker.expire_due().await;
+                if broker.may_sweep() {
+                    broker.expire_due().await;
+                }
             }
         });
         let broker = Arc::clone(self);
@@ -41,7 +45,9 @@ impl Broker {
         let broker = Arc::clone(self);
         self.tasks.spawn_vital("revoke.prune", async move {
             while broker.tick(limits::PRUNE_TICK).await {
-                broker.prune_listings().await;
+                if broker.may_sweep() {
+                    broker.prune_listings().await;
+                }
             }
         });
     }

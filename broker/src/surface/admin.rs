@@ -41,6 +41,8 @@ type Answer<T> = Result<Json<T>, ProblemResponse>;
 pub fn router(broker: Arc<Broker>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/backup", get(last_backup).post(begin_backup))
+        .route("/v1/recover", post(recover))
         .route("/v1/tasks", get(tasks))
         .route("/v1/tasks/{id}", get(task))
         .route("/v1/tasks/{id}/end", post(end_task))
@@ -124,6 +126,35 @@ fn status_of(broker: &Broker) -> Result<Status, Refusal> {
     })
 }
 
+async fn begin_backup(
+    State(broker): Shared,
+    asked: Result<Json<admin::Backup>, JsonRejection>,
+) -> Answer<admin::BackupState> {
+    let outcome = body(asked).and_then(|asked| broker.begin_backup(asked));
+    refuse(&broker, outcome)
+}
+
+async fn recover(
+    State(broker): Shared,
+    asked: Result<Json<admin::Recover>, JsonRejection>,
+) -> Answer<admin::Recovered> {
+    let outcome = match body(asked) {
+        Ok(asked) => broker.recover(&asked).await,
+        Err(refusal) => Err(refusal),
+    };
+    refuse(&broker, outcome)
+}
+
+async fn last_backup(State(broker): Shared) -> Answer<admin::BackupState> {
+    let none = || {
+        Refusal::new(
+            Code::NotFound,
+            "no backup was begun since this broker started",
+        )
+    };
+    refuse(&broker, broker.last_backup().ok_or_else(none))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TaskQuery {
@@ -198,6 +229,7 @@ async fn end_task_within(
     reason: Result<Json<Reason>, JsonRejection>,
 ) -> Result<admin::Ended, Refusal> {
     let Reason { reason } = body(reason)?;
+    broker.vouch()?;
     let task = resolve::task(&broker.ledger.reader(), id)?;
     let proven = broker
         .end_task(End {
@@ -214,6 +246,7 @@ async fn receipt(State(broker): Shared, Path(id): Path<String>) -> Answer<serde_
 }
 
 fn receipt_within(broker: &Broker, id: &str) -> Result<serde_json::Value, Refusal> {
+    broker.vouch()?;
     let task = resolve::task(&broker.ledger.reader(), id)?;
     let none = || {
         let detail = format!(
@@ -317,6 +350,7 @@ async fn revoke_within(
     reason: Result<Json<Reason>, JsonRejection>,
 ) -> Result<admin::Ended, Refusal> {
     let Reason { reason } = body(reason)?;
+    broker.vouch()?;
     let id = resolve::credential(&broker.ledger.reader(), id)?;
     let revoked = broker.revoke(id, &reason).await?;
     let receipt = read(broker.receipt(revoked.row.task))?;

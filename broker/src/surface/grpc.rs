@@ -20,6 +20,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::listener::Connection;
+use super::tls::AgentCertificate;
 use crate::app::Broker;
 use crate::fleet::{Member, Peer};
 use crate::request::Refusal;
@@ -54,18 +55,36 @@ impl Service {
         status(&refusal.into_problem(self.broker.correlation()))
     }
 
-    fn member<T>(&self, request: &Request<T>) -> Result<Member, Status> {
-        let agent = match request.extensions().get::<Connection>() {
+    /// What the connection showed of its agent.
+    fn certificate<'r, T>(&self, request: &'r Request<T>) -> Result<&'r AgentCertificate, Status> {
+        match request.extensions().get::<Connection>() {
             Some(Connection::Https {
                 agent: Some(agent),
                 remote: _,
-            }) => agent,
+            }) => Ok(agent),
             Some(Connection::Https { .. } | Connection::Http { .. } | Connection::Admin { .. })
             | None => {
                 let detail = "this call needs the certificate of a joined agent";
-                return Err(self.refuse(Refusal::new(Code::Unauthenticated, detail)));
+                Err(self.refuse(Refusal::new(Code::Unauthenticated, detail)))
             }
-        };
+        }
+    }
+
+    /// Whether it is of an epoch whose agents come back: good for a new one, and nothing else.
+    fn is_of_epoch_before(&self, agent: &AgentCertificate) -> bool {
+        let before = self.broker.readmission.as_ref();
+        before.is_some_and(|before| before.issued(agent.authority_key_id()))
+    }
+
+    fn member<T>(&self, request: &Request<T>) -> Result<Member, Status> {
+        let agent = self.certificate(request)?;
+        if self.is_of_epoch_before(agent) {
+            let detail = format!(
+                "a new epoch began at this broker; the certificate of host `{}` is good for a new one only",
+                agent.host()
+            );
+            return Err(self.refuse(Refusal::new(Code::EpochEnded, detail)));
+        }
         let keys = self.broker.keys.load();
         if !keys.trusts(agent.authority_key_id()) {
             let detail = format!(
@@ -83,6 +102,9 @@ impl Service {
 
     fn peer<T>(&self, request: &Request<T>, instance_id: &[u8]) -> Result<Peer, Status> {
         let member = self.member(request)?;
+        self.broker
+            .vouch()
+            .map_err(|refusal| self.refuse(refusal))?;
         self.broker
             .fleet
             .peer(member, instance_id)
@@ -118,6 +140,17 @@ impl Enrolment for Service {
 #[tonic::async_trait]
 impl Uplink for Service {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloResponse> {
+        // What an agent has seen counts before who it is: the store may be too old to know it.
+        let certificate = self.certificate(&request)?;
+        let host = certificate.host().as_str().to_owned();
+        // One of the epoch before has seen another log.
+        let seen = if self.is_of_epoch_before(certificate) {
+            ""
+        } else {
+            request.get_ref().checkpoint.as_str()
+        };
+        let compared = self.broker.compare_with_seen(&host, seen);
+        compared.await.map_err(|refusal| self.refuse(refusal))?;
         let (member, broker) = (self.member(&request)?, Arc::clone(&self.broker));
         self.to_the_end("hello", async move {
             broker.hello(&member, request.into_inner()).await
@@ -188,6 +221,15 @@ impl Uplink for Service {
         &self,
         request: Request<v1::RenewIdentityRequest>,
     ) -> Answer<v1::RenewIdentityResponse> {
+        let certificate = self.certificate(&request)?;
+        if self.is_of_epoch_before(certificate) {
+            let (certificate, broker) = (certificate.clone(), Arc::clone(&self.broker));
+            return self
+                .to_the_end("readmit", async move {
+                    broker.readmit(&certificate, request.into_inner()).await
+                })
+                .await;
+        }
         let (member, broker) = (self.member(&request)?, Arc::clone(&self.broker));
         self.to_the_end("renew_identity", async move {
             broker.renew_identity(&member, request.into_inner()).await

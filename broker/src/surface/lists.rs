@@ -50,6 +50,10 @@ async fn status_list(State(broker): State<Arc<Broker>>, Path(number): Path<Strin
             "a status list has a number: /status/0",
         ));
     };
+    // An older list would take revocations back.
+    if let Err(refusal) = broker.vouch() {
+        return refuse(refusal);
+    }
     match broker.lists.current(number, broker.clock.wall()).await {
         Ok(built) => answer(
             built.token.clone(),
@@ -73,6 +77,9 @@ async fn crl(State(broker): State<Arc<Broker>>, Path(number): Path<String>) -> R
             "a revocation list has a number: /crl/0; /crl names all",
         ));
     };
+    if let Err(refusal) = broker.vouch() {
+        return refuse(refusal);
+    }
     match broker.crls.current(number, &broker.keys).await {
         Ok(built) => answer(
             built.der.clone(),
@@ -91,6 +98,9 @@ async fn crl(State(broker): State<Arc<Broker>>, Path(number): Path<String>) -> R
 /// All revocation lists, each with a count that is another one after every change: who polls this
 /// fetches what changed, and no more.
 async fn crl_index(State(broker): State<Arc<Broker>>) -> Response {
+    if let Err(refusal) = broker.vouch() {
+        return ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
+    }
     let versions = broker.crls.versions();
     let lists: Vec<_> = versions
         .into_iter()
@@ -134,6 +144,9 @@ fn json<T: serde::Serialize>(body: &T) -> Response {
 }
 
 async fn checkpoint(State(broker): State<Arc<Broker>>) -> Response {
+    if let Err(refusal) = broker.vouch() {
+        return ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
+    }
     match log::signed_checkpoint(&broker.ledger.reader(), &broker.log_signer()) {
         Ok(note) => answer(
             note.to_string().into(),

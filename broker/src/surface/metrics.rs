@@ -68,12 +68,19 @@ mod tests {
         assert_eq!(get(&test, "/healthz").await.0, 200);
         let (status, ready) = get(&test, "/readyz").await;
         assert_eq!(status, 200, "{ready}");
-        test.broker.stop_issuing("the log went back".to_owned());
+        let behind = crate::recover::Behind {
+            since: test.broker.clock.wall(),
+            host: None,
+            size: 7,
+            seen_size: 0,
+            seen: String::new(),
+        };
+        test.broker.fell_behind(behind.clone()).await;
         let (status, ready) = get(&test, "/readyz").await;
         assert_eq!(status, 503);
         let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
         assert_eq!(ready["ready"], false);
-        assert_eq!(ready["issuing"], "the log went back");
+        assert_eq!(ready["issuing"], behind.reason());
         assert_eq!(ready["store"], "ok");
         assert_eq!(get(&test, "/healthz").await.0, 200, "it still lives");
         let (status, text) = get(&test, "/metrics").await;

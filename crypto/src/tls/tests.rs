@@ -321,6 +321,37 @@ fn a_ban_acts_at_the_next_handshake() {
 }
 
 #[test]
+fn who_trusts_only_the_ca_before_follows_to_the_one_it_vouches_for() {
+    let (old, new) = (Fleet::new(), Fleet::new());
+    let key = Arc::new(SigningKey::generate().unwrap());
+    let names = ServerNames {
+        spiffe_id: BROKER,
+        dns: &[],
+        ips: &[],
+    };
+    let leaf = new
+        .ca
+        .issue_server(&names, &key.public_key().spki(), [2; 16], 1, END)
+        .unwrap();
+    let bridge = old.ca.cross_sign(&new.ca, [7; 16], 1, END).unwrap();
+    let chain: [&[u8]; 3] = [&leaf, new.ca.certificate().der(), &bridge];
+    let slot = Arc::new(CertificateSlot::new(certified_key(&chain, key)));
+    let both = Arc::new(TrustStore::new(vec![
+        old.ca.certificate().clone(),
+        new.ca.certificate().clone(),
+    ]));
+    let clients = ClientCerts::optional(both, Arc::new(|_| true));
+    let server = Arc::new(server_config(slot, Arc::new(clients), &[b"h2"]).unwrap());
+    for fleet in [&old, &new] {
+        let client = fleet.client(Some(fleet.agent()), Peer::spiffe_id(BROKER));
+        assert!(handshake(&client, &server).is_ok());
+    }
+    let stranger = Fleet::new();
+    let client = stranger.client(Some(old.agent()), Peer::spiffe_id(BROKER));
+    assert!(handshake(&client, &server).is_err());
+}
+
+#[test]
 fn a_rotated_ca_is_distrusted_at_the_next_handshake() {
     let (old, new) = (Fleet::new(), Fleet::new());
     let server = old.server();

@@ -190,6 +190,40 @@ impl Ca {
     }
 
     /// A SPIFFE ID with a path in this CA's trust domain, and no other.
+    /// Vouches for another CA of the same trust domain: whoever trusts this one, and nothing else yet,
+    /// can verify what that one issued. DER of the certificate to send along.
+    ///
+    /// # Errors
+    /// When the trust domains differ, the serial is zero, or the validity is empty or outlives this CA.
+    pub fn cross_sign(
+        &self,
+        other: &Self,
+        serial: [u8; 16],
+        not_before_unix: i64,
+        not_after_unix: i64,
+    ) -> Result<Vec<u8>, X509Error> {
+        let ours = &self.certificate;
+        if other.certificate.trust_domain() != ours.trust_domain() {
+            return Err(X509Error::Name("the other CA"));
+        }
+        if not_after_unix > ours.not_after() {
+            return Err(X509Error::OutlivesCa {
+                asked: not_after_unix,
+                ca: ours.not_after(),
+            });
+        }
+        let mut params = params(&serial, not_before_unix, not_after_unix)?;
+        params
+            .distinguished_name
+            .push(DnType::CommonName, other.certificate.common_name()?);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.subject_alt_names = vec![uri(&format!("spiffe://{}", ours.trust_domain()))?];
+        params.use_authority_key_identifier_extension = true;
+        let public = other.key().public_key();
+        Ok(params.signed_by(public, &self.issuer)?.der().to_vec())
+    }
+
     fn subject(&self, spiffe_id: &str) -> Result<SanType, X509Error> {
         match split_spiffe_id(spiffe_id) {
             Some((trust_domain, path))

@@ -102,6 +102,14 @@ impl CaCertificate {
         &self.key_id
     }
 
+    /// Its common name.
+    pub(super) fn common_name(&self) -> Result<String, X509Error> {
+        let parsed = parse(&self.der)?;
+        let name = parsed.subject().iter_common_name().next();
+        let name = name.and_then(|name| name.as_str().ok());
+        name.map(str::to_owned).ok_or(X509Error::Malformed)
+    }
+
     /// The trust domain it issues for, without `spiffe://`.
     #[must_use]
     pub fn trust_domain(&self) -> &str {

@@ -39,6 +39,9 @@ pub struct RenewIdentityRequest {
     /// SubjectPublicKeyInfo in DER of the next key; the channel proves the caller.
     #[prost(bytes = "vec", tag = "2")]
     pub public_key_der: ::prost::alloc::vec::Vec<u8>,
+    /// As in HelloRequest, when the agent comes back to a new epoch.
+    #[prost(string, tag = "3")]
+    pub checkpoint: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewIdentityResponse {
@@ -114,6 +117,9 @@ pub struct HeartbeatRequest {
     /// Sequence of the CA bundle this agent holds.
     #[prost(uint64, tag = "5")]
     pub ca_sequence: u64,
+    /// As in HelloRequest: a broker that is resumed from an older copy may keep its connections.
+    #[prost(string, tag = "6")]
+    pub checkpoint: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatResponse {

@@ -3,6 +3,9 @@
 //! | call | answer |
 //! |---|---|
 //! | `GET /v1/status` | [`Status`] |
+//! | `POST /v1/backup` [`Backup`] | [`BackupState`] |
+//! | `GET /v1/backup` | [`BackupState`] |
+//! | `POST /v1/recover` [`Recover`] | [`Recovered`] |
 //! | `GET /v1/tasks[?state=open]` | `[`[`Task`]`]` |
 //! | `GET /v1/tasks/{any id form}` | [`Task`] |
 //! | `POST /v1/tasks/{id}/end` [`Reason`] | [`Ended`] |
@@ -74,6 +77,93 @@ pub struct Status {
     pub quarantined: u64,
     /// Crypto provider of this build.
     pub crypto: String,
+}
+
+/// `POST /v1/backup`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// Where it will be kept, for the record. The broker writes below its own directory only.
+    pub to: String,
+    /// Also put the master key there.
+    #[serde(default)]
+    pub with_master_key: bool,
+}
+
+/// How a backup goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupStage {
+    /// It is being written.
+    Running,
+    /// It is whole and on disk.
+    Done,
+    /// There is none.
+    Failed,
+}
+
+/// `GET /v1/backup`: the backup that runs or ran last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackupState {
+    /// How it goes.
+    pub state: BackupStage,
+    /// The directory that the broker made, for the caller to move.
+    pub at: String,
+    /// Events in its log.
+    pub log_size: u64,
+    /// Bytes of the copy.
+    pub bytes: u64,
+    /// SHA-256 of the copy, in hex.
+    pub sha256: String,
+    /// Where the master key is, without which it opens nothing; none when it is in the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_key: Option<String>,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl BackupState {
+    /// One that has begun.
+    #[must_use]
+    pub fn running(at: &str) -> Self {
+        Self {
+            state: BackupStage::Running,
+            at: at.to_owned(),
+            log_size: 0,
+            bytes: 0,
+            sha256: String::new(),
+            master_key: None,
+            error: None,
+        }
+    }
+}
+
+/// `POST /v1/recover`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recover {
+    /// Free text.
+    pub reason: String,
+    /// Hosts that may come back; absent is all of them. Bans since the copy are not known.
+    #[serde(default)]
+    pub admit: Option<Vec<String>>,
+    /// Also when nothing says that the store is old.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A new epoch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Recovered {
+    /// Its number.
+    pub epoch: u64,
+    /// Origin line of the log from here on.
+    pub origin: String,
+    /// Credentials that were live by the store, and are being revoked.
+    pub credentials: u64,
+    /// Until when hosts may come back with the certificate that they have.
+    pub readmission_until: UnixMillis,
 }
 
 /// A task as listed.

@@ -220,6 +220,10 @@ pub struct Task {
     /// Credentials of it that somebody revoked one by one while it is open, the last ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoked: Vec<CredentialId>,
+    /// New epochs of the broker since the agent started: with each, all that was handed out before
+    /// is refused, and has to be fetched again.
+    #[serde(default)]
+    pub epochs: u32,
 }
 
 /// A credential held for a task, without its secret.

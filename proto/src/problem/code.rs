@@ -163,6 +163,8 @@ codes! {
     ClockStep = "clock_step", 503, Unreachable, "The clock stepped; issuing has stopped";
     /// The log went back in time: issuing has stopped.
     LogRewound = "log_rewound", 503, Unreachable, "The audit log went back in time; issuing has stopped";
+    /// The broker began a new epoch: the agent's certificate is good for a new one, and nothing else.
+    EpochEnded = "epoch_ended", 409, Denied, "The broker began a new epoch";
     /// Starting, stopping or without policy.
     NotReady = "not_ready", 503, Unreachable, "Not ready";
     /// This version does not do that.

@@ -323,6 +323,7 @@ fn host(name: &str, now: UnixMillis) -> HostRow {
         certificate_expires_at: UnixMillis::MAX,
         generation: 1,
         banned_at: None,
+        epoch: 1,
     }
 }
 
@@ -350,15 +351,22 @@ fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
         }
         None => Snapshot::from_texts(&[("ephor.toml", POLICY)]).unwrap(),
     };
-    Arc::new(Broker::new(Parts {
-        clock: Arc::clone(clock) as _,
-        policy,
-        policy_dir: "/nonexistent".into(),
-        keys: Keys::unseal(&sealer(), &keys, &domain(), "broker.test/log").unwrap(),
-        sealer: sealer(),
-        schedule: crate::keys::plan::Schedule::default(),
-        fleet: Fleet::restore(hosts, Arc::clone(clock) as _),
-        ledger,
-        installation,
-    }))
+    Arc::new(
+        Broker::new(Parts {
+            clock: Arc::clone(clock) as _,
+            policy,
+            policy_dir: "/nonexistent".into(),
+            keys: Keys::unseal(&sealer(), &keys, &domain(), "broker.test/log").unwrap(),
+            sealer: sealer(),
+            schedule: crate::keys::plan::Schedule::default(),
+            fleet: Fleet::restore(hosts, Arc::clone(clock) as _),
+            ledger,
+            installation,
+            paths: crate::recover::Paths {
+                master_key: "master.key".into(),
+                backups: "backup".into(),
+            },
+        })
+        .unwrap(),
+    )
 }

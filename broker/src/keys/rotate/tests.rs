@@ -239,7 +239,11 @@ async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
     let note: SignedNote = bench.broker.newest_checkpoint().unwrap().parse().unwrap();
     assert!(note.verify(&old, verify).is_err() && note.verify(&new, verify).is_ok());
     // An agent that was off all the time shows a note by the old key: still a note of this log.
-    bench.broker.compare_with_seen("web-1", &seen).unwrap();
+    bench
+        .broker
+        .compare_with_seen("web-1", &seen)
+        .await
+        .unwrap();
     assert!(bench.broker.may_issue().is_ok());
 }
 

@@ -197,6 +197,15 @@ impl Reader {
         )
     }
 
+    /// Credentials that are intended, live or replacing.
+    pub fn live_count(&self) -> Result<u64, ReadError> {
+        let sql = "SELECT count(*) FROM credential WHERE listed = 1 \
+                   AND state IN ('intended', 'live', 'replacing')";
+        let mut statement = self.connection()?.prepare_cached(sql)?;
+        let count: i64 = statement.query_row([], |row| row.get(0))?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
     /// Calls `each` for every credential that is not dead: from the index, without the rows.
     pub fn expiries(&self, mut each: impl FnMut(Expiry)) -> Result<(), ReadError> {
         let connection = self.connection()?;

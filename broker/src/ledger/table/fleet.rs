@@ -24,6 +24,7 @@ static HOST: LazyLock<Sql> = LazyLock::new(|| {
             "generation",
             "previous_spki_sha256",
             "banned_at",
+            "epoch",
         ],
     )
 });
@@ -49,6 +50,7 @@ impl Stored for HostRow {
             int(self.generation),
             self.previous_spki_sha256,
             opt_millis(self.banned_at),
+            self.epoch,
         ])
     }
 
@@ -66,6 +68,7 @@ impl Stored for HostRow {
             generation: columns.number(9)?,
             previous_spki_sha256: columns.opt_hash(10)?,
             banned_at: columns.opt_time(11)?,
+            epoch: columns.number(12)?,
         })
     }
 

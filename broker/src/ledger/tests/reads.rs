@@ -54,6 +54,7 @@ fn every_row_comes_back_as_it_was_written() {
         generation: 4,
         previous_spki_sha256: Some([6; 32]),
         banned_at: Some(UnixMillis::from_millis(7)),
+        epoch: 1,
     };
     let token = JoinTokenRow {
         id: JoinTokenId::from_parts(NOW, [2; 10]),

@@ -66,6 +66,8 @@ pub struct Keeper<'a> {
     kept: Vec<Kept>,
     ended: Option<String>,
     tells: Option<(&'a Child, &'a Reload)>,
+    /// New epochs of the broker when this looked last.
+    epochs: Option<u32>,
 }
 
 impl<'a> Keeper<'a> {
@@ -78,6 +80,7 @@ impl<'a> Keeper<'a> {
             kept,
             ended: None,
             tells: None,
+            epochs: None,
         }
     }
 
@@ -121,7 +124,10 @@ impl<'a> Keeper<'a> {
     async fn look(&mut self) {
         match seen(self.agent, self.task).await {
             Seen::Ended(cause) => self.end(cause),
-            Seen::Open { revoked } => self.drop_revoked(&revoked),
+            Seen::Open { revoked, epochs } => {
+                self.drop_revoked(&revoked);
+                self.follow(epochs);
+            }
             Seen::Unknown => {}
         }
     }
@@ -140,6 +146,28 @@ impl<'a> Keeper<'a> {
             self.task.short()
         ));
         self.ended = Some(cause);
+    }
+
+    /// In a new epoch all that was handed out before is refused: files are written anew, and what
+    /// stands in an environment cannot be.
+    fn follow(&mut self, epochs: u32) {
+        let before = self.epochs.replace(epochs);
+        if before.is_none_or(|before| before >= epochs) {
+            return;
+        }
+        let now = clock::wall();
+        for one in &mut self.kept {
+            if one.is_file() {
+                one.refresh_at = now;
+            } else {
+                to_stderr(&format!(
+                    "ephor: the broker began a new epoch: {} ({}) is refused from now on.\n       \
+                     For another one, start the command again; a file would have been rewritten (?as=file).\n",
+                    one.wanted.name,
+                    one.wanted.what()
+                ));
+            }
+        }
     }
 
     fn drop_revoked(&mut self, revoked: &[CredentialId]) {
@@ -200,7 +228,7 @@ impl<'a> Keeper<'a> {
         // Another one came in its place. If that is because it was revoked since the last look, the
         // next look says so, and nothing takes its place.
         if one.id != kept.id
-            && let Seen::Open { revoked } = seen(self.agent, self.task).await
+            && let Seen::Open { revoked, .. } = seen(self.agent, self.task).await
             && revoked.contains(&kept.id)
         {
             return Ok(());
@@ -232,7 +260,10 @@ impl Kept {
 /// What the agent says of our task.
 enum Seen {
     /// It is open; these of it were revoked.
-    Open { revoked: Vec<CredentialId> },
+    Open {
+        revoked: Vec<CredentialId>,
+        epochs: u32,
+    },
     /// It has ended, and why.
     Ended(String),
     /// An agent that is away says nothing about that.
@@ -243,6 +274,7 @@ async fn seen(agent: &Peer, own: TaskId) -> Seen {
     match agent.read::<Task>("/v1/task").await {
         Ok(task) if task.task == own && task.state == "open" => Seen::Open {
             revoked: task.revoked,
+            epochs: task.epochs,
         },
         Ok(task) if task.task == own => Seen::Ended(task.cause.unwrap_or(task.state)),
         // Found by another rule, or not at all: ours is no longer there.

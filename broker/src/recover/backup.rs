@@ -1,0 +1,332 @@
+//! A backup: a copy of the store with a manifest, in a directory that appears whole or not at all.
+//!
+//! The manifest is bound to the master key, without which nothing of the copy is of use, so that
+//! whoever keeps backups cannot alter one unseen. The master key itself stays where it is unless it
+//! was asked for: a copy that opens itself is worth as much as the broker.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ephor_crypto::digest::{Sha256Hasher, hex, sha256};
+use ephor_crypto::seal::SealingKey;
+use ephor_proto::event::Outcome;
+use ephor_proto::http::admin;
+use ephor_proto::problem::Code;
+use ephor_proto::stage::Stage;
+use ephor_proto::time::UnixMillis;
+use serde::{Deserialize, Serialize};
+
+use crate::app::Broker;
+use crate::ledger::log::signed_checkpoint_of;
+use crate::ledger::{Batch, Lane, inspect};
+use crate::request::Refusal;
+
+/// The copy.
+pub(super) const DATABASE: &str = "ephor.db";
+/// What stands in the directory beside the copy.
+pub(super) const MANIFEST: &str = "manifest.json";
+/// Binds [`MANIFEST`] to the master key.
+pub(super) const SEAL: &str = "manifest.seal";
+/// The master key, when it was asked for.
+pub(super) const MASTER_KEY: &str = "master.key";
+/// The form of [`Manifest`] that this version writes and reads.
+const FORMAT: u32 = 1;
+/// What the seal is bound to.
+const RECORD: &str = "backup/manifest/sha256";
+
+/// What a backup says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Form of this file.
+    pub format: u32,
+    /// When the copy was made.
+    pub made_at: UnixMillis,
+    /// Version of the broker that made it.
+    pub version: String,
+    /// Installation id.
+    pub installation: String,
+    /// Epoch of the store.
+    pub epoch: u32,
+    /// Trust domain.
+    pub trust_domain: String,
+    /// Origin line of the log.
+    pub origin: String,
+    /// Events in the log of the copy.
+    pub log_size: u64,
+    /// Signed checkpoint of exactly that log.
+    pub checkpoint: String,
+    /// Bytes of the copy.
+    pub bytes: u64,
+    /// SHA-256 of the copy, in hex.
+    pub sha256: String,
+    /// Whether the master key is in the backup, too.
+    pub master_key: bool,
+}
+
+impl Manifest {
+    pub(super) const fn is_known_form(&self) -> bool {
+        self.format == FORMAT
+    }
+}
+
+/// Why there is no backup. Nothing is left where it should have been.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackupError {
+    #[error("{path}: {error}")]
+    Io {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("the copy: {0}")]
+    Copy(#[from] crate::ledger::OpenError),
+    #[error("the copy's checkpoint: {0}")]
+    Read(#[from] crate::ledger::ReadError),
+    #[error("the manifest: {0}")]
+    Manifest(String),
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> BackupError {
+    let path = path.to_owned();
+    move |error| BackupError::Io { path, error }
+}
+
+/// The one backup that runs or ran last.
+#[derive(Default)]
+pub(crate) struct Backups {
+    /// Guards the state; held for a copy of it only.
+    last: Mutex<Option<admin::BackupState>>,
+}
+
+impl Backups {
+    fn set(&self, state: admin::BackupState) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    }
+
+    /// Takes the one place; false while another runs.
+    fn begin(&self, begun: &admin::BackupState) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_free = last
+            .as_ref()
+            .is_none_or(|last| last.state != admin::BackupStage::Running);
+        if is_free {
+            *last = Some(begun.clone());
+        }
+        is_free
+    }
+
+    /// What became of it.
+    pub(crate) fn last(&self) -> Option<admin::BackupState> {
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Broker {
+    /// Begins a backup into a new directory below our own, since we may write nowhere else; ask
+    /// [`Broker::last_backup`] how it goes.
+    ///
+    /// # Errors
+    /// When another backup runs, or the store is full: what lies in the reserve would be missing.
+    pub fn begin_backup(
+        self: &Arc<Self>,
+        asked: admin::Backup,
+    ) -> Result<admin::BackupState, Refusal> {
+        self.vouch()?;
+        if self.ledger.health().reserve_in_use {
+            let detail = "the store is full, and some revocations lie in its reserve; free space first, or the \
+                          backup would lack them";
+            return Err(Refusal::new(Code::StoreFull, detail));
+        }
+        let into = self
+            .paths
+            .backups
+            .join(self.clock.wall().as_millis().to_string());
+        let begun = admin::BackupState::running(&into.display().to_string());
+        if !self.backups.begin(&begun) {
+            return Err(Refusal::new(Code::Busy, "a backup is being made already"));
+        }
+        let broker = Arc::clone(self);
+        self.tasks.spawn(
+            "operate.backup",
+            async move { broker.backup(into, asked).await },
+        );
+        Ok(begun)
+    }
+
+    /// The backup that runs or ran last.
+    #[must_use]
+    pub fn last_backup(&self) -> Option<admin::BackupState> {
+        self.backups.last()
+    }
+
+    async fn backup(self: Arc<Self>, into: PathBuf, asked: admin::Backup) {
+        let (broker, path) = (Arc::clone(&self), into.clone());
+        let with_master_key = asked.with_master_key;
+        let made = tokio::task::spawn_blocking(move || write(&broker, &path, with_master_key));
+        let manifest = match made.await {
+            Ok(Ok(manifest)) => manifest,
+            Ok(Err(error)) => return self.backup_failed(&into, &error.to_string()),
+            Err(error) => return self.backup_failed(&into, &error.to_string()),
+        };
+        if let Err(error) = self.record_backup(&asked.to, &manifest).await {
+            // It would be a copy of everything that nobody knows of.
+            let _ = std::fs::remove_dir_all(&into);
+            return self.backup_failed(
+                &into,
+                &format!("it could not be recorded, and was removed: {error}"),
+            );
+        }
+        tracing::info!(
+            to = asked.to,
+            events = manifest.log_size,
+            bytes = manifest.bytes,
+            "backup made"
+        );
+        let key_file = self.paths.master_key.display().to_string();
+        self.backups.set(admin::BackupState {
+            state: admin::BackupStage::Done,
+            log_size: manifest.log_size,
+            bytes: manifest.bytes,
+            sha256: manifest.sha256,
+            master_key: (!with_master_key).then_some(key_file),
+            ..admin::BackupState::running(&into.display().to_string())
+        });
+    }
+
+    fn backup_failed(&self, into: &Path, error: &str) {
+        tracing::error!(error, "no backup was made");
+        self.backups.set(admin::BackupState {
+            state: admin::BackupStage::Failed,
+            error: Some(error.to_owned()),
+            ..admin::BackupState::running(&into.display().to_string())
+        });
+    }
+
+    /// `operate.backup`: who keeps copies of the store should be no secret.
+    async fn record_backup(&self, to: &str, manifest: &Manifest) -> Result<(), String> {
+        let event = self.event(Stage::Operate, "backup", Outcome::Ok);
+        let mut event = event.map_err(|refusal| refusal.detail)?;
+        let facts = [
+            ("to", to.to_owned()),
+            ("log_size", manifest.log_size.to_string()),
+            ("bytes", manifest.bytes.to_string()),
+            ("sha256", manifest.sha256.clone()),
+            ("master_key", manifest.master_key.to_string()),
+        ];
+        let facts = facts.map(|(name, value)| (name.to_owned(), value));
+        event.facts.extend(facts);
+        let batch = Batch {
+            name: "operate.backup",
+            lane: Lane::Normal,
+            require: Vec::new(),
+            rows: Vec::new(),
+            events: vec![event.into()],
+        };
+        let ticket = self.ledger.submit(batch).map_err(|full| full.to_string())?;
+        ticket.await.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// Everything into a directory beside, which then gets its name.
+fn write(broker: &Broker, to: &Path, with_master_key: bool) -> Result<Manifest, BackupError> {
+    let mut name = to.as_os_str().to_owned();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    let _ = std::fs::remove_dir_all(&partial);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&partial)
+        .map_err(io(&partial))?;
+    let made = fill(broker, &partial, with_master_key).and_then(|manifest| {
+        std::fs::rename(&partial, to).map_err(io(to))?;
+        sync(to.parent().unwrap_or(Path::new("/")))?;
+        Ok(manifest)
+    });
+    if made.is_err() {
+        let _ = std::fs::remove_dir_all(&partial);
+    }
+    made
+}
+
+fn fill(broker: &Broker, into: &Path, with_master_key: bool) -> Result<Manifest, BackupError> {
+    let copy = into.join(DATABASE);
+    broker.ledger.copy_to(&copy)?;
+    let found = inspect(&copy)?;
+    let checkpoint = signed_checkpoint_of(found.head, &broker.log_signer())?;
+    let (bytes, sha256) = digest(&copy).map_err(io(&copy))?;
+    let manifest = Manifest {
+        format: FORMAT,
+        made_at: broker.clock.wall(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        installation: found.installation.id,
+        epoch: found.installation.epoch,
+        trust_domain: found.installation.trust_domain,
+        origin: found.installation.origin,
+        log_size: found.head.size,
+        checkpoint: checkpoint.to_string(),
+        bytes,
+        sha256,
+        master_key: with_master_key,
+    };
+    let json = serde_json::to_vec_pretty(&manifest);
+    let json = json.map_err(|error| BackupError::Manifest(error.to_string()))?;
+    let seal = seal(&broker.sealer, &json).map_err(BackupError::Manifest)?;
+    private(&into.join(MANIFEST), &json)?;
+    private(&into.join(SEAL), &seal)?;
+    if with_master_key {
+        let from = &broker.paths.master_key;
+        let key = zeroize::Zeroizing::new(std::fs::read(from).map_err(io(from))?);
+        private(&into.join(MASTER_KEY), &key)?;
+    }
+    sync(into)?;
+    Ok(manifest)
+}
+
+fn private(path: &Path, content: &[u8]) -> Result<(), BackupError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let write = || {
+        let mut file = options.open(path)?;
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    write().map_err(io(path))
+}
+
+fn sync(directory: &Path) -> Result<(), BackupError> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(io(directory))
+}
+
+/// Length and SHA-256 of a file.
+pub(super) fn digest(path: &Path) -> std::io::Result<(u64, String)> {
+    let (mut file, mut hash, mut length) = (File::open(path)?, Sha256Hasher::new(), 0);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = file.read(&mut buffer)?;
+        let Some(part) = buffer.get(..read).filter(|part| !part.is_empty()) else {
+            return Ok((length, hex(&hash.finish())));
+        };
+        hash.update(part);
+        length += read as u64;
+    }
+}
+
+fn seal(sealer: &SealingKey, manifest: &[u8]) -> Result<Vec<u8>, String> {
+    let sealed = sealer.seal(RECORD, FORMAT, &sha256(manifest));
+    sealed.map_err(|error| error.to_string())
+}
+
+/// Whether `seal` was made over `manifest` under this master key.
+pub(super) fn is_sealed(sealer: &SealingKey, manifest: &[u8], seal: &[u8]) -> bool {
+    let opened = sealer.open(RECORD, FORMAT, seal);
+    opened.is_ok_and(|opened| opened.expose() == sha256(manifest).as_slice())
+}

@@ -1,0 +1,271 @@
+//! Going back in time: yesterday's store in the place of today's, while agents run.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use ephor_testkit::checker::{self, History};
+use ephor_testkit::installation::{Installation, SETTLE, Side};
+use ephor_testkit::wait;
+use ephor_testkit::workload::{Held, Workload};
+
+/// Between two heartbeats.
+const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(5);
+
+fn ephor(kit: &Installation, arguments: &[&str]) -> Output {
+    kit.ephor().args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    )
+}
+
+fn is_active(kit: &Installation, held: &Held) -> Option<bool> {
+    let answer = kit.introspect(&held.token).ok()?;
+    (answer.status == 200).then(|| answer.body["active"] == true)
+}
+
+/// The bit of a token in the list that verifiers fetch, read with nothing of ours.
+fn is_listed(kit: &Installation, held: &Held) -> Option<bool> {
+    const READ: &str = "import sys,json,zlib,base64\n\
+        d=lambda s: base64.urlsafe_b64decode(s+'='*(-len(s)%4))\n\
+        lst=json.loads(d(sys.argv[1].split('.')[1]))['status_list']['lst']\n\
+        bits=zlib.decompress(d(lst)); i=int(sys.argv[2])\n\
+        print(bits[i//8]>>(i%8)&1)";
+    let claims = held.token.split('.').nth(1)?;
+    let status = Command::new(checker::python())
+        .args(["-c", "import sys,json,base64;s=sys.argv[1];c=json.loads(base64.urlsafe_b64decode(s+'='*(-len(s)%4)));r=c['status']['status_list'];print(r['uri'].rsplit('/',1)[1],r['idx'])", claims])
+        .output()
+        .ok()?;
+    let status = String::from_utf8(status.stdout).ok()?;
+    let (list, index) = status.trim().split_once(' ')?;
+    let list = kit.public(&format!("/status/{list}")).ok()?;
+    if list.status != 200 {
+        return None;
+    }
+    let token = String::from_utf8(list.bytes).unwrap();
+    let read = Command::new(checker::python())
+        .args(["-c", READ, &token, index])
+        .output()
+        .ok()?;
+    match String::from_utf8(read.stdout).ok()?.trim() {
+        "1" => Some(true),
+        "0" => Some(false),
+        other => panic!("{other}: {}", String::from_utf8_lossy(&read.stderr)),
+    }
+}
+
+fn copy_store(from: &Path, to: &Path) {
+    std::fs::copy(from, to).unwrap();
+}
+
+/// A broker that served, revoked, and whose disk now has the store of before the revocation.
+struct Story {
+    kit: Installation,
+    /// Runs all the time.
+    stays: Workload,
+    /// What it held before.
+    kept: Held,
+    /// Of a task that ended after the copy was made.
+    revoked: Held,
+}
+
+impl Story {
+    fn tell() -> Self {
+        let kit = super::running();
+        let (mut stays, mut ends) = (
+            Workload::start(&kit).unwrap(),
+            Workload::start(&kit).unwrap(),
+        );
+        let kept = stays.ask("stays").unwrap().unwrap();
+        let revoked = ends.ask("ends").unwrap().unwrap();
+        kit.stop(Side::Broker).unwrap();
+        copy_store(&kit.database(), &kit.path("yesterday.db"));
+        kit.start_daemon(Side::Broker, &[]).unwrap();
+        kit.wait_connected().unwrap();
+        let mut history = History::default();
+        history.end(&mut ends).unwrap();
+        wait::until("the token of the ended task is refused", SETTLE, || {
+            (is_active(&kit, &revoked) == Some(false)).then_some(())
+        })
+        .unwrap();
+        assert_eq!(is_listed(&kit, &revoked), Some(true));
+        // So that the agent has seen the log with the revocation in it.
+        let size = || {
+            kit.admin("/v1/status").unwrap()["log_size"]
+                .as_u64()
+                .unwrap()
+        };
+        let revoked_at = size();
+        wait::until("the agent has seen the revocation", SETTLE, || {
+            let note = std::fs::read_to_string(kit.path("agent/checkpoint")).ok()?;
+            let seen: u64 = note.lines().nth(1)?.parse().ok()?;
+            (seen >= revoked_at).then_some(())
+        })
+        .unwrap();
+        Self {
+            kit,
+            stays,
+            kept,
+            revoked,
+        }
+    }
+
+    /// Yesterday's file in the place of today's; nothing says that it is one.
+    fn go_back(&self) {
+        self.kit.stop(Side::Broker).unwrap();
+        copy_store(&self.kit.path("yesterday.db"), &self.kit.database());
+        self.kit.start_daemon(Side::Broker, &[]).unwrap();
+    }
+}
+
+fn events(kit: &Installation, of: &str) -> usize {
+    let sql = format!("SELECT count(*) FROM leaf WHERE json LIKE '%\"type\":\"{of}\"%'");
+    let store = rusqlite::Connection::open(kit.database()).unwrap();
+    store
+        .query_row(&sql, [], |row| row.get::<_, i64>(0))
+        .unwrap() as usize
+}
+
+/// What would happen without the agents' word: what was revoked is good again, for introspection and
+/// on the list. It is why the other tests are there.
+#[test]
+fn naively_restored_a_revoked_token_is_good_again() {
+    let story = Story::tell();
+    let (kit, revoked) = (&story.kit, &story.revoked);
+    kit.stop(Side::Agent).unwrap();
+    story.go_back();
+    assert_eq!(is_active(kit, revoked), Some(true), "un-revoked");
+    assert_eq!(is_listed(kit, revoked), Some(false), "un-listed");
+    // The first agent that speaks ends it.
+    kit.start_daemon(Side::Agent, &[]).unwrap();
+    wait::until("the broker refuses", HEARTBEAT, || {
+        let answer = kit.introspect(&revoked.token).ok()?;
+        (answer.status == 503 && answer.body["code"] == "log_rewound").then_some(())
+    })
+    .unwrap();
+    assert_eq!(is_listed(kit, revoked), None, "no list is published");
+}
+
+#[test]
+fn a_restored_store_is_refused_within_a_heartbeat_and_recovers_without_a_restart() {
+    let mut story = Story::tell();
+    let kit = &story.kit;
+    story.go_back();
+    let refused = wait::until("the broker says that it is behind", HEARTBEAT, || {
+        let status = kit.admin("/v1/status").ok()?;
+        (status["issuing"] == false).then(|| {
+            status["stopped_because"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        })
+    })
+    .unwrap();
+    assert!(
+        refused.contains("went back in time") && refused.contains("ephor broker recover"),
+        "{refused}"
+    );
+    // Nothing is issued, nothing is revoked, nothing is vouched for; a restart does not change that.
+    assert!(story.stays.ask("more").unwrap().is_none());
+    for held in [&story.kept, &story.revoked] {
+        assert_eq!(kit.introspect(&held.token).unwrap().status, 503);
+        assert_eq!(is_listed(kit, held), None);
+    }
+    assert_eq!(kit.public("/checkpoint").unwrap().status, 503);
+    let (issued, ended) = (
+        events(kit, "issue.recorded"),
+        events(kit, "complete.exited") + events(kit, "complete.lost"),
+    );
+    kit.stop(Side::Broker).unwrap();
+    kit.start_daemon(Side::Broker, &[]).unwrap();
+    assert_eq!(kit.admin("/v1/status").unwrap()["issuing"], false);
+    let status = ephor(kit, &["broker", "status"]);
+    assert_eq!(status.status.code(), Some(1));
+    assert!(
+        said(&status).contains("NO: this store went back in time"),
+        "{}",
+        said(&status)
+    );
+    std::thread::sleep(HEARTBEAT * 3);
+    assert_eq!(events(kit, "issue.recorded"), issued);
+    assert_eq!(
+        events(kit, "complete.exited") + events(kit, "complete.lost"),
+        ended
+    );
+    assert!(events(kit, "revoke.listed") == 0 && events(kit, "operate.behind") == 1);
+
+    // Who may come back has to be said.
+    let unsaid = ephor(kit, &["broker", "recover", "--reason", "disk"]);
+    assert_eq!(unsaid.status.code(), Some(64), "{}", said(&unsaid));
+    assert!(said(&unsaid).contains("\n  kit  "), "{}", said(&unsaid));
+    let key_before = kit.admin("/v1/status").unwrap()["log_key"].clone();
+    let recovered = ephor(
+        kit,
+        &["broker", "recover", "--reason", "disk", "--admit", "all"],
+    );
+    assert!(recovered.status.success(), "{}", said(&recovered));
+    let status = wait::until("the new epoch serves", SETTLE, || {
+        let status = kit.admin("/v1/status").ok()?;
+        (status["issuing"] == true).then_some(status)
+    })
+    .unwrap();
+    assert_ne!(
+        status["log_key"], key_before,
+        "the log has a name of its own"
+    );
+
+    // The same process, in the same task, gets a new token; the old ones are no tokens any more.
+    let fresh = wait::until("a new token", SETTLE, || {
+        story
+            .stays
+            .ask("stays")
+            .ok()
+            .flatten()
+            .filter(|held| held.jti != story.kept.jti)
+    })
+    .unwrap_or_else(|why| {
+        panic!(
+            "{why}\n{}\n{}",
+            kit.tail(Side::Broker),
+            kit.tail(Side::Agent)
+        )
+    });
+    assert_eq!(is_active(kit, &fresh), Some(true));
+    assert_eq!(is_listed(kit, &fresh), Some(false));
+    for held in [&story.kept, &story.revoked] {
+        let answer = kit.introspect(&held.token).unwrap();
+        assert_ne!(answer.body["active"], true, "{answer:?}");
+        assert_eq!(
+            is_listed(kit, held),
+            Some(true),
+            "listed, whatever the store knew"
+        );
+    }
+    assert_eq!(events(kit, "operate.recovered"), 1);
+    assert_eq!(events(kit, "operate.readmitted"), 1);
+    assert!(!kit.has_ended(Side::Broker) && !kit.has_ended(Side::Agent));
+    // What was live by the old copy is proven to be ended, and the task that is gone with it.
+    wait::until("what the copy knew is contained", SETTLE, || {
+        let all = kit.admin("/v1/credentials").ok()?;
+        let all = all.as_array()?.iter();
+        let mut left = all.filter(|one| {
+            one["state"] == "revoking"
+                || (one["state"] == "live" && one["id"] != fresh.jti.as_str())
+        });
+        left.next().is_none().then_some(())
+    })
+    .unwrap_or_else(|why| panic!("{why}\n{}", kit.tail(Side::Broker)));
+    // The agent remembers what it had seen, for whoever asks later.
+    assert!(kit.path("agent/checkpoint.before").exists());
+    let history = History {
+        running: vec![fresh],
+        ..History::default()
+    };
+    checker::judge(kit, &history)
+        .unwrap_or_else(|why| panic!("{why:#}\n{}", kit.tail(Side::Broker)));
+}

@@ -165,6 +165,7 @@ impl Broker {
         checked: Checked,
         by: String,
     ) -> Result<PolicyApplied, Refusal> {
+        self.vouch()?;
         let (told, swapped) = oneshot::channel();
         let (ended, narrowed) = oneshot::channel::<Narrowed>();
         let broker = Arc::clone(self);
@@ -441,6 +442,14 @@ impl Broker {
     pub(crate) fn narrow_after_start(self: &Arc<Self>) {
         let broker = Arc::clone(self);
         self.tasks.spawn("policy.narrow", async move {
+            // Not on an old copy: what it holds for live is not its to revoke.
+            let stop = broker.tasks.stop_token();
+            while !broker.may_sweep() {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(limits::SWEEP_TICK) => {}
+                }
+            }
             let Ok(_turn) = broker.inforce.turn.acquire().await else {
                 return;
             };

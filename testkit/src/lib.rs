@@ -20,6 +20,8 @@
 //! | 9 heartbeat or renewal after revoke, `complete` twice | broker `issue::tests::a_renewal_after_the_end_never_lives_again`, `complete::tests::ends_told_twice_at_once_and_late_have_one_receipt`, `fleet::tests::a_heartbeat_ends_what_is_missing_and_tells_what_ended`; agent `ends::what_comes_after_the_end_is_dropped` |
 //! | 10 crash between event, checkpoint row, signature and tile | `heads::named_10_no_two_heads_whatever_line_the_broker_dies_at` |
 //! | 11 executable swapped, size and mtime restored | agent `attest::tests::a_swapped_program_with_size_and_mtime_restored_is_hashed_anew` |
+//! | yesterday's store in the place of today's; the same without agents, which un-revokes | `rewind::a_restored_store_is_refused_within_a_heartbeat_and_recovers_without_a_restart`, `rewind::naively_restored_a_revoked_token_is_good_again` |
+//! | a backup under load; each part of it damaged | `rewind::a_backup_made_under_load_is_whole_and_no_damaged_one_replaces_a_store` |
 //! | full disk, also at the start; `kill -9` on it | `disk::a_full_disk_stops_issuing_and_no_revocation`, `disk::a_full_disk_and_a_kill`; agent `journal::tests::a_disk_that_refuses_hands_nothing_over` |
 //! | broker killed while a policy takes another one's place | `crash::killed_while_a_policy_takes_another_ones_place` |
 //! | fsync error | `disk::a_failed_flush_ends_the_broker` |

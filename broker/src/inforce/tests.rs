@@ -384,6 +384,7 @@ async fn what_a_crash_cut_short_is_finished_at_the_next_start() {
         version,
         "the newest good one, without a directory"
     );
+    bench.broker.confirmed();
     bench.broker.narrow_after_start();
     let broker = bench.broker.clone();
     while broker

@@ -414,6 +414,11 @@ pub async fn keep_rotated(
                 }
             }
         }
+        // An old copy does not know which keys came after it.
+        if !broker.may_sweep() {
+            pause = limits::SWEEP_TICK;
+            continue;
+        }
         pause = match broker.sweep_keys().await {
             Ok(_) => limits::KEY_TICK,
             Err(refusal) => {

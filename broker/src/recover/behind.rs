@@ -128,7 +128,7 @@ impl Broker {
     }
 
     /// An agent's checkpoint is a prefix of this log.
-    pub(super) fn confirmed(&self) {
+    pub(crate) fn confirmed(&self) {
         self.standing.confirm();
     }
 

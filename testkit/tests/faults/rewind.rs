@@ -269,3 +269,170 @@ fn a_restored_store_is_refused_within_a_heartbeat_and_recovers_without_a_restart
     checker::judge(kit, &history)
         .unwrap_or_else(|why| panic!("{why:#}\n{}", kit.tail(Side::Broker)));
 }
+
+fn restore(kit: &Installation, from: &Path, force: bool) -> Output {
+    let mut command = kit.ephor();
+    command
+        .args(["__broker", "--config"])
+        .arg(kit.path("broker.toml"));
+    command.args(["restore", "--from"]).arg(from);
+    if force {
+        command.arg("--force");
+    }
+    command.output().unwrap()
+}
+
+/// A change to a backup, and the words with which it is refused.
+type Damage = (fn(&Path), &'static str);
+
+const DAMAGES: [Damage; 5] = [
+    (|dir| flip(&dir.join("ephor.db"), 20_000), "SHA-256 differs"),
+    (
+        |dir| {
+            let file = std::fs::File::options()
+                .write(true)
+                .open(dir.join("ephor.db"))
+                .unwrap();
+            file.set_len(8192).unwrap();
+        },
+        "has 8192 bytes",
+    ),
+    (
+        |dir| {
+            let text = std::fs::read_to_string(dir.join("manifest.json")).unwrap();
+            std::fs::write(
+                dir.join("manifest.json"),
+                text.replace("\"epoch\": ", "\"epoch\": 1"),
+            )
+            .unwrap();
+        },
+        "manifest was altered",
+    ),
+    (
+        |dir| flip(&dir.join("manifest.seal"), 20),
+        "manifest was altered",
+    ),
+    (
+        |dir| std::fs::remove_file(dir.join("manifest.json")).unwrap(),
+        "manifest.json",
+    ),
+];
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_backup_made_under_load_is_whole_and_no_damaged_one_replaces_a_store() {
+    use std::os::unix::fs::PermissionsExt;
+    let kit = super::running();
+    let mut stays = Workload::start(&kit).unwrap();
+    let before = stays.ask("stays").unwrap().unwrap();
+    let backup = kit.path("backup");
+    // Requests all the while: none is refused.
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut other = Workload::start(&kit).unwrap();
+            (0..20)
+                .filter(|n| other.ask(&format!("a{n}")).unwrap().is_some())
+                .count()
+        });
+        let made = kit
+            .ephor()
+            .args(["broker", "backup", "--to"])
+            .arg(&backup)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", said(&made));
+        assert!(said(&made).contains("master key"), "{}", said(&made));
+        assert_eq!(asking.join().unwrap(), 20);
+    });
+    assert_eq!(events(&kit, "operate.backup"), 1);
+    for entry in std::fs::read_dir(&backup).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(
+            entry.metadata().unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_ne!(entry.file_name(), "master.key");
+    }
+    let held = restore(&kit, &backup, true);
+    assert!(
+        held.status.code() == Some(78) && said(&held).contains("held by the running broker"),
+        "{}",
+        said(&held)
+    );
+    kit.stop(Side::Broker).unwrap();
+    let store = std::fs::read(kit.database()).unwrap();
+    let present = restore(&kit, &backup, false);
+    assert!(
+        said(&present).contains("--force moves it aside"),
+        "{}",
+        said(&present)
+    );
+    for (damage, words) in DAMAGES {
+        let copy = kit.path("damaged");
+        let _ = std::fs::remove_dir_all(&copy);
+        std::fs::create_dir(&copy).unwrap();
+        for entry in std::fs::read_dir(&backup).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+        damage(&copy);
+        let refused = restore(&kit, &copy, true);
+        assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+        assert!(
+            said(&refused).contains(words),
+            "{words}: {}",
+            said(&refused)
+        );
+        assert!(
+            said(&refused).contains("Nothing was restored"),
+            "{}",
+            said(&refused)
+        );
+        assert_eq!(
+            std::fs::read(kit.database()).unwrap(),
+            store,
+            "the store stands"
+        );
+    }
+    // The whole one takes its place, is not believed, and recovers.
+    let restored = restore(&kit, &backup, true);
+    assert!(restored.status.success(), "{}", said(&restored));
+    assert!(
+        said(&restored).contains("ephor broker recover"),
+        "{}",
+        said(&restored)
+    );
+    kit.start_daemon(Side::Broker, &[]).unwrap();
+    let status = kit.admin("/v1/status").unwrap();
+    assert_eq!(status["issuing"], false);
+    assert!(
+        status["stopped_because"]
+            .as_str()
+            .unwrap()
+            .contains("went back in time")
+            || status["stopped_because"]
+                .as_str()
+                .unwrap()
+                .contains("restored from a backup"),
+        "{status}"
+    );
+    let recovered = ephor(
+        &kit,
+        &["broker", "recover", "--reason", "drill", "--admit", "kit"],
+    );
+    assert!(recovered.status.success(), "{}", said(&recovered));
+    wait::until("a token of the new epoch", SETTLE, || {
+        stays
+            .ask("stays")
+            .ok()
+            .flatten()
+            .filter(|held| held.jti != before.jti)
+    })
+    .unwrap();
+    assert_ne!(kit.introspect(&before.token).unwrap().body["active"], true);
+}

@@ -5,7 +5,7 @@ mod start;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use ephor_crypto::jwt::TokenKind;

@@ -76,19 +76,28 @@ pub struct Allowed {
     /// `FILE:LINE` of the rule.
     pub rule: String,
     /// What to make, in the order of the policy.
-    pub gives: Vec<Give>,
-    /// Issue time to write into the credential.
+    pub gives: Vec<Given>,
+    /// Issue time to write into the credentials.
     pub issued_at: UnixMillis,
-    /// Its end.
+    /// The end of the one that lives longest.
     pub expires_at: UnixMillis,
-    /// From `issued_at` to `expires_at`.
+    /// From `issued_at` to that end.
     pub ttl: Ttl,
-    /// What set its end.
+    /// What set that end.
     pub capped_by: CappedBy,
     /// The end of the grant's window; `None` when it lasts as long as the task.
     pub grant_until: Option<UnixMillis>,
     /// Version of the policy that said so.
     pub policy_version: Arc<str>,
+}
+
+/// One thing to make, and how long it lives: each kind has ceilings of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Given {
+    /// What.
+    pub give: Give,
+    /// From when to when, and what set its end.
+    pub life: Granted,
 }
 
 /// A no.
@@ -123,22 +132,29 @@ fn allow(policy: &Snapshot, query: &Query<'_>) -> Result<Allowed, Refusal> {
         _ => entitled(policy, query, &candidates)?,
     };
     let grant_until = window(policy, query);
-    let mut caps = ceilings(policy, &right.gives, right.ttl);
-    caps.push((CappedBy::TtlDefault, Cap::For(policy.ttl().default)));
+    let mut common = vec![(CappedBy::TtlDefault, Cap::For(policy.ttl().default))];
     let task_ends = [
         query.task_deadline,
         policy.task_deadline(query.task_opened_at),
     ];
-    caps.extend(
+    common.extend(
         task_ends
             .into_iter()
             .flatten()
             .map(|at| (CappedBy::TtlTask, Cap::Until(at))),
     );
-    caps.extend(grant_until.map(|at| (CappedBy::Approval, Cap::Until(at))));
-    caps.push((CappedBy::Ca, Cap::Until(query.ca_end)));
-    let granted = effective(query.now, query.requested, &caps).map_err(Refusal::Ttl)?;
-    Ok(right.allowed(granted, grant_until, policy.version_shared()))
+    common.extend(grant_until.map(|at| (CappedBy::Approval, Cap::Until(at))));
+    common.push((CappedBy::Ca, Cap::Until(query.ca_end)));
+    let lives = right.gives.iter().map(|give| {
+        let mut caps = ceilings(policy, give, right.ttl);
+        caps.extend_from_slice(&common);
+        effective(query.now, query.requested, &caps).map_err(Refusal::Ttl)
+    });
+    let lives = lives.collect::<Result<Vec<_>, _>>()?;
+    let longest = lives.iter().max_by_key(|life| life.ttl).copied();
+    // Policy is refused at load when an entitlement gives nothing.
+    let longest = longest.ok_or(Refusal::Unknown)?;
+    Ok(right.allowed(lives, longest, grant_until, policy.version_shared()))
 }
 
 /// The candidates, or the one of them that the request names.
@@ -171,7 +187,8 @@ struct Right {
 impl Right {
     fn allowed(
         self,
-        granted: Granted,
+        lives: Vec<Granted>,
+        longest: Granted,
         grant_until: Option<UnixMillis>,
         version: Arc<str>,
     ) -> Allowed {
@@ -180,11 +197,13 @@ impl Right {
             owner: self.owner,
             purpose: self.purpose,
             rule: self.rule,
-            gives: self.gives,
-            issued_at: granted.issued_at,
-            expires_at: granted.expires_at,
-            ttl: granted.ttl,
-            capped_by: granted.capped_by,
+            gives: (self.gives.into_iter().zip(lives))
+                .map(|(give, life)| Given { give, life })
+                .collect(),
+            issued_at: longest.issued_at,
+            expires_at: longest.expires_at,
+            ttl: longest.ttl,
+            capped_by: longest.capped_by,
             grant_until,
             policy_version: version,
         }
@@ -287,35 +306,20 @@ fn window(policy: &Snapshot, query: &Query<'_>) -> Option<UnixMillis> {
     ends.into_iter().flatten().min()
 }
 
-/// The ceilings that hold whatever the task: by policy and entitlement, in the order in
+/// The ceilings of one thing that hold whatever the task: by policy and entitlement, in the order in
 /// which a tie is named.
 pub(crate) fn ceilings(
     policy: &Snapshot,
-    gives: &[Give],
+    give: &Give,
     entitlement: Option<Ttl>,
 ) -> Vec<(CappedBy, Cap)> {
     let mut caps = vec![(CappedBy::TtlMax, Cap::For(policy.ttl().max))];
-    for give in gives {
-        match give {
-            Give::X509 { .. } => {
-                caps.extend(
-                    policy
-                        .ttl()
-                        .x509
-                        .map(|ttl| (CappedBy::TtlKind(Kind::X509), Cap::For(ttl))),
-                );
-            }
-            // The right to ask is used with a token too, and so obeys the same ceiling.
-            Give::Jwt { .. } | Give::Introspect { .. } => {
-                caps.extend(
-                    policy
-                        .ttl()
-                        .jwt
-                        .map(|ttl| (CappedBy::TtlKind(Kind::Jwt), Cap::For(ttl))),
-                );
-            }
-        }
-    }
+    let (kind, ttl) = match give {
+        Give::X509 { .. } => (Kind::X509, policy.ttl().x509),
+        // The right to ask is used with a token too, and so obeys the same ceiling.
+        Give::Jwt { .. } | Give::Introspect { .. } => (Kind::Jwt, policy.ttl().jwt),
+    };
+    caps.extend(ttl.map(|ttl| (CappedBy::TtlKind(kind), Cap::For(ttl))));
     caps.extend(entitlement.map(|ttl| (CappedBy::Entitlement, Cap::For(ttl))));
     caps
 }

@@ -27,20 +27,19 @@ pub trait Signed {
 
 /// Whether what policy gives is exactly what a credential says: nothing of it may be swapped for
 /// something newer. The one place that compares a kind's content with policy.
-pub(crate) fn is_given(gives: &[Give], row: &CredentialRow) -> bool {
-    let mut said = None;
-    gives.iter().any(|give| match give {
+pub(crate) fn is_given(give: &Give, row: &CredentialRow) -> bool {
+    match give {
         Give::Jwt {
             audience, claims, ..
         } => {
             row.kind == Kind::Jwt
                 && *audience == row.item
-                && *claims == *said.get_or_insert_with(|| jwt::extra_claims(&row.content))
+                && *claims == jwt::extra_claims(&row.content)
         }
         Give::X509 { dns } => {
             x509::Content::of(row).is_some_and(|certificate| certificate.dns == *dns)
         }
         // A right to ask; nobody holds it as a credential.
         Give::Introspect { .. } => false,
-    })
+    }
 }

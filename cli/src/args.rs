@@ -65,6 +65,8 @@ pub enum Verb {
     DemoApp {
         /// Port of the service to call.
         port: u16,
+        /// Port where it speaks mTLS.
+        tls_port: u16,
         /// Its audience.
         audience: String,
     },

@@ -82,7 +82,11 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Doctor(args) => doctor::doctor(args).await,
         Verb::Completion(args) => completion::completion(&args),
         Verb::Man(args) => completion::man(&args),
-        Verb::DemoApp { port, audience } => demo::app_main(port, &audience).await,
+        Verb::DemoApp {
+            port,
+            tls_port,
+            audience,
+        } => demo::app_main(port, tls_port, &audience).await,
         Verb::Clean { dir } => Ok(run::cleaner_main(&dir)),
     }
 }

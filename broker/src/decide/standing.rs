@@ -104,11 +104,11 @@ pub(crate) fn stands(policy: &Snapshot, held: &Held<'_>) -> Result<(), Fallen> {
         return Err(Fallen::NotOnHost { subject, host });
     }
     let right = right(policy, workload, (&row.entitlement, &row.item))?;
-    if !is_given(&right.gives, row) {
+    let Some(give) = right.gives.iter().find(|give| is_given(give, row)) else {
         let (entitlement, scope) = (row.entitlement.clone(), row.item.clone());
         return Err(Fallen::NotGiven { entitlement, scope });
-    }
-    for (cap, most) in ceilings(policy, &right.gives, right.ttl) {
+    };
+    for (cap, most) in ceilings(policy, give, right.ttl) {
         if let Cap::For(most) = most
             && row.expires_at > row.issued_at.saturating_add(most)
         {
@@ -140,7 +140,9 @@ pub(crate) fn unchanged(
     if had.gives != has.gives {
         return None;
     }
-    let caps = ceilings(new, &has.gives, has.ttl).into_iter();
+    // The lowest of all kinds: what lives longer by its own kind's ceiling gets the closer look.
+    let gives = has.gives.iter();
+    let caps = gives.flat_map(|give| ceilings(new, give, has.ttl));
     let most = caps.filter_map(|(_, cap)| match cap {
         Cap::For(most) => Some(most),
         Cap::Until(_) => None,

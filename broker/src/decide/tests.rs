@@ -73,8 +73,17 @@ fn an_entitlement_by_its_rule() {
     assert_eq!(allowed.grant_until, None);
     assert_eq!(&*allowed.policy_version, policy.version());
     assert_eq!(
-        allowed.gives,
-        policy.entitlement("billing-api").unwrap().gives
+        allowed
+            .gives
+            .iter()
+            .map(|given| &given.give)
+            .collect::<Vec<_>>(),
+        policy
+            .entitlement("billing-api")
+            .unwrap()
+            .gives
+            .iter()
+            .collect::<Vec<_>>()
     );
 }
 
@@ -91,7 +100,7 @@ fn ones_own_identity_for_the_listed_audiences() {
         audience,
         claims,
         identity: true,
-    } = &allowed.gives[0]
+    } = &allowed.gives[0].give
     else {
         panic!()
     };

@@ -10,12 +10,13 @@ use ephor_proto::state::grant::GrantState;
 use ephor_proto::state::request::RequestState;
 use ephor_proto::state::task::TaskState;
 use ephor_proto::time::UnixMillis;
+use ephor_proto::ttl::Granted;
 use serde_json::{Map, Value};
 
 use super::{Intent, Plan, defect};
 use crate::app::Broker;
 use crate::approve::Approved;
-use crate::decide::Decided;
+use crate::decide::{Decided, Given};
 use crate::deliver::Delivery;
 use crate::kind::{jwt, x509};
 use crate::ledger::{
@@ -91,14 +92,14 @@ impl Broker {
     ) -> Result<Vec<CredentialRow>, Refusal> {
         let full = |e: ListError| Refusal::new(Code::Busy, e.to_string());
         let mut rows = Vec::new();
-        for give in &decided.allowed().gives {
+        for Given { give, life } in &decided.allowed().gives {
             match give {
                 Give::Jwt {
                     audience, claims, ..
                 } => {
                     let slot = self.lists.reserve().map_err(full)?;
                     places.push(Place::Status(slot));
-                    rows.push(self.jwt_row(decided, grant, slot, (audience, claims))?);
+                    rows.push(self.jwt_row(decided, (grant, life), slot, (audience, claims))?);
                 }
                 Give::X509 { dns } => {
                     let key = key_for(decided)?;
@@ -107,7 +108,7 @@ impl Broker {
                         .reserve(self.keys.load().issuing().version)
                         .map_err(full)?;
                     places.push(Place::Crl(list));
-                    rows.push(self.x509_row(decided, grant, list, (key, dns))?);
+                    rows.push(self.x509_row(decided, (grant, life), list, (key, dns))?);
                 }
                 // A right to ask, checked where the question is asked; there is nothing to hold.
                 Give::Introspect { .. } => {}
@@ -127,11 +128,11 @@ impl Broker {
     fn jwt_row(
         &self,
         decided: &Decided,
-        grant: GrantId,
+        under: (GrantId, &Granted),
         slot: Slot,
         (audience, claims): (&str, &Map<String, Value>),
     ) -> Result<CredentialRow, Refusal> {
-        let mut row = self.bare_row(decided, grant, (Kind::Jwt, audience.to_owned()))?;
+        let mut row = self.bare_row(decided, under, (Kind::Jwt, audience.to_owned()))?;
         row.status_list = slot.list;
         row.status_index = slot.index;
         row.content = self.jwt_content(&row, claims);
@@ -141,11 +142,11 @@ impl Broker {
     fn x509_row(
         &self,
         decided: &Decided,
-        grant: GrantId,
+        under: (GrantId, &Granted),
         list: u32,
         (key, dns): (&P256Public, &[String]),
     ) -> Result<CredentialRow, Refusal> {
-        let mut row = self.bare_row(decided, grant, (Kind::X509, dns.join(" ")))?;
+        let mut row = self.bare_row(decided, under, (Kind::X509, dns.join(" ")))?;
         row.status_list = list;
         let life = (row.issued_at, row.expires_at);
         let content = x509::Content::new(key, dns, self.crls.uri(list), life);
@@ -157,7 +158,7 @@ impl Broker {
     fn bare_row(
         &self,
         decided: &Decided,
-        grant: GrantId,
+        (grant, life): (GrantId, &Granted),
         (kind, item): (Kind, String),
     ) -> Result<CredentialRow, Refusal> {
         let requested = decided.attested().requested();
@@ -178,9 +179,9 @@ impl Broker {
             rule: allowed.rule.clone(),
             grant,
             state: CredentialState::Live,
-            issued_at: allowed.issued_at,
-            expires_at: allowed.expires_at,
-            capped_by: allowed.capped_by.to_string(),
+            issued_at: life.issued_at,
+            expires_at: life.expires_at,
+            capped_by: life.capped_by.to_string(),
             status_list: 0,
             status_index: 0,
             content: String::new(),

@@ -12,6 +12,7 @@ use ephor_proto::state::Effect;
 use ephor_proto::state::credential::{self, CredentialEvent};
 use ephor_proto::state::grant::{self, GrantEvent};
 use ephor_proto::time::UnixMillis;
+use ephor_proto::ttl::Granted;
 use serde_json::{Map, Value};
 
 use super::{Intent, Plan, Tried, defect, plan, store_unavailable, task_of};
@@ -20,11 +21,11 @@ use crate::approve::Approved;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
 use crate::crash_point;
-use crate::decide::{Circumstances, Decided, Renewing, Window};
+use crate::decide::{Circumstances, Decided, Given, Renewing, Window};
 use crate::deliver::{self, Delivery, Timings};
 use crate::kind::{is_given, jwt, x509};
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, Require, Row, TaskRow};
-use crate::policy::{Give, Snapshot};
+use crate::policy::Snapshot;
 use crate::request::Refusal;
 use crate::revoke::{Crls, machine};
 
@@ -208,22 +209,22 @@ impl Broker {
         now: UnixMillis,
     ) -> Result<CredentialRow, Refusal> {
         let allowed = decided.allowed();
-        let given = still_given(&allowed.gives, &row)?;
+        let (life, said) = still_given(&allowed.gives, &row)?;
         let event = CredentialEvent::Renewed {
-            expires_at: allowed.expires_at,
+            expires_at: life.expires_at,
         };
         let (next, _) = credential::step(machine(&row), event, now).map_err(defect)?;
         row.version += 1;
         row.state = next.state;
         // Unchanged when the caps leave nothing to gain; the token is then signed anew as it was.
         row.expires_at = next.expires_at;
-        row.issued_at = allowed.issued_at;
-        row.capped_by = allowed.capped_by.to_string();
+        row.issued_at = life.issued_at;
+        row.capped_by = life.capped_by.to_string();
         row.decision = decided.id();
         row.rule = allowed.rule.clone();
-        row.content = match given {
-            Given::Token(claims) => self.jwt_content(&row, &claims),
-            Given::Certificate(content) => {
+        row.content = match said {
+            Said::Token(claims) => self.jwt_content(&row, &claims),
+            Said::Certificate(content) => {
                 let life = (row.issued_at, row.expires_at);
                 let busy = |e: x509::TooMany| Refusal::new(Code::Busy, e.to_string());
                 let next = content
@@ -249,19 +250,23 @@ fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
 }
 
 /// What a renewed credential says beyond its times.
-enum Given {
+enum Said {
     Token(Map<String, Value>),
     Certificate(x509::Content),
 }
 
 /// What it was issued with, if policy still gives exactly that. A renewal neither adds nor swaps a
 /// claim or a name; who wants what a newer policy gives asks anew.
-fn still_given(gives: &[Give], row: &CredentialRow) -> Result<Given, Refusal> {
-    if is_given(gives, row) {
-        return match x509::Content::of(row) {
-            Some(content) => Ok(Given::Certificate(content)),
-            None => Ok(Given::Token(jwt::extra_claims(&row.content))),
+fn still_given<'a>(
+    gives: &'a [Given],
+    row: &CredentialRow,
+) -> Result<(&'a Granted, Said), Refusal> {
+    if let Some(given) = gives.iter().find(|given| is_given(&given.give, row)) {
+        let said = match x509::Content::of(row) {
+            Some(content) => Said::Certificate(content),
+            None => Said::Token(jwt::extra_claims(&row.content)),
         };
+        return Ok((&given.life, said));
     }
     let detail = format!(
         "policy no longer gives what credential {} says; ask for a new one",

@@ -14,7 +14,7 @@ use super::limits::MAX_CASES;
 use super::model::Give;
 use super::reader::parsed_hex;
 use super::snapshot::Snapshot;
-use crate::decide::{Allowed, Query, Verdict, decide};
+use crate::decide::{Allowed, Given, Query, Verdict, decide};
 
 /// No process has it, so that a rule by `uid` never matches a case that names none.
 const NO_UID: u32 = u32::MAX;
@@ -256,7 +256,7 @@ impl Case {
             why.push(format!("expected it capped by {cap}"));
         }
         let audience = self.audience.as_deref().filter(|wanted| {
-            let gives = |give: &Give| audience_of(give) == Some(wanted);
+            let gives = |given: &Given| audience_of(&given.give) == Some(wanted);
             !allowed.gives.iter().any(gives)
         });
         if let Some(audience) = audience {

@@ -203,14 +203,17 @@ impl Snapshot {
     /// The longest life that a request could get, in seconds, and what caps it.
     fn longest(&self, gives: &[Give], ttl: Option<Ttl>) -> (u64, String) {
         let endless = Some(Ttl::from_seconds(u64::MAX));
-        match effective(
-            UnixMillis::from_millis(0),
-            endless,
-            &ceilings(self, gives, ttl),
-        ) {
-            Ok(granted) => (granted.ttl.as_seconds(), granted.capped_by.to_string()),
-            Err(never) => (0, never.to_string()),
-        }
+        let start = UnixMillis::from_millis(0);
+        let lives =
+            gives.iter().map(
+                |give| match effective(start, endless, &ceilings(self, give, ttl)) {
+                    Ok(granted) => (granted.ttl.as_seconds(), granted.capped_by.to_string()),
+                    Err(never) => (0, never.to_string()),
+                },
+            );
+        lives
+            .max_by_key(|(seconds, _)| *seconds)
+            .unwrap_or_default()
     }
 }
 

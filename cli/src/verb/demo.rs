@@ -1,10 +1,11 @@
-//! `ephor demo`: the main job on this host, with real parts: a program gets a token, uses it,
-//! is killed without a goodbye, and a thief's copy of the token is refused.
+//! `ephor demo`: the main job on this host, with real parts: a program gets a token and a
+//! certificate, uses them, is killed without a goodbye, and a thief's copies are refused.
 //!
 //! Every figure is measured and every line is checked before it is printed; a step that does
 //! not hold ends the tour with exit code 1. Nothing is left behind.
 
 mod app;
+mod handshake;
 mod scene;
 mod service;
 mod stages;
@@ -38,8 +39,9 @@ pub async fn demo(args: args::Demo) -> Outcome {
     }
     let scene = scene::Scene::make()?;
     to_stdout(&format!(
-        "Real parts, nothing mocked: broker, agent and a service that checks tokens,\n\
-         all in {}, gone at the end. A thief copies every secret.\n\n",
+        "Real parts, nothing mocked: broker, agent and a service that checks tokens\n\
+         and speaks mTLS, all in {}, gone at the end.\n\
+         A thief copies every secret.\n\n",
         scene.dir().display()
     ))?;
     let (layout, cast) = scene.into_parts()?;

@@ -22,7 +22,7 @@ fn every_step_holds_and_nothing_is_left() {
     for part in [
         "Real parts, nothing mocked",
         "  request   orders-web (pid ",
-        ") asks for a token\n",
+        ") asks for a token and a certificate\n",
         "  attest    uid ",
         ", exe sha256:",
         ", held by ",
@@ -32,17 +32,23 @@ fn every_step_holds_and_nothing_is_left() {
         "  issue     recorded first (leaf ",
         "token  jti k-",
         "(5m: ttl.kind.jwt)",
-        "  deliver   used: 1 call answered 200",
+        "cert   serial …",
+        "(10m: ttl.default)",
+        "  deliver   used: 1 call answered 200, 1 mTLS handshake",
+        "the thief's copies work too; he keeps a connection open\n",
         "  $ kill -9 ",
         "  complete  the kernel reported the exit",
-        "  revoke    host: 1 copy wiped.  target: token listed ",
-        "  prove     the thief tries his copy",
+        "  revoke    host: 2 copies wiped.  target: both listed ",
+        "  prove     the thief tries his copies",
         "introspection says active=false               listed\n",
         "freshly fetched list      listed\n",
-        "1 listed ",
+        "cert   TLS alert: certificate_revoked                listed\n",
+        "freshly fetched CRL        listed\n",
+        "the connection that he kept open              closed\n",
+        "2 listed ",
         " after kill -9.  Receipt r-",
         "Receipt verified: leaf ",
-        "Limit: a verifier that never asks us takes the token to ",
+        "Limit: a verifier that never asks us takes them to ",
         "Check it without us:   ",
         "ephor demo --keep DIR\n",
         "Now your own command:  ",
@@ -88,7 +94,7 @@ fn an_interrupted_one_leaves_nothing_either() {
         .unwrap();
     let lines = BufReader::new(demo.stdout.take().unwrap()).lines();
     for line in lines.map(Result::unwrap) {
-        if line.contains("asks for a token") {
+        if line.contains("asks for a token and") {
             send(demo.id(), Signal::SIGINT);
         }
     }

@@ -1,5 +1,5 @@
-//! `ephor __demo-app`: the program of the tour. It asks for a token, makes one call with it,
-//! hands a copy to whoever reads its output (the thief), and lives on until it is killed.
+//! `ephor __demo-app`: the program of the tour. It asks for a token and a certificate, makes one
+//! call and one mTLS handshake with them, hands a copy of both to whoever reads its output (the thief), and lives on until it is killed.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use zeroize::Zeroizing;
 
+use super::handshake::{Copy, Shaken};
 use super::scene::{ENTITLEMENT, PROGRAM};
 use super::web;
 use crate::client::Peer;
@@ -38,10 +39,13 @@ pub struct Said {
     pub answer: Credentials,
     /// How the service answered its call.
     pub status: u16,
+    /// Whether the service took its handshake.
+    pub taken: bool,
 }
 
-/// `ephor __demo-app PORT AUDIENCE`
-pub async fn app_main(port: u16, audience: &str) -> Outcome {
+/// `ephor __demo-app PORT TLS_PORT AUDIENCE`
+pub async fn app_main(port: u16, tls_port: u16, audience: &str) -> Outcome {
+    ephor_crypto::tls::install();
     let agent = Peer::agent();
     let request = CredentialRequest {
         entitlement: ENTITLEMENT.to_owned(),
@@ -58,17 +62,29 @@ pub async fn app_main(port: u16, audience: &str) -> Outcome {
     let token = token
         .ok_or_else(|| Failure::usage(format!("{ENTITLEMENT} gave no token for {audience}.")))?;
     let status = charge(port, token).await?;
+    let shaken = certificate_of(&answer)?.shake(tls_port).await?;
     let said = Said {
         asked_to_delivered_micros,
         timing,
         answer,
         status,
+        taken: matches!(shaken, Shaken::Taken(_)),
     };
     let line = serde_json::to_string(&said).map_err(|why| Failure::local("cannot say it", why))?;
     to_stdout(&Zeroizing::new(line + "\n"))?;
     // Ends with the tour at the latest, whatever happens to that.
     let _ = std::io::stdin().read(&mut [0]);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The certificate in an answer, ready for use.
+///
+/// # Errors
+/// When there is none.
+pub fn certificate_of(answer: &Credentials) -> Result<Copy, Failure> {
+    let certificate = (answer.credentials.iter()).find_map(|one| one.certificate.as_ref());
+    let none = || Failure::usage(format!("{ENTITLEMENT} gave no certificate."));
+    Copy::of(certificate.ok_or_else(none)?)
 }
 
 /// One call of the service; gives the status.
@@ -99,7 +115,7 @@ impl App {
     pub fn start(
         program: &Path,
         socket: &Path,
-        port: u16,
+        (port, tls_port): (u16, u16),
         audience: &str,
         mask: SigSet,
     ) -> Result<Self, Failure> {
@@ -113,10 +129,11 @@ impl App {
             "EPHOR_SOCKET",
             std::os::unix::ffi::OsStrExt::as_bytes(socket.as_os_str()),
         );
-        let argv: [OsString; 4] = [
+        let argv: [OsString; 5] = [
             PROGRAM.into(),
             "__demo-app".into(),
             port.to_string().into(),
+            tls_port.to_string().into(),
             audience.into(),
         ];
         let own_stderr = std::io::stderr();

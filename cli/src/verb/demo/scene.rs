@@ -13,6 +13,10 @@ use crate::verb::dev::{Layout, PolicyFrom};
 pub const AUDIENCE: &str = "billing";
 /// What the program asks for.
 pub const ENTITLEMENT: &str = "billing-api";
+/// Who the service is in TLS.
+pub const SERVICE_ID: &str = "spiffe://demo.ephor/billing/api";
+/// Who the program is in TLS.
+pub const PROGRAM_ID: &str = "spiffe://demo.ephor/orders/web";
 /// Name of the program.
 pub const PROGRAM: &str = "orders-web";
 /// Read at once when hashing.
@@ -116,7 +120,8 @@ runs  = [{{ uid = {uid}, exe = {service} }}]
 owner   = "team:billing"
 purpose = "Charge orders"
 who     = ["orders/web"]
-gives   = [{{ jwt = {{ audience = "{AUDIENCE}", claims = {{ plan = "gold" }} }} }}]
+gives   = [{{ jwt  = {{ audience = "{AUDIENCE}", claims = {{ plan = "gold" }} }} }},
+           {{ x509 = {{}} }}]
 
 [entitlement.billing-checks]
 owner   = "team:billing"

@@ -1,21 +1,26 @@
 //! The service of the tour, `billing`: it answers callers whose token introspection calls
-//! active, and asks with an identity of its own.
+//! active, and asks with an identity of its own. On a second port it speaks mTLS, as a service does
+//! that uses our crate: a listed certificate gets no handshake, and loses the connections it has.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ephor_client::{Identity, Incoming, Listener, Peers};
 use ephor_proto::http::agent::Token;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::Incoming as Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
-use super::scene::AUDIENCE;
+use super::handshake::TAKEN;
+use super::scene::{AUDIENCE, PROGRAM_ID};
 use super::web::{self, Trust};
 use crate::client::Peer;
 use crate::exit::Failure;
@@ -24,6 +29,8 @@ use crate::words::query_escaped;
 
 /// Longest life of one connection.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
+/// How often it looks for changed revocation lists.
+const LISTS_EVERY: Duration = Duration::from_millis(50);
 /// After a failed `accept`, as when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -36,6 +43,25 @@ pub struct Service {
     introspection: String,
     jwks: String,
     trust: Trust,
+    tls: Listener,
+}
+
+/// The listener for programs that policy names.
+async fn mtls(agent: &ephor_client::Agent) -> Result<Listener, ephor_client::Error> {
+    let identity = Identity::builder(agent)
+        .poll_every(LISTS_EVERY)
+        .start()
+        .await?;
+    let peers = Peers::id(PROGRAM_ID)?;
+    Listener::bind(("127.0.0.1", 0), &identity, peers, &[]).await
+}
+
+/// One connection, until either side ends it.
+async fn hold(incoming: Incoming) -> Option<()> {
+    let mut connection = incoming.handshake().await.ok()?;
+    connection.write_u8(TAKEN).await.ok()?;
+    connection.flush().await.ok()?;
+    connection.read_u8().await.ok().map(drop)
 }
 
 impl Service {
@@ -66,6 +92,11 @@ impl Service {
             return Err(Failure::local(url, "names no introspection or keys"));
         };
         let agent = Peer::agent_at(installation.layout().socket());
+        let ours = ephor_client::Agent::at(installation.layout().socket());
+        let tls = mtls(&ours);
+        let tls = tls
+            .await
+            .map_err(|why| Failure::local("the mTLS service", why))?;
         Ok(Self {
             listener,
             port,
@@ -74,16 +105,39 @@ impl Service {
             introspection,
             jwks,
             trust,
+            tls,
         })
     }
 
-    /// Its port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
-        self.port
+    /// Its ports on 127.0.0.1: plain, for tokens, and mTLS.
+    pub fn ports(&self) -> (u16, u16) {
+        let tls = self.tls.local_addr().map_or(0, |address| address.port());
+        (self.port, tls)
     }
 
-    /// Answers callers, one after the other, until it is dropped.
+    /// Answers callers until it is dropped.
     pub async fn serve(&self) -> Infallible {
+        tokio::select! {
+            never = self.serve_tokens() => never,
+            never = self.serve_tls() => never,
+        }
+    }
+
+    /// Takes callers that it may take, says so, and keeps their connections open.
+    async fn serve_tls(&self) -> Infallible {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                incoming = self.tls.accept() => match incoming {
+                    Ok(incoming) => drop(connections.spawn(hold(incoming))),
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+
+    async fn serve_tokens(&self) -> Infallible {
         loop {
             let Ok((stream, _)) = self.listener.accept().await else {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -98,10 +152,7 @@ impl Service {
         }
     }
 
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn answer(&self, request: Request<Body>) -> Result<Response<Full<Bytes>>, Infallible> {
         let bearer = request
             .headers()
             .get(header::AUTHORIZATION)

@@ -1,7 +1,6 @@
 //! Reading what the log says, and telling it: one place for the layout of the tour.
 
 use ephor_proto::event::AuditEvent;
-use ephor_proto::http::agent::{Credential, Credentials};
 
 use crate::exit::{CHECK_FAILED, Failure};
 use crate::show::to_stdout;
@@ -29,14 +28,6 @@ pub(super) fn owner(event: &AuditEvent) -> String {
     owner
         .and_then(|owner| owner.as_str().map(str::to_owned))
         .unwrap_or_else(|| "on record".to_owned())
-}
-
-/// The one credential.
-pub(super) fn token_of(answer: &Credentials) -> Result<&Credential, Failure> {
-    answer
-        .credentials
-        .first()
-        .ok_or_else(|| not_held("nothing was delivered"))
 }
 
 /// The first event of a type, with its place in the log.

@@ -10,13 +10,18 @@ use ephor_proto::id::TaskId;
 use ephor_proto::log::{Receipt, Verified, VerifierKey, verify_receipt};
 use ephor_proto::time::UnixMillis;
 use nix::sys::signal::SigSet;
+use rustls::AlertDescription;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use super::app::{self, App};
+use super::handshake::{Copy, Shaken};
 use super::scene::{AUDIENCE, Cast, PROGRAM};
 use super::service::Service;
 use super::stages::Stages;
 use super::status_list::{Place, Verifier};
-use super::tell::{aside, attested_line, fact, find, held, line, not_held, owner, stage, token_of};
+use super::tell::{aside, attested_line, fact, find, held, line, not_held, owner, stage};
 use crate::client::Peer;
 use crate::clock::{self, Stopwatch};
 use crate::exit::Failure;
@@ -47,10 +52,12 @@ struct Tour<'a> {
     log_key: VerifierKey,
 }
 
-/// A copy of the token, in the wrong hands.
+/// Copies of everything, in the wrong hands, and a connection made with them.
 struct Thief {
     token: Secret,
     place: Place,
+    certificate: Copy,
+    open: Box<TlsStream<TcpStream>>,
 }
 
 /// Walks through it.
@@ -76,20 +83,23 @@ pub async fn tour(
     let mut app = App::start(
         &cast.program,
         &installation.layout().socket(),
-        service.port(),
+        service.ports(),
         AUDIENCE,
         mask,
     )?;
     stage(
         "request",
-        &format!("{PROGRAM} (pid {}) asks for a token", app.pid()),
+        &format!(
+            "{PROGRAM} (pid {}) asks for a token and a certificate",
+            app.pid()
+        ),
         None,
     )?;
     let said = app.said().await?;
     let task = said.answer.task;
     let stages = Stages::parse(said.timing.as_deref().unwrap_or_default());
-    let credential = tour.issued(&said.answer, stages).await?;
-    let thief = tour.deliver(said).await?;
+    let limit = tour.issued(&said.answer, stages).await?;
+    let mut thief = tour.deliver(said).await?;
 
     aside(
         &format!("$ kill -9 {}", app.pid()),
@@ -98,21 +108,17 @@ pub async fn tour(
     let killed_at = clock::wall();
     let killed = Stopwatch::start();
     app.kill();
-    tour.refused(&thief).await?;
+    tour.refused(&mut thief).await?;
     let refused = killed.elapsed();
-    tour.ended(task, &credential, killed_at, refused).await?;
+    tour.ended(task, limit, killed_at, refused).await?;
     drop(app);
     Ok(Seen { task, log_key })
 }
 
-/// The issued credential without its secret.
-struct Issued {
-    expires_at: UnixMillis,
-}
-
 impl Tour<'_> {
     /// Attest, decide, approve, issue: from the audit log, where each was recorded first.
-    async fn issued(&self, answer: &Credentials, stages: Stages) -> Result<Issued, Failure> {
+    /// Gives the time until which a verifier that never asks takes one of them.
+    async fn issued(&self, answer: &Credentials, stages: Stages) -> Result<UnixMillis, Failure> {
         let records = self.records(answer.task).await?;
         let attested = find(&records, "attest.task_opened")?.1;
         let time = stages.attest.map(took_finely);
@@ -131,38 +137,48 @@ impl Tour<'_> {
             decided.approval.is_some(),
             "the decision has no approval on record",
         )?;
-        stage("approve", "by rule; no person needed for this", None)?;
-        let (leaf, issued) = find(&records, "issue.recorded")?;
-        let credential = token_of(answer)?;
-        let part = issued.credential.as_ref();
-        held(
-            part.is_some_and(|part| part.id == credential.id),
-            "another credential was recorded than delivered",
-        )?;
+        stage("approve", "by rule; no person needed for these", None)?;
+        let (leaf, _) = find(&records, "issue.recorded")?;
         stage(
             "issue",
             &format!("recorded first (leaf {leaf}), then made"),
             stages.issue.map(took_finely),
         )?;
-        let life = part.map_or_else(String::new, |part| span(part.issued_at, part.expires_at));
-        let until = time_of_day(credential.expires_at);
-        let id = credential.id.short();
-        line(&format!(
-            "  token  jti {id:16}until {until} ({life}: {})",
-            credential.capped_by
-        ))?;
-        Ok(Issued {
-            expires_at: credential.expires_at,
-        })
+        for credential in &answer.credentials {
+            let recorded = records.iter().filter_map(|(_, event)| {
+                let is_issue = event.event_type == "issue.recorded";
+                event.credential.as_ref().filter(|_| is_issue)
+            });
+            let part = recorded.into_iter().find(|part| part.id == credential.id);
+            let part =
+                part.ok_or_else(|| not_held("another credential was recorded than delivered"))?;
+            let life = span(part.issued_at, part.expires_at);
+            let until = time_of_day(credential.expires_at);
+            let (word, id) = match &credential.certificate {
+                Some(certificate) => (
+                    "cert",
+                    format!("serial {}", Copy::of(certificate)?.short_serial()),
+                ),
+                None => ("token", format!("jti {}", credential.id.short())),
+            };
+            line(&format!(
+                "  {word:5}  {id:22}until {until} ({life}: {})",
+                credential.capped_by
+            ))?;
+        }
+        let ends = answer.credentials.iter().map(|one| one.expires_at);
+        ends.max().ok_or_else(|| not_held("nothing was delivered"))
     }
 
-    /// The program used it; the thief has a copy, and it works.
+    /// The program used them; the thief has copies, and they work.
     async fn deliver(&self, said: app::Said) -> Result<Thief, Failure> {
         held(
             said.status == 200,
             &format!("the program's call was answered {}", said.status),
         )?;
+        held(said.taken, "the program's mTLS handshake was refused")?;
         let mut answer = said.answer;
+        let certificate = app::certificate_of(&answer)?;
         let token = answer
             .credentials
             .iter_mut()
@@ -173,31 +189,45 @@ impl Tour<'_> {
             !self.verifier.is_listed(&place).await?,
             "the token was listed from the start",
         )?;
-        let copy = app::charge(self.service.port(), &token).await?;
+        let (port, tls_port) = self.service.ports();
+        let copy = app::charge(port, &token).await?;
         held(
             copy == 200,
             &format!("the thief's copy was answered {copy} while the program lived"),
         )?;
+        held(
+            !certificate.is_listed().await?,
+            "the certificate was listed from the start",
+        )?;
+        let Shaken::Taken(open) = certificate.shake(tls_port).await? else {
+            return Err(not_held(
+                "the thief's handshake was refused while the program lived",
+            ));
+        };
         let time = Duration::from_micros(said.asked_to_delivered_micros);
         stage(
             "deliver",
-            "used: 1 call answered 200; the thief's copy works too",
+            "used: 1 call answered 200, 1 mTLS handshake",
             Some(took(time)),
         )?;
+        line("the thief's copies work too; he keeps a connection open")?;
         Ok(Thief {
             token: Secret::from_string(token),
             place,
+            certificate,
+            open,
         })
     }
 
-    /// Until the service refuses the copy and a fresh list shows it.
-    async fn refused(&self, thief: &Thief) -> Result<(), Failure> {
+    /// Until the service refuses the copies, fresh lists show them, and the connection is closed.
+    async fn refused(&self, thief: &mut Thief) -> Result<(), Failure> {
+        let (port, tls_port) = self.service.ports();
         let token = thief
             .token
             .expose_str()
             .map_err(|why| Failure::local("the token", why))?;
         let at_service = async {
-            while app::charge(self.service.port(), token).await? != 401 {
+            while app::charge(port, token).await? != 401 {
                 tokio::time::sleep(TRY_EVERY).await;
             }
             Ok::<(), Failure>(())
@@ -208,14 +238,40 @@ impl Tour<'_> {
             }
             Ok::<(), Failure>(())
         };
-        let both = async { tokio::try_join!(at_service, on_list).map(|((), ())| ()) };
-        match tokio::time::timeout(REFUSED_MAX, both).await {
-            Ok(done) => done,
-            Err(_) => Err(not_held(&format!(
-                "the thief's copy still works {} s after kill -9",
-                REFUSED_MAX.as_secs()
-            ))),
-        }?;
+        let certificate = &thief.certificate;
+        let in_tls = async {
+            loop {
+                if let Shaken::Refused(alert) = certificate.shake(tls_port).await? {
+                    return Ok::<_, Failure>(alert);
+                }
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+        };
+        let on_crl = async {
+            while !certificate.is_listed().await? {
+                tokio::time::sleep(TRY_EVERY).await;
+            }
+            Ok(())
+        };
+        // Whatever ends it: a word, an alert, or the end of the connection.
+        let closed = async {
+            let _end = thief.open.read_u8().await;
+            Ok(())
+        };
+        let all = async { tokio::try_join!(at_service, on_list, in_tls, on_crl, closed) };
+        let (.., alert, (), ()) = match tokio::time::timeout(REFUSED_MAX, all).await {
+            Ok(done) => done?,
+            Err(_) => {
+                return Err(not_held(&format!(
+                    "one of the thief's copies still works {} s after kill -9",
+                    REFUSED_MAX.as_secs()
+                )));
+            }
+        };
+        held(
+            alert == AlertDescription::CertificateRevoked,
+            &format!("the service's alert was {alert:?}"),
+        )?;
         held(
             !self.service.is_active(token).await?,
             "introspection calls the copy active",
@@ -226,7 +282,7 @@ impl Tour<'_> {
     async fn ended(
         &self,
         task: TaskId,
-        issued: &Issued,
+        limit: UnixMillis,
         at: UnixMillis,
         refused: Duration,
     ) -> Result<(), Failure> {
@@ -239,7 +295,11 @@ impl Tour<'_> {
             .ok_or_else(|| not_held("the log has no end of the task"))?;
         let ended_as = format!("the task ended as {:?}", complete.cause);
         held(complete.cause.as_deref() == Some("exited"), &ended_as)?;
-        let (_, listed) = find(&records, "revoke.listed")?;
+        let listed = records
+            .iter()
+            .filter(|(_, event)| event.event_type == "revoke.listed");
+        let listed = listed.map(|(_, event)| event.time).max();
+        let listed = listed.ok_or_else(|| not_held("the log has no listing of this task"))?;
 
         let noticed = Duration::from_millis(complete.time.millis_since(at));
         stage(
@@ -247,29 +307,32 @@ impl Tour<'_> {
             "the kernel reported the exit",
             Some(took(noticed)),
         )?;
-        let revoked = Duration::from_millis(listed.time.millis_since(complete.time));
+        let revoked = Duration::from_millis(listed.millis_since(complete.time));
         let copies = match self.wiped(task).await? {
             1 => "1 copy".to_owned(),
             many => format!("{many} copies"),
         };
         stage(
             "revoke",
-            &format!("host: {copies} wiped.  target: token listed"),
+            &format!("host: {copies} wiped.  target: both listed"),
             Some(took(revoked)),
         )?;
         let rest = refused.saturating_sub(noticed + revoked);
-        stage("prove", "the thief tries his copy", Some(took(rest)))?;
+        stage("prove", "the thief tries his copies", Some(took(rest)))?;
         line("  token  introspection says active=false               listed")?;
         line("  token  its bit is set in a freshly fetched list      listed")?;
+        line("  cert   TLS alert: certificate_revoked                listed")?;
+        line("  cert   its serial is in a freshly fetched CRL        listed")?;
+        line("  cert   the connection that he kept open              closed")?;
         let (time, id) = (took(refused), task.receipt().short());
-        line(&format!("1 listed {time} after kill -9.  Receipt {id}."))?;
+        line(&format!("2 listed {time} after kill -9.  Receipt {id}."))?;
         let (leaf, size) = (receipt.index, verified.checkpoint.size());
         line(&format!(
             "Receipt verified: leaf {leaf} of {size}, signed by the log."
         ))?;
-        let until = time_of_day(issued.expires_at);
+        let until = time_of_day(limit);
         line(&format!(
-            "Limit: a verifier that never asks us takes the token to {until}."
+            "Limit: a verifier that never asks us takes them to {until}."
         ))
     }
 
@@ -295,7 +358,7 @@ impl Tour<'_> {
         )?;
         let totals = verified.event.totals.unwrap_or_default();
         let counts = format!("the receipt counts {totals:?}");
-        held((totals.dead, totals.listed) == (0, 1), &counts)?;
+        held((totals.dead, totals.listed) == (0, 2), &counts)?;
         Ok((receipt, verified))
     }
 

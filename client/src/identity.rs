@@ -176,6 +176,13 @@ impl Identity {
         self.shared().live.count()
     }
 
+    /// How long ago the index of revocation lists was last seen; `None` if never. What
+    /// [`Builder::max_staleness`] bounds, and worth an alarm.
+    #[must_use]
+    pub fn lists_seen(&self) -> Option<Duration> {
+        self.shared().lists.seen()
+    }
+
     /// A server's configuration, for servers that do their own accepting. It refuses at the
     /// handshake; only a [`Listener`](crate::Listener) also ends what stands.
     ///

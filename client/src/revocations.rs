@@ -206,14 +206,16 @@ impl Lists {
         self.unsigned().retain(|url, _| published.contains(&**url));
     }
 
+    /// How long ago the index was last seen.
+    pub fn seen(&self) -> Option<Duration> {
+        let at = self.looked_at.load(Ordering::SeqCst);
+        let since = clock::boottime().as_millis().saturating_sub(at);
+        (at != 0).then(|| Duration::from_millis(since))
+    }
+
     fn is_stale(&self) -> bool {
-        let Some(most) = self.max_staleness else {
-            return false;
-        };
-        let since = clock::boottime()
-            .as_millis()
-            .saturating_sub(self.looked_at.load(Ordering::SeqCst));
-        u128::from(since) > most.as_millis()
+        let too_old = |most| self.seen().is_none_or(|seen| seen > most);
+        self.max_staleness.is_some_and(too_old)
     }
 }
 

@@ -16,9 +16,11 @@ use zeroize::Zeroizing;
 /// An open connection.
 pub struct Http {
     sender: SendRequest<Full<Bytes>>,
-    /// Moves the bytes; polled only while a call is made.
-    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+    /// Moves the bytes; polled only while a call is made. None once it has ended.
+    driver: Option<Driver>,
 }
+
+type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// An answer. Its body may hold a secret, and is wiped.
 pub struct Reply {
@@ -38,13 +40,13 @@ impl Http {
         let (sender, connection) = handshake.map_err(io::Error::other)?;
         Ok(Self {
             sender,
-            driver: Box::pin(connection),
+            driver: Some(Box::pin(connection)),
         })
     }
 
     /// Whether it may be used for one more call, as far as is known.
     pub fn is_open(&self) -> bool {
-        !self.sender.is_closed()
+        self.driver.is_some() && !self.sender.is_closed()
     }
 
     /// Sends a request and reads its answer, of at most `most` bytes.
@@ -70,11 +72,16 @@ impl Http {
             })
         };
         tokio::pin!(call);
-        tokio::select! {
-            biased;
-            answer = &mut call => answer,
-            // It ends after the last answer, or because of an error: then the call says so.
-            _ = driver => call.await,
+        if let Some(driving) = driver {
+            tokio::select! {
+                biased;
+                answer = &mut call => return answer,
+                // It ends after the last answer, or because of an error: then the call says so,
+                // but only when the driver is gone.
+                _ = driving => {}
+            }
         }
+        *driver = None;
+        call.await
     }
 }

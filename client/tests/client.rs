@@ -14,5 +14,17 @@
 #[path = "client/support.rs"]
 mod support;
 
+#[path = "client/fake.rs"]
+mod fake;
+
+#[path = "client/lists.rs"]
+mod lists;
+
+#[path = "client/identity.rs"]
+mod identity;
+
+#[path = "client/agent.rs"]
+mod agent;
+
 #[path = "client/mtls.rs"]
 mod mtls;

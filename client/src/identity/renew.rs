@@ -107,12 +107,14 @@ impl Shared {
     }
 }
 
-/// A little after the agent has the next one, so that many processes do not ask in step.
+/// A little after the agent has the next one, so that many processes do not ask in step; at the
+/// end of this one at the latest.
 fn due(held: &Held) -> UnixMillis {
     let left = held.expires_at.millis_since(held.refresh_at);
     let jitter = jittered(Duration::from_millis(left / 10));
     let jitter = u64::try_from(jitter.as_millis()).unwrap_or(0);
-    held.refresh_at.saturating_add_millis(jitter)
+    let due = held.refresh_at.saturating_add_millis(jitter);
+    due.min(held.expires_at)
 }
 
 async fn wait_until(due: UnixMillis) {

@@ -4,9 +4,10 @@
 //! what is sent with its tokens: so each connection is asked who listens at its other end, and
 //! nothing is sent to a stranger.
 
+mod server;
+
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -58,7 +59,7 @@ impl Agent {
     }
 
     /// The agent at this path. Nothing is sent unless root, this process's own user or the owner
-    /// of the socket's directory serves it.
+    /// of the socket's directory serves it, as with `ephor`.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self(Arc::new(Inner {
@@ -168,18 +169,13 @@ impl Agent {
         Http::over(stream).await.map_err(|source| self.away(source))
     }
 
-    /// Refuses a stranger's socket, as `ephor` does. The kernel says who listens; the owner of
-    /// the directory is who could replace the socket in any case. The directory is the one named,
-    /// not that behind a link, which a stranger could have made.
+    /// Refuses a stranger's socket. The kernel says who listens; a file could look like anybody's.
     pub(crate) fn check_server(&self, stream: &impl AsFd) -> Result<(), Error> {
         let peer = rustix::net::sockopt::socket_peercred(stream);
         let uid = peer.map_err(|error| self.away(error.into()))?.uid.as_raw();
-        if uid == 0 || uid == rustix::process::geteuid().as_raw() {
-            return Ok(());
-        }
-        let directory = self.0.path.parent().unwrap_or(Path::new("/"));
-        let directory = std::fs::metadata(directory).map_err(|error| self.away(error))?;
-        if directory.uid() == uid {
+        let own = rustix::process::geteuid().as_raw();
+        let may = server::may_serve(uid, &self.0.path, own);
+        if may.map_err(|error| self.away(error))? {
             return Ok(());
         }
         Err(Error::Stranger {

@@ -33,6 +33,12 @@ pub enum What {
         /// The agent's socket.
         socket: PathBuf,
     },
+    /// A process that fetches its certificate, prints it and waits to be killed (internal).
+    #[command(name = "__hold-certificate", hide = true)]
+    CertificateHolder {
+        /// The agent's socket.
+        socket: PathBuf,
+    },
     /// One client process among many (internal).
     #[command(name = "__worker", hide = true)]
     Worker {
@@ -48,7 +54,7 @@ pub struct Run {
     #[arg(long, default_value = "target/release/ephor")]
     pub ephor: PathBuf,
     /// Scenarios; absent: all
-    #[arg(value_parser = ["cached", "cold", "exit", "memory"])]
+    #[arg(value_parser = ["cached", "cold", "exit", "certificate", "memory"])]
     pub scenarios: Vec<String>,
     /// Alternating runs of each scenario and its bare twin
     #[arg(long, default_value_t = 5)]
@@ -56,10 +62,10 @@ pub struct Run {
     /// Length of one closed- or open-loop run
     #[arg(long, default_value_t = 5)]
     pub seconds: u64,
-    /// Tasks of the scenario `exit`
+    /// Tasks of the scenarios `exit` and `certificate`
     #[arg(long, default_value_t = 500)]
     pub tasks: usize,
-    /// Tasks a second of the scenario `exit`
+    /// Tasks a second of the scenarios `exit` and `certificate`
     #[arg(long, default_value_t = 20)]
     pub task_rate: u64,
     /// Live credentials at the broker in the scenario `memory`

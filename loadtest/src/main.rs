@@ -39,6 +39,9 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::Holder { socket } => runtime
             .block_on(scenario::exit::hold(&socket))
             .map(|()| true),
+        args::What::CertificateHolder { socket } => runtime
+            .block_on(scenario::certificate::hold(&socket))
+            .map(|()| true),
         args::What::Worker { socket } => runtime.block_on(workers::work(&socket)).map(|()| true),
         args::What::Run(run) => runtime.block_on(scenario::run_all(run)),
     }

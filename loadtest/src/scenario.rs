@@ -1,6 +1,7 @@
 //! What is measured, each against its target; the report is JSON on standard output.
 
 pub mod cached;
+pub mod certificate;
 pub mod cold;
 pub mod exit;
 pub mod memory;
@@ -92,6 +93,9 @@ pub async fn run_all(run: Run) -> anyhow::Result<bool> {
     }
     if asked("exit") {
         findings.push(exit::run(&run).await?);
+    }
+    if asked("certificate") {
+        findings.push(certificate::run(&run).await?);
     }
     if asked("memory") {
         findings.push(memory::run(&run).await?);

@@ -76,7 +76,7 @@ fn numbers(test: &str) -> BTreeSet<u32> {
 /// Every function of the Rust sources.
 fn functions() -> BTreeSet<String> {
     let folders = [
-        "proto", "crypto", "confine", "broker", "agent", "cli", "testkit",
+        "proto", "crypto", "confine", "broker", "agent", "client", "cli", "testkit",
     ];
     let sources = folders
         .iter()

@@ -46,6 +46,9 @@ mod wire;
 #[path = "cli/examples.rs"]
 mod examples;
 
+#[path = "cli/verifiers.rs"]
+mod verifiers;
+
 #[path = "cli/secrets.rs"]
 mod secrets;
 

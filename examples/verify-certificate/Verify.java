@@ -41,8 +41,7 @@ public final class Verify {
             check(read(args[0]), read(args[1]), args[2]);
             System.out.println("taken: " + args[2]);
         } catch (GeneralSecurityException | IOException refused) {
-            Throwable cause = refused.getCause() == null ? refused : refused.getCause();
-            System.err.println("refused: " + refused.getMessage() + " (" + cause + ")");
+            System.err.println("refused: " + refused.getMessage());
             System.exit(1);
         }
     }

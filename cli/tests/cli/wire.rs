@@ -129,18 +129,18 @@ pub fn own_token(dev: &Dev, audience: &str) -> String {
     support::text(&output.stdout).trim_end().to_owned()
 }
 
-/// Waits until `refused` says so, for no longer than `within`.
+/// Waits until `refused` says so, for no longer than `within`; gives the reason.
 #[track_caller]
 pub fn refused_within(
     within: Duration,
     what: &str,
     mut refused: impl FnMut() -> Result<String, String>,
-) {
+) -> String {
     let start = Instant::now();
     loop {
         let asked = start.elapsed();
         match refused() {
-            Err(_why) => return,
+            Err(why) => return why,
             Ok(said) => assert!(
                 asked < within,
                 "{what}: still taken {asked:?} after the end: {said}"

@@ -339,10 +339,10 @@ fn verifiers_refuse_what_is_not_the_list_of_the_certificate() {
     let dev = shared();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let now = i64::try_from(now.as_secs()).unwrap();
-    let ca = |name| Ca::create(name, "test.ephor", now - 60, now + 86_400).unwrap();
-    let (ours, theirs) = (ca("Test CA"), ca("Test CA"));
-    let publisher = Publisher::start();
     let dir = scratch();
+    let ours = foreign_ca(dir.path());
+    let theirs = Ca::create("Test CA", "test.ephor", now - 60, now + 86_400).unwrap();
+    let publisher = Publisher::start();
     let certified = |number: u8, name: &str| {
         let files = Files(dir.path().join(name));
         certify(&ours, &publisher.list(), number, now, &files);
@@ -403,6 +403,24 @@ fn verifiers_refuse_what_is_not_the_list_of_the_certificate() {
         let said = verifier.check(&dev, &world, &files, ID);
         assert!(said.is_err(), "{verifier:?} without a list: {said:?}");
     }
+}
+
+/// A CA whose certificate another program made, as an upstream CA does: it calls the key otherwise.
+fn foreign_ca(dir: &Path) -> Ca {
+    let key = SigningKey::generate().unwrap();
+    let (file, made) = (dir.join("ca.key"), dir.join("ca.made"));
+    std::fs::write(&file, secret_pem(key.to_pkcs8()).expose()).unwrap();
+    let done = Command::new("openssl")
+        .args(["req", "-x509", "-subj", "/CN=Test CA", "-days", "1"])
+        .args(["-addext", "subjectAltName=URI:spiffe://test.ephor"])
+        .args(["-addext", "keyUsage=critical,keyCertSign,cRLSign", "-key"])
+        .arg(&file)
+        .arg("-out")
+        .arg(&made)
+        .output()
+        .unwrap();
+    assert_code(&done, 0);
+    Ca::from_parts(&std::fs::read_to_string(made).unwrap(), key).unwrap()
 }
 
 /// Writes a certificate with this number, and its key.

@@ -165,7 +165,8 @@ impl Ca {
     /// # Errors
     /// When a time or the URL cannot stand in a list.
     pub fn sign_crl(&self, content: &CrlContent<'_>) -> Result<Vec<u8>, X509Error> {
-        Ok(content.params()?.signed_by(&self.issuer)?.der().to_vec())
+        let params = content.params(self.certificate.key_id())?;
+        Ok(params.signed_by(&self.issuer)?.der().to_vec())
     }
 
     /// A certificate like [`Ca::issue_agent`]'s that also has DNS names and addresses.

@@ -43,7 +43,12 @@ pub struct CrlContent<'a> {
 }
 
 impl CrlContent<'_> {
-    pub(super) fn params(&self) -> Result<CertificateRevocationListParams, X509Error> {
+    /// `key_id` is what the CA's certificate calls its key: an upstream CA may have another way to
+    /// make it than we, and a verifier looks for the list's issuer by it (RFC 5280 §5.2.1).
+    pub(super) fn params(
+        &self,
+        key_id: &[u8],
+    ) -> Result<CertificateRevocationListParams, X509Error> {
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         let at = |seconds: i64| {
             let since = since_1970(seconds).ok_or(X509Error::Validity {
@@ -72,7 +77,10 @@ impl CrlContent<'_> {
                 scope: Some(CrlScope::UserCertsOnly),
             }),
             revoked_certs: revoked_certs.collect::<Result<_, X509Error>>()?,
-            key_identifier_method: KeyIdMethod::Sha256,
+            key_identifier_method: match key_id {
+                [] => KeyIdMethod::Sha256,
+                named => KeyIdMethod::PreSpecified(named.to_vec()),
+            },
         })
     }
 }
@@ -240,6 +248,30 @@ mod tests {
         );
         assert!(list.is_revoked(&serial(1)) && list.is_revoked(&serial(0xff)));
         assert!(!list.is_revoked(&serial(2)) && list.len() == 2 && !list.is_empty());
+    }
+
+    #[test]
+    fn the_key_is_called_as_in_the_certificate_of_the_ca() {
+        let key = SigningKey::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+        params.subject_alt_names = vec![rcgen::SanType::URI(
+            "spiffe://td.test".to_owned().try_into().unwrap(),
+        )];
+        params.key_identifier_method = KeyIdMethod::PreSpecified(vec![7; 20]);
+        let certificate = params.self_signed(&key).unwrap();
+        let pem = super::super::pem("CERTIFICATE", certificate.der());
+        let der = Ca::from_parts(&pem, key).unwrap();
+        let der = der.sign_crl(&content(&[])).unwrap();
+        let (_, list) = CertificateRevocationList::from_der(&der).unwrap();
+        let key_id =
+            list.extensions()
+                .iter()
+                .find_map(|extension| match extension.parsed_extension() {
+                    ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.clone(),
+                    _ => None,
+                });
+        assert_eq!(key_id.unwrap().0, [7; 20]);
     }
 
     #[test]

@@ -182,6 +182,9 @@ pub const CRL_REMAKE_MILLIS: u64 = 60_000;
 /// The pause after a revocation list was made before the same one is made again: all that were
 /// revoked meanwhile share it.
 pub const CRL_PAUSE: Duration = Duration::from_millis(50);
+/// The lists of everything are made again when they are this old, in milliseconds: 100 000 entries
+/// take 50 ms and 5 MB.
+pub const CRL_WHOLE_PAUSE_MILLIS: u64 = 2_000;
 /// How often a verifier should fetch the trust bundle again, in seconds.
 pub const BUNDLE_REFRESH_SECONDS: u64 = 60;
 /// Most status lists of 2^17 bits.

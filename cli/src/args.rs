@@ -403,7 +403,7 @@ pub enum Policy {
     },
     /// Ask a policy a file of cases; exit 1 when one does not hold
     Test {
-        /// TOML with [[case]] tables
+        /// TOML with `[[case]]` tables
         file: PathBuf,
         /// Read this directory instead of asking the broker
         #[arg(long, value_name = "DIR")]

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use ephor_crypto::x509::{CrlContent, RevocationList, Revoked, Serial};
+use ephor_crypto::x509::{CrlContent, RevocationList, Revoked, Serial, pem};
 use ephor_proto::id::CredentialId;
 use ephor_proto::time::{Boottime, UnixMillis};
 
 use super::ListError;
 use crate::clock::SharedClock;
-use crate::keys::Keys;
+use crate::keys::{HeldCa, Keys};
 use crate::limits;
 
 /// A list as served.
@@ -55,6 +55,15 @@ pub struct Crls {
     clock: SharedClock,
     /// Guards which lists exist; each has its own lock.
     lists: RwLock<BTreeMap<u32, Arc<List>>>,
+    /// The lists of everything as they were last made; held while they are.
+    whole: tokio::sync::Mutex<Option<Whole>>,
+}
+
+/// For each CA one list of everything, in PEM.
+struct Whole {
+    pem: Bytes,
+    number: u64,
+    made_at: Boottime,
 }
 
 struct List {
@@ -83,6 +92,7 @@ impl Crls {
             base_url: base_url.trim_end_matches('/').to_owned(),
             clock,
             lists: RwLock::default(),
+            whole: tokio::sync::Mutex::default(),
         }
     }
 
@@ -187,6 +197,67 @@ impl Crls {
         Ok(built)
     }
 
+    /// For each CA that is trusted one list of all that it revoked, in PEM: for programs that want a
+    /// list of every certificate of a chain, the CA's own included, and read it from a file. Made at
+    /// most once in [`limits::CRL_WHOLE_PAUSE_MILLIS`]: it is as large as all lists together.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub async fn whole(&self, keys: &ArcSwap<Keys>) -> Result<Bytes, ListError> {
+        let mut whole = self.whole.lock().await;
+        let now = self.clock.boottime();
+        let last = match whole.as_ref() {
+            Some(last) if now.millis_since(last.made_at) < limits::CRL_WHOLE_PAUSE_MILLIS => {
+                return Ok(last.pem.clone());
+            }
+            Some(last) => last.number,
+            None => 0,
+        };
+        let number = self.clock.wall().as_millis().max(last + 1);
+        let mut text = String::new();
+        for held in keys.load().cas() {
+            let der = self.of_ca(held, number)?;
+            text.push_str(&pem("X509 CRL", &der));
+        }
+        let pem = Bytes::from(text);
+        *whole = Some(Whole {
+            pem: pem.clone(),
+            number,
+            made_at: now,
+        });
+        Ok(pem)
+    }
+
+    fn of_ca(&self, held: &HeldCa, number: u64) -> Result<Vec<u8>, ListError> {
+        let first = held.version.saturating_mul(limits::CRLS_PER_CA);
+        let all = first..first.saturating_add(limits::CRLS_PER_CA);
+        let lists: Vec<Arc<List>> = {
+            let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
+            lists.range(all).map(|(_, list)| Arc::clone(list)).collect()
+        };
+        let entries = |list: &Arc<List>| {
+            list.change(|entries| {
+                entries
+                    .revoked
+                    .values()
+                    .flatten()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+        };
+        let revoked: Vec<Revoked> = lists.iter().flat_map(entries).collect();
+        let this_update = self.clock.wall().as_unix_seconds();
+        let content = CrlContent {
+            url: None,
+            number,
+            this_update: signed(this_update),
+            next_update: signed(this_update + limits::CRL_LIFE_SECONDS),
+            revoked: &revoked,
+        };
+        let der = held.ca.sign_crl(&content);
+        der.map_err(|e| ListError::Build(first, e.to_string()))
+    }
+
     fn fresh(&self, list: &List) -> Option<Arc<BuiltCrl>> {
         let built = list.current.load_full()?;
         let version = list.change(|entries| entries.version);
@@ -206,9 +277,8 @@ impl Crls {
             (entries.version, entries.last, revoked)
         });
         let this_update = now.as_unix_seconds();
-        let signed = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
         let content = CrlContent {
-            url: &self.uri(list.number),
+            url: Some(&self.uri(list.number)),
             number,
             this_update: signed(this_update),
             next_update: signed(this_update + limits::CRL_LIFE_SECONDS),
@@ -250,6 +320,10 @@ impl Crls {
         let new = || Arc::new(List::new(number, self.clock.wall()));
         Arc::clone(lists.entry(number).or_insert_with(new))
     }
+}
+
+fn signed(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 impl List {

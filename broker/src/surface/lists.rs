@@ -35,6 +35,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
     Router::new()
         .route("/status/{number}", get(status_list))
         .route("/crl", get(crl_index))
+        .route("/crl.pem", get(whole_crl))
         .route("/crl/{number}", get(crl))
         .route("/bundle", get(bundle))
         .route("/checkpoint", get(checkpoint))
@@ -92,6 +93,22 @@ async fn crl(State(broker): State<Arc<Broker>>, Path(number): Path<String>) -> R
         Err(error @ (ListError::Full(_) | ListError::Random(_) | ListError::Build(..))) => {
             refuse(defect(error))
         }
+    }
+}
+
+/// All that is revoked, a list for each CA: for nginx and others that read lists from a file.
+async fn whole_crl(State(broker): State<Arc<Broker>>) -> Response {
+    let refuse = |refusal| ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
+    if let Err(refusal) = broker.vouch() {
+        return refuse(refusal);
+    }
+    match broker.crls.whole(&broker.keys).await {
+        Ok(pem) => answer(
+            pem,
+            "application/x-pem-file",
+            &format!("public, max-age={}", limits::CRL_TTL_SECONDS),
+        ),
+        Err(error) => refuse(defect(error)),
     }
 }
 

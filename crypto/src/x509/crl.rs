@@ -30,8 +30,8 @@ pub struct Revoked {
 #[derive(Clone, Copy, Debug)]
 pub struct CrlContent<'a> {
     /// Its own URL, as it stands in the certificates: a list speaks of no others
-    /// (RFC 5280 §5.2.5).
-    pub url: &'a str,
+    /// (RFC 5280 §5.2.5). `None`: it speaks of all certificates of its CA.
+    pub url: Option<&'a str>,
     /// Grows with every list of this URL (RFC 5280 §5.2.3).
     pub number: u64,
     /// When it was made.
@@ -70,9 +70,9 @@ impl CrlContent<'_> {
             this_update: at(self.this_update)?,
             next_update: at(self.next_update)?,
             crl_number: SerialNumber::from(self.number),
-            issuing_distribution_point: Some(CrlIssuingDistributionPoint {
+            issuing_distribution_point: self.url.map(|url| CrlIssuingDistributionPoint {
                 distribution_point: CrlDistributionPoint {
-                    uris: vec![self.url.to_owned()],
+                    uris: vec![url.to_owned()],
                 },
                 scope: Some(CrlScope::UserCertsOnly),
             }),
@@ -218,7 +218,7 @@ mod tests {
 
     fn content(revoked: &[Revoked]) -> CrlContent<'_> {
         CrlContent {
-            url: URL,
+            url: Some(URL),
             number: 1_800_000_000_123,
             this_update: START,
             next_update: START + 3_600,
@@ -293,6 +293,18 @@ mod tests {
         }
         let empty = RevocationList::verify(&der, &[ca.certificate().clone()]).unwrap();
         assert!(empty.is_empty());
+    }
+
+    #[test]
+    fn a_list_of_everything_is_for_no_url() {
+        let ca = ca();
+        let whole = CrlContent {
+            url: None,
+            ..content(&[])
+        };
+        let der = ca.sign_crl(&whole).unwrap();
+        let refused = RevocationList::verify(&der, &[ca.certificate().clone()]);
+        assert!(matches!(refused, Err(X509Error::Crl(why)) if why.contains("one URL")));
     }
 
     #[test]

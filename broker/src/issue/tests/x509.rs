@@ -307,3 +307,47 @@ async fn a_list_takes_no_more_credentials_than_it_may() {
     );
     assert!(bench.clock.wall().as_millis() > 0);
 }
+
+#[tokio::test]
+async fn the_list_of_everything_has_what_every_list_has() {
+    let bench = bench().await;
+    let (task, other) = (bench.new_task(), bench.new_task());
+    let (_, first) = certificate(&bench.issue(asked(&bench, task, "identity")).await.unwrap());
+    let ca = bench.broker.keys.load().issuing().version;
+    for _ in 0..limits::CREDENTIALS_PER_CRL {
+        bench.broker.crls.reserve(ca).unwrap();
+    }
+    let (id, second) = certificate(&bench.issue(asked(&bench, other, "identity")).await.unwrap());
+    bench.complete(task, "exited").await.unwrap();
+    bench.complete(other, "exited").await.unwrap();
+    assert!(
+        !bench.crl_of(id).await.is_revoked(&first.serial),
+        "they are on two lists"
+    );
+    let whole = bench.broker.crls.whole(&bench.broker.keys).await.unwrap();
+    let text = String::from_utf8(whole.to_vec()).unwrap();
+    assert_eq!(text.matches("BEGIN X509 CRL").count(), 1, "one for each CA");
+    let ca = bench.broker.keys.load().ca().certificate().pem();
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (list, ca) = (put("crl.pem", &text), put("ca.pem", &ca));
+    let shown = std::process::Command::new("openssl")
+        .args(["crl", "-noout", "-text", "-CAfile"])
+        .arg(ca)
+        .arg("-in")
+        .arg(list)
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).to_lowercase();
+    for serial in [&first.serial, &second.serial] {
+        assert!(
+            shown.contains(&serial.to_string()),
+            "{serial} is not in {shown}"
+        );
+    }
+    assert!(!shown.contains("issuing distribution point"));
+}

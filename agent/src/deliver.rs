@@ -228,7 +228,7 @@ async fn issue(
     agent.known(asker.task.id);
     let beside = signing.map(|key| Beside {
         key,
-        bundle: agent.certificates.bundle(),
+        trust: Arc::clone(agent.certificates.trust()),
     });
     let times = (sent, agent.now());
     let held = Held::new(answer, Arc::clone(asker), beside.as_ref(), times);

@@ -116,7 +116,8 @@ pub struct Run {
     /// Send this to the command when its files were rewritten, such as HUP
     #[arg(long, value_name = "SIGNAL")]
     pub reload_signal: Option<String>,
-    /// Run this in a shell when files were rewritten; EPHOR_RENEWED names them
+    /// Run this in a shell when files were rewritten; EPHOR_RENEWED names them, and the names of
+    /// files lead to them as in the command
     #[arg(long, value_name = "LINE")]
     pub reload_command: Option<OsString>,
     /// Write what happened as JSON

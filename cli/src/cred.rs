@@ -5,7 +5,7 @@
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use ephor_proto::cred::{CredRef, IDENTITY};
+use ephor_proto::cred::CredRef;
 
 use crate::exit::Failure;
 
@@ -135,11 +135,6 @@ fn line(text: &str) -> Result<Wanted, String> {
         ));
     }
     let cred: CredRef = value.parse().map_err(|why| format!("{name}: {why}"))?;
-    if cred.entitlement() == IDENTITY && cred.item().is_none() {
-        return Err(format!(
-            "{name}: cred://identity needs an audience: cred://identity/AUDIENCE"
-        ));
-    }
     Ok(Wanted {
         name: name.to_owned(),
         cred,
@@ -199,10 +194,6 @@ mod tests {
             ("A=cred://x\nA=cred://y", "f:2: A is set twice"),
             ("A=cred://X", "f:1: A: entitlement `X`"),
             ("A=cred://x?as=pipe", "f:1: A: `?as=pipe` is unknown"),
-            (
-                "A=cred://identity",
-                "f:1: A: cred://identity needs an audience",
-            ),
             ("EPHOR_TASK=cred://x", "f:1: EPHOR_TASK is set by ephor"),
             ("=cred://x", "f:1: `` is no variable name"),
         ] {

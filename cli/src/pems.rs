@@ -1,6 +1,7 @@
 //! A certificate as programs read it: files of PEM with the names that Kubernetes gave them.
 
 use ephor_crypto::Secret;
+use ephor_crypto::digest::{Sha256Hasher, hex};
 use ephor_proto::http::agent::Certificate;
 use zeroize::Zeroizing;
 
@@ -9,8 +10,6 @@ pub const CERTIFICATE_ITEM: &str = "certificate";
 
 /// A certificate, its key, and what the other side is checked with.
 pub struct Pems {
-    /// Serial number in hex.
-    pub serial: String,
     chain: String,
     key: Secret,
     bundle: String,
@@ -20,7 +19,6 @@ impl Pems {
     /// Takes an answer apart; the key moves, it is not copied.
     pub fn of(certificate: Certificate) -> Self {
         Self {
-            serial: certificate.serial,
             chain: certificate.chain,
             key: Secret::from_string(certificate.private_key),
             bundle: certificate.bundle,
@@ -36,6 +34,15 @@ impl Pems {
             ("ca.crt", public(&self.bundle)),
             ("tls.pem", self.in_one()),
         ]
+    }
+
+    /// Tells one set of files from another.
+    pub fn digest(&self) -> String {
+        let mut hasher = Sha256Hasher::new();
+        for (_, bytes) in self.files() {
+            hasher.update(bytes.expose());
+        }
+        hex(&hasher.finish()[..8])
     }
 
     /// The key, and the certificates after it.

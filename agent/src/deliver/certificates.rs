@@ -46,12 +46,10 @@ impl Certificates {
         known.insert(entitlement.into());
     }
 
-    /// The CAs of the trust domain in PEM.
+    /// The CAs of the trust domain.
     #[must_use]
-    pub fn bundle(&self) -> Arc<str> {
-        let cas = self.trust.current();
-        let all: String = cas.iter().map(|ca| ca.pem()).collect();
-        all.into()
+    pub fn trust(&self) -> &Arc<TrustStore> {
+        &self.trust
     }
 }
 

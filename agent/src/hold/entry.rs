@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use ephor_crypto::Secret;
 use ephor_crypto::p256::SigningKey;
+use ephor_crypto::tls::TrustStore;
 use ephor_crypto::x509::{Leaf, pem, secret_pem};
 use ephor_proto::grpc::v1;
 use ephor_proto::http::agent as wire;
@@ -120,8 +121,8 @@ pub enum Body {
         serial: String,
         /// The leaf, then intermediates, in PEM.
         chain: String,
-        /// The CAs of the trust domain in PEM, as known when it came.
-        bundle: Arc<str>,
+        /// The CAs of the trust domain, as they are whenever it is handed out.
+        trust: Arc<TrustStore>,
         /// PKCS#8 in PEM. It was made here and is nowhere else.
         key: Secret,
     },
@@ -131,8 +132,8 @@ pub enum Body {
 pub struct Beside {
     /// The key that it is for.
     pub key: SigningKey,
-    /// The CAs of the trust domain in PEM.
-    pub bundle: Arc<str>,
+    /// The CAs of the trust domain.
+    pub trust: Arc<TrustStore>,
 }
 
 /// An answer of the broker, kept for its task.
@@ -263,13 +264,14 @@ impl Held {
         u32::try_from(self.credentials.len()).unwrap_or(u32::MAX)
     }
 
-    /// The body of `POST /v1/credentials`. Made once; every answer shares these bytes, and
-    /// they are overwritten when the last of them is gone.
+    /// The body of `POST /v1/credentials`. Made once, unless the CAs of a certificate stand in it,
+    /// which may change while it is held; every answer shares these bytes, and they are overwritten
+    /// when the last of them is gone.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn full(&self) -> Result<Bytes, serde_json::Error> {
-        once(&self.full, || {
+        self.once(&self.full, || {
             let mut body = wire::Credentials {
                 task: self.task,
                 task_rule: self.asker.task.rule.to_owned(),
@@ -296,7 +298,7 @@ impl Held {
         let [credential] = self.credentials.as_slice() else {
             return Ok(None);
         };
-        let bytes = once(&self.flat, || {
+        let bytes = self.once(&self.flat, || {
             let mut body = wire::Token {
                 task: self.task,
                 task_rule: self.asker.task.rule.to_owned(),
@@ -312,6 +314,21 @@ impl Held {
         bytes.map(Some)
     }
 
+    fn once(
+        &self,
+        cell: &OnceLock<Bytes>,
+        make: impl FnOnce() -> Result<Bytes, serde_json::Error>,
+    ) -> Result<Bytes, serde_json::Error> {
+        if let Some(bytes) = cell.get() {
+            return Ok(bytes.clone());
+        }
+        let made = make()?;
+        if self.has_certificate() {
+            return Ok(made);
+        }
+        Ok(cell.get_or_init(|| made).clone())
+    }
+
     /// Room for the body, so that writing it never moves secrets to a larger buffer and
     /// leaves a copy behind. JSON may escape one byte as six.
     fn size(&self) -> usize {
@@ -322,9 +339,16 @@ impl Held {
                 Body::Certificate {
                     serial,
                     chain,
-                    bundle,
+                    trust,
                     key,
-                } => serial.len() + (chain.len() + bundle.len() + key.len()) / 5,
+                } => {
+                    let cas = trust
+                        .current()
+                        .iter()
+                        .map(|ca| 2 * ca.der().len())
+                        .sum::<usize>();
+                    serial.len() + (chain.len() + cas + key.len()) / 5
+                }
             };
             512 + 6 * (body + c.kind.len() + c.capped_by.len())
         };
@@ -339,14 +363,14 @@ impl HeldCredential {
             Body::Certificate {
                 serial,
                 chain,
-                bundle,
+                trust,
                 key,
             } => {
                 let certificate = wire::Certificate {
                     serial: serial.clone(),
                     chain: chain.clone(),
                     private_key: key.expose_str().map(str::to_owned).unwrap_or_default(),
-                    bundle: bundle.to_string(),
+                    bundle: bundle_pem(trust),
                 };
                 (None, None, Some(certificate))
             }
@@ -376,7 +400,7 @@ fn wipe(credential: &mut wire::Credential) {
 /// A certificate, if it is for the key that was sent.
 fn certificate(chain: &[Vec<u8>], beside: Option<&Beside>) -> Result<Body, BadAnswer> {
     let bad = |why: &str| BadAnswer::Certificate(why.to_owned());
-    let Beside { key, bundle } = beside.ok_or_else(|| bad("no key was sent for it"))?;
+    let Beside { key, trust } = beside.ok_or_else(|| bad("no key was sent for it"))?;
     let leaf = chain.first().ok_or(BadAnswer::Empty)?;
     let leaf = Leaf::parse(leaf).map_err(|error| BadAnswer::Certificate(error.to_string()))?;
     if leaf.spki != key.public_key().spki() {
@@ -385,20 +409,15 @@ fn certificate(chain: &[Vec<u8>], beside: Option<&Beside>) -> Result<Body, BadAn
     Ok(Body::Certificate {
         serial: leaf.serial.to_string(),
         chain: chain.iter().map(|der| pem("CERTIFICATE", der)).collect(),
-        bundle: Arc::clone(bundle),
+        trust: Arc::clone(trust),
         key: secret_pem(key.to_pkcs8()),
     })
 }
 
-fn once(
-    cell: &OnceLock<Bytes>,
-    make: impl FnOnce() -> Result<Bytes, serde_json::Error>,
-) -> Result<Bytes, serde_json::Error> {
-    if let Some(bytes) = cell.get() {
-        return Ok(bytes.clone());
-    }
-    let made = make()?;
-    Ok(cell.get_or_init(|| made).clone())
+/// The CAs trusted now, in PEM.
+#[must_use]
+pub fn bundle_pem(trust: &TrustStore) -> String {
+    trust.current().iter().map(|ca| ca.pem()).collect()
 }
 
 /// JSON in a buffer that is overwritten when the last reader drops it.

@@ -1,11 +1,14 @@
 use std::pin::Pin;
 
+use ephor_crypto::p256::SigningKey;
+use ephor_crypto::tls::TrustStore;
+use ephor_crypto::x509::{Ca, Serial, Svid};
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{CredentialId, DecisionId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::time::UnixMillis;
 
-use super::entry::Now;
+use super::entry::{Beside, Now};
 use super::*;
 use crate::attest::{HashCache, Mode, Peer, attest};
 use crate::clock::SystemClock;
@@ -305,4 +308,52 @@ fn bodies_are_json_and_made_once() {
     let full: ephor_proto::http::agent::Credentials =
         serde_json::from_slice(&two.full().unwrap()).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(full.credentials.len(), 2);
+}
+
+#[test]
+fn a_certificate_is_handed_out_with_the_cas_of_that_moment() {
+    let ca = || Ca::create("Test", "td", 1_700_000_000, 4_000_000_000).unwrap();
+    let (first, second) = (ca(), ca());
+    let trust = Arc::new(TrustStore::new(vec![first.certificate().clone()]));
+    let beside = Beside {
+        key: SigningKey::generate().unwrap(),
+        trust: Arc::clone(&trust),
+    };
+    let svid = Svid {
+        spiffe_id: "spiffe://td/x",
+        dns: &[],
+        crl: "http://lists.test/crl/0",
+        serial: &Serial::new(&[1]).unwrap(),
+        not_before: 1_800_000_000,
+        not_after: 1_800_000_300,
+    };
+    let spki = beside.key.public_key().spki();
+    let given = v1::Credential {
+        id: CredentialId::from_parts(1, [1; 10]).to_bytes().to_vec(),
+        kind: "x509".into(),
+        certificate_chain_der: vec![first.issue_svid(&svid, &spki).unwrap()],
+        ..Default::default()
+    };
+    let answer = v1::IssueResponse {
+        request_id: RequestId::from_parts(1, [1; 10]).to_bytes().to_vec(),
+        decision_id: DecisionId::from_parts(1, [1; 10]).to_bytes().to_vec(),
+        credentials: vec![given],
+        ..Default::default()
+    };
+    let asker = Arc::clone(&held(1, 1).asker);
+    let held = Held::new(answer, asker, Some(&beside), (now(0), now(5)));
+    let held = held.unwrap_or_else(|error| panic!("{error}"));
+    let bundle = || {
+        let flat = held.flat().unwrap().unwrap();
+        let flat: ephor_proto::http::agent::Token =
+            serde_json::from_slice(&flat).unwrap_or_else(|e| panic!("{e}"));
+        flat.credential.certificate.unwrap().bundle
+    };
+    assert_eq!(bundle(), first.certificate().pem());
+    let both = vec![first.certificate().clone(), second.certificate().clone()];
+    trust.replace(both);
+    assert_eq!(
+        bundle(),
+        first.certificate().pem() + &second.certificate().pem()
+    );
 }

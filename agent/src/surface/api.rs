@@ -31,7 +31,7 @@ use crate::app::Agent;
 use crate::clock::Stopwatch;
 use crate::deliver;
 use crate::hold::Held;
-use crate::hold::entry::Cost;
+use crate::hold::entry::{Cost, bundle_pem};
 use crate::limits;
 use crate::metrics::STAGES;
 use crate::request::{BadRequest, Requested, query};
@@ -142,7 +142,7 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
             query::only(query, []).map_err(refuse)?;
             Ok(Answer::json(&wire::Bundle {
                 trust_domain: agent.trust_domain.clone(),
-                x509: agent.certificates.bundle().to_string(),
+                x509: bundle_pem(agent.certificates.trust()),
             }))
         }
         Route::Credentials => {

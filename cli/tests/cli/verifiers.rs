@@ -366,7 +366,7 @@ fn verifiers_refuse_what_is_not_the_list_of_the_certificate() {
         };
         let revoked: Vec<_> = serials.iter().map(revoked).collect();
         ca.sign_crl(&CrlContent {
-            url,
+            url: Some(url),
             number: 1,
             this_update: now - 7200,
             next_update,

@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ephor_crypto::Secret;
+use ephor_crypto::digest::{hex, sha256};
 use ephor_proto::http::agent::{Credential, CredentialRequest, Credentials, Parameters};
 use ephor_proto::id::CredentialId;
 use ephor_proto::time::UnixMillis;
@@ -33,6 +34,14 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// Tells what is handed over from what was before.
+    pub fn digest(&self) -> String {
+        match &self.pems {
+            Some(pems) => pems.digest(),
+            None => hex(&sha256(self.whole.expose())),
+        }
+    }
+
     /// What people call its kind.
     pub fn word(&self) -> &str {
         kind_word(&self.kind)

@@ -97,6 +97,11 @@ impl TaskDir {
         ))
     }
 
+    /// The path of a credential's file.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
     /// Puts a credential there: a token in a file, a certificate in a directory of files.
     ///
     /// # Errors
@@ -115,7 +120,7 @@ impl TaskDir {
         let path = self.place.path().join(name);
         let failed = |why| Failure::local(format!("cannot write {}", path.display()), why);
         // A dot is in no variable's name, so these are never another one's.
-        let set = format!(".{name}.{}", pems.serial);
+        let set = format!(".{name}.{}", pems.digest());
         let link = format!(".{name}.link");
         let before = readlinkat(&self.dir, name, Vec::new()).ok();
         let written = || {

@@ -35,6 +35,7 @@ pub struct Kept {
     wanted: Wanted,
     reason: Option<String>,
     id: CredentialId,
+    digest: String,
     refresh_at: UnixMillis,
     expires_at: UnixMillis,
     failing: bool,
@@ -47,6 +48,7 @@ impl Kept {
             wanted,
             reason,
             id: one.id,
+            digest: one.digest(),
             refresh_at: one.refresh_at,
             expires_at: one.expires_at,
             failing: false,
@@ -202,9 +204,9 @@ impl<'a> Keeper<'a> {
             .filter(|one| one.is_file() && one.refresh_at <= now)
         {
             match self.renew(one).await {
-                Ok(()) => {
+                Ok(is_new) => {
                     one.failing = false;
-                    rewritten.push(one.wanted.name.clone());
+                    rewritten.extend(is_new.then(|| one.wanted.name.clone()));
                 }
                 Err(failure) if failure.is(Code::TaskEnded) => {
                     is_over = true;
@@ -214,16 +216,20 @@ impl<'a> Keeper<'a> {
             }
         }
         self.kept = kept;
-        if let Some((command, reload)) = self.tells {
-            let names: Vec<&str> = rewritten.iter().map(String::as_str).collect();
-            reload.tell(command, &names);
+        if let (Some((command, reload)), Some(dir)) = (self.tells, self.dir) {
+            let files: Vec<_> = (self.kept.iter())
+                .filter(|kept| kept.is_file())
+                .map(|kept| (kept.wanted.name.clone(), dir.path_of(&kept.wanted.name)))
+                .collect();
+            reload.tell(command, &rewritten, &files);
         }
         if is_over {
             self.end("revoked".to_owned());
         }
     }
 
-    async fn renew(&self, kept: &mut Kept) -> Result<(), Failure> {
+    /// Whether there is something new.
+    async fn renew(&self, kept: &mut Kept) -> Result<bool, Failure> {
         let one = fetch::fetch(self.agent, &kept.wanted, kept.reason.as_deref()).await?;
         // Another one came in its place. If that is because it was revoked since the last look, the
         // next look says so, and nothing takes its place.
@@ -231,15 +237,19 @@ impl<'a> Keeper<'a> {
             && let Seen::Open { revoked, .. } = seen(self.agent, self.task).await
             && revoked.contains(&kept.id)
         {
-            return Ok(());
+            return Ok(false);
         }
-        if let Some(dir) = self.dir {
+        let digest = one.digest();
+        // The agent may be asked a moment before its own renewal has come.
+        let is_new = digest != kept.digest;
+        if let Some(dir) = self.dir.filter(|_| is_new) {
             dir.put(&kept.wanted.name, &one)?;
         }
         kept.id = one.id;
+        kept.digest = digest;
         kept.refresh_at = one.refresh_at;
         kept.expires_at = one.expires_at;
-        Ok(())
+        Ok(is_new)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Telling the command that files were rewritten: many servers read their certificate once.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -29,8 +31,8 @@ impl Reload {
         })
     }
 
-    /// Files of `names` were rewritten.
-    pub fn tell(&self, command: &Child, names: &[&str]) {
+    /// Files of `names` were rewritten; `files` are all that the command was given, by name.
+    pub fn tell(&self, command: &Child, names: &[String], files: &[(String, PathBuf)]) {
         if names.is_empty() {
             return;
         }
@@ -38,7 +40,7 @@ impl Reload {
             command.signal(signal);
         }
         if let Some(line) = &self.command {
-            start(line, &names.join(" "));
+            start(line, &names.join(" "), files);
         }
     }
 }
@@ -58,8 +60,11 @@ fn signal(name: &str) -> Result<Signal, Failure> {
 }
 
 /// Runs beside the command; whoever reaps orphans here reaps it.
-fn start(line: &OsStr, names: &str) {
+fn start(line: &OsStr, names: &str, files: &[(String, PathBuf)]) {
     let mut environment = Environment::inherited();
+    for (name, path) in files {
+        environment.set(name, path.as_os_str().as_bytes());
+    }
     environment.set("EPHOR_RENEWED", names.as_bytes());
     let argv = [OsString::from("sh"), OsString::from("-c"), line.to_owned()];
     let command = Command {

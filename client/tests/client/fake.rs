@@ -218,7 +218,7 @@ impl Fake {
             })
             .collect();
         ca.sign_crl(&CrlContent {
-            url: &self.url(list),
+            url: Some(&self.url(list)),
             number,
             this_update: at,
             next_update,

@@ -25,6 +25,7 @@ use crate::fleet::Fleet;
 use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
+use crate::retain::{Retained, Retention};
 use crate::keys::server::Names;
 use crate::ledger::{Ledger, ReadError};
 use crate::metrics::Counted;
@@ -57,6 +58,9 @@ pub struct Broker {
     pub trust: Arc<TrustStore>,
     /// When keys follow each other.
     pub schedule: Schedule,
+    /// How long what is over is kept.
+    pub retention: Retention,
+    pub(crate) retained: Retained,
     /// The names in our own server certificate, once we listen.
     pub(crate) server_names: OnceLock<Names>,
     /// Guards the change of keys: one at a time, from reading the store to the swap.
@@ -165,6 +169,7 @@ pub(crate) struct Parts {
     pub(crate) keys: Keys,
     pub(crate) sealer: SealingKey,
     pub(crate) schedule: Schedule,
+    pub(crate) retention: Retention,
     pub(crate) fleet: Fleet,
     pub(crate) installation: Installation,
     pub(crate) paths: Paths,
@@ -182,6 +187,7 @@ impl Broker {
             keys,
             sealer,
             schedule,
+            retention,
             fleet,
             installation,
             paths,
@@ -202,6 +208,8 @@ impl Broker {
             keys: ArcSwap::from_pointee(keys),
             sealer,
             schedule,
+            retention,
+            retained: Retained::default(),
             server_names: OnceLock::new(),
             rotating: tokio::sync::Mutex::new(()),
             keys_changed: tokio::sync::watch::Sender::new(0),

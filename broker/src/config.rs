@@ -15,6 +15,7 @@ use ephor_proto::ttl::Ttl;
 use crate::keys::plan::Schedule;
 use crate::limits;
 use crate::policy::suggest::nearest;
+use crate::retain::{Keep, Retention};
 
 /// Where the settings file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/ephor/broker.toml";
@@ -107,6 +108,9 @@ pub struct Settings {
     /// The user to become when started as root.
     #[arg(long, global = true, env = "EPHOR_BROKER_USER")]
     pub user: Option<String>,
+    /// How long what is over is kept; only in the file.
+    #[arg(skip)]
+    pub retention: Option<Keep>,
     /// Protections that are turned off, with the reasons; only in the file.
     #[arg(skip)]
     pub hardening_off: Option<Off>,
@@ -143,6 +147,8 @@ pub struct Config {
     pub take_over: bool,
     /// The user to become when started as root.
     pub user: Option<String>,
+    /// How long what is over is kept.
+    pub retention: Retention,
     /// Protections that are turned off, with the reasons.
     pub hardening_off: Off,
 }
@@ -263,6 +269,13 @@ impl Config {
             log_format: over.log_format.or(base.log_format).unwrap_or_default(),
             take_over: over.take_over.or(base.take_over).unwrap_or(false),
             user: over.user.or(base.user),
+            retention: Retention::of(base.retention).map_err(|(key, value, problem)| {
+                ConfigError::Value {
+                    key,
+                    value,
+                    problem,
+                }
+            })?,
             hardening_off: base.hardening_off.unwrap_or_default(),
         };
         config.check()?;
@@ -485,6 +498,8 @@ mod tests {
             ("lists_url = 'ftp://a.example'", "http://"),
             ("server_names = ['a b']", "DNS"),
             ("[hardening_off]\nlandlock = 'no'", "landlock"),
+            ("[retention]\ndetail = '1d'", "2d or more"),
+            ("[retention]\nlog = '89d'", "retention.detail (90d)"),
             ("key_lead = '2s'", "3s or more"),
             ("ca_lead = '1s'", "3s or more"),
             ("token_key_rotation = '10m'", "30m or more"),

@@ -20,6 +20,7 @@ mod quarantine;
 mod queue;
 mod read;
 mod reserve;
+mod retain;
 mod row;
 mod schema;
 mod table;
@@ -47,6 +48,7 @@ pub use read::{
     Counts, CredentialFilter, Expiry, Listing, LiveCredential, PolicyEntry, ReadError, Reader,
     ShortId, StoredEvent, TaskFilter,
 };
+pub use retain::{Prunable, Prune, Pruned};
 pub use row::{
     CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, NewEpoch, PolicyRow,
     RequestRow, Row, TaskRow,

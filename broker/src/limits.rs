@@ -262,5 +262,20 @@ pub const LEDGER_WAL_RESTART_PAGES: i64 = 16_384;
 /// Largest store whose every page is checked at start, in bytes; a larger one only in its
 /// head and its live rows.
 pub const LEDGER_CHECK_BYTES: u64 = 1024 * 1024 * 1024;
+/// How long detail is kept unless set otherwise, in seconds.
+pub const RETENTION_DETAIL_SECONDS: u64 = 90 * 24 * 3600;
+/// The least time that detail and the log's text are kept, in seconds: a listing is kept until a day
+/// after expiry, and what was pruned must not come back by a retry or a restart.
+pub const RETENTION_LEAST_SECONDS: u64 = 2 * 24 * 3600;
+/// Retention goes forward in steps of this, so that little is pruned often, and told often, nowhere.
+pub const RETENTION_STEP_MILLIS: u64 = 3_600_000;
+/// Tasks, requests, decisions or texts that one pruning commit deletes, of each.
+pub const RETENTION_CHUNK: usize = 128;
+/// Leaves whose text one pruning commit deletes, to the next bundle of 256.
+pub const RETENTION_LEAVES: u64 = 2_048;
+/// Pruning commits in one tick; the rest waits for the next.
+pub const RETENTION_COMMITS: usize = 1_000;
+/// The pause between two of them: others come first.
+pub const RETENTION_PAUSE: Duration = Duration::from_millis(20);
 /// Dead credentials whose listings one pruning commit forgets.
 pub const LEDGER_PRUNE_CHUNK: usize = 500;

@@ -27,6 +27,10 @@ pub use source::{Dir, Source};
 
 /// The event type of a task's receipt.
 const RECEIPT: &str = "prove.receipt";
+/// The event type of a pruning.
+const PRUNING: &str = "operate.pruned";
+/// Says how many leading events have no text, where some have none.
+const PRUNED: &str = "log/pruned";
 /// The event type of a credential's record.
 const ISSUED: &str = "issue.recorded";
 
@@ -73,6 +77,10 @@ pub struct Log {
     issued: BTreeMap<String, Vec<CredentialId>>,
     /// Where each task's receipts are.
     receipts: BTreeMap<String, Vec<u64>>,
+    /// The first so many events have no text in this export, only their hash.
+    pruned: u64,
+    /// Of how many events the log itself says that their text was pruned.
+    told_pruned: u64,
 }
 
 /// The part of an event that is checked here; the rest may be newer than this program.
@@ -83,6 +91,8 @@ struct Brief {
     outcome: String,
     task: Option<String>,
     credential: Option<BriefCredential>,
+    #[serde(default)]
+    facts: BTreeMap<String, serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -102,15 +112,49 @@ impl Log {
             history: History::default(),
             issued: BTreeMap::new(),
             receipts: BTreeMap::new(),
+            pruned: pruned(source, head.size())?,
+            told_pruned: 0,
         };
-        for bundle in 0..head.size().div_ceil(u64::from(TILE_WIDTH)) {
+        let without = log.pruned / u64::from(TILE_WIDTH);
+        for tile in 0..without {
+            log.add_hashes(source, tile)?;
+        }
+        for bundle in without..head.size().div_ceil(u64::from(TILE_WIDTH)) {
             log.add_bundle(source, bundle, width_of(head.size(), bundle))?;
         }
         if log.history.root(head.size()) != Some(head.root()) {
             return Err(Refused::Root(key.name().to_owned()));
         }
         log.check_tiles(source)?;
+        if log.pruned > log.told_pruned {
+            return Err(Refused::Form {
+                path: PRUNED.to_owned(),
+                why: format!(
+                    "says that {} events lost their text, the log of {}",
+                    log.pruned, log.told_pruned
+                ),
+            });
+        }
         Ok(log)
+    }
+
+    /// How many events have only their hash here: retention took their text, and the log says so.
+    pub fn pruned(&self) -> u64 {
+        self.pruned
+    }
+
+    /// The hashes of a full bundle whose text was pruned; the root shows whether they are right.
+    fn add_hashes(&mut self, source: &impl Source, number: u64) -> Result<(), Refused> {
+        let path = format!("log/{}", tile_path(0, number, TILE_WIDTH));
+        let bytes = source.file(&path)?;
+        let (hashes, rest) = bytes.as_chunks::<32>();
+        if hashes.len() != usize::from(TILE_WIDTH) || !rest.is_empty() {
+            return Err(Refused::Tile(path));
+        }
+        for hash in hashes {
+            self.history.push(*hash);
+        }
+        Ok(())
     }
 
     /// Number of events.
@@ -142,6 +186,12 @@ impl Log {
     }
 
     fn remember(&mut self, index: u64, brief: Brief) {
+        if brief.event_type == PRUNING
+            && let Some(below) = brief.facts.get("entries_below")
+        {
+            let below = below.as_str().and_then(|below| below.parse().ok());
+            self.told_pruned = self.told_pruned.max(below.unwrap_or(0));
+        }
         let Some(task) = brief.task else { return };
         match (
             brief.event_type.as_str(),
@@ -201,7 +251,12 @@ impl Log {
         if event.event_type != RECEIPT || event.task != Some(task) {
             return Err("it is of another task, or no receipt".to_owned());
         }
-        if self.receipts.get(&task.to_string()).map(Vec::as_slice) != Some(&[receipt.index]) {
+        let known = self.receipts.get(&task.to_string()).map_or(&[][..], Vec::as_slice);
+        let expected: &[u64] = match receipt.index < self.pruned {
+            true => &[],
+            false => &[receipt.index],
+        };
+        if known != expected {
             return Err("the log has more than one receipt of this task".to_owned());
         }
         self.check_complete(&event, task)?;
@@ -238,13 +293,16 @@ impl Log {
                 unsettled.state.as_str()
             ));
         }
-        if let Some(stranger) = told.difference(&issued).next() {
+        // What was issued in the pruned part is not known: all that is known must be told of.
+        let is_whole = self.pruned == 0;
+        if is_whole && let Some(stranger) = told.difference(&issued).next() {
             return Err(format!(
                 "it tells of {stranger}, which the log did not issue to this task"
             ));
         }
         let counted = event.totals.map(|totals| totals.credentials as usize);
-        if counted.is_some_and(|counted| counted != issued.len()) {
+        let differs = |counted: usize| counted < issued.len() || is_whole && counted > issued.len();
+        if counted.is_some_and(differs) {
             return Err(format!(
                 "the log issued {}, the receipt counts {}",
                 issued.len(),
@@ -277,6 +335,24 @@ pub fn width_of(size: u64, number: u64) -> u16 {
     u16::try_from(size.saturating_sub(before))
         .unwrap_or(TILE_WIDTH)
         .min(TILE_WIDTH)
+}
+
+/// How many leading events of an export of `size` have no text: whole bundles.
+fn pruned(source: &impl Source, size: u64) -> Result<u64, Refused> {
+    let text = match source.file(PRUNED) {
+        Err(Refused::File { why, .. }) if why.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(0);
+        }
+        text => text?,
+    };
+    let number = String::from_utf8(text)
+        .ok()
+        .and_then(|text| text.trim_end().parse().ok());
+    let fits = |number: &u64| *number <= size && number.is_multiple_of(u64::from(TILE_WIDTH));
+    number.filter(fits).ok_or_else(|| Refused::Form {
+        path: PRUNED.to_owned(),
+        why: "is no number of whole bundles of this log".to_owned(),
+    })
 }
 
 /// The signed checkpoint of an export, as `key` signed it.

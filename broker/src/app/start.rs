@@ -274,6 +274,7 @@ async fn open_on(config: &Config, source: Source) -> Result<(Arc<Broker>, Socket
         keys,
         sealer,
         schedule: config.schedule.clone(),
+        retention: config.retention,
         fleet,
         installation,
         paths: Paths {

@@ -137,6 +137,7 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
             keys,
             sealer: sealer(1),
             schedule: crate::keys::plan::Schedule::default(),
+            retention: crate::retain::Retention::default(),
             fleet,
             installation,
             paths: crate::recover::Paths {

@@ -263,6 +263,7 @@ fn deadline_of(row: &Row) -> Option<(TaskId, UnixMillis)> {
         | Row::Meta(..)
         | Row::Unlist(_)
         | Row::ErasePersonal(_)
+        | Row::Prune(_)
         | Row::NewEpoch(_) => None,
     }
 }

@@ -17,7 +17,7 @@ impl Broker {
     /// The stored answer of this request, if it was recorded before.
     ///
     /// # Errors
-    /// `conflict` when the id was used for something else, `credential_ended` when what it
+    /// `conflict` when the id was used for something else or is older than what is kept, `credential_ended` when what it
     /// was given has ended since.
     pub(super) fn replay(
         &self,
@@ -29,6 +29,14 @@ impl Broker {
         let issuing = Stopwatch::start();
         let requested = attested.requested();
         let Some(stored) = reader.request(requested.id()).map_err(store_unavailable)? else {
+            if reader
+                .may_be_pruned(requested.id())
+                .map_err(store_unavailable)?
+            {
+                let detail = "this request id is older than what retention keeps, so whether it was answered \
+                              before is not known; make a new id, and set the host's clock if it is behind";
+                return Err(Refusal::new(Code::Conflict, detail));
+            }
             return Ok(None);
         };
         // The digest covers the host, so nobody learns of another host's request this way.

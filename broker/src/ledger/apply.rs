@@ -9,6 +9,7 @@ use super::batch::{Key, Reason, Require};
 use super::codec::{int, is_taken, millis, write};
 use super::encode::{Encoded, Leaf};
 use super::quarantine::SetAside;
+use super::retain;
 use super::row::{DecisionRow, NewEpoch, PolicyRow, Row};
 use super::tree::Frontier;
 
@@ -155,7 +156,11 @@ pub(super) fn stored_version(connection: &Connection, key: &Key) -> rusqlite::Re
 fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), Stop> {
     let written = match row {
         Row::Task(task) => write(connection, task, task.version)?,
-        Row::Request(request) => write(connection, request, request.version)?,
+        Row::Request(request) => {
+            // Whether one of this id was answered is not known any more: it must get no second answer.
+            let is_unknown = request.version == 1 && retain::is_too_old(connection, request.id)?;
+            !is_unknown && write(connection, request, request.version)?
+        }
         Row::Decision(decision) => write::<DecisionRow>(connection, decision, 1)?,
         Row::Grant(grant) => write(connection, grant, grant.version)?,
         Row::Credential(credential) => write(connection, &**credential, credential.version)?,
@@ -184,6 +189,10 @@ fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), 
         }
         Row::Unlist(id) => unlist(connection, *id)?,
         Row::ErasePersonal(event) => erase(connection, *event)?,
+        Row::Prune(prune) => match retain::prune(connection, prune)? {
+            Some(key) => return Err(Stop::Conflict(key)),
+            None => true,
+        },
         Row::NewEpoch(epoch) => begin_epoch(connection, epoch)?,
     };
     if written {

@@ -10,6 +10,7 @@ use ephor_proto::id::TaskId;
 use ephor_proto::log::{
     Checkpoint, Receipt, SignedNote, TILE_WIDTH, VerifierKey, bundle_entry, bundle_path, tile_path,
 };
+use ephor_proto::time::UnixMillis;
 use tlog_tiles::tlog::{self, HashReader as _};
 
 use super::read::{ReadError, Reader};
@@ -129,12 +130,21 @@ pub fn root_at(reader: &Reader, size: u64) -> Result<Option<[u8; 32]>, ReadError
     root.map(|root| Some(root.0)).map_err(|error| tree(&error))
 }
 
+/// What there is at a path of c2sp.org/tlog-tiles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The bytes.
+    Bytes(Vec<u8>),
+    /// Entries that lost their text at this time; their hashes are in `tile/0`.
+    Pruned(Option<UnixMillis>),
+}
+
 /// The bytes at a path of c2sp.org/tlog-tiles (`tile/0/x001/234`, `tile/entries/000.p/7`), or
 /// `None` when there is no such tile yet or the path is not in its one form.
 ///
 /// # Errors
 /// As every read.
-pub fn tile(reader: &Reader, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
+pub fn tile(reader: &Reader, path: &str) -> Result<Option<Found>, ReadError> {
     let Some(wanted) = Tile::parse(path) else {
         return Ok(None);
     };
@@ -153,9 +163,16 @@ pub fn tile(reader: &Reader, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
                 .collect();
             let hashes = StoredHashes(reader.connection()?).read_hashes(&indexes);
             let hashes = hashes.map_err(|error| tree(&error))?;
-            Ok(Some(hashes.into_iter().flat_map(|hash| hash.0).collect()))
+            let bytes = hashes.into_iter().flat_map(|hash| hash.0).collect();
+            Ok(Some(Found::Bytes(bytes)))
         }
-        None => bundle(reader, &range).map(Some),
+        None => {
+            let pruned = reader.pruned()?;
+            if range.start < pruned.leaves {
+                return Ok(Some(Found::Pruned(pruned.leaves_at)));
+            }
+            bundle(reader, &range).map(|bytes| Some(Found::Bytes(bytes)))
+        }
     }
 }
 

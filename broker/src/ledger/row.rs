@@ -18,6 +18,7 @@ use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::batch::Key;
+use super::retain::Prune;
 use crate::keys::state::KeyState;
 
 /// One write of a batch: a closed set, which every engine matches.
@@ -54,6 +55,8 @@ pub enum Row {
     Unlist(CredentialId),
     /// Erases the personal values of an event. The log keeps the commitments.
     ErasePersonal(EventId),
+    /// Forgets what retention no longer keeps, all of it or none.
+    Prune(Box<Prune>),
     /// Begins the next epoch: whoever wrote this can write no more, and has to open the store again.
     NewEpoch(NewEpoch),
 }
@@ -75,6 +78,7 @@ impl Row {
             Self::Meta(name, _) => Key::Meta(name.clone()),
             Self::Unlist(id) => Key::Credential(*id),
             Self::ErasePersonal(id) => Key::Personal(*id),
+            Self::Prune(_) => Key::Meta(super::retain::DETAIL_BEFORE.to_owned()),
             Self::NewEpoch(_) => Key::Meta("epoch".to_owned()),
         }
     }
@@ -94,6 +98,7 @@ impl Row {
             | Self::Meta(..)
             | Self::Unlist(_)
             | Self::ErasePersonal(_)
+            | Self::Prune(_)
             | Self::NewEpoch(_) => {
                 return None;
             }

@@ -47,6 +47,7 @@ impl Broker {
             while broker.tick(limits::PRUNE_TICK).await {
                 if broker.may_sweep() {
                     broker.prune_listings().await;
+                    broker.retain(broker.retention).await;
                 }
             }
         });

@@ -123,6 +123,7 @@ fn status_of(broker: &Broker) -> Result<Status, Refusal> {
         stopped_because: stopped.map(|refusal| refusal.detail),
         quarantined: read(reader.quarantined_count())?,
         crypto: ephor_crypto::tls::name().to_owned(),
+        pruned: read(reader.pruned())?.told(),
     })
 }
 
@@ -211,7 +212,13 @@ fn show_task(broker: &Broker, id: &str) -> Result<admin::Task, Refusal> {
     let reader = broker.ledger.reader();
     let id = resolve::task(&reader, id)?;
     let row = read(reader.task(id))?;
-    let row = row.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no task {id}")))?;
+    let row = row.ok_or_else(|| {
+        let detail = format!(
+            "the rows of task {id} were pruned by retention; its receipt and its events are there: \
+             ephor audit show {id}"
+        );
+        Refusal::new(Code::NotFound, detail)
+    })?;
     read(encode::task(&reader, row))
 }
 

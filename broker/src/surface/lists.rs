@@ -178,7 +178,15 @@ async fn checkpoint(State(broker): State<Arc<Broker>>) -> Response {
 
 async fn tile(State(broker): State<Arc<Broker>>, Path(path): Path<String>) -> Response {
     match log::tile(&broker.ledger.reader(), &format!("tile/{path}")) {
-        Ok(Some(bytes)) => {
+        Ok(Some(log::Found::Pruned(at))) => {
+            let at = at.map(|at| format!(" on {at}")).unwrap_or_default();
+            let detail = format!(
+                "the text of these entries was pruned by retention{at}; their hashes are in tile/0 as before"
+            );
+            let refusal = Refusal::new(Code::Pruned, detail);
+            ProblemResponse::of(refusal, broker.clock.as_ref()).into_response()
+        }
+        Ok(Some(log::Found::Bytes(bytes))) => {
             // Only a partial tile has its width in its path.
             let cache = if path.contains(".p/") {
                 NO_CACHE

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use ephor_proto::http::admin::{Credential, Record, Status};
+use ephor_proto::http::admin::{Credential, Pruned, Record, Status};
 use ephor_proto::id::{IdQuery, TaskId};
 use ephor_proto::log::VerifierKey;
 
@@ -85,9 +85,18 @@ async fn latest(broker: &Peer, limit: u32, after: Option<u64>) -> Result<Vec<Rec
 
 async fn show_about(broker: &Peer, id: &str, output: args::Output) -> Result<(), Failure> {
     let records: Vec<Record> = broker.read(&format!("/v1/audit/{}", segment(id))).await?;
+    let status: Status = broker.read("/v1/status").await?;
     if records.is_empty() {
+        let pruned = status.pruned.filter(|pruned| pruned.entries > 0);
+        let also = pruned.map_or_else(String::new, |pruned| {
+            format!(
+                "\nThe text of the first {} events was pruned by retention, last on {}.",
+                pruned.entries,
+                moment(pruned.at, clock::wall())
+            )
+        });
         return Err(Failure::usage(format!(
-            "no event is about `{id}`.\nTo see what there is:  ephor audit ls"
+            "no event is about `{id}`.{also}\nTo see what there is:  ephor audit ls"
         )));
     }
     let found = about::credentials(&records, id);
@@ -102,8 +111,10 @@ async fn show_about(broker: &Peer, id: &str, output: args::Output) -> Result<(),
     }
     pool.extend(records.iter().map(|record| (record.index, record.clone())));
     let mut text = String::new();
+    let mut is_pruned = all_before(&records, status.pruned.as_ref());
     for credential in &found {
         let now = state_now(broker, credential).await?;
+        is_pruned |= now.is_none();
         text.push_str(&story::of(
             credential,
             &pool,
@@ -115,7 +126,26 @@ async fn show_about(broker: &Peer, id: &str, output: args::Output) -> Result<(),
     }
     let fit = show::to_terminal().then_some(show::WIDTH);
     text.push_str(&show::table(&records, &events::short(), fit));
+    if let Some(pruned) = status.pruned.filter(|_| is_pruned) {
+        let (at, before) = (
+            moment(pruned.at, clock::wall()),
+            moment(pruned.before, clock::wall()),
+        );
+        text.push_str(&format!(
+            "Its detail was pruned by retention, which on {at} took what was over before {before}. These events remain.\n"
+        ));
+    }
     show::group(output, &records, &records, &events::whole(), &text)
+}
+
+/// Whether all of it is from before what retention keeps.
+fn all_before(records: &[Record], pruned: Option<&Pruned>) -> bool {
+    let is_before = |record: &Record| {
+        pruned.is_some_and(|pruned| {
+            events::time(record, "/time").is_some_and(|time| time < pruned.before)
+        })
+    };
+    records.iter().all(is_before)
 }
 
 /// The credential as it stands; `None` once its row is pruned.
@@ -131,8 +161,12 @@ async fn state_now(broker: &Peer, credential: &str) -> Result<Option<Credential>
 }
 
 fn exported(summary: &verify::Summary, to: &Path) -> String {
+    let pruned = match summary.pruned {
+        0 => String::new(),
+        pruned => format!(", the text of the first {pruned} pruned by retention"),
+    };
     format!(
-        "{}/  log/ ({})  receipts/ ({})  verify.py (short; read it)\nCheck it without us:\n  python3 {0}/verify.py {0} --key {}\n",
+        "{}/  log/ ({}{pruned})  receipts/ ({})  verify.py (short; read it)\nCheck it without us:\n  python3 {0}/verify.py {0} --key {}\n",
         to.display(),
         plural(
             usize::try_from(summary.events).unwrap_or(usize::MAX),
@@ -158,6 +192,12 @@ fn verified(source: &impl Source, task: Option<&str>, key: &str) -> Result<Strin
         plural(events, "event"),
         key.name()
     );
+    if log.pruned() > 0 {
+        out.push_str(&format!(
+            "    of the first {} only the hashes are there: retention pruned their text, as the log says\n",
+            log.pruned()
+        ));
+    }
     for task in wanted {
         out.push_str(&holds(&log.check(source, task).map_err(refused)?));
     }

@@ -41,6 +41,8 @@ impl Origin for Peer {
 pub struct Summary {
     /// Events in the log.
     pub events: u64,
+    /// The first so many of them have no text, which retention pruned.
+    pub pruned: u64,
     /// Receipts.
     pub receipts: usize,
     /// The log's verifier key, as the broker gave it.
@@ -75,13 +77,14 @@ pub(super) async fn export_from(origin: &impl Origin, dir: &Path) -> Result<Summ
         .map_err(|why| broken(format!("the broker's log key is malformed: {why}")))?;
     // Receipts first: each refers to a head that the log fetched afterwards contains.
     let receipts = write_receipts(origin, &writer).await?;
-    let events = write_log(origin, &writer, &key).await?;
+    let (events, pruned) = write_log(origin, &writer, &key).await?;
     writer.write("verify.py", SCRIPT.as_bytes())?;
     check(&writer, &key, &receipts)?;
     // An empty directory is replaced in one step; anything else makes the rename fail.
     std::fs::rename(staging.path(), dir).map_err(|why| Failure::local(dir.display(), why))?;
     Ok(Summary {
         events,
+        pruned,
         receipts: receipts.len(),
         key: status.log_key,
     })
@@ -143,14 +146,21 @@ async fn write_log(
     origin: &impl Origin,
     writer: &Writer,
     key: &VerifierKey,
-) -> Result<u64, Failure> {
+) -> Result<(u64, u64), Failure> {
+    // Asked before the head: what it says is pruned, the log below that head tells.
+    let status: Status = parsed(&origin.bytes("/v1/status").await?, "status")?;
+    let pruned = status.pruned.map_or(0, |pruned| pruned.entries);
     let note = origin.bytes("/checkpoint").await?;
     let text = std::str::from_utf8(&note).map_err(|_| broken("its checkpoint is no text"))?;
     let size = open(text, key)
         .map_err(|why| broken(format!("its checkpoint {why}")))?
         .size();
     writer.write("log/checkpoint", &note)?;
-    for number in 0..size.div_ceil(u64::from(TILE_WIDTH)) {
+    if pruned > 0 {
+        writer.write("log/pruned", format!("{pruned}\n").as_bytes())?;
+    }
+    let without = pruned / u64::from(TILE_WIDTH);
+    for number in without..size.div_ceil(u64::from(TILE_WIDTH)) {
         let width = width_of(size, number);
         let (path, whole) = (bundle_path(number, width), bundle_path(number, TILE_WIDTH));
         let bundle = piece(origin, &path, &whole, |bytes| first_entries(bytes, width)).await?;
@@ -169,7 +179,7 @@ async fn write_log(
         }
         hashes /= u64::from(TILE_WIDTH);
     }
-    Ok(size)
+    Ok((size, pruned))
 }
 
 /// A tile or bundle. A partial one may be gone once the full one is there (c2sp.org/tlog-tiles,

@@ -457,3 +457,72 @@ fn an_export_appears_whole_in_a_new_or_empty_directory_only() {
     left.sort();
     assert_eq!(left, ["a", "empty", "full"]);
 }
+
+/// A log of 700 of which the text of the first 256 is gone, and which says so if `told`.
+fn pruned(told: bool) -> Synthetic {
+    let mut log = Synthetic::of(690);
+    // Of this one, both that it was issued to and its receipt are kept.
+    log.whole_task(task_id(800), 2);
+    // Of this one, half of what was issued is in the pruned part, its receipt is not.
+    let all = log.issue_at(100, task_id(801));
+    let more = log.issue(task_id(801), 1);
+    log.receipt(task_id(801), &[all, more[0]], 2);
+    let mut pruning = event(ephor_proto::stage::Stage::Operate, "pruned");
+    if told {
+        pruning.facts.insert("entries_below".to_owned(), "256".to_owned());
+    }
+    log.push(pruning);
+    log.receipts.retain(|(_, index)| *index >= 256);
+    log.pruned = 256;
+    log
+}
+
+#[test]
+fn a_log_whose_first_text_was_pruned_holds_by_its_hashes() {
+    let log = pruned(true);
+    let export = Export::of(&log);
+    assert!(!export.path("log/tile/entries/000").exists());
+    for task in [800, 801] {
+        export.accepted(task_id(task), &log.vkey());
+    }
+    let read = Log::read(&Dir(export.dir.clone()), &log.vkey()).unwrap();
+    assert_eq!((read.pruned(), read.size()), (256, log.leaves.len() as u64));
+    // A receipt that its owner kept from before holds, too.
+    let (early, index) = Synthetic::of(690).receipts[0];
+    assert!(index < 256);
+    let mut log = log;
+    log.receipts.push((early, index));
+    let kept = serde_json::to_vec(&log.receipt_of(early)).unwrap();
+    std::fs::write(export.path(&format!("receipts/{early}.json")), kept).unwrap();
+    export.accepted(early, &log.vkey());
+}
+
+#[test]
+fn what_is_missing_without_the_log_saying_so_is_refused() {
+    let task = task_id(800);
+    let log = pruned(true);
+    let export = Export::of(&log);
+    // More is missing than the log tells of.
+    let bad = export.copy();
+    bad.edit("log/pruned", |bytes| *bytes = b"512\n".to_vec());
+    let why = bad.refused("more pruned than told", task, &log.vkey());
+    assert!(why.contains("512"), "{why}");
+    for wrong in ["255\n", "-256\n", "many\n", "1024\n"] {
+        bad.edit("log/pruned", |bytes| *bytes = wrong.as_bytes().to_vec());
+        bad.refused(wrong, task, &log.vkey());
+    }
+    // A hash in the place of text is as good as the root says.
+    let bad = export.copy();
+    bad.edit("log/tile/0/000", |bytes| flip(bytes, 40));
+    bad.refused("a changed hash", task, &log.vkey());
+    let bad = export.copy();
+    std::fs::remove_file(bad.path("log/pruned")).unwrap();
+    bad.refused("a missing bundle", task, &log.vkey());
+    // Not told at all: not even exported.
+    assert!(Export::tried(&pruned(false)).is_err());
+    // What is known to be issued must still be told of.
+    let mut lying = pruned(true);
+    let all = lying.issue(task_id(802), 3);
+    lying.receipt(task_id(802), &all[..2], 3);
+    assert!(Export::tried(&lying).is_err());
+}

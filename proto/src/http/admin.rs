@@ -77,6 +77,20 @@ pub struct Status {
     pub quarantined: u64,
     /// Crypto provider of this build.
     pub crypto: String,
+    /// What retention has pruned so far, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<Pruned>,
+}
+
+/// What retention does not keep any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Detail (rows, texts) of what was over before this is gone.
+    pub before: UnixMillis,
+    /// When it last went.
+    pub at: UnixMillis,
+    /// The first so many events have no text any more, only their hash.
+    pub entries: u64,
 }
 
 /// `POST /v1/backup`

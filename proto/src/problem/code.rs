@@ -151,6 +151,8 @@ codes! {
     StoreUnavailable = "store_unavailable", 503, Unreachable, "The store cannot commit";
     /// There is no such thing, or not for this caller.
     NotFound = "not_found", 404, Invalid, "Not found";
+    /// It was there, and retention does not keep it any more.
+    Pruned = "pruned", 410, Invalid, "Pruned by retention";
     /// A policy that cannot be applied; the one in force stays.
     PolicyInvalid = "policy_invalid", 422, Invalid, "The policy is wrong";
     /// No such method on this path.

@@ -114,6 +114,17 @@ impl Bench {
         }
     }
 
+    pub(crate) fn database(&self) -> std::path::PathBuf {
+        self.dir.path().join("ephor.db")
+    }
+
+    /// The receipt of a closed task, as it is handed out.
+    pub(crate) fn receipt(&self, task: TaskId) -> String {
+        let signer = self.broker.log_signer();
+        let receipt = crate::ledger::log::receipt(&self.broker.ledger.reader(), &signer, task);
+        serde_json::to_string(&receipt.unwrap().unwrap()).unwrap()
+    }
+
     pub(crate) fn put_policy(&self, text: &str) {
         let snapshot = Snapshot::from_texts(&[("ephor.toml", text)]).unwrap();
         self.broker.policy.store(Arc::new(snapshot));
@@ -164,14 +175,19 @@ impl Bench {
         self.next.get()
     }
 
+    /// Now, and later with every call.
+    fn moment(&self) -> u64 {
+        self.clock.wall().as_millis() + self.number()
+    }
+
     pub(crate) fn new_task(&self) -> TaskId {
-        TaskId::from_parts(self.number(), ephor_crypto::random::bytes().unwrap())
+        TaskId::from_parts(self.moment(), ephor_crypto::random::bytes().unwrap())
     }
 
     pub(crate) fn request(&self, task: TaskId, entitlement: &str) -> v1::IssueRequest {
         v1::IssueRequest {
             request_id: RequestId::from_parts(
-                self.number(),
+                self.moment(),
                 ephor_crypto::random::bytes().unwrap(),
             )
             .to_bytes()
@@ -359,6 +375,7 @@ fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
             keys: Keys::unseal(&sealer(), &keys, &domain(), "broker.test/log").unwrap(),
             sealer: sealer(),
             schedule: crate::keys::plan::Schedule::default(),
+            retention: crate::retain::Retention::default(),
             fleet: Fleet::restore(hosts, Arc::clone(clock) as _),
             ledger,
             installation,

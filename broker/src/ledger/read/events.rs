@@ -149,6 +149,11 @@ impl Reader {
             let sql = "SELECT idx FROM leaf WHERE event = ?1 LIMIT ?2";
             self.collect(found, sql, params![id, capped(limit)])?;
         }
+        if found.is_empty() {
+            // What led to its task was pruned: only the text tells of it now.
+            let sql = "SELECT idx FROM leaf WHERE instr(json, ?1) > 0 ORDER BY idx DESC LIMIT ?2";
+            self.collect(found, sql, params![name, capped(limit)])?;
+        }
         Ok(())
     }
 

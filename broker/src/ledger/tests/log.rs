@@ -8,11 +8,18 @@ use tlog_tiles::tlog::{self, Hash};
 
 use super::fixture::*;
 use crate::ledger::log::{
-    Signer, consistency, inclusion, receipt, root_at, signed_checkpoint, tile,
+    Found, Signer, consistency, inclusion, receipt, root_at, signed_checkpoint, tile,
 };
 use crate::ledger::*;
 
 const VERIFY: VerifyFn = |key, message, signature| ed25519::verify(key, message, signature);
+
+pub(super) fn bytes(reader: &Reader, path: &str) -> Vec<u8> {
+    match tile(reader, path).unwrap().unwrap() {
+        Found::Bytes(bytes) => bytes,
+        Found::Pruned(at) => panic!("{path} was pruned at {at:?}"),
+    }
+}
 
 fn filled(ledger: &Ledger, batches: u32) {
     let tickets: Vec<Ticket> = (0..batches)
@@ -142,19 +149,19 @@ fn tiles_are_those_of_tlog_tiles_and_bundles_hold_the_leaves() {
     filled(&ledger, 176); // 528 leaves: two full tiles and a partial one
     let reader = ledger.reader();
     let leaf = |index| reader.event(index).unwrap().unwrap().json;
-    let first = tile(&reader, "tile/0/000").unwrap().unwrap();
+    let first = bytes(&reader, "tile/0/000");
     assert_eq!(first.len(), 256 * 32);
     for (index, hash) in first.chunks(32).enumerate() {
         assert_eq!(hash, tlog::record_hash(leaf(index as u64).as_bytes()).0);
     }
-    let above = tile(&reader, "tile/1/000.p/2").unwrap().unwrap();
+    let above = bytes(&reader, "tile/1/000.p/2");
     assert_eq!(above[..32], root_at(&reader, 256).unwrap().unwrap());
-    let partial = tile(&reader, "tile/entries/002.p/16").unwrap().unwrap();
+    let partial = bytes(&reader, "tile/entries/002.p/16");
     let entries = split_bundle(&partial).unwrap();
     assert_eq!(entries.len(), 16);
     assert_eq!(entries[15], leaf(527).as_bytes());
     assert_eq!(
-        split_bundle(&tile(&reader, "tile/entries/001").unwrap().unwrap())
+        split_bundle(&bytes(&reader, "tile/entries/001"))
             .unwrap()
             .len(),
         256

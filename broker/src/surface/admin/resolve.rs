@@ -40,7 +40,7 @@ pub(super) fn any(reader: &Reader, text: &str) -> Result<Named, Refusal> {
     let Ok(typed) = text.parse::<IdQuery>() else {
         return match read(reader.host(text))? {
             Some(host) => Ok(Named::Host(host.name)),
-            None => Err(absent(text)),
+            None => Err(absent(reader, text)),
         };
     };
     let asked = as_stored(typed);
@@ -57,7 +57,7 @@ pub(super) fn any(reader: &Reader, text: &str) -> Result<Named, Refusal> {
     if let (true, IdQuery::Full(uuid)) = (found.is_empty(), &asked) {
         return Ok(Named::Other(uuid.to_string()));
     }
-    only(found, text)
+    only(reader, found, text)
 }
 
 /// The task that an id belongs to: its own, or that of a credential, request, decision or receipt.
@@ -68,9 +68,14 @@ pub(super) fn task(reader: &Reader, text: &str) -> Result<TaskId, Refusal> {
         Named::Decision(id) => read(reader.decision(id))?.and_then(|row| row.task),
         Named::Grant(id) => read(reader.grant(id))?.map(|row| row.task),
         Named::Credential(id) => read(reader.credential(id))?.map(|row| row.task),
-        Named::Host(_) | Named::Other(_) => None,
+        // The receipt of a task whose rows were pruned is still there.
+        Named::Other(uuid) => match uuid.parse::<TaskId>() {
+            Ok(id) => read(reader.receipt_leaf(id))?.map(|_| id),
+            Err(_) => None,
+        },
+        Named::Host(_) => None,
     };
-    of.ok_or_else(|| absent(text))
+    of.ok_or_else(|| absent(reader, text))
 }
 
 /// A credential by its id, which is also a token's `jti`.
@@ -82,7 +87,7 @@ pub(super) fn credential(reader: &Reader, text: &str) -> Result<CredentialId, Re
         | Named::Decision(_)
         | Named::Grant(_)
         | Named::Host(_)
-        | Named::Other(_) => Err(absent(text)),
+        | Named::Other(_) => Err(absent(reader, text)),
     }
 }
 
@@ -100,8 +105,8 @@ fn as_stored(typed: IdQuery) -> IdQuery {
     }
 }
 
-fn only(mut found: Vec<Named>, text: &str) -> Result<Named, Refusal> {
-    let first = found.pop().ok_or_else(|| absent(text))?;
+fn only(reader: &Reader, mut found: Vec<Named>, text: &str) -> Result<Named, Refusal> {
+    let first = found.pop().ok_or_else(|| absent(reader, text))?;
     if found.is_empty() {
         return Ok(first);
     }
@@ -118,7 +123,16 @@ fn only(mut found: Vec<Named>, text: &str) -> Result<Named, Refusal> {
     Err(Refusal::new(Code::Conflict, detail))
 }
 
-fn absent(text: &str) -> Refusal {
+/// Nothing has this name; it may have had it.
+fn absent(reader: &Reader, text: &str) -> Refusal {
     let shown: String = text.chars().take(64).collect();
-    Refusal::new(Code::NotFound, format!("nothing here is named `{shown}`"))
+    let mut detail = format!("nothing here is named `{shown}`");
+    let is_id = text.parse::<IdQuery>().is_ok();
+    if let (true, Ok(Some((before, at)))) = (is_id, reader.pruned().map(|pruned| pruned.detail)) {
+        detail.push_str(&format!(
+            "; the detail of what was over before {before} was pruned by retention, last on {at}, and is found \
+             in the log by its whole id: ephor audit show ID"
+        ));
+    }
+    Refusal::new(Code::NotFound, detail)
 }

@@ -22,6 +22,8 @@ pub(super) struct Synthetic {
     pub(super) receipts: Vec<(TaskId, usize)>,
     /// Size of the head that is published; the tree may have grown since.
     pub(super) published: usize,
+    /// The first so many leaves have no text any more.
+    pub(super) pruned: usize,
     key: LogKey,
 }
 
@@ -31,6 +33,7 @@ impl Synthetic {
             leaves: Vec::new(),
             receipts: Vec::new(),
             published: 0,
+            pruned: 0,
             key: LogKey::generate().unwrap(),
         }
     }
@@ -85,6 +88,14 @@ impl Synthetic {
             self.push(issued);
         }
         ids
+    }
+
+    /// Issues one credential to a task, in the place of what stands there.
+    pub(super) fn issue_at(&mut self, place: usize, task: TaskId) -> CredentialId {
+        let id = self.issue(task, 1)[0];
+        self.leaves[place] = self.leaves.pop().unwrap();
+        self.published = self.leaves.len();
+        id
     }
 
     /// A receipt that tells of `told` and counts `counted`.
@@ -150,6 +161,9 @@ impl Synthetic {
         let (level, number) = path.strip_prefix("/tile/")?.split_once('/')?;
         let from = number.parse::<usize>().unwrap() * usize::from(TILE_WIDTH);
         if level == "entries" {
+            if from < self.pruned {
+                return None;
+            }
             let part = self.leaves.get(from..).unwrap_or_default();
             let part = served(part, width)?;
             let mut bundle = Vec::new();
@@ -197,7 +211,11 @@ impl Synthetic {
     }
 
     fn status(&self) -> String {
+        let pruned = serde_json::json!({
+            "before": "2026-01-01T00:00:00.000Z", "at": "2026-04-01T00:00:00.000Z", "entries": self.pruned,
+        });
         serde_json::json!({
+            "pruned": (self.pruned > 0).then_some(pruned),
             "version": "0", "trust_domain": "example.org", "installation": "inst", "epoch": 1,
             "policy_version": "6b1e", "log_key": self.vkey().to_string(), "log_size": self.leaves.len(),
             "issuer": "https://localhost", "lists_url": "http://localhost", "issuing": true,

@@ -25,13 +25,13 @@ use crate::fleet::Fleet;
 use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
-use crate::retain::{Retained, Retention};
 use crate::keys::server::Names;
 use crate::ledger::{Ledger, ReadError};
 use crate::metrics::Counted;
 use crate::policy::Snapshot;
 use crate::recover::{Backups, Paths, Readmission, Standing, former_origins, places};
 use crate::request::{Refusal, Refusals, Throttle};
+use crate::retain::{Retained, Retention};
 use crate::revoke::{Crls, Pending, StatusLists, Timers, Uses};
 use crate::tasks::Tasks;
 

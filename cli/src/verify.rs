@@ -251,7 +251,10 @@ impl Log {
         if event.event_type != RECEIPT || event.task != Some(task) {
             return Err("it is of another task, or no receipt".to_owned());
         }
-        let known = self.receipts.get(&task.to_string()).map_or(&[][..], Vec::as_slice);
+        let known = self
+            .receipts
+            .get(&task.to_string())
+            .map_or(&[][..], Vec::as_slice);
         let expected: &[u64] = match receipt.index < self.pruned {
             true => &[],
             false => &[receipt.index],

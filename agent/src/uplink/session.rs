@@ -110,6 +110,8 @@ enum Over {
 /// Keeps the connection up until told to stop.
 pub async fn run(wiring: Arc<Wiring>) {
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
+    // Whether the certificate we hold was given on a connection that then was refused.
+    let mut came_back = false;
     loop {
         let mut reached = false;
         let over = tokio::select! {
@@ -119,13 +121,16 @@ pub async fn run(wiring: Arc<Wiring>) {
         };
         if reached {
             backoff.reset();
+            came_back = false;
         }
         if is_ban(&over) {
             wiring.downlink.banned();
         }
         let wait = match over {
             Over::Stopping => return,
-            Over::Renewed => {
+            // A broker that gives certificates and takes none must not be asked without end.
+            Over::Renewed if reached || !came_back => {
+                came_back = !reached;
                 tracing::info!("connecting again with the renewed certificate");
                 continue;
             }
@@ -133,6 +138,7 @@ pub async fn run(wiring: Arc<Wiring>) {
             | Over::Call(_)
             | Over::Lost
             | Over::Banned
+            | Over::Renewed
             | Over::VersionSkew(..) => pause(&over, &mut backoff),
         };
         tracing::warn!(reason = %over, wait = ?wait, "no connection to the broker");

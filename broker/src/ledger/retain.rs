@@ -238,9 +238,9 @@ impl Reader {
     ) -> Result<Option<(u64, u64)>, ReadError> {
         let from = self.pruned()?.leaves;
         // The checkpoint of a leaf is stored with it.
-        let mut statement = self.connection()?.prepare_cached(
-            "SELECT size, time FROM checkpoint WHERE size > ?1 ORDER BY size",
-        )?;
+        let mut statement = self
+            .connection()?
+            .prepare_cached("SELECT size, time FROM checkpoint WHERE size > ?1 ORDER BY size")?;
         let mut rows = statement.query([int(from)])?;
         let mut below = from;
         while let Some(row) = rows.next()? {

@@ -23,7 +23,11 @@ fn days(days: u64) -> Ttl {
 }
 
 /// One day of a busy host: so many tasks, each with a token and an end; then the timers.
-async fn one_day(bench: &Bench, tasks: usize, retention: Option<Retention>) -> Vec<(TaskId, CredentialId)> {
+async fn one_day(
+    bench: &Bench,
+    tasks: usize,
+    retention: Option<Retention>,
+) -> Vec<(TaskId, CredentialId)> {
     let work = (0..tasks).map(|_| async {
         let (task, credential, _) = bench.token().await;
         bench.complete(task, "exited").await.unwrap();
@@ -73,30 +77,70 @@ async fn what_is_over_goes_and_its_leaves_stay() {
     // Rows and event go in one commit: one that is lost lost both, and is made again.
     bench.broker.ledger.faults().lose_next();
     bench.broker.retain(retention).await;
-    assert_eq!((counted(&bench, "task"), bench.events_of("operate.pruned").len()), (5, 0));
+    assert_eq!(
+        (
+            counted(&bench, "task"),
+            bench.events_of("operate.pruned").len()
+        ),
+        (5, 0)
+    );
     bench.broker.ledger.faults().doubt_next();
     bench.broker.retain(retention).await;
     bench.broker.retain(retention).await;
     let reader = bench.broker.ledger.reader();
-    assert!(reader.task(task).unwrap().is_none() && reader.credential(credential).unwrap().is_none());
+    assert!(
+        reader.task(task).unwrap().is_none() && reader.credential(credential).unwrap().is_none()
+    );
     assert!(reader.task(open.0).unwrap().is_some(), "its task runs");
     assert_eq!(counted(&bench, "personal"), 0);
-    for (table, kept) in [("task", 1), ("credential", 1), ("request", 1), ("decision", 1), ("grants", 1)] {
+    for (table, kept) in [
+        ("task", 1),
+        ("credential", 1),
+        ("request", 1),
+        ("decision", 1),
+        ("grants", 1),
+    ] {
         assert_eq!(counted(&bench, table), kept, "{table}");
     }
     // The log tells what was there, by task and by any id, and what went.
     let told = reader.events_of_task(task, 100).unwrap();
-    let types: Vec<String> = told.iter().map(|event| event.event().unwrap().event_type).collect();
-    for wanted in ["attest.task_opened", "decide.allowed", "issue.recorded", "prove.receipt", "prove.closed"] {
-        assert!(types.iter().any(|known| known == wanted), "{wanted}: {types:?}");
+    let types: Vec<String> = told
+        .iter()
+        .map(|event| event.event().unwrap().event_type)
+        .collect();
+    for wanted in [
+        "attest.task_opened",
+        "decide.allowed",
+        "issue.recorded",
+        "prove.receipt",
+        "prove.closed",
+    ] {
+        assert!(
+            types.iter().any(|known| known == wanted),
+            "{wanted}: {types:?}"
+        );
     }
     let about = reader.events_about(&credential.to_string(), 100).unwrap();
-    assert!(about.iter().any(|event| event.event().unwrap().event_type == "issue.recorded"));
+    assert!(
+        about
+            .iter()
+            .any(|event| event.event().unwrap().event_type == "issue.recorded")
+    );
     let told = bench.events_of("operate.pruned");
     let sum = |name: &str| -> u64 {
-        told.iter().filter_map(|event| event.facts.get(name)?.parse::<u64>().ok()).sum()
+        told.iter()
+            .filter_map(|event| event.facts.get(name)?.parse::<u64>().ok())
+            .sum()
     };
-    assert_eq!((sum("tasks"), sum("credentials"), sum("requests"), sum("texts")), (4, 4, 4, 1));
+    assert_eq!(
+        (
+            sum("tasks"),
+            sum("credentials"),
+            sum("requests"),
+            sum("texts")
+        ),
+        (4, 4, 4, 1)
+    );
     assert_eq!(sum("decisions"), 4);
     assert_eq!(told.len(), 1, "not again for what a doubtful commit took");
     // A receipt that was kept holds; a new one of the same leaf can be had.
@@ -110,7 +154,15 @@ async fn what_is_over_goes_and_its_leaves_stay() {
     let bench = bench.reopened().await;
     assert_eq!(bench.issue(asked).await.unwrap_err().code, Code::Conflict);
     let (_, fresh, _) = bench.token().await;
-    assert!(bench.broker.ledger.reader().credential(fresh).unwrap().is_some());
+    assert!(
+        bench
+            .broker
+            .ledger
+            .reader()
+            .credential(fresh)
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -123,7 +175,13 @@ async fn nothing_goes_on_a_clock_that_is_not_believed() {
     one_day(&bench, 2, None).await;
     bench.clock.step_wall_millis(30 * DAY as i64 * 1000);
     bench.broker.retain(retention).await;
-    assert_eq!((counted(&bench, "task"), bench.events_of("operate.pruned").len()), (2, 0));
+    assert_eq!(
+        (
+            counted(&bench, "task"),
+            bench.events_of("operate.pruned").len()
+        ),
+        (2, 0)
+    );
 }
 
 #[tokio::test]
@@ -141,15 +199,27 @@ async fn the_text_of_old_leaves_goes_in_whole_bundles_and_the_tree_stands() {
     }
     let reader = bench.broker.ledger.reader();
     let pruned = reader.pruned().unwrap();
-    assert!(pruned.leaves >= 256 && pruned.leaves % 256 == 0, "{pruned:?}");
-    assert!(matches!(tile(&reader, "tile/entries/000").unwrap(), Some(Found::Pruned(Some(_)))));
-    assert!(matches!(tile(&reader, "tile/0/000").unwrap(), Some(Found::Bytes(_))));
+    assert!(
+        pruned.leaves >= 256 && pruned.leaves % 256 == 0,
+        "{pruned:?}"
+    );
+    assert!(matches!(
+        tile(&reader, "tile/entries/000").unwrap(),
+        Some(Found::Pruned(Some(_)))
+    ));
+    assert!(matches!(
+        tile(&reader, "tile/0/000").unwrap(),
+        Some(Found::Bytes(_))
+    ));
     assert!(reader.receipt_leaf(old[0].0).unwrap().is_none());
     bench.verified(&receipt);
     // A task that runs keeps the leaves that its receipt is made from.
     assert!(!reader.events_of_task(running, 10).unwrap().is_empty());
     let told = bench.events_of("operate.pruned");
-    let below = told.iter().filter_map(|event| event.facts.get("entries_below")).next_back();
+    let below = told
+        .iter()
+        .filter_map(|event| event.facts.get("entries_below"))
+        .next_back();
     assert_eq!(below, Some(&pruned.leaves.to_string()));
     drop(reader);
     let copy = bench.database().with_file_name("copy.db");
@@ -188,7 +258,6 @@ async fn three_months_of_tasks_leave_a_file_that_stays_flat() {
         log: Some(days(14)),
     };
     let (pruned, kept) = (churn(Some(retention)).await, churn(None).await);
-    println!("bytes with retention {pruned:?}, without {kept:?}");
     // From the third tenth on, every retention has begun to take.
     let growth = |sizes: &[u64]| sizes[9] as f64 / sizes[2] as f64;
     assert!(growth(&pruned) < 1.5, "{pruned:?}");

@@ -469,7 +469,9 @@ fn pruned(told: bool) -> Synthetic {
     log.receipt(task_id(801), &[all, more[0]], 2);
     let mut pruning = event(ephor_proto::stage::Stage::Operate, "pruned");
     if told {
-        pruning.facts.insert("entries_below".to_owned(), "256".to_owned());
+        pruning
+            .facts
+            .insert("entries_below".to_owned(), "256".to_owned());
     }
     log.push(pruning);
     log.receipts.retain(|(_, index)| *index >= 256);

@@ -365,7 +365,13 @@ async fn what_was_pruned_is_told_as_such() {
     }
     let absent = admin(&bench, "/v1/tasks/t-0000").await.json();
     assert!(!absent["detail"].as_str().unwrap().contains("pruned"));
-    assert!(admin(&bench, "/v1/status").await.json().get("pruned").is_none());
+    assert!(
+        admin(&bench, "/v1/status")
+            .await
+            .json()
+            .get("pruned")
+            .is_none()
+    );
     let log = Some(day(30));
     let detail = day(2);
     for _ in 0..4 {
@@ -373,18 +379,35 @@ async fn what_was_pruned_is_told_as_such() {
         bench.broker.expire_due().await;
         bench.broker.prune_listings().await;
     }
-    bench.broker.retain(crate::retain::Retention { detail, log }).await;
+    bench
+        .broker
+        .retain(crate::retain::Retention { detail, log })
+        .await;
     // The rows are gone, the log is whole.
-    for path in ["/v1/tasks/t-0000".to_owned(), format!("/v1/tasks/{task}"), format!("/v1/credentials/{credential}")] {
+    for path in [
+        "/v1/tasks/t-0000".to_owned(),
+        format!("/v1/tasks/{task}"),
+        format!("/v1/credentials/{credential}"),
+    ] {
         let told = admin(&bench, &path).await;
         assert_eq!(told.status, StatusCode::NOT_FOUND, "{path}");
         let told = told.json()["detail"].as_str().unwrap().to_owned();
-        assert!(told.contains("pruned by retention") && told.contains("audit show"), "{told}");
+        assert!(
+            told.contains("pruned by retention") && told.contains("audit show"),
+            "{told}"
+        );
     }
     let receipt = admin(&bench, &format!("/v1/tasks/{task}/receipt")).await;
     bench.verified(&receipt.json().to_string());
-    let told = admin(&bench, &format!("/v1/audit/{credential}")).await.json();
-    assert!(told.as_array().unwrap().iter().any(|record| record["event"]["type"] == "issue.recorded"));
+    let told = admin(&bench, &format!("/v1/audit/{credential}"))
+        .await
+        .json();
+    assert!(
+        told.as_array()
+            .unwrap()
+            .iter()
+            .any(|record| record["event"]["type"] == "issue.recorded")
+    );
     let entries = admin(&bench, "/tile/entries/000").await;
     assert_eq!(entries.status, StatusCode::OK);
     // Then its text goes, too.
@@ -392,11 +415,22 @@ async fn what_was_pruned_is_told_as_such() {
         bench.pass_seconds(24 * 3600);
         let _ = bench.broker.clock_guard.check();
     }
-    bench.broker.retain(crate::retain::Retention { detail, log }).await;
+    bench
+        .broker
+        .retain(crate::retain::Retention { detail, log })
+        .await;
     let entries = admin(&bench, "/tile/entries/000").await;
-    assert_eq!((entries.status, &entries.json()["code"]), (StatusCode::GONE, &Value::from("pruned")));
+    assert_eq!(
+        (entries.status, &entries.json()["code"]),
+        (StatusCode::GONE, &Value::from("pruned"))
+    );
     assert_eq!(admin(&bench, "/tile/0/000").await.status, StatusCode::OK);
     let status = admin(&bench, "/v1/status").await.json();
     assert_eq!(status["pruned"]["entries"], 256);
-    assert_eq!(admin(&bench, &format!("/v1/tasks/{task}/receipt")).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        admin(&bench, &format!("/v1/tasks/{task}/receipt"))
+            .await
+            .status,
+        StatusCode::NOT_FOUND
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Measures Ephor beside bare servers on the same machine.
 #[derive(Debug, Parser)]
@@ -23,9 +23,9 @@ pub enum What {
     BareServer {
         /// Where to listen.
         socket: PathBuf,
-        /// Sign once a request.
-        #[arg(long)]
-        sign: bool,
+        /// Make and sign this once a request.
+        #[arg(long, value_enum)]
+        sign: Option<Made>,
     },
     /// A process that fetches a token, prints it and waits to be killed (internal).
     #[command(name = "__hold", hide = true)]
@@ -44,7 +44,19 @@ pub enum What {
     Worker {
         /// The socket to call.
         socket: PathBuf,
+        /// What it asks for.
+        #[arg(long, value_enum, default_value_t = Made::Token)]
+        made: Made,
     },
+}
+
+/// What is made once a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Made {
+    /// A token: one signature.
+    Token,
+    /// A certificate: a key, and one signature.
+    Certificate,
 }
 
 /// `ephor-loadtest run`
@@ -54,7 +66,7 @@ pub struct Run {
     #[arg(long, default_value = "target/release/ephor")]
     pub ephor: PathBuf,
     /// Scenarios; absent: all
-    #[arg(value_parser = ["cached", "cold", "exit", "certificate", "memory"])]
+    #[arg(value_parser = ["cached", "cold", "cold-certificate", "exit", "certificate", "memory"])]
     pub scenarios: Vec<String>,
     /// Alternating runs of each scenario and its bare twin
     #[arg(long, default_value_t = 5)]

@@ -1,5 +1,6 @@
 //! The server to compare with: the same socket, the same HTTP stack, the same requests and an
-//! answer of the same headers and length, a constant; with `--sign` one ES256 signature a request.
+//! answer of the same headers and length, a constant; with `--sign` one ES256 signature a request, or a
+//! key and a certificate for it.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ephor_crypto::jws::JwsSigner;
 use ephor_crypto::p256::SigningKey;
+use ephor_crypto::x509::{Ca, Serial, Svid};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -17,8 +19,12 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
+use crate::args::Made;
+
 /// As long as a token's answer.
 const ANSWER_BYTES: usize = 910;
+/// As long as a certificate's.
+const CERTIFICATE_ANSWER_BYTES: usize = 2_600;
 /// What a cold answer tells beside.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const TIMING: &str = "attest;dur=2.308, decide;dur=0.013, issue;dur=1.248";
@@ -26,13 +32,9 @@ const TIMING: &str = "attest;dur=2.308, decide;dur=0.013, issue;dur=1.248";
 const CLAIMS_BYTES: usize = 300;
 
 /// Serves until killed.
-pub async fn serve(socket: &Path, sign: bool) -> anyhow::Result<()> {
+pub async fn serve(socket: &Path, sign: Option<Made>) -> anyhow::Result<()> {
     let listener = UnixListener::bind(socket)?;
-    let signer = if sign {
-        Some(Arc::new(signer()?))
-    } else {
-        None
-    };
+    let signer = sign.map(Signer::new).transpose()?.map(Arc::new);
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;
@@ -54,17 +56,55 @@ pub async fn serve(socket: &Path, sign: bool) -> anyhow::Result<()> {
     }
 }
 
-fn signer() -> anyhow::Result<JwsSigner> {
-    let key = Arc::new(SigningKey::generate()?);
-    let kid = key.public_key().thumbprint();
-    Ok(JwsSigner::new(key, "JWT", &kid)?)
+/// What is made once a request.
+enum Signer {
+    Token(JwsSigner),
+    Certificate(Box<Ca>),
 }
 
-fn answer(signer: Option<&JwsSigner>) -> Response<Full<Bytes>> {
-    let claims = [b'x'; CLAIMS_BYTES];
-    let token = signer.and_then(|signer| signer.sign(&claims).ok());
-    let signed = token.is_some();
-    let length = token.map_or(ANSWER_BYTES, |token| token.len().max(ANSWER_BYTES));
+impl Signer {
+    fn new(made: Made) -> anyhow::Result<Self> {
+        match made {
+            Made::Token => {
+                let key = Arc::new(SigningKey::generate()?);
+                let kid = key.public_key().thumbprint();
+                Ok(Self::Token(JwsSigner::new(key, "JWT", &kid)?))
+            }
+            Made::Certificate => {
+                let ca = Ca::create("Bare", "bare.test", 1_700_000_000, 4_000_000_000)?;
+                Ok(Self::Certificate(Box::new(ca)))
+            }
+        }
+    }
+
+    /// Makes one; the length of an answer with it.
+    fn make(&self) -> Option<usize> {
+        match self {
+            Self::Token(signer) => {
+                let token = signer.sign(&[b'x'; CLAIMS_BYTES]).ok()?;
+                Some(token.len().max(ANSWER_BYTES))
+            }
+            Self::Certificate(ca) => {
+                let key = SigningKey::generate().ok()?;
+                let svid = Svid {
+                    spiffe_id: "spiffe://bare.test/load",
+                    dns: &[],
+                    crl: "http://127.0.0.1:8480/crl/4096",
+                    serial: &Serial::new(&[1; 18]).ok()?,
+                    not_before: 1_800_000_000,
+                    not_after: 1_800_000_300,
+                };
+                let der = ca.issue_svid(&svid, &key.public_key().spki()).ok()?;
+                Some(der.len().max(CERTIFICATE_ANSWER_BYTES))
+            }
+        }
+    }
+}
+
+fn answer(signer: Option<&Signer>) -> Response<Full<Bytes>> {
+    let made = signer.and_then(Signer::make);
+    let signed = made.is_some();
+    let length = made.unwrap_or(ANSWER_BYTES);
     let mut response = Response::new(Full::new(Bytes::from(vec![b'x'; length])));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

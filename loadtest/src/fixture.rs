@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::args::Made;
 use crate::client::Connection;
 
 /// How long the daemons may take to start.
@@ -151,13 +152,15 @@ pub struct Bare {
 
 impl Bare {
     /// Starts one.
-    pub async fn start(sign: bool) -> anyhow::Result<Self> {
+    pub async fn start(sign: Option<Made>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("ephor-bare").tempdir()?;
         let socket = dir.path().join("s");
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("__bare").arg(&socket).kill_on_drop(true);
-        if sign {
-            command.arg("--sign");
+        match sign {
+            Some(Made::Token) => drop(command.args(["--sign", "token"])),
+            Some(Made::Certificate) => drop(command.args(["--sign", "certificate"])),
+            None => {}
         }
         let server = command.spawn()?;
         listening(&socket, BARE_START_MAX)

@@ -42,7 +42,9 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::CertificateHolder { socket } => runtime
             .block_on(scenario::certificate::hold(&socket))
             .map(|()| true),
-        args::What::Worker { socket } => runtime.block_on(workers::work(&socket)).map(|()| true),
+        args::What::Worker { socket, made } => runtime
+            .block_on(workers::work(&socket, made))
+            .map(|()| true),
         args::What::Run(run) => runtime.block_on(scenario::run_all(run)),
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::args::Run;
+use crate::args::{Made, Run};
 use crate::client::Call;
 use crate::fixture::{Bare, Fixture};
 use crate::host;
@@ -89,7 +89,10 @@ pub async fn run_all(run: Run) -> anyhow::Result<bool> {
         findings.push(cached::run(&run).await?);
     }
     if asked("cold") {
-        findings.push(cold::run(&run).await?);
+        findings.push(cold::run(&run, Made::Token).await?);
+    }
+    if asked("cold-certificate") {
+        findings.push(cold::run(&run, Made::Certificate).await?);
     }
     if asked("exit") {
         findings.push(exit::run(&run).await?);

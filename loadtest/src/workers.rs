@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::args::Made;
 use crate::client::Connection;
 use crate::clock::Moment;
 use crate::host;
@@ -31,12 +32,17 @@ struct Worker {
 
 impl Workers {
     /// Starts `count` workers and waits until all are connected.
-    pub async fn start(socket: &Path, count: usize) -> anyhow::Result<Self> {
+    pub async fn start(socket: &Path, count: usize, made: Made) -> anyhow::Result<Self> {
         let mut workers = Vec::with_capacity(count);
         for _ in 0..count {
             let mut process = Command::new(std::env::current_exe()?)
                 .arg("__worker")
                 .arg(socket)
+                .arg("--made")
+                .arg(match made {
+                    Made::Token => "token",
+                    Made::Certificate => "certificate",
+                })
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .kill_on_drop(true)
@@ -84,14 +90,14 @@ impl Worker {
 }
 
 /// One worker: the process behind `__worker`.
-pub async fn work(socket: &Path) -> anyhow::Result<()> {
+pub async fn work(socket: &Path, made: Made) -> anyhow::Result<()> {
     let mut connection = Connection::unix(socket).await?;
     host::print("connected")?;
     let mut words = BufReader::new(tokio::io::stdin()).lines();
     while words.next_line().await?.is_some() {
         for number in 0..CALLS_EACH {
             connection
-                .call(&cold_call(&format!("cold {number}")))
+                .call(&cold_call(made, &format!("cold {number}")))
                 .await?;
         }
         host::print("done")?;

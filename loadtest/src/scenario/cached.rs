@@ -15,7 +15,7 @@ const CONNECTIONS: usize = 16;
 /// Throughput against bare, then latency at half of bare's rate.
 pub async fn run(run: &Run) -> anyhow::Result<Finding> {
     let fixture = Fixture::start(&run.ephor).await?;
-    let bare = Bare::start(false).await?;
+    let bare = Bare::start(None).await?;
     let call = Call::get("/v1/token?audience=load");
     let rates = alternate(run, &fixture, &bare, CONNECTIONS, &call).await?;
     let rate = median(rates.bare.clone()) / 2.0;

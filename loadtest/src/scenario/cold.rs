@@ -1,11 +1,11 @@
-//! A new token at every call: attest, decide, commit, sign, deliver.
+//! A new token or certificate at every call: attest, decide, commit, sign, deliver.
 
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::{Finding, Target};
-use crate::args::Run;
+use crate::args::{Made, Run};
 use crate::client::Call;
 use crate::fixture::{Bare, Fixture};
 use crate::host;
@@ -15,14 +15,14 @@ use crate::workers::Workers;
 const IN_FLIGHT: usize = 64;
 
 /// Rate of 64 client processes against a bare server that signs once a call, in alternation.
-pub async fn run(run: &Run) -> anyhow::Result<Finding> {
-    let bare = Bare::start(true).await?;
+pub async fn run(run: &Run, made: Made) -> anyhow::Result<Finding> {
+    let bare = Bare::start(Some(made)).await?;
     let (mut ours, mut twins, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..run.rounds {
         // A fresh store a round: what one round leaves behind must not slow the next.
         let fixture = Fixture::start(&run.ephor).await?;
         let before = (host::cpu(fixture.agent), host::cpu(fixture.broker));
-        let mut workers = Workers::start(&fixture.socket()?, IN_FLIGHT).await?;
+        let mut workers = Workers::start(&fixture.socket()?, IN_FLIGHT, made).await?;
         ours.push(workers.calls() / workers.work().await?.as_secs_f64());
         cpu.push(json!({
             "agent_us": per_call(host::cpu(fixture.agent).saturating_sub(before.0), workers.calls()),
@@ -30,7 +30,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
         }));
         drop(workers);
         fixture.stop().await?;
-        let mut workers = Workers::start(&bare.socket, IN_FLIGHT).await?;
+        let mut workers = Workers::start(&bare.socket, IN_FLIGHT, made).await?;
         twins.push(workers.calls() / workers.work().await?.as_secs_f64());
         host::say(&format!(
             "round {round}: ours {:.0}/s, bare {:.0}/s",
@@ -44,13 +44,19 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
             .map(|(ours, bare)| ours / bare)
             .collect(),
     );
-    Ok(Finding {
-        scenario: "cold",
-        targets: vec![Target::at_least(
+    let (scenario, what) = match made {
+        Made::Token => (
+            "cold",
             "cold token at 64 in flight, ratio to bare + signature",
-            0.3,
-            ratio,
-        )],
+        ),
+        Made::Certificate => (
+            "cold-certificate",
+            "cold certificate at 64 in flight, ratio to bare + key and signature",
+        ),
+    };
+    Ok(Finding {
+        scenario,
+        targets: vec![Target::at_least(what, 0.3, ratio)],
         detail: json!({
             "in_flight": IN_FLIGHT, "ours": ours, "bare": twins, "ratio": ratio, "server_cpu": cpu,
             "run_queue": host::run_queue(),
@@ -63,7 +69,12 @@ fn per_call(spent: Duration, calls: f64) -> f64 {
 }
 
 /// A request that no cache holds: the reason is part of the key.
-pub fn cold_call(reason: &str) -> Call {
-    let body = json!({ "entitlement": "identity", "parameters": { "audience": "load" }, "reason": reason });
+pub fn cold_call(made: Made, reason: &str) -> Call {
+    let body = match made {
+        Made::Token => json!({
+            "entitlement": "identity", "parameters": { "audience": "load" }, "reason": reason,
+        }),
+        Made::Certificate => json!({ "entitlement": "identity", "reason": reason }),
+    };
     Call::post("/v1/credentials", "application/json", body.to_string())
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::cold::cold_call;
 use super::{Finding, Target};
-use crate::args::Run;
+use crate::args::{Made, Run};
 use crate::client::Connection;
 use crate::fixture::Fixture;
 use crate::host;
@@ -24,7 +24,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
     let mut connection = Connection::unix(&socket).await?;
     for number in 0..AT_THE_AGENT {
         connection
-            .call(&cold_call(&format!("memory {number}")))
+            .call(&cold_call(Made::Token, &format!("memory {number}")))
             .await?;
     }
     let agent = host::resident(fixture.agent) as f64 / MIB;
@@ -42,7 +42,7 @@ pub async fn run(run: &Run) -> anyhow::Result<Finding> {
     let mut live = AT_THE_AGENT;
     while live < run.live {
         let host = hosts.get(live / A_HOST).context("a host")?;
-        let mut workers = Workers::start(&host.socket, WORKERS_AT_ONCE).await?;
+        let mut workers = Workers::start(&host.socket, WORKERS_AT_ONCE, Made::Token).await?;
         workers.work().await?;
         live += WORKERS_AT_ONCE * CALLS_EACH;
         // Dismissed only at the end: credentials live as long as their process.

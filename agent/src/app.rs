@@ -1,9 +1,10 @@
 //! What the parts of the agent share, and the one order in which they start and stop.
 
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use ephor_crypto::tls::{
@@ -19,6 +20,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::complete::TaskTable;
 use crate::config::{Config, PeerPidfd};
 use crate::deliver::certificates::Certificates;
+use crate::handover::{self, Given, Giver, Taken, Told};
 use crate::hold::Hold;
 use crate::hold::entry::Now;
 use crate::hold::renew::Renewer;
@@ -29,6 +31,7 @@ use crate::prove::Receipts;
 use crate::supervise::{self, Inherited};
 use crate::surface::api::Api;
 use crate::surface::listener::{self, Threads};
+use crate::surface::pause::{Parked, Pause};
 use crate::surface::quota::Quota;
 use crate::tasks::Tasks;
 use crate::uplink::checkpoint::Highest;
@@ -79,7 +82,7 @@ pub struct Agent {
     pub epochs: AtomicU32,
     correlation: NewCorrelation,
     /// Held while this runs: two agents on one state would undo each other's journal.
-    _state_lock: File,
+    state_lock: File,
 }
 
 /// What is known of a task's standing at the broker.
@@ -143,9 +146,18 @@ impl Agent {
     /// # Errors
     /// When the journal cannot be opened or the kernel cannot watch.
     pub fn start(parts: Parts) -> Result<Arc<Self>, StartError> {
+        let lock = lock_state(&parts.state_dir)?;
+        Self::start_with(parts, lock, Vec::new())
+    }
+
+    /// As [`Self::start`], with the lock of the state directory and what another agent held.
+    fn start_with(
+        parts: Parts,
+        state_lock: File,
+        told: Vec<Told>,
+    ) -> Result<Arc<Self>, StartError> {
         let host_error = |error: &dyn std::fmt::Display| StartError::Host(error.to_string());
         let clock = Arc::clone(&parts.clock);
-        let state_lock = lock_state(&parts.state_dir)?;
         let (journal, unfinished) =
             Journal::open(&parts.state_dir.join("journal")).map_err(|error| host_error(&error))?;
         let started = TaskTable::start(journal.clone(), parts.tasks.clone(), Arc::clone(&clock));
@@ -179,11 +191,12 @@ impl Agent {
             revoked: DashMap::default(),
             epochs: AtomicU32::new(0),
             correlation,
-            _state_lock: state_lock,
+            state_lock,
             clock,
             tasks: parts.tasks,
         });
         agent.adopt(unfinished);
+        handover::install(&agent, told);
         let wiring = Wiring {
             uplink: agent.uplink.clone(),
             connect: parts.connect,
@@ -231,6 +244,12 @@ impl Agent {
     #[must_use]
     pub fn problem(&self, code: Code, detail: impl Into<String>) -> Problem {
         Problem::new(code, (self.correlation)(), detail)
+    }
+
+    /// Held while this runs, and by who takes over after it.
+    #[must_use]
+    pub fn state_lock(&self) -> &File {
+        &self.state_lock
     }
 
     /// Both clocks.
@@ -334,31 +353,36 @@ impl Agent {
     }
 }
 
-/// Runs the agent of this host until it is told to stop.
+/// Runs the agent of this host until it is told to stop or has handed over. With `take_over` it takes
+/// over from the agent that runs, if one does.
 ///
 /// # Errors
-/// When it cannot start; nothing was served then.
+/// When it cannot start; nothing was served then, and who was to hand over goes on.
 pub async fn run(
     config: Config,
     ready_file: Option<&Path>,
     inherited: Inherited,
+    take_over: bool,
 ) -> Result<(), StartError> {
+    let not_taken = |error| StartError::Config(format!("not taken over: {error}"));
+    let offered = match take_over {
+        true => handover::ask(&config.state_dir).map_err(not_taken)?,
+        false => None,
+    };
     let parts = parts(&config)?;
     let tasks = parts.tasks.clone();
-    // Bound before anything of the broker's is asked for: a second agent must not take over.
-    let sockets = Sockets::open(&config, inherited)?;
     let threads = Threads::start(&tasks)
         .map_err(|error| StartError::Host(format!("starting threads: {error}")))?;
-    let agent = Agent::start(parts)?;
-    let api = Arc::new(Api(Arc::clone(&agent)));
-    tasks.spawn_vital(
-        "surface.listener",
-        listener::run(sockets.callers, api, tasks.clone(), threads),
-    );
-    if let Some(listener) = sockets.metrics {
-        let told = metrics::serve(listener, Arc::clone(&agent));
-        tasks.spawn_vital("metrics", told);
-    }
+    // Bound before anything of the broker's is asked for: a second agent must not take over.
+    let (sockets, agent) = match offered {
+        None => (Sockets::open(&config, inherited)?, Agent::start(parts)?),
+        Some(offered) => {
+            let taken = offered.begin().map_err(not_taken)?;
+            let (sockets, lock, told) = Sockets::taken(taken)?;
+            (sockets, Agent::start_with(parts, lock, told)?)
+        }
+    };
+    let given = sockets.serve(&config, &agent, threads)?;
     if let Some(path) = ready_file {
         write_ready(path, &config.socket)
             .map_err(|error| StartError::Host(format!("writing {}: {error}", path.display())))?;
@@ -379,22 +403,94 @@ pub async fn run(
     if !tasks.finish(limits::STOP_WITHIN).await {
         tracing::warn!("some work did not end in time and was cut off");
     }
-    // The service manager's stays: callers wait there for the next start.
-    if sockets.own {
-        let _ = std::fs::remove_file(&config.socket);
+    match given.outcome.get() {
+        // The successor's now.
+        Some(Given::Taken) => stopped,
+        Some(Given::Lost) => Err(StartError::Host(
+            "the successor died when it was to begin; start this agent again".to_owned(),
+        )),
+        None => {
+            // The service manager's stays: callers wait there for the next start.
+            if given.own_socket {
+                let _ = std::fs::remove_file(&config.socket);
+            }
+            stopped
+        }
     }
-    stopped
+}
+
+/// Whether and how this agent gave its sockets away.
+struct Giving {
+    outcome: Arc<OnceLock<Given>>,
+    own_socket: bool,
 }
 
 /// Where this agent listens.
 struct Sockets {
     callers: tokio::net::UnixListener,
     metrics: Option<tokio::net::TcpListener>,
-    /// Made here, not by the service manager.
+    /// Made by an agent, not by the service manager.
     own: bool,
+    /// Connections to go on with.
+    connections: Vec<Parked>,
 }
 
 impl Sockets {
+    /// Those of the agent before, with the rest of what it gave.
+    fn taken(taken: Taken) -> Result<(Self, File, Vec<Told>), StartError> {
+        let error = |error: &dyn std::fmt::Display| {
+            StartError::Host(format!("a socket that was handed over: {error}"))
+        };
+        let metrics = taken.metrics.map(tokio::net::TcpListener::from_std);
+        let sockets = Self {
+            callers: listener::adopt(taken.callers).map_err(|why| error(&why))?,
+            metrics: metrics.transpose().map_err(|why| error(&why))?,
+            own: taken.own_socket,
+            connections: taken.connections,
+        };
+        Ok((sockets, taken.lock, taken.held))
+    }
+
+    /// Serves callers, metrics and successors.
+    fn serve(
+        self,
+        config: &Config,
+        agent: &Arc<Agent>,
+        threads: Threads,
+    ) -> Result<Giving, StartError> {
+        let copy = |socket: BorrowedFd<'_>| {
+            let copied = socket.try_clone_to_owned();
+            copied.map_err(|error| StartError::Host(format!("copying a socket: {error}")))
+        };
+        let giving = Giving {
+            outcome: Arc::default(),
+            own_socket: self.own,
+        };
+        let pause = Pause::with(self.connections);
+        let giver = Giver {
+            agent: Arc::clone(agent),
+            pause: pause.clone(),
+            callers: copy(self.callers.as_fd())?,
+            metrics: (self.metrics.as_ref())
+                .map(|listener| copy(listener.as_fd()))
+                .transpose()?,
+            own_socket: self.own,
+            state_dir: config.state_dir.clone(),
+            given: Arc::clone(&giving.outcome),
+        };
+        let (tasks, api) = (&agent.tasks, Arc::new(Api(Arc::clone(agent))));
+        tasks.spawn_vital(
+            "surface.listener",
+            listener::run(self.callers, api, tasks.clone(), threads, pause),
+        );
+        if let Some(listener) = self.metrics {
+            let told = metrics::serve(listener, Arc::clone(agent));
+            tasks.spawn_vital("metrics", told);
+        }
+        tasks.spawn("handover", giver.run());
+        Ok(giving)
+    }
+
     /// Those that were passed to us, else new ones.
     fn open(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
         let passed = |name: &str, error: std::io::Error| {
@@ -430,6 +526,7 @@ impl Sockets {
             callers,
             metrics,
             own,
+            connections: Vec::new(),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! touches a file on a file system that a user mounted, and never takes a pid alone for a
 //! process. What it cannot read it leaves out; what it can read but not trust it refuses.
 
+mod again;
 mod ancestor;
 mod cgroup;
 mod descriptor;
@@ -23,6 +24,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use again::attest_again;
 pub use ancestor::{ancestors, attest_ancestor, descends_from};
 pub use cgroup::{Placement, UnitRun, is_running, leader};
 pub use descriptor::named_by_descriptor;

@@ -83,6 +83,10 @@ struct RunArgs {
     /// The socket that callers use.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Take over sockets, memory and open connections from the agent that runs, if one does; it
+    /// ends then.
+    #[arg(long)]
+    take_over: bool,
     /// Write {"pid", "socket"} here, atomically, once serving.
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
@@ -182,11 +186,11 @@ fn execute(command: Command) -> Result<(), Failure> {
                 };
                 stop_when_stdin_ends().map_err(failed)?;
             }
-            block_on(app::run(config, args.ready_file.as_deref(), inherited))?.map_err(|error| {
-                Failure {
-                    code: CONFIG,
-                    text: error.to_string(),
-                }
+            let ready_file = args.ready_file.as_deref();
+            let ended = block_on(app::run(config, ready_file, inherited, args.take_over))?;
+            ended.map_err(|error| Failure {
+                code: CONFIG,
+                text: error.to_string(),
             })
         }
     }

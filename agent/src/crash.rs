@@ -26,6 +26,11 @@ pub const POINTS: &[&str] = &[
     "complete.before_send",
     "complete.sent",
     "complete.closed",
+    "handover.offered",
+    "handover.received",
+    "handover.journal_closed",
+    "handover.given",
+    "handover.taken",
 ];
 
 /// Marks a crash point by its name in [`POINTS`]; an unknown name does not compile.

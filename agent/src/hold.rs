@@ -330,6 +330,36 @@ impl Hold {
         listed.unwrap_or_default()
     }
 
+    /// Everything held that is good at `now`, for an agent that takes over.
+    #[must_use]
+    pub fn all(&self, now: Boottime) -> Vec<(TaskId, Arc<Key>, Arc<Held>)> {
+        let mut all = Vec::new();
+        for task in self.tasks() {
+            let of_task = self.list(task, now).into_iter();
+            all.extend(of_task.map(|(key, held)| (task, key, held)));
+        }
+        all
+    }
+
+    /// Puts in what another agent held. False when the task ended, or has something there.
+    #[must_use]
+    pub fn put(&self, task: TaskId, key: &Arc<Key>, held: &Arc<Held>) -> bool {
+        let mut guard = self
+            .inner
+            .tasks
+            .entry(task)
+            .or_insert_with(|| TaskHold::Open(Slots::default()));
+        let TaskHold::Open(slots) = guard.value_mut() else {
+            return false;
+        };
+        if slots.len() >= limits::CREDENTIALS_PER_TASK || slots.contains_key(key) {
+            return false;
+        }
+        slots.insert(Arc::clone(key), State::Held(Arc::clone(held)));
+        self.inner.held.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
     /// Answers served from memory since the start.
     #[must_use]
     pub fn served(&self) -> u64 {

@@ -21,12 +21,12 @@ pub use file::OpenError;
 pub use record::{ExeHandle, ProcessHandle, Record, TaskOpened, Unfinished, UnitHandle};
 
 use crate::limits::JOURNAL_QUEUED;
-use writer::{Job, Writer};
+use writer::{Ask, Job, Writer};
 
 /// The journal. Clones share its thread, which ends with the last of them.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    jobs: SyncSender<Job>,
+    jobs: SyncSender<Ask>,
 }
 
 /// Why a record is not durable.
@@ -94,8 +94,21 @@ impl Journal {
     /// When the queue is full or the writer has ended.
     pub fn append(&self, record: Record) -> Result<Written, JournalError> {
         let (fate, written) = watch::channel(None);
-        match self.jobs.try_send(Job { record, fate }) {
+        match self.jobs.try_send(Ask::Write(Job { record, fate })) {
             Ok(()) => Ok(Written(written)),
+            Err(TrySendError::Full(_)) => Err(JournalError::Busy),
+            Err(TrySendError::Disconnected(_)) => Err(JournalError::Broken),
+        }
+    }
+    /// Makes durable what was handed in, and writes nothing from then on: another agent takes the
+    /// file over. Records that come later are refused.
+    ///
+    /// # Errors
+    /// When the writer is too busy to be told, which changes nothing, or the disk failed before.
+    pub async fn close(&self) -> Result<(), JournalError> {
+        let (fate, written) = watch::channel(None);
+        match self.jobs.try_send(Ask::Close(fate)) {
+            Ok(()) => Written(written).durable().await,
             Err(TrySendError::Full(_)) => Err(JournalError::Busy),
             Err(TrySendError::Disconnected(_)) => Err(JournalError::Broken),
         }

@@ -18,6 +18,7 @@ pub mod cli; //       `ephor-agent join | run | check-config`
 pub mod clock; //     the only place that reads a clock
 pub mod config; //    file, environment, flags
 pub mod crash; //     crash points for the fault tests
+pub mod handover; // memory and sockets to a successor, without a gap
 pub mod harden; //    own user, few rights, few system calls
 pub mod limits; //    every bound, by name
 pub mod metrics; //   what is counted, and the listener that tells it

@@ -43,6 +43,14 @@ pub const MAX_GROUPS: usize = 65_536;
 /// How long a stop waits for the agent's own tasks.
 pub const STOP_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a hand-over waits for requests that are being answered; those that wait for the broker
+/// for longer are answered by the agent that hands over.
+pub const HANDOVER_PAUSE: Duration = Duration::from_millis(500);
+/// Longest silence of the other agent at a hand-over.
+pub const HANDOVER_SILENCE: Duration = Duration::from_secs(5);
+/// Largest message of a hand-over, in bytes: one answer with its certificates and keys.
+pub const MAX_HANDOVER_FRAME: usize = 1024 * 1024;
+
 /// Port of a broker whose URL names none.
 pub const BROKER_PORT: u16 = 8443;
 /// How long making a connection to the broker may take, TLS included.

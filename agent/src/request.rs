@@ -13,6 +13,7 @@ use ephor_proto::http::agent::{Bind, CredentialRequest};
 use ephor_proto::id::{RequestId, TaskId};
 use ephor_proto::limits::MAX_REASON_LEN;
 use ephor_proto::problem::Code;
+use ephor_proto::task_rule::Process;
 use ephor_proto::ttl::parse_seconds;
 
 use crate::attest::Fingerprint;
@@ -121,6 +122,8 @@ pub trait Identity: Send + Sync {
     /// # Errors
     /// Why it cannot be hashed, safe to be told.
     fn hashed_evidence(&self) -> Result<v1::Evidence, String>;
+    /// Which process it is, for an agent that takes over; none when it cannot be found again.
+    fn process(&self) -> Option<Process>;
 }
 
 impl Requested {

@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod listener;
+pub mod pause;
 pub mod peer;
 pub mod quota;

@@ -173,6 +173,49 @@ impl Installation {
         started
     }
 
+    /// Starts a second agent, which takes over from the one that runs, and waits until it is ready
+    /// or has ended. See [`Self::put_in_place`].
+    ///
+    /// # Errors
+    /// When it neither gets ready nor ends.
+    pub fn start_successor(
+        &self,
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<(Daemon, Started)> {
+        let ready = self.path("agent.ready");
+        let _ = std::fs::remove_file(&ready);
+        let mut command = self.agent_command();
+        command
+            .args(["run", "--take-over", "--ready-file"])
+            .arg(&ready)
+            .envs(environment.iter().copied());
+        let mut successor = Daemon::start(command, &self.path("agent.log"))?;
+        let started = successor.wait_started(|| ready.exists())?;
+        Ok((successor, started))
+    }
+
+    /// Makes this the agent; gives the one before.
+    pub fn put_in_place(&self, agent: Daemon) -> Option<Daemon> {
+        self.slot(Side::Agent).replace(agent)
+    }
+
+    /// A restart of the agent by hand-over: the one before ends with 0.
+    ///
+    /// # Errors
+    /// When the successor does not take over, or the one before does not end cleanly.
+    pub fn hand_over(&self) -> anyhow::Result<()> {
+        let (successor, started) = self.start_successor(&[])?;
+        anyhow::ensure!(
+            started == Started::Ready,
+            "{started:?}; {}",
+            successor.tail()
+        );
+        let mut before = self.put_in_place(successor).context("no agent before")?;
+        let ended = wait::until("the agent before ends", SETTLE, || before.ended())?;
+        anyhow::ensure!(ended.success(), "{ended}; {}", before.tail());
+        Ok(())
+    }
+
     /// `kill -9`.
     ///
     /// # Errors

@@ -26,7 +26,8 @@
 //! | broker killed while a policy takes another one's place | `crash::killed_while_a_policy_takes_another_ones_place` |
 //! | fsync error | `disk::a_failed_flush_ends_the_broker` |
 //! | frozen broker, frozen agent | `frozen::*`; broker `fleet::tests::a_broker_that_stood_still_blames_nobody` |
-//! | agent killed and started again | `away::agent_killed_and_started_again_adopts_and_completes` |
+//! | agent handed over to a successor, five times under load, once without a broker; `kill -9` of either at every step; strangers | `handover::*` |
+//! | agent killed and started again; what its callers notice | `handover::after_kill_9_a_caller_that_asks_again_is_served`, `away::agent_killed_and_started_again_adopts_and_completes` |
 //! | damaged database, newer schema, one bad row | `start::*` |
 //! | every key rotated twice under load, `kill -9` at every crash point of it, hosts that were off meanwhile | `rotate::*` |
 

@@ -20,6 +20,8 @@ mod disk;
 mod files;
 #[path = "faults/frozen.rs"]
 mod frozen;
+#[path = "faults/handover.rs"]
+mod handover;
 #[path = "faults/heads.rs"]
 mod heads;
 #[path = "faults/metrics.rs"]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ephor_crypto::digest::hex;
 use ephor_proto::grpc::v1;
 use ephor_proto::http::agent as http;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::cgroup::Placement;
 use super::error::AttestError;
@@ -47,7 +48,7 @@ pub struct Evidence {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint(Arc<Traits>);
 
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Traits {
     uid: u32,
     gid: u32,
@@ -206,7 +207,25 @@ fn same_executable(peer: &Peer, before: &Attested) -> Result<(), AttestError> {
     }
 }
 
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+/// As another agent of this host saw it, at a hand-over.
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Traits::deserialize(deserializer).map(|traits| Self(Arc::new(traits)))
+    }
+}
+
 impl Fingerprint {
+    /// How who it is of was held.
+    pub(super) fn held_by(&self) -> Held {
+        self.0.held_by
+    }
+
     fn of(evidence: &Evidence, foreign: Foreign) -> Self {
         Self(Arc::new(Traits {
             uid: evidence.uid,

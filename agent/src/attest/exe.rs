@@ -3,13 +3,14 @@
 use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
+use serde::{Deserialize, Serialize};
 
 use super::error::AttestError;
 use super::process::HeldProcess;
 
 /// What tells one content of a file from another without reading it. The ctime cannot be set
 /// by its owner, unlike the mtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileId {
     /// Device, major number above minor.
     pub dev: u64,
@@ -42,7 +43,7 @@ impl FileId {
 }
 
 /// The executable that a process runs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Exe {
     /// Target of `/proc/PID/exe` without the kernel's mark of deletion; empty when not UTF-8.
     pub path: String,

@@ -4,12 +4,14 @@
 //! The host's mounts are those of process 1: a service manager that protects the agent's file
 //! system gives it a mount namespace of its own, and paths are not looked up there.
 
+use serde::{Deserialize, Serialize};
+
 use super::error::AttestError;
 use super::mounts::mounts;
 use super::process::HeldProcess;
 
 /// What differs from the host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Foreign {
     pub(super) user: bool,
     pub(super) mount: bool,

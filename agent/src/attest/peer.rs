@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
+use serde::{Deserialize, Serialize};
 
 use super::error::AttestError;
 use super::process::HeldProcess;
@@ -21,7 +22,7 @@ pub enum Mode {
 }
 
 /// How a peer is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Held {
     /// By the connection's own pidfd.
     Pidfd,

@@ -157,6 +157,22 @@ pub struct Held {
     flat: OnceLock<Bytes>,
 }
 
+/// What another agent tells of one that it held; see [`Held`].
+pub struct Again {
+    /// See [`Held`].
+    pub request: RequestId,
+    /// See [`Held`].
+    pub decision: DecisionId,
+    /// See [`Held`].
+    pub subject: String,
+    /// See [`Held`].
+    pub credentials: Vec<HeldCredential>,
+    /// See [`Held`]; boot clocks of one host are the same for both agents.
+    pub lifetime: Lifetime,
+    /// See [`Held`].
+    pub cost: Cost,
+}
+
 /// Why an answer of the broker cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum BadAnswer {
@@ -234,6 +250,23 @@ impl Held {
             full,
             flat,
         })
+    }
+
+    /// As another agent of this host held it.
+    #[must_use]
+    pub fn again(parts: Again, asker: Arc<Asker>) -> Self {
+        Self {
+            request: parts.request,
+            decision: parts.decision,
+            subject: parts.subject,
+            credentials: parts.credentials,
+            lifetime: parts.lifetime,
+            cost: parts.cost,
+            task: asker.task.id,
+            asker,
+            full: OnceLock::new(),
+            flat: OnceLock::new(),
+        }
     }
 
     /// Whether its credentials are certificates, among others.

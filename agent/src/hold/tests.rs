@@ -41,6 +41,9 @@ impl Identity for Present {
     fn hashed_evidence(&self) -> Result<v1::Evidence, String> {
         Ok(v1::Evidence::default())
     }
+    fn process(&self) -> Option<ephor_proto::task_rule::Process> {
+        None
+    }
 }
 
 fn fingerprint() -> Fingerprint {

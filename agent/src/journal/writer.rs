@@ -14,6 +14,14 @@ use super::record::{Live, Record, Unfinished};
 use crate::crash_point;
 use crate::limits::{JOURNAL_COMPACT_BYTES, JOURNAL_GROUP};
 
+/// What the writer is asked.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Write(Job),
+    /// Write what came before, then nothing ever again.
+    Close(watch::Sender<Option<Result<(), JournalError>>>),
+}
+
 /// A record and who waits for its fate.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -60,15 +68,30 @@ impl Writer {
         Ok((writer, unfinished))
     }
 
-    pub(super) fn run(mut self, queue: &Receiver<Job>) {
+    pub(super) fn run(mut self, queue: &Receiver<Ask>) {
         while let Ok(first) = queue.recv() {
-            let mut group = vec![first];
-            while group.len() < JOURNAL_GROUP
-                && let Ok(next) = queue.try_recv()
-            {
-                group.push(next);
+            let (mut group, mut closed, mut next) = (Vec::new(), None, Some(first));
+            while let Some(ask) = next {
+                match ask {
+                    Ask::Write(job) => group.push(job),
+                    Ask::Close(fate) => {
+                        closed = Some(fate);
+                        break;
+                    }
+                }
+                let more = group.len() < JOURNAL_GROUP;
+                next = if more { queue.try_recv().ok() } else { None };
             }
             self.write_group(group);
+            if let Some(fate) = closed {
+                let fine = if self.broken {
+                    Err(JournalError::Broken)
+                } else {
+                    Ok(())
+                };
+                fate.send_replace(Some(fine));
+                return;
+            }
             self.compact_if_large();
         }
     }
@@ -82,6 +105,9 @@ impl Writer {
         });
         for job in refused {
             job.fate.send_replace(Some(Err(JournalError::Refused)));
+        }
+        if framed.is_empty() {
+            return;
         }
         let result = self.make_durable(&bytes);
         if result.is_ok() {

@@ -8,6 +8,7 @@ pub mod caller;
 pub mod headers;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Agent;
@@ -36,7 +36,8 @@ use crate::limits;
 use crate::metrics::STAGES;
 use crate::request::{BadRequest, Requested, query};
 use crate::revoke;
-use crate::surface::listener::{Activity, Serve};
+use crate::surface::listener::{Activity, Opened, Serve};
+use crate::surface::pause::{Parked, Pause};
 use crate::surface::peer::PeerStream;
 use crate::uplink::{CallError, Link};
 use answer::Answer;
@@ -48,20 +49,23 @@ pub struct Api(pub Arc<Agent>);
 impl Serve for Api {
     async fn serve(
         self: Arc<Self>,
-        stream: UnixStream,
+        opened: Opened,
         activity: Arc<Activity>,
         drain: CancellationToken,
-    ) {
-        let stream = match PeerStream::new(stream, self.0.mode) {
+        pause: Pause,
+    ) -> Option<Parked> {
+        let stream = match PeerStream::new(opened.stream, opened.ahead, self.0.mode) {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::info!(%error, "a connection was refused: its peer cannot be held");
-                return;
+                return None;
             }
         };
-        let caller = Arc::new(Caller::new(Arc::clone(&self.0), stream.speaker().clone()));
+        let speaker = stream.speaker().clone();
+        let caller = Arc::new(Caller::new(Arc::clone(&self.0), speaker.clone()));
+        let counted = Arc::clone(&activity);
         let service = service_fn(move |request| {
-            let (caller, activity) = (Arc::clone(&caller), Arc::clone(&activity));
+            let (caller, activity) = (Arc::clone(&caller), Arc::clone(&counted));
             async move {
                 activity.begin();
                 let response = respond(&caller, request).await;
@@ -71,23 +75,36 @@ impl Serve for Api {
         });
         // hyper's own timeout would arm a timer for every request; the listener's watchdog has one
         // for the connection.
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(None)
             .max_buf_size(MAX_HEADER_BYTES)
             .max_headers(limits::HEADER_LINES)
             .serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = drain.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let paused = tokio::select! {
+            ended = &mut connection => {
+                closed(ended);
+                return None;
             }
+            () = drain.cancelled() => None,
+            () = pause.becomes(true) => Some(activity.look()),
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection was closed");
+        if paused.is_some() {
+            speaker.goes_on();
         }
+        Pin::new(&mut connection).graceful_shutdown();
+        let ended = (&mut connection).await;
+        let is_whole = ended.is_ok() && speaker.refused().is_none();
+        closed(ended);
+        let (begun, answered) = paused?;
+        // An answer made since then said that the connection closes.
+        if !is_whole || begun != answered || activity.look() != (begun, answered) {
+            return None;
+        }
+        let parts = connection.into_parts();
+        let stream = parts.io.into_inner().into_std().ok()?;
+        let ahead = parts.read_buf;
+        Some(Parked { stream, ahead })
     }
 
     fn too_many(&self) -> Vec<u8> {
@@ -96,6 +113,12 @@ impl Serve for Api {
             "this user has too many connections to the agent; close some",
         );
         answer::raw(&problem)
+    }
+}
+
+fn closed(ended: Result<(), hyper::Error>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection was closed");
     }
 }
 

@@ -4,7 +4,7 @@
 //! connection that does not send a whole request in time is closed, and so is an idle one.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::num::NonZero;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
@@ -12,11 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits;
+use crate::surface::pause::{Parked, Pause};
 use crate::surface::quota::Quota;
 use crate::tasks::Tasks;
 
@@ -166,16 +169,26 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 
 /// Serves one accepted connection until it ends.
 pub trait Serve: Send + Sync + 'static {
-    /// Runs the connection. `activity` is to be told of requests; when `drain` is
-    /// cancelled the request on its way is answered and then the connection closed.
+    /// Runs the connection, which begins with the bytes `ahead`. `activity` is to be told of
+    /// requests; when `drain` is cancelled the request on its way is answered and then the
+    /// connection closed; at a pause the connection is given back, unless it had to be closed.
     fn serve(
         self: Arc<Self>,
-        stream: UnixStream,
+        opened: Opened,
         activity: Arc<Activity>,
         drain: CancellationToken,
-    ) -> impl Future<Output = ()> + Send;
+        pause: Pause,
+    ) -> impl Future<Output = Option<Parked>> + Send;
     /// The bytes of an answer to a uid that has too many connections.
     fn too_many(&self) -> Vec<u8>;
+}
+
+/// A connection to be served.
+pub struct Opened {
+    /// The connection.
+    pub stream: UnixStream,
+    /// What was read from it already.
+    pub ahead: Bytes,
 }
 
 /// What a connection's watchdog looks at: starts and ends of requests.
@@ -196,7 +209,9 @@ impl Activity {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn look(&self) -> (u64, u64) {
+    /// Requests begun and answered.
+    #[must_use]
+    pub fn look(&self) -> (u64, u64) {
         (
             self.started.load(Ordering::Relaxed),
             self.ended.load(Ordering::Relaxed),
@@ -231,53 +246,102 @@ impl Threads {
     }
 }
 
-/// Accepts until told to stop, then drains.
-pub async fn run<S: Serve>(listener: UnixListener, serve: Arc<S>, tasks: Tasks, threads: Threads) {
-    let mut threads = threads.0.iter().cycle();
+/// Accepts until told to stop, then drains. At a pause it accepts nothing and waits.
+pub async fn run<S: Serve>(
+    listener: UnixListener,
+    serve: Arc<S>,
+    tasks: Tasks,
+    threads: Threads,
+    pause: Pause,
+) {
     let stop = tasks.stop().clone();
-    let quota = Quota::new(limits::CONNECTIONS_PER_UID, limits::CONNECTIONS);
+    let mut door = Door {
+        threads: threads.0.into_iter().cycle(),
+        quota: Quota::new(limits::CONNECTIONS_PER_UID, limits::CONNECTIONS),
+        serve,
+        tasks,
+        pause,
+    };
     loop {
+        if door.pause.is_asked() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = door.pause.becomes(false) => {}
+            }
+        }
+        for parked in door.pause.take() {
+            door.open(parked.stream, parked.ahead);
+        }
         let accepted = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
+            () = door.pause.becomes(true) => continue,
+            () = door.pause.laid_aside() => continue,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        match accepted.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => door.open(stream, Bytes::new()),
             Err(error) => {
                 // Out of descriptors, mostly: accepting again at once would only spin.
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(limits::ACCEPT_PAUSE).await;
-                continue;
             }
+        }
+    }
+}
+
+/// Lets connections in.
+struct Door<S> {
+    threads: std::iter::Cycle<std::vec::IntoIter<Handle>>,
+    quota: Quota,
+    serve: Arc<S>,
+    tasks: Tasks,
+    pause: Pause,
+}
+
+impl<S: Serve> Door<S> {
+    fn open(&mut self, stream: StdStream, ahead: Bytes) {
+        let Ok(peer) = getsockopt(&stream, sockopt::PeerCredentials) else {
+            return;
         };
-        let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else {
-            continue;
-        };
-        let Some(place) = quota.take(uid) else {
+        let uid = peer.uid();
+        let Some(place) = self.quota.take(uid) else {
             tracing::warn!(uid, "refused a connection: this uid or all have too many");
             // Best effort: a caller that does not read is not waited for.
-            let _ = stream.try_write(&serve.too_many());
-            continue;
+            let _ = (&stream).write(&self.serve.too_many());
+            return;
         };
-        let (Some(thread), Ok(stream)) = (threads.next(), stream.into_std()) else {
-            continue;
+        let Some(thread) = self.threads.next() else {
+            return;
         };
-        let (serve, drain) = (Arc::clone(&serve), stop.child_token());
-        tasks.spawn_on(thread, "surface.connection", async move {
-            let _place = place;
-            match UnixStream::from_std(stream) {
-                Ok(stream) => watched(serve, stream, drain).await,
-                Err(error) => tracing::warn!(%error, "a connection could not be watched"),
-            }
-        });
+        let (serve, drain) = (Arc::clone(&self.serve), self.tasks.stop().child_token());
+        let (pause, counted) = (self.pause.clone(), self.pause.serving());
+        self.tasks
+            .spawn_on(&thread, "surface.connection", async move {
+                let _held = (place, counted);
+                let opened = match UnixStream::from_std(stream) {
+                    Ok(stream) => Opened { stream, ahead },
+                    Err(error) => {
+                        return tracing::warn!(%error, "a connection could not be watched");
+                    }
+                };
+                if let Some(parked) = watched(serve, opened, drain, pause.clone()).await {
+                    pause.park(parked);
+                }
+            });
     }
 }
 
 /// A connection and its watchdog: the first request must come soon, the next ones within the
 /// idle time, and none may take for ever.
-async fn watched<S: Serve>(serve: Arc<S>, stream: UnixStream, drain: CancellationToken) {
+async fn watched<S: Serve>(
+    serve: Arc<S>,
+    opened: Opened,
+    drain: CancellationToken,
+    pause: Pause,
+) -> Option<Parked> {
     let activity = Arc::new(Activity::default());
-    let connection = serve.serve(stream, Arc::clone(&activity), drain);
+    let connection = serve.serve(opened, Arc::clone(&activity), drain, pause);
     let watchdog = async {
         tokio::time::sleep(limits::FIRST_REQUEST).await;
         let mut before = activity.look();
@@ -294,8 +358,8 @@ async fn watched<S: Serve>(serve: Arc<S>, stream: UnixStream, drain: Cancellatio
         }
     };
     tokio::select! {
-        () = connection => {}
-        () = watchdog => {}
+        parked = connection => parked,
+        () = watchdog => None,
     }
 }
 
@@ -343,15 +407,20 @@ mod tests {
     impl Serve for Echo {
         async fn serve(
             self: Arc<Self>,
-            mut stream: UnixStream,
+            Opened { mut stream, ahead }: Opened,
             activity: Arc<Activity>,
             drain: CancellationToken,
-        ) {
+            pause: Pause,
+        ) -> Option<Parked> {
             let mut byte = [0];
             loop {
                 tokio::select! {
-                    () = drain.cancelled() => return,
-                    read = stream.read(&mut byte) => if !matches!(read, Ok(1)) { return },
+                    () = drain.cancelled() => return None,
+                    () = pause.becomes(true) => {
+                        let stream = stream.into_std().ok()?;
+                        return Some(Parked { stream, ahead });
+                    }
+                    read = stream.read(&mut byte) => if !matches!(read, Ok(1)) { return None },
                 }
                 activity.begin();
                 let _ = stream.write_all(&byte).await;
@@ -365,11 +434,21 @@ mod tests {
     }
 
     async fn start(dir: &Path) -> (PathBuf, Tasks) {
+        start_with(dir, Pause::default()).await
+    }
+
+    async fn start_with(dir: &Path, pause: Pause) -> (PathBuf, Tasks) {
         let (path, tasks) = (dir.join("s"), Tasks::new());
         let listener = bind(&path).unwrap();
         tasks.spawn(
             "listener",
-            run(listener, Arc::new(Echo), tasks.clone(), Threads::this()),
+            run(
+                listener,
+                Arc::new(Echo),
+                tasks.clone(),
+                Threads::this(),
+                pause,
+            ),
         );
         (path, tasks)
     }
@@ -377,6 +456,25 @@ mod tests {
     async fn one_byte(stream: &mut UnixStream) -> Option<u8> {
         let mut byte = [0];
         (stream.read(&mut byte).await.ok()? == 1).then_some(byte[0])
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_is_taken_back_was_only_a_wait() {
+        let (dir, pause) = (tempfile::tempdir().unwrap(), Pause::default());
+        let (path, tasks) = start_with(dir.path(), pause.clone()).await;
+        let mut open = UnixStream::connect(&path).await.unwrap();
+        open.write_all(b"a").await.unwrap();
+        assert_eq!(one_byte(&mut open).await, Some(b'a'));
+        pause.begin(limits::STOP_WITHIN).await;
+        open.write_all(b"b").await.unwrap();
+        let mut late = UnixStream::connect(&path).await.unwrap();
+        late.write_all(b"c").await.unwrap();
+        let waits = tokio::time::timeout(limits::ACCEPT_PAUSE, one_byte(&mut late)).await;
+        assert!(waits.is_err(), "answered in a pause");
+        pause.end();
+        assert_eq!(one_byte(&mut open).await, Some(b'b'));
+        assert_eq!(one_byte(&mut late).await, Some(b'c'));
+        assert!(tasks.finish(limits::STOP_WITHIN).await);
     }
 
     #[tokio::test]

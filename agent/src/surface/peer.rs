@@ -12,9 +12,11 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, UCred, recvmsg,
@@ -72,6 +74,8 @@ pub fn prepare_listener(listener: &UnixListener) -> io::Result<()> {
 pub struct PeerStream {
     stream: UnixStream,
     speaker: Speaker,
+    /// Read before this was made, by who checked its sender.
+    ahead: Bytes,
 }
 
 /// What request handlers know of the connection they serve. Clones share it.
@@ -84,6 +88,8 @@ struct Shared {
     refused: OnceLock<SpeakerError>,
     /// Guards the one descriptor that was sent and not yet taken.
     descriptor: Mutex<Option<OwnedFd>>,
+    /// The connection goes on elsewhere: its end here is not its end.
+    goes_on: AtomicBool,
 }
 
 impl Speaker {
@@ -107,6 +113,11 @@ impl Speaker {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+    }
+
+    /// The connection is given on: what ends here does not shut it down.
+    pub fn goes_on(&self) {
+        self.0.goes_on.store(true, Ordering::Relaxed);
     }
 
     fn check(&self) -> io::Result<()> {
@@ -181,7 +192,7 @@ impl PeerStream {
     ///
     /// # Errors
     /// When the peer has ended or cannot be held.
-    pub fn new(stream: UnixStream, mode: Mode) -> Result<Self, AttestError> {
+    pub fn new(stream: UnixStream, ahead: Bytes, mode: Mode) -> Result<Self, AttestError> {
         // Linux hands the option down from the listener; this is for a listener that was not prepared.
         set_socket_passcred(stream.as_fd(), true).map_err(|error| AttestError::Proc {
             what: "SO_PASSCRED",
@@ -193,11 +204,21 @@ impl PeerStream {
             peer,
             refused: OnceLock::new(),
             descriptor: Mutex::new(None),
+            goes_on: AtomicBool::new(false),
         };
         Ok(Self {
             stream,
             speaker: Speaker(Arc::new(shared)),
+            ahead,
         })
+    }
+
+    /// Gives the connection back.
+    ///
+    /// # Errors
+    /// When the runtime does not let go of it.
+    pub fn into_std(self) -> io::Result<std::os::unix::net::UnixStream> {
+        self.stream.into_std()
     }
 
     /// For request handlers.
@@ -241,6 +262,13 @@ impl AsyncRead for PeerStream {
         let this = self.get_mut();
         this.speaker.check()?;
         if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        if !this.ahead.is_empty() {
+            let part = this
+                .ahead
+                .split_to(this.ahead.len().min(buffer.remaining()));
+            buffer.put_slice(&part);
             return Poll::Ready(Ok(()));
         }
         loop {
@@ -297,7 +325,11 @@ impl AsyncWrite for PeerStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+        let this = self.get_mut();
+        if this.speaker.0.goes_on.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_shutdown(context)
     }
 }
 

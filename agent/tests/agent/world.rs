@@ -9,6 +9,7 @@ use ephor_agent::attest::Mode;
 use ephor_agent::clock::SystemClock;
 use ephor_agent::surface::api::Api;
 use ephor_agent::surface::listener::{self, Threads};
+use ephor_agent::surface::pause::Pause;
 use ephor_agent::tasks::Tasks;
 use ephor_agent::uplink::Link;
 use serde_json::Value;
@@ -83,7 +84,7 @@ impl World {
         );
         tasks.spawn(
             "listener",
-            listener::run(listening, api, tasks.clone(), threads),
+            listener::run(listening, api, tasks.clone(), threads, Pause::default()),
         );
         Self {
             broker,

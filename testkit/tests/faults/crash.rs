@@ -55,6 +55,26 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "rotate::killed_at_every_point_of_a_rotation",
     ),
     (
+        "handover.offered",
+        "handover::killed_at_every_step_no_end_is_lost",
+    ),
+    (
+        "handover.received",
+        "handover::killed_at_every_step_no_end_is_lost",
+    ),
+    (
+        "handover.journal_closed",
+        "handover::killed_at_every_step_no_end_is_lost",
+    ),
+    (
+        "handover.given",
+        "handover::killed_at_every_step_no_end_is_lost",
+    ),
+    (
+        "handover.taken",
+        "handover::killed_at_every_step_no_end_is_lost",
+    ),
+    (
         "ledger.reserve_written",
         "disk::a_full_disk_and_a_kill, and ledger::tests::crash of the broker",
     ),
@@ -280,7 +300,8 @@ fn agent_killed_at_every_crash_point() {
 
 #[test]
 fn what_is_reached_elsewhere_is_a_point() {
-    let all = points(Side::Broker);
+    let mut all = points(Side::Broker);
+    all.extend(points(Side::Agent));
     for (point, test) in ELSEWHERE {
         assert!(all.iter().any(|known| known == point), "{point} ({test})");
     }

@@ -8,9 +8,10 @@ use ephor_proto::http::agent as wire;
 use ephor_proto::id::TaskId;
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::state::task::EndCause;
+use ephor_proto::task_rule;
 
 use crate::app::Agent;
-use crate::attest::{self, AttestError, Attested, HashCache, Peer};
+use crate::attest::{self, AttestError, Attested, Fingerprint, HashCache, Peer};
 use crate::complete::{TaskError, TaskHandle};
 use crate::crash_point;
 use crate::journal::JournalError;
@@ -228,15 +229,9 @@ impl Caller {
             .resolve(peer, &attested, bind, named.as_ref())
             .map_err(|error| self.no_task(&error))?;
         self.agent.opened(handle.id(), handle.uid());
-        let task = BoundTask {
-            id: handle.id(),
-            rule: handle.rule(),
-            pid: handle.process().pid,
-            start_time: handle.process().start_time,
-            opened_seq: handle.opened_seq(),
-        };
+        let task = bound(&handle);
         let fingerprint = attested.fingerprint().clone();
-        let who = named.map_or_else(|| Who::Speaker(self.speaker.clone()), Who::Ancestor);
+        let who = named.map_or_else(|| Who::Speaker(self.speaker.clone()), Who::Found);
         let hashes = Arc::clone(&self.agent.hashes);
         Ok(Asker {
             task,
@@ -261,9 +256,81 @@ impl Caller {
     }
 }
 
+fn bound(handle: &TaskHandle) -> BoundTask {
+    BoundTask {
+        id: handle.id(),
+        rule: handle.rule(),
+        pid: handle.process().pid,
+        start_time: handle.process().start_time,
+        opened_seq: handle.opened_seq(),
+    }
+}
+
+/// The asker that an earlier agent had, attested again; one that is not there any more stays gone:
+/// what is held is then served and not renewed.
+#[must_use]
+pub fn asker_again(
+    handle: TaskHandle,
+    process: Option<task_rule::Process>,
+    fingerprint: Fingerprint,
+    hashes: &Arc<HashCache>,
+) -> Asker {
+    let again = process.map(|process| attest::attest_again(process, &fingerprint, hashes));
+    let task = bound(&handle);
+    let identity: Box<dyn Identity> = match again {
+        Some(Ok((peer, attested))) => Box::new(Process {
+            who: Who::Found(peer),
+            attested,
+            handle,
+            hashes: Arc::clone(hashes),
+            sent: OnceLock::new(),
+        }),
+        Some(Err(_)) | None => Box::new(Gone(handle)),
+    };
+    Asker {
+        task,
+        fingerprint,
+        identity,
+    }
+}
+
+/// An asker that was gone when another agent took over.
+struct Gone(TaskHandle);
+
+impl Identity for Gone {
+    fn still(&self) -> Result<(), String> {
+        Err("the process that asked for it is gone".to_owned())
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.is_open()
+    }
+
+    fn journalled(&self) -> Pin<Box<dyn Future<Output = Result<(), JournalError>> + Send + '_>> {
+        Box::pin(self.0.durable())
+    }
+
+    fn evidence(&self) -> v1::Evidence {
+        v1::Evidence::default()
+    }
+
+    fn known_evidence(&self) -> Option<v1::Evidence> {
+        None
+    }
+
+    fn hashed_evidence(&self) -> Result<v1::Evidence, String> {
+        self.still().map(|()| self.evidence())
+    }
+
+    fn process(&self) -> Option<task_rule::Process> {
+        None
+    }
+}
+
 enum Who {
     Speaker(Speaker),
-    Ancestor(Peer),
+    /// An ancestor that stands in, or whom an earlier agent attested.
+    Found(Peer),
 }
 
 /// An attested process and its task.
@@ -280,7 +347,7 @@ impl Process {
     fn peer(&self) -> &Peer {
         match &self.who {
             Who::Speaker(speaker) => speaker.peer(),
-            Who::Ancestor(peer) => peer,
+            Who::Found(peer) => peer,
         }
     }
 }
@@ -305,6 +372,10 @@ impl Identity for Process {
 
     fn known_evidence(&self) -> Option<v1::Evidence> {
         self.sent.get().cloned()
+    }
+
+    fn process(&self) -> Option<task_rule::Process> {
+        Some(self.peer().process().id())
     }
 
     fn hashed_evidence(&self) -> Result<v1::Evidence, String> {

@@ -20,7 +20,12 @@ fn served(door: &Door, script: &str) -> (Process, PeerStream) {
 
 fn taken(stream: std::os::unix::net::UnixStream) -> PeerStream {
     stream.set_nonblocking(true).unwrap();
-    PeerStream::new(UnixStream::from_std(stream).unwrap(), Mode::Pidfd).unwrap()
+    PeerStream::new(
+        UnixStream::from_std(stream).unwrap(),
+        bytes::Bytes::new(),
+        Mode::Pidfd,
+    )
+    .unwrap()
 }
 
 fn reason(error: &io::Error) -> SpeakerError {
@@ -176,7 +181,7 @@ async fn the_listeners_option_holds_from_the_first_byte() {
     // In the queue before it is accepted.
     std::io::Write::write_all(&mut client, b"early").unwrap();
     let (stream, _) = listener.accept().await.unwrap();
-    let mut stream = PeerStream::new(stream, Mode::Pidfd).unwrap();
+    let mut stream = PeerStream::new(stream, bytes::Bytes::new(), Mode::Pidfd).unwrap();
     let mut buffer = [0; 64];
     assert_eq!(stream.read(&mut buffer).await.unwrap(), 5);
     assert!(client.as_raw_fd() >= 0);

@@ -1,0 +1,124 @@
+//! The successor's side: everything is received, read and found good before it says that it is
+//! ready, and nothing is served, written or told to the broker before it is told to begin.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::frame::{FrameError, receive, send};
+use super::giver::patient;
+use super::held::{self, Told};
+use super::{Ask, Connection, HandoverError, Offer, Ready, VERSION, Yours, path};
+use crate::crash_point;
+use crate::limits;
+use crate::surface::pause::Parked;
+
+/// What is offered, and not ours yet.
+pub struct Taking {
+    stream: UnixStream,
+    taken: Taken,
+}
+
+/// What is ours.
+pub struct Taken {
+    /// The lock of the state directory.
+    pub lock: File,
+    /// The socket of the callers.
+    pub callers: std::os::unix::net::UnixListener,
+    /// That of the metrics.
+    pub metrics: Option<std::net::TcpListener>,
+    /// See `Giver`.
+    pub own_socket: bool,
+    /// What is held.
+    pub held: Vec<Told>,
+    /// Idle connections.
+    pub connections: Vec<Parked>,
+}
+
+/// Asks the agent of this state directory for everything; none when none runs that could give it.
+///
+/// # Errors
+/// When there is one and it does not give.
+pub fn ask(state_dir: &Path) -> Result<Option<Taking>, HandoverError> {
+    let Ok(stream) = UnixStream::connect(path(state_dir)) else {
+        return Ok(None);
+    };
+    patient(&stream)?;
+    let ask = Ask {
+        handover: VERSION,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    send(&stream, &ask, &[], &[])?;
+    let message = receive(&stream)?;
+    let offer: Offer = message.head()?;
+    if offer.handover != VERSION {
+        return Err(HandoverError::Version(offer.handover));
+    }
+    let mut descriptors = message.descriptors.into_iter();
+    let mut next = || -> Result<OwnedFd, FrameError> {
+        descriptors
+            .next()
+            .ok_or(FrameError::Form("an offer without its sockets"))
+    };
+    let (lock, callers) = (File::from(next()?), next()?.into());
+    let metrics = offer.has_metrics.then(|| next().map(Into::into));
+    let metrics = metrics.transpose()?;
+    if offer.held > limits::CREDENTIALS {
+        return Err(FrameError::Form("more than an agent holds").into());
+    }
+    let mut all = Vec::with_capacity(offer.held);
+    for _ in 0..offer.held {
+        all.push(held::told(&receive(&stream)?)?);
+    }
+    crash_point!("handover.received");
+    let taken = Taken {
+        lock,
+        callers,
+        metrics,
+        own_socket: offer.own_socket,
+        held: all,
+        connections: Vec::new(),
+    };
+    Ok(Some(Taking { stream, taken }))
+}
+
+impl Taking {
+    /// Says that this agent can begin, and waits until it must.
+    ///
+    /// # Errors
+    /// When the other agent did not let go: it goes on, or died, and this one must not begin.
+    pub fn begin(self) -> Result<Taken, HandoverError> {
+        let Self { stream, mut taken } = self;
+        send(&stream, &Ready {}, &[], &[])?;
+        let yours: Yours = receive(&stream)?.head()?;
+        let is_revoked = |told: &Told| {
+            let mut ids = told.held.credentials.iter().map(|one| one.id);
+            ids.any(|id| yours.revoked.contains(&id))
+        };
+        taken.held.retain(|told| !is_revoked(told));
+        for _ in 0..yours.connections {
+            match connection(&stream) {
+                Ok(parked) => taken.connections.push(parked),
+                Err(error) => {
+                    // It let go of everything and died: its callers connect again.
+                    tracing::warn!(%error, "not all connections were handed over");
+                    break;
+                }
+            }
+        }
+        crash_point!("handover.taken");
+        Ok(taken)
+    }
+}
+
+fn connection(stream: &UnixStream) -> Result<Parked, FrameError> {
+    let mut message = receive(stream)?;
+    let Connection {} = message.head()?;
+    let one = message.descriptors.pop();
+    let one = one.ok_or(FrameError::Form("a connection without its socket"))?;
+    Ok(Parked {
+        stream: one.into(),
+        ahead: bytes::Bytes::copy_from_slice(&message.body),
+    })
+}

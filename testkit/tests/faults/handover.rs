@@ -1,0 +1,337 @@
+//! Restarts of the agent: by hand-over nobody notices, after `kill -9` nobody waits long.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use ephor_testkit::checker::{self, History, judge};
+use ephor_testkit::daemon::Started;
+use ephor_testkit::http::{self, Answer, Call};
+use ephor_testkit::installation::{Installation, SETTLE, Side};
+use ephor_testkit::wait;
+use ephor_testkit::workload::Workload;
+
+const HAND_OVERS: u32 = 5;
+/// Longest wait of a request while the agent is killed and started again. Twice the promise, for a
+/// machine that does other things too.
+const NOT_LONG: f64 = 4.0;
+const TOKEN: &str = "/v1/token?audience=kept";
+const CERTIFICATE: &str = "/v1/certificate";
+const LOCAL: &[(&str, &str)] = &[("Ephor-Local", "1")];
+
+fn get(kit: &Installation, target: &str) -> anyhow::Result<Answer> {
+    let call = Call {
+        method: "GET",
+        target,
+        headers: LOCAL,
+        body: b"",
+    };
+    http::unix(&kit.socket(), &call)
+}
+
+/// One connection for many requests, as an application's client keeps it.
+struct KeptAlive {
+    stream: UnixStream,
+    answers: u32,
+}
+
+impl KeptAlive {
+    fn open(kit: &Installation) -> Self {
+        let stream = UnixStream::connect(kit.socket()).unwrap();
+        stream.set_read_timeout(Some(SETTLE)).unwrap();
+        Self { stream, answers: 0 }
+    }
+
+    /// The body; `None` when the connection was closed by its announced end.
+    fn get(&mut self, target: &str) -> Result<(Vec<u8>, bool), String> {
+        let said = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nEphor-Local: 1\r\n\r\n");
+        let broken = |what: &str, why: &dyn std::fmt::Display| format!("{what}: {why}");
+        self.stream
+            .write_all(said.as_bytes())
+            .map_err(|why| broken("writing", &why))?;
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            let read = self.stream.read(&mut byte);
+            match read.map_err(|why| broken("reading", &why))? {
+                0 => return Err(broken("reading", &"closed")),
+                _ => head.extend(byte),
+            }
+        }
+        let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+        if !head.starts_with("http/1.1 200") {
+            return Err(head);
+        }
+        let line = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+        let length = line("content-length: ").unwrap().parse().unwrap();
+        let mut body = vec![0; length];
+        self.stream
+            .read_exact(&mut body)
+            .map_err(|why| broken("reading the body", &why))?;
+        self.answers += 1;
+        Ok((body, line("connection: ") == Some("close")))
+    }
+}
+
+/// What callers in a closed loop saw.
+#[derive(Default)]
+struct Seen {
+    done: AtomicBool,
+    answers: AtomicU32,
+}
+
+impl Seen {
+    fn more(&self) -> bool {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        !self.done.load(Ordering::Relaxed)
+    }
+}
+
+/// Also when the test fails: the scope would wait for ever.
+struct Ends<'s>(&'s Seen);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn five_hand_overs_under_load_fail_no_request_and_change_no_answer() {
+    let kit = super::running();
+    let (token, certificate) = (get(&kit, TOKEN).unwrap(), get(&kit, CERTIFICATE).unwrap());
+    assert_eq!(
+        (token.status, certificate.status),
+        (200, 200),
+        "{certificate:?}"
+    );
+    let key = certificate.body["certificate"]["private_key"].as_str();
+    assert!(key.unwrap().contains("PRIVATE KEY"), "{certificate:?}");
+    let mut shell = Workload::start(&kit).unwrap();
+    let held = shell.ask("shell").unwrap().unwrap();
+    // Idle through all of it.
+    let mut idle = KeptAlive::open(&kit);
+    idle.get(TOKEN).unwrap();
+    let seen = Seen::default();
+    std::thread::scope(|scope| {
+        let _ends = Ends(&seen);
+        scope.spawn(|| {
+            while seen.more() {
+                let answer = get(&kit, TOKEN).unwrap();
+                assert_eq!((answer.status, &answer.bytes), (200, &token.bytes));
+            }
+        });
+        for (target, first) in [(TOKEN, &token), (CERTIFICATE, &certificate)] {
+            let (kit, seen) = (&kit, &seen);
+            scope.spawn(move || {
+                let mut kept = KeptAlive::open(kit);
+                while seen.more() {
+                    let (body, closes) = kept.get(target).unwrap();
+                    assert!(body == first.bytes, "another answer for {target}");
+                    if closes {
+                        kept = KeptAlive::open(kit);
+                    }
+                }
+            });
+        }
+        for number in 0..HAND_OVERS {
+            if number == HAND_OVERS - 2 {
+                kit.stop(Side::Broker).unwrap();
+            }
+            let before = seen.answers.load(Ordering::Relaxed);
+            kit.hand_over().unwrap();
+            wait::until("callers go on", SETTLE, || {
+                (seen.answers.load(Ordering::Relaxed) > before + 20).then_some(())
+            })
+            .unwrap();
+        }
+    });
+    // The broker is away since the last but one: all this came from memory.
+    let (body, _) = idle.get(TOKEN).unwrap();
+    assert_eq!((idle.answers, body == token.bytes), (2, true));
+    assert_eq!(shell.ask("shell").unwrap().unwrap(), held);
+    kit.start_daemon(Side::Broker, &[]).unwrap();
+    kit.wait_connected().unwrap();
+    // The same task at the broker, not a new one; and its end is noticed.
+    let tasks = kit.admin("/v1/tasks").unwrap();
+    let of_shell = tasks.as_array().unwrap().iter();
+    let of_shell: Vec<_> = of_shell.filter(|task| task["pid"] == held.pid).collect();
+    assert!(
+        of_shell.len() == 1 && of_shell[0]["state"] == "open",
+        "{tasks}"
+    );
+    let mut history = History::default();
+    history.running.push(shell.ask("more").unwrap().unwrap());
+    judge(&kit, &history).unwrap();
+    history.running.clear();
+    history.end(&mut shell).unwrap();
+    judge(&kit, &history).unwrap();
+}
+
+/// `kill -9` of the agent that gives and of the one that takes, at each step of it. A task that ends
+/// meanwhile is completed, one that goes on keeps what it has.
+#[test]
+fn killed_at_every_step_no_end_is_lost() {
+    for (giver_dies, point) in [
+        (true, "handover.offered"),
+        (false, "handover.received"),
+        (true, "handover.journal_closed"),
+        (true, "handover.given"),
+        (false, "handover.taken"),
+    ] {
+        let kit = super::running();
+        let (mut stays, mut goes) = (
+            Workload::start(&kit).unwrap(),
+            Workload::start(&kit).unwrap(),
+        );
+        let armed = [("EPHOR_CRASH", point)];
+        let (giver, taker): (&[_], &[_]) = if giver_dies {
+            (&armed, &[])
+        } else {
+            (&[], &armed)
+        };
+        if giver_dies {
+            kit.stop(Side::Agent).unwrap();
+            kit.start_daemon(Side::Agent, giver).unwrap();
+            kit.wait_connected().unwrap();
+        }
+        let kept = stays.ask("kept").unwrap().unwrap();
+        goes.ask("gone").unwrap().unwrap();
+        let (successor, started) = kit.start_successor(taker).unwrap();
+        let mut history = History::default();
+        history.end(&mut goes).unwrap();
+        if giver_dies {
+            wait::until("the giver dies", SETTLE, || kit.killed_by(Side::Agent)).unwrap();
+        } else {
+            assert!(matches!(started, Started::Ended(_)), "{point}");
+        }
+        match point {
+            // Had everything: it goes on alone.
+            "handover.given" => {
+                assert_eq!(started, Started::Ready, "{}", successor.tail());
+                drop(kit.put_in_place(successor));
+            }
+            // The running one goes on as if nothing had been; a second try works.
+            "handover.received" => {
+                assert_eq!(stays.ask("kept").unwrap().unwrap(), kept);
+                kit.hand_over().unwrap();
+                assert_eq!(stays.ask("kept").unwrap().unwrap(), kept);
+            }
+            _ => {
+                assert!(matches!(started, Started::Ended(_)), "{point}");
+                kit.start_daemon(Side::Agent, &[]).unwrap();
+            }
+        }
+        kit.wait_connected().unwrap();
+        history.running.push(kept);
+        let more = wait::until("more", SETTLE, || stays.ask("more").ok().flatten());
+        history.running.push(more.unwrap());
+        judge(&kit, &history).unwrap_or_else(|why| {
+            panic!("{point}: {why:#}\n{}", kit.tail(Side::Agent));
+        });
+    }
+}
+
+/// Another program of the same user, and another user, who even finds the door open: neither gets a
+/// byte, and the agent goes on.
+#[test]
+fn a_stranger_cannot_take_over() {
+    let kit = super::running();
+    let token = get(&kit, TOKEN).unwrap();
+    let door = kit.path("agent/handover.sock");
+    let mode = |path: &std::path::Path| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    };
+    assert_eq!((mode(&door), mode(&kit.path("agent"))), (0o600, 0o700));
+    let script = r#"
+import json, os, socket, struct, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+if sys.argv[2] != "0":
+    os.setgroups([])
+    os.setresuid(*[int(sys.argv[2])] * 3)
+head = json.dumps({"handover": 1, "release": "x"}).encode()
+try:
+    s.sendall(struct.pack("<II", len(head), 0) + head)
+    print(len(s.recv(100)))
+except OSError:
+    print(0)
+"#;
+    let as_root = rustix::process::geteuid().is_root();
+    // Without root there is no other user to be.
+    let users: &[&str] = if as_root { &["0", "65534"] } else { &["0"] };
+    for user in users {
+        let said = Command::new(checker::python())
+            .args(["-c", script])
+            .arg(&door)
+            .arg(user)
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&said.stdout).trim(),
+            "0",
+            "{said:?}"
+        );
+        assert_eq!(get(&kit, TOKEN).unwrap().bytes, token.bytes);
+    }
+    let log = kit.tail(Side::Agent);
+    assert!(log.contains("not handed over; this agent goes on"), "{log}");
+    assert!(!kit.has_ended(Side::Agent));
+    kit.hand_over().unwrap();
+    assert_eq!(get(&kit, TOKEN).unwrap().bytes, token.bytes);
+}
+
+/// A caller that asks again when it is told to, or when nobody listens.
+fn ask_again(kit: &Installation, target: &str) -> (f64, Answer) {
+    let begin = wait::monotonic();
+    let answer = wait::until("an answer", SETTLE, || {
+        get(kit, target)
+            .ok()
+            .filter(|answer| answer.status == 200 || answer.header("retry-after").is_some())
+    });
+    (wait::monotonic() - begin, answer.unwrap())
+}
+
+#[test]
+fn after_kill_9_a_caller_that_asks_again_is_served() {
+    let kit = super::running();
+    let first = get(&kit, TOKEN).unwrap();
+    let mut shell = Workload::start(&kit).unwrap();
+    let held = shell.ask("shell").unwrap().unwrap();
+    kit.kill(Side::Agent).unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let begin = wait::monotonic();
+            wait::until("served again", Duration::from_secs(20), || {
+                get(&kit, TOKEN).ok().filter(|answer| answer.status == 200)
+            })
+            .map(|answer| (wait::monotonic() - begin, answer))
+        });
+        kit.start_daemon(Side::Agent, &[]).unwrap();
+        let (waited, again) = asked.join().unwrap().unwrap();
+        assert!(waited < NOT_LONG, "waited {waited} s");
+        assert_eq!(again.body["task"], first.body["task"], "adopted");
+    });
+    // Without the broker: live tasks are adopted all the same, and what is refused can be asked again.
+    kit.stop(Side::Broker).unwrap();
+    kit.kill(Side::Agent).unwrap();
+    kit.start_daemon(Side::Agent, &[]).unwrap();
+    let (waited, refused) = ask_again(&kit, TOKEN);
+    assert!(waited < NOT_LONG, "waited {waited} s");
+    assert_eq!(refused.status, 503, "{refused:?}");
+    let task = get(&kit, "/v1/task").unwrap();
+    assert_eq!(task.body["id"], first.body["task"], "{task:?}");
+    kit.start_daemon(Side::Broker, &[]).unwrap();
+    kit.wait_connected().unwrap();
+    let again = wait::until("the shell is served", SETTLE, || {
+        shell.ask("shell").ok().flatten()
+    })
+    .unwrap();
+    assert_eq!(again.pid, held.pid);
+    let mut history = History::default();
+    history.running.extend([held, again]);
+    judge(&kit, &history).unwrap();
+}

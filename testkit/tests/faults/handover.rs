@@ -249,11 +249,11 @@ fn a_stranger_cannot_take_over() {
     assert_eq!((mode(&door), mode(&kit.path("agent"))), (0o600, 0o700));
     let script = r#"
 import json, os, socket, struct, sys
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
 if sys.argv[2] != "0":
     os.setgroups([])
     os.setresuid(*[int(sys.argv[2])] * 3)
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
 head = json.dumps({"handover": 1, "release": "x"}).encode()
 try:
     s.sendall(struct.pack("<II", len(head), 0) + head)
@@ -261,10 +261,7 @@ try:
 except OSError:
     print(0)
 "#;
-    let as_root = rustix::process::geteuid().is_root();
-    // Without root there is no other user to be.
-    let users: &[&str] = if as_root { &["0", "65534"] } else { &["0"] };
-    for user in users {
+    let ask = |user: &str| {
         let said = Command::new(checker::python())
             .args(["-c", script])
             .arg(&door)
@@ -277,6 +274,38 @@ except OSError:
             "{said:?}"
         );
         assert_eq!(get(&kit, TOKEN).unwrap().bytes, token.bytes);
+    };
+    ask("0");
+    assert!(
+        kit.tail(Side::Agent)
+            .contains("only the agent's own program may")
+    );
+    // Without root there is no other user to be, and no capability to be without.
+    if rustix::process::geteuid().is_root() {
+        let open = |path: &std::path::Path, to: u32| {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(to)).unwrap();
+        };
+        let (dir, root) = (kit.path("agent"), kit.path(""));
+        open(&root, 0o711);
+        open(&dir, 0o711);
+        open(&door, 0o666);
+        ask("65534");
+        assert!(
+            kit.tail(Side::Agent)
+                .contains("uid 65534 asked to take over")
+        );
+        open(&dir, 0o700);
+        // The agent's own program, started by its user without what the service manager gives.
+        kit.run_agent_under(&["setpriv", "--bounding-set", "-sys_ptrace"]);
+        let (_, started) = kit.start_successor(&[]).unwrap();
+        assert!(matches!(started, Started::Ended(_)), "it took over");
+        let log = kit.tail(Side::Agent);
+        assert!(
+            log.contains("without the capabilities of this agent"),
+            "{log}"
+        );
+        kit.run_agent_under(&[]);
     }
     let log = kit.tail(Side::Agent);
     assert!(log.contains("not handed over; this agent goes on"), "{log}");

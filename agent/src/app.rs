@@ -365,11 +365,11 @@ pub async fn run(
     take_over: bool,
 ) -> Result<(), StartError> {
     let not_taken = |error| StartError::Config(format!("not taken over: {error}"));
-    let offered = match take_over {
-        true => handover::ask(&config.state_dir).map_err(not_taken)?,
-        false => None,
-    };
     let parts = parts(&config)?;
+    let offered = match parts.renewal.as_ref().filter(|_| take_over) {
+        Some(own) => handover::ask(&config.state_dir, &own.trust).map_err(not_taken)?,
+        None => None,
+    };
     let tasks = parts.tasks.clone();
     let threads = Threads::start(&tasks)
         .map_err(|error| StartError::Host(format!("starting threads: {error}")))?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ephor_crypto::Secret;
+use ephor_crypto::tls::TrustStore;
 use ephor_proto::id::{CredentialId, DecisionId, RequestId, TaskId};
 use ephor_proto::task_rule::Process;
 use ephor_proto::time::{Boottime, UnixMillis};
@@ -62,14 +63,8 @@ struct One {
 
 #[derive(Serialize, Deserialize)]
 enum Public {
-    Token {
-        audience: String,
-    },
-    Certificate {
-        serial: String,
-        chain: String,
-        bundle: String,
-    },
+    Token { audience: String },
+    Certificate { serial: String, chain: String },
 }
 
 /// What to send of one held answer: the head, and the secrets in its order.
@@ -84,13 +79,12 @@ pub(super) fn tell<'h>(task: TaskId, key: &Key, held: &'h Held) -> (Head, Vec<&'
             Body::Certificate {
                 serial,
                 chain,
-                bundle,
+                trust: _,
                 key,
             } => {
                 let public = Public::Certificate {
                     serial: serial.clone(),
                     chain: chain.clone(),
-                    bundle: bundle.to_string(),
                 };
                 (public, key.expose())
             }
@@ -128,11 +122,11 @@ pub(super) fn tell<'h>(task: TaskId, key: &Key, held: &'h Held) -> (Head, Vec<&'
     (head, secrets)
 }
 
-/// What was told.
+/// What was told; `trust` is what this agent trusts.
 ///
 /// # Errors
 /// When it is not what [`tell`] makes.
-pub(super) fn told(message: &Message) -> Result<Told, FrameError> {
+pub(super) fn told(message: &Message, trust: &Arc<TrustStore>) -> Result<Told, FrameError> {
     let head: Head = message.head()?;
     let mut rest = message.body.as_slice();
     let mut credentials = Vec::with_capacity(head.credentials.len());
@@ -153,14 +147,10 @@ pub(super) fn told(message: &Message) -> Result<Told, FrameError> {
                     audience,
                     token: secret,
                 },
-                Public::Certificate {
+                Public::Certificate { serial, chain } => Body::Certificate {
                     serial,
                     chain,
-                    bundle,
-                } => Body::Certificate {
-                    serial,
-                    chain,
-                    bundle: Arc::from(bundle),
+                    trust: Arc::clone(trust),
                     key: secret,
                 },
             },

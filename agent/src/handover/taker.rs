@@ -5,6 +5,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+
+use ephor_crypto::tls::TrustStore;
 
 use super::frame::{FrameError, receive, send};
 use super::giver::patient;
@@ -37,10 +40,11 @@ pub struct Taken {
 }
 
 /// Asks the agent of this state directory for everything; none when none runs that could give it.
+/// `trust` is what this agent trusts, to go with certificates.
 ///
 /// # Errors
 /// When there is one and it does not give.
-pub fn ask(state_dir: &Path) -> Result<Option<Taking>, HandoverError> {
+pub fn ask(state_dir: &Path, trust: &Arc<TrustStore>) -> Result<Option<Taking>, HandoverError> {
     let Ok(stream) = UnixStream::connect(path(state_dir)) else {
         return Ok(None);
     };
@@ -69,7 +73,7 @@ pub fn ask(state_dir: &Path) -> Result<Option<Taking>, HandoverError> {
     }
     let mut all = Vec::with_capacity(offer.held);
     for _ in 0..offer.held {
-        all.push(held::told(&receive(&stream)?)?);
+        all.push(held::told(&receive(&stream)?, trust)?);
     }
     crash_point!("handover.received");
     let taken = Taken {

@@ -47,14 +47,23 @@ pub fn judge(installation: &Installation, history: &History) -> anyhow::Result<(
     ended_are_refused(installation, history)?;
     nothing_is_left_open(installation, history)?;
     let dir = installation.path("export");
-    let _ = std::fs::remove_dir_all(&dir);
-    export(installation, &dir)?;
-    let leaves = leaves(&dir)?;
-    recorded_before_live(&leaves, history)?;
+    recorded_before_live(&judge_log(installation, &dir)?, history)?;
+    store_agrees(&installation.database(), history)
+}
+
+/// The log by itself, exported to `dir`: one receipt a task, one credential a request, and a
+/// stranger's verifier accepts it. Gives its leaves.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_log(installation: &Installation, dir: &Path) -> anyhow::Result<Vec<Value>> {
+    let _ = std::fs::remove_dir_all(dir);
+    export(installation, dir)?;
+    let leaves = leaves(dir)?;
     one_receipt_a_task(&leaves)?;
     one_credential_a_request(&leaves)?;
-    store_agrees(&installation.database(), history)?;
-    strangers_agree(installation, &dir)
+    strangers_agree(installation, dir)?;
+    Ok(leaves)
 }
 
 /// What an auditor takes away.

@@ -29,6 +29,7 @@
 //! | agent handed over to a successor, five times under load, once without a broker; `kill -9` of either at every step; strangers | `handover::*` |
 //! | agent killed and started again; what its callers notice | `handover::after_kill_9_a_caller_that_asks_again_is_served`, `away::agent_killed_and_started_again_adopts_and_completes` |
 //! | damaged database, newer schema, one bad row | `start::*` |
+//! | both daemons killed at random under mixed load | `chaos::two_minutes_of_it`; for longer `ephor-loadtest chaos` |
 //! | every key rotated twice under load, `kill -9` at every crash point of it, hosts that were off meanwhile | `rotate::*` |
 
 pub mod wait; //          until a condition holds, with a deadline
@@ -37,3 +38,4 @@ pub mod installation; //  a broker and an agent in a directory of their own
 pub mod http; //          HTTP/1.1 over a Unix socket or TLS
 pub mod workload; //      processes that ask for tokens
 pub mod checker; //       P1 to P5, judged from outside
+pub mod chaos; //         mixed load while both daemons are killed

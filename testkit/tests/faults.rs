@@ -12,6 +12,8 @@
 mod away;
 #[path = "faults/callers.rs"]
 mod callers;
+#[path = "faults/chaos.rs"]
+mod chaos;
 #[path = "faults/crash.rs"]
 mod crash;
 #[path = "faults/disk.rs"]

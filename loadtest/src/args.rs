@@ -18,6 +18,16 @@ pub struct Cli {
 pub enum What {
     /// Start broker and agent with `ephor dev`, measure, print JSON; exit 1 if a target is missed
     Run(Run),
+    /// Mixed load while both daemons are killed at random; exit 1 if anything is lost, orphaned or double
+    Chaos(Chaos),
+    /// Half of capacity while keys, policies, broker and agent change; exit 1 if an application notices
+    Operate(Operate),
+    /// A process that is a task (internal).
+    #[command(name = "__task", hide = true)]
+    Task {
+        /// The agent's socket.
+        socket: PathBuf,
+    },
     /// The bare server (internal).
     #[command(name = "__bare", hide = true)]
     BareServer {
@@ -83,4 +93,44 @@ pub struct Run {
     /// Live credentials at the broker in the scenario `memory`
     #[arg(long, default_value_t = 100_000)]
     pub live: usize,
+}
+
+/// `ephor-loadtest chaos`
+#[derive(Debug, Args)]
+pub struct Chaos {
+    /// The `ephor` binary under test
+    #[arg(long, default_value = "target/release/ephor")]
+    pub ephor: PathBuf,
+    /// How long
+    #[arg(long, default_value_t = 30)]
+    pub minutes: u64,
+    /// Seconds between two kills of a daemon, on average; each has moments of its own
+    #[arg(long, default_value_t = 20)]
+    pub kill_every: u64,
+    /// Seconds of load between two comparisons of everything
+    #[arg(long, default_value_t = 120)]
+    pub check_every: u64,
+    /// Tasks at the same time
+    #[arg(long, default_value_t = 8)]
+    pub workers: u32,
+    /// Repeats the choices of another run, not its timing; absent: one of its own
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// `ephor-loadtest operate`
+#[derive(Debug, Args)]
+pub struct Operate {
+    /// The `ephor` binary under test
+    #[arg(long, default_value = "target/release/ephor")]
+    pub ephor: PathBuf,
+    /// Policies to apply
+    #[arg(long, default_value_t = 20)]
+    pub policies: u32,
+    /// Restarts of the broker, and of the agent
+    #[arg(long, default_value_t = 5)]
+    pub restarts: u32,
+    /// New requests a second beside the cached ones
+    #[arg(long, default_value_t = 20)]
+    pub new_rate: u64,
 }

@@ -4,11 +4,13 @@
 
 mod args; //      the command line
 mod bare; //      the server to compare with
+mod chaos; //     both daemons killed at random
 mod client; //    HTTP/1.1 over a Unix socket or TLS, one keep-alive connection
 mod clock; //     the only place that reads a clock
 mod fixture; //   broker and agent under test
 mod host; //      CPU, memory and run queue, from /proc
 mod measure; //   closed loop, open loop, histograms
+mod operate; //   everything that is done to a service that runs
 mod raw; //       a client that costs the machine little
 mod scenario; //  what is measured
 mod workers; //   client processes with tasks of their own
@@ -45,6 +47,9 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::Worker { socket, made } => runtime
             .block_on(workers::work(&socket, made))
             .map(|()| true),
+        args::What::Chaos(chaos) => chaos::run(&chaos),
+        args::What::Operate(operate) => operate::run(&runtime, &operate),
+        args::What::Task { socket } => ephor_testkit::chaos::task::serve(&socket).map(|()| true),
         args::What::Run(run) => runtime.block_on(scenario::run_all(run)),
     }
 }

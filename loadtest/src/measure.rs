@@ -151,7 +151,7 @@ pub fn open_loop(
 }
 
 /// Which of the connections have something to read, once one has or `wait` is over.
-fn wait_for(busy: &[(Raw, Moment)], wait: Option<Duration>) -> anyhow::Result<Vec<usize>> {
+pub fn wait_for(busy: &[(Raw, Moment)], wait: Option<Duration>) -> anyhow::Result<Vec<usize>> {
     let mut asked: Vec<_> = busy
         .iter()
         .map(|(connection, _)| PollFd::new(connection, PollFlags::IN))

@@ -50,6 +50,13 @@ impl Target {
             held: reached <= bound,
         }
     }
+
+    /// In a line.
+    pub fn told(&self) -> String {
+        let verdict = if self.held { "held  " } else { "MISSED" };
+        let (what, reached, bound) = (self.what, self.reached, self.bound);
+        format!("{verdict} {what}: {reached:.3} (bound {bound:.3})")
+    }
 }
 
 /// What one scenario found.
@@ -104,11 +111,7 @@ pub async fn run_all(run: Run) -> anyhow::Result<bool> {
         findings.push(memory::run(&run).await?);
     }
     for target in findings.iter().flat_map(|finding| &finding.targets) {
-        let verdict = if target.held { "held  " } else { "MISSED" };
-        host::say(&format!(
-            "{verdict} {}: {:.3} (bound {:.3})",
-            target.what, target.reached, target.bound
-        ));
+        host::say(&target.told());
     }
     serde_json::to_writer_pretty(std::io::stdout(), &findings)?;
     writeln!(std::io::stdout())?;

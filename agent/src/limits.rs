@@ -73,6 +73,11 @@ pub const JOIN_DEADLINE: Duration = Duration::from_secs(15);
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 /// Longest such wait.
 pub const RECONNECT_CAP: Duration = Duration::from_secs(3);
+/// How long a call waits for the attempt to connect that it has made now.
+pub const AWAY_WAIT: Duration = Duration::from_millis(500);
+/// How long a call that was refused for a certificate that has been renewed waits for the
+/// connection with the new one.
+pub const RENEWED_WAIT: Duration = Duration::from_secs(1);
 /// The wait after a refusal that only people can mend: a ban, or versions too far apart.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// Between two HTTP/2 pings to the broker.

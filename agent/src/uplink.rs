@@ -1,8 +1,8 @@
 //! The agent's client of the broker: one long-lived connection, multiplexed.
 //!
-//! Every connection begins with `Hello`. While the broker is away every call is refused at
-//! once as `unreachable`, with the seconds until the next attempt; task ends wait in the
-//! [`spool`] and are delivered on return. It must never log a message's content.
+//! Every connection begins with `Hello`. While the broker is away a call has the next attempt made
+//! now, and is refused as `unreachable` when that fails; task ends wait in the [`spool`] and are
+//! delivered on return. It must never log a message's content.
 
 pub mod backoff;
 mod bundle;
@@ -65,6 +65,8 @@ pub struct Uplink {
     clock: Arc<dyn Clock + Send + Sync>,
     /// Rung when any call is answered that this host is banned.
     banned: Arc<Notify>,
+    /// Rung when a call needs the connection that is away.
+    wanted: Arc<Notify>,
     together: Arc<Together>,
     tasks: Tasks,
 }
@@ -84,6 +86,7 @@ impl Uplink {
             correlation,
             clock,
             banned: Arc::default(),
+            wanted: Arc::default(),
             together: Arc::default(),
             tasks,
         }
@@ -115,10 +118,8 @@ impl Uplink {
     /// # Errors
     /// The broker's refusal, or `unreachable`.
     pub async fn issue(&self, request: v1::IssueRequest) -> Result<v1::IssueResponse, CallError> {
-        // At once, not after those whose call the same broken connection holds up.
-        if let away @ Link::Away { .. } = self.link() {
-            self.up(away)?;
-        }
+        // Not after those whose call the same broken connection holds up.
+        self.session().await?;
         let (asked, answered) = Asked::new(request);
         if let Some(mut carrier) = self.together.add(asked) {
             let uplink = self.clone();
@@ -217,6 +218,15 @@ impl Uplink {
             let session = self.session().await?;
             match self.call(send(session.client.clone())).await {
                 Err(CallError::Broken(_)) => {}
+                // The agent's certificate was renewed, and a new connection has used the new one
+                // while this call was on its way.
+                Err(error) if error.refused() == Some(Code::Unauthenticated) => {
+                    let next = self.session_after(&session);
+                    return match tokio::time::timeout(limits::RENEWED_WAIT, next).await {
+                        Ok(Ok(next)) => self.call(send(next.client.clone())).await,
+                        Ok(Err(_)) | Err(_) => Err(error),
+                    };
+                }
                 answer @ (Ok(_) | Err(CallError::Refused(_))) => return answer,
             }
             let next = self.session_after(&session).await?;
@@ -251,23 +261,37 @@ impl Uplink {
         error
     }
 
-    /// The session, waited for only while the very first attempt runs.
+    /// The session, waited for while an attempt runs: the first since the start, or one that this
+    /// call has made now. A broker that came back is not waited for longer than it takes to reach.
     async fn session(&self) -> Result<Arc<Session>, CallError> {
         let mut watch = self.link.subscribe();
         let link = watch
             .wait_for(|link| !matches!(link, Link::Connecting))
             .await;
-        let link = link.map_or(Link::Connecting, |link| link.clone());
+        let mut link = link.map_or(Link::Connecting, |link| link.clone());
+        if matches!(link, Link::Away { .. }) {
+            self.wanted.notify_one();
+            // Also an attempt that failed is a change.
+            if let Ok(Ok(())) = tokio::time::timeout(limits::AWAY_WAIT, watch.changed()).await {
+                link = watch.borrow().clone();
+            }
+        }
         self.up(link)
     }
 
     async fn session_after(&self, broken: &Arc<Session>) -> Result<Arc<Session>, CallError> {
         let mut watch = self.link.subscribe();
-        let next = watch
-            .wait_for(|link| matches!(link, Link::Up(session) if !Arc::ptr_eq(session, broken)))
-            .await;
-        let next = next.map_or(Link::Connecting, |link| link.clone());
-        self.up(next)
+        loop {
+            match watch.borrow_and_update().clone() {
+                link @ Link::Up(_) if !is_of(&link, broken) => return self.up(link),
+                Link::Up(_) | Link::Connecting => {}
+                Link::Away { .. } => self.wanted.notify_one(),
+            }
+            // The sender lives in `self`.
+            if watch.changed().await.is_err() {
+                return self.up(Link::Connecting);
+            }
+        }
     }
 
     fn up(&self, link: Link) -> Result<Arc<Session>, CallError> {
@@ -286,6 +310,10 @@ impl Uplink {
         let detail = format!("{why}. Nothing was issued; what is held goes on until it expires");
         Problem::new(Code::Unreachable, (self.correlation)(), detail).with_retry_after(retry_after)
     }
+}
+
+fn is_of(link: &Link, session: &Arc<Session>) -> bool {
+    matches!(link, Link::Up(up) if Arc::ptr_eq(up, session))
 }
 
 /// A request that tells the broker our deadline too.

@@ -74,9 +74,7 @@ pub fn run(runtime: &Runtime, args: &Operate) -> anyhow::Result<bool> {
         drop(stop);
         outcome
     });
-    done_to_it.with_context(|| {
-        format!("{}\n{}", kit.tail(Side::Broker), kit.tail(Side::Agent))
-    })?;
+    done_to_it.with_context(|| format!("{}\n{}", kit.tail(Side::Broker), kit.tail(Side::Agent)))?;
     checker::judge_log(&kit, &kit.path("export"))?;
     let finding = judge(rate, &away, &cached, &apps, &found);
     for target in &finding.targets {
@@ -233,11 +231,7 @@ impl Acts<'_> {
     }
 
     /// Tasks that live are taken over from the journal alone.
-    fn kill_agent_without_broker(
-        &self,
-        apps: &Apps<'_>,
-        found: &mut Found,
-    ) -> anyhow::Result<()> {
+    fn kill_agent_without_broker(&self, apps: &Apps<'_>, found: &mut Found) -> anyhow::Result<()> {
         let (broker, agent) = (self.away.broker(), self.away.agent());
         self.kit.stop(Side::Broker)?;
         self.kit.kill(Side::Agent)?;
@@ -292,14 +286,20 @@ fn judge(rate: f64, away: &Away, cached: &Cached, apps: &Apps<'_>, found: &Found
         Target::at_most(
             "longest wait of a cached request that an agent's death cost, s",
             2.0,
-            waited.fold(0.0, f64::max).max(cached.longest_wait().as_secs_f64()),
+            waited
+                .fold(0.0, f64::max)
+                .max(cached.longest_wait().as_secs_f64()),
         ),
         Target::at_most(
             "kill -9 of the agent to the first answer, median s",
             0.2,
             median(found.back.clone()),
         ),
-        Target::at_most("tasks not taken over while no broker ran", 0.0, missing as f64),
+        Target::at_most(
+            "tasks not taken over while no broker ran",
+            0.0,
+            missing as f64,
+        ),
     ];
     Finding {
         scenario: "operate",

@@ -150,8 +150,19 @@ pub async fn run(wiring: Arc<Wiring>) {
         tokio::select! {
             () = wiring.stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
+            () = sooner(&wiring.uplink, wait) => {}
         }
     }
+}
+
+/// Until somebody needs the connection, but not before the shortest pause; a long pause is for what
+/// asking again cannot mend.
+async fn sooner(uplink: &Uplink, wait: Duration) {
+    if wait >= limits::REFUSED_PAUSE {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(limits::RECONNECT_FIRST).await;
+    uplink.wanted.notified().await;
 }
 
 /// Whether the broker said, on whatever call, that this host is locked out.

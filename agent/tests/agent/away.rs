@@ -1,5 +1,6 @@
 //! The broker away, and back.
 
+use ephor_agent::uplink::Link;
 use ephor_proto::grpc::v1;
 use ephor_proto::id::TaskId;
 
@@ -24,6 +25,39 @@ async fn what_is_held_goes_on_and_what_is_new_waits() {
         world.broker.state().hellos.len() >= 2,
         "hello on every connection"
     );
+}
+
+/// However long it was away, and so however long the pauses between attempts are by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_came_back_answers_the_next_request() {
+    let world = World::start();
+    world.token("billing").await;
+    world.lose_broker().await;
+    until(
+        "the pauses are long",
+        || matches!(world.agent.uplink.link(), Link::Away { retry_after, .. } if retry_after >= 2),
+    )
+    .await;
+    world.broker.come_back();
+    assert_eq!(world.get("/v1/token?audience=search").await.status, 200);
+}
+
+/// The agent's certificate was renewed, and the new one used, while a call was on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_under_a_replaced_certificate_is_made_again_under_the_new_one() {
+    let world = World::start();
+    world.agent.uplink.connected().await;
+    world.broker.state().replaced = Some(0);
+    let then = async {
+        until("the call is refused", || {
+            world.broker.state().replaced > Some(0)
+        })
+        .await;
+        world.broker.go_away();
+        world.broker.come_back();
+    };
+    let (answer, ()) = tokio::join!(world.get("/v1/token?audience=billing"), then);
+    assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
 /// Also while as many messages as may be under way wait for the broker to return.

@@ -29,6 +29,8 @@ pub struct State {
     pub refuse_issue: Option<Code>,
     /// Answers hello and heartbeats with this.
     pub refuse_agent: Option<Code>,
+    /// Calls on the first connection that were refused, because its certificate was replaced.
+    pub replaced: Option<u32>,
     pub want_hash: bool,
     /// Entitlements that give a certificate; asked for without a key, they are refused.
     pub certificates: Vec<&'static str>,
@@ -68,6 +70,7 @@ impl Broker {
             completes: Vec::new(),
             refuse_issue: None,
             refuse_agent: None,
+            replaced: None,
             want_hash: false,
             certificates: vec!["identity"],
             wrong_key: false,
@@ -277,6 +280,14 @@ impl Uplink for Broker {
         request: Request<v1::IssueBatch>,
     ) -> Result<Response<v1::IssueOutcomes>, Status> {
         use v1::issue_outcome::Outcome;
+        {
+            let mut state = self.state();
+            let is_first = state.hellos.len() == 1;
+            if let Some(refused) = state.replaced.as_mut().filter(|_| is_first) {
+                *refused += 1;
+                return Err(self.refusal(Code::Unauthenticated));
+            }
+        }
         let requests = request.into_inner().requests;
         let outcomes = requests.into_iter().map(async |request| {
             let outcome = match self.issue_one(request).await {

@@ -89,7 +89,11 @@ impl Cached {
 
     /// Failures like these.
     pub fn count(&self, is_one: impl Fn(&Failure) -> bool) -> usize {
-        self.seen().failures.iter().filter(|one| is_one(one)).count()
+        self.seen()
+            .failures
+            .iter()
+            .filter(|one| is_one(one))
+            .count()
     }
 
     /// Calls made.

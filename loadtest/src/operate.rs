@@ -168,7 +168,7 @@ impl Acts<'_> {
     /// An entitlement that nobody uses is narrowed, widened, narrowed.
     fn apply(&self, number: u32) -> anyhow::Result<()> {
         let kept = std::fs::read_to_string(self.kit.path("policy/kit.toml"))?;
-        let minutes = if number % 2 == 0 { 5 } else { 2 };
+        let minutes = if number.is_multiple_of(2) { 5 } else { 2 };
         let other = format!(
             "# {number}\n[entitlement.unrelated]\nowner = \"team:other\"\npurpose = \"Nothing\"\n\
              who = [\"kit/app\"]\ngives = [{{ jwt = {{ audience = \"unrelated\" }} }}]\nttl = \"{minutes}m\"\n"

@@ -81,7 +81,7 @@ pub fn run(settings: &Settings, say: &dyn Fn(&str)) -> anyhow::Result<Report> {
     let load = Load::new(&kit, settings);
     let killers = [Side::Broker, Side::Agent].map(|side| {
         let every = settings.kill_every.as_secs_f64();
-        Killer::new(&kit, side, every, Chance::new(chance.next()))
+        Killer::new(&kit, side, every, Chance::new(chance.draw()))
     });
     let memory = Memory::default();
     let done = AtomicBool::new(false);
@@ -93,17 +93,23 @@ pub fn run(settings: &Settings, say: &dyn Fn(&str)) -> anyhow::Result<Report> {
             scope.spawn(move || killer.run(done));
         }
         for _ in 0..settings.workers {
-            let (load, done, chance) = (&load, &done, Chance::new(chance.next()));
+            let (load, done, chance) = (&load, &done, Chance::new(chance.draw()));
             scope.spawn(move || load.work(chance, done));
         }
         for number in 0..load::STAYING {
             let (load, done) = (&load, &done);
             scope.spawn(move || load.stay(number, done));
         }
-        let (kit, memory) = (&kit, &memory);
-        let watched = &done;
-        scope.spawn(move || memory.watch(kit, watched));
-        let ran = conduct(settings, &kit, &load, &killers, &memory, &mut report, say);
+        scope.spawn(|| memory.watch(&kit, &done));
+        let ran = Conductor {
+            settings,
+            kit: &kit,
+            load: &load,
+            killers: &killers,
+            memory: &memory,
+            say,
+        }
+        .conduct(&mut report);
         drop(stop);
         ran
     });
@@ -121,54 +127,67 @@ pub fn run(settings: &Settings, say: &dyn Fn(&str)) -> anyhow::Result<Report> {
 }
 
 /// Rounds of load and rest until the time is over.
-fn conduct(
-    settings: &Settings,
-    kit: &Installation,
-    load: &Load<'_>,
-    killers: &[Killer<'_>; 2],
-    memory: &Memory,
-    report: &mut Report,
-    say: &dyn Fn(&str),
-) -> anyhow::Result<()> {
-    let start = monotonic();
-    let end = start + settings.length.as_secs_f64();
-    let (mut line, mut check) = (start + LINE, start + settings.check_every.as_secs_f64());
-    loop {
-        std::thread::sleep(LOOK);
-        let now = monotonic();
-        if now >= line {
-            line += LINE;
-            let kills = (killers[0].kills(), killers[1].kills());
-            say(&format!(
-                "{:.0} min: {}; killed: broker {}, agent {}; {}",
-                (now - start) / 60.0,
-                load.so_far(),
-                kills.0,
-                kills.1,
-                memory.now(kit)
-            ));
-        }
-        if now >= check || now >= end {
-            let found = {
-                // Both run and stay up while these are held; no task is started or asked.
-                let _calm = (killers[0].pause(), killers[1].pause());
-                let rest = load.rest()?;
-                round::check(kit, &rest, report).with_context(|| {
-                    format!("{}\n{}", kit.tail(Side::Broker), kit.tail(Side::Agent))
-                })?
-            };
-            for what in &found {
-                say(&format!("BROKEN {what}"));
+struct Conductor<'a> {
+    settings: &'a Settings,
+    kit: &'a Installation,
+    load: &'a Load<'a>,
+    killers: &'a [Killer<'a>; 2],
+    memory: &'a Memory,
+    say: &'a dyn Fn(&str),
+}
+
+impl Conductor<'_> {
+    fn conduct(&self, report: &mut Report) -> anyhow::Result<()> {
+        let start = monotonic();
+        let end = start + self.settings.length.as_secs_f64();
+        let between = self.settings.check_every.as_secs_f64();
+        let (mut line, mut check) = (start + LINE, start + between);
+        loop {
+            std::thread::sleep(LOOK);
+            let now = monotonic();
+            if now >= line {
+                line += LINE;
+                self.tell((now - start) / 60.0);
             }
-            let is_broken = !found.is_empty();
-            report.broken.extend(found);
-            report.rounds += 1;
-            load.go_on();
-            check = monotonic() + settings.check_every.as_secs_f64();
-            if now >= end || is_broken {
-                return Ok(());
+            if now >= check || now >= end {
+                let held = self.round(report)?;
+                if now >= end || !held {
+                    return Ok(());
+                }
+                check = monotonic() + between;
             }
         }
+    }
+
+    fn tell(&self, minutes: f64) {
+        let [broker, agent] = self.killers;
+        let (load, memory) = (self.load.so_far(), self.memory.now(self.kit));
+        let (broker, agent) = (broker.kills(), agent.kills());
+        (self.say)(&format!(
+            "{minutes:.0} min: {load}; killed: broker {broker}, agent {agent}; {memory}"
+        ));
+    }
+
+    /// Whether everything is as it should be.
+    fn round(&self, report: &mut Report) -> anyhow::Result<bool> {
+        let [broker, agent] = self.killers;
+        let found = {
+            // Both run and stay up while these are held; no task is started or asked.
+            let _calm = (broker.pause(), agent.pause());
+            let rest = self.load.rest()?;
+            round::check(self.kit, &rest, report).with_context(|| {
+                let tail = |side| self.kit.tail(side);
+                format!("{}\n{}", tail(Side::Broker), tail(Side::Agent))
+            })?
+        };
+        for what in &found {
+            (self.say)(&format!("BROKEN {what}"));
+        }
+        let held = found.is_empty();
+        report.broken.extend(found);
+        report.rounds += 1;
+        self.load.go_on();
+        Ok(held)
     }
 }
 

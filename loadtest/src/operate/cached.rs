@@ -14,6 +14,8 @@ use crate::raw::Raw;
 
 /// Longest sleep while nothing is due and nothing comes.
 const LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Failures kept; each is counted.
 const KEPT: usize = 200_000;
 /// Longest text kept of one.
@@ -139,17 +141,18 @@ impl Loop<'_> {
                 break;
             }
             let mut wait = LOOK;
-            while !is_done {
+            loop {
                 let (due, now) = (start.after(gap.mul_f64(number as f64)), Moment::now());
                 if due > now {
                     wait = wait.min(due.since(now));
                     break;
                 }
-                if !self.send(due) {
+                if is_done || !self.send(due) {
                     break;
                 }
                 number += 1;
             }
+            self.give_up_on_the_stuck();
             for at in wait_for(&self.busy, Some(wait))?.into_iter().rev() {
                 self.receive(at, &mut collector);
             }
@@ -179,6 +182,16 @@ impl Loop<'_> {
             Err(why) => self.cached.fail(due, true, &format!("{why:#}")),
         }
         true
+    }
+
+    /// What is not answered by now will not be.
+    fn give_up_on_the_stuck(&mut self) {
+        let is_stuck = |(_, due): &(Raw, Moment)| due.elapsed() > ANSWER_MAX;
+        while let Some(at) = self.busy.iter().position(is_stuck) {
+            let (_, due) = self.busy.swap_remove(at);
+            self.lost += 1;
+            self.cached.fail(due, true, "no answer");
+        }
     }
 
     fn receive(&mut self, at: usize, collector: &mut Collector) {

@@ -42,7 +42,7 @@ impl<'k> Killer<'k> {
 
     /// Until `done`.
     pub fn run(&self, done: &AtomicBool) {
-        let mut due = self.next();
+        let mut due = self.next_kill();
         while !done.load(Ordering::SeqCst) {
             std::thread::sleep(LOOK);
             let _away = self.pause();
@@ -61,7 +61,7 @@ impl<'k> Killer<'k> {
                 let away = self.between(0.0, AWAY);
                 std::thread::sleep(Duration::from_secs_f64(away));
                 self.start();
-                due = self.next();
+                due = self.next_kill();
             }
         }
     }
@@ -88,7 +88,7 @@ impl<'k> Killer<'k> {
     }
 
     /// Anywhere from half of the interval to one and a half.
-    fn next(&self) -> f64 {
+    fn next_kill(&self) -> f64 {
         monotonic() + self.between(self.every / 2.0, self.every * 1.5)
     }
 

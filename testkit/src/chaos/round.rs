@@ -216,3 +216,71 @@ fn introspected(kit: &Installation, ended: &[Got], held: &[Got]) -> Vec<String> 
     broken.truncate(SAID);
     broken
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const TABLES: &str = "
+        CREATE TABLE task (id BLOB, pid INTEGER, state TEXT);
+        CREATE TABLE credential (id BLOB, task BLOB, request BLOB, state TEXT, expires_at INTEGER);
+        CREATE TABLE receipt (task BLOB, leaf INTEGER);
+        CREATE TABLE leaf (json TEXT);
+        INSERT INTO task VALUES (x'01', 7, 'closed'), (x'02', 8, 'open');
+        INSERT INTO credential VALUES (x'a1', x'01', x'e1', 'contained', 1), (x'a2', x'02', x'e2', 'live', 1);
+        INSERT INTO receipt VALUES (x'01', 1);
+        INSERT INTO leaf VALUES ('{\"type\":\"prove.receipt\",\"task\":\"01\"}'), ('{\"type\":\"x\",\"task\":\"01\"}');
+    ";
+
+    fn found(damage: &str) -> Vec<String> {
+        let store = Connection::open_in_memory().unwrap();
+        store.execute_batch(TABLES).unwrap();
+        store.execute_batch(damage).unwrap();
+        let got = |id: &str| Got {
+            id: id.to_owned(),
+            token: None,
+        };
+        let mut found = unclosed(&store, &[8]).unwrap();
+        found.extend(lost_or_orphan(&store, &[got("a1")], &[got("a2")]).unwrap());
+        found.extend(double(&store).unwrap());
+        found.extend(receipts(&store).unwrap());
+        found
+    }
+
+    #[test]
+    fn each_defect_is_found() {
+        assert_eq!(found(""), Vec::<String>::new());
+        for (damage, word) in [
+            ("DELETE FROM credential WHERE id = x'a1'", "lost: a1"),
+            (
+                "UPDATE credential SET state = 'live' WHERE id = x'a1'",
+                "orphan: 1 credentials",
+            ),
+            (
+                "UPDATE credential SET state = 'dead' WHERE id = x'a2'",
+                "disturbed: a2",
+            ),
+            (
+                "UPDATE credential SET request = x'e1'",
+                "double: request e1",
+            ),
+            ("DELETE FROM receipt", "receipts: 1 closed"),
+            ("INSERT INTO leaf SELECT json FROM leaf", "receipts: 1 more"),
+            (
+                "UPDATE task SET state = 'completing' WHERE pid = 7",
+                "01 of process 7",
+            ),
+            (
+                "INSERT INTO task VALUES (x'03', 8, 'open')",
+                "03 of process 8",
+            ),
+        ] {
+            let found = found(damage);
+            assert!(
+                found.iter().any(|what| what.starts_with(word)),
+                "{damage}: {found:?}"
+            );
+        }
+    }
+}

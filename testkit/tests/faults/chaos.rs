@@ -15,6 +15,10 @@ fn seed() -> u64 {
 }
 
 #[test]
+#[allow(
+    clippy::print_stdout,
+    reason = "what it chose and did is seen when it fails"
+)]
 fn two_minutes_of_it() {
     let seconds = std::env::var("EPHOR_CHAOS_SECONDS").map_or(100, |text| text.parse().unwrap());
     let settings = Settings {

@@ -1,5 +1,6 @@
 //! `ephor-loadtest operate`: what is done to a service that runs, at half of its capacity. Every
-//! key is rotated twice, policies are applied, the broker is restarted; then the agent is killed.
+//! key is rotated twice, policies are applied, the broker is restarted, and the agent by hand-over;
+//! then the agent is killed.
 //!
 //! A failure counts against what ran at its moment, so each daemon's absences are written down.
 //! What an agent's death costs is counted apart from everything else.
@@ -131,8 +132,13 @@ impl Acts<'_> {
             std::thread::sleep(BETWEEN);
         }
         host::say("broker restarted");
-        // A hand-over from agent to agent belongs here, before the kills: without an absence in
-        // `away`, so that each failed request counts.
+        // No absence: each request that fails now counts.
+        for _ in 0..self.args.restarts {
+            self.kit.hand_over()?;
+            self.kit.wait_connected()?;
+            std::thread::sleep(BETWEEN);
+        }
+        host::say("agent restarted by hand-over");
         for _ in 0..self.args.restarts {
             found.back.push(self.kill_agent()?);
             std::thread::sleep(BETWEEN);

@@ -23,9 +23,6 @@ use crate::keys::HeldCa;
 use crate::ledger::CredentialRow;
 use crate::limits;
 
-/// Bytes of the id in a serial.
-const ID_LEN: usize = 16;
-
 /// What is signed, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
@@ -158,23 +155,6 @@ pub fn serial_of(row: &CredentialRow) -> Option<Serial> {
     }
 }
 
-/// The credential that a serial belongs to, and which of its certificates it is; `None` when no
-/// broker made it.
-#[must_use]
-pub fn credential_of(serial: &Serial) -> Option<(CredentialId, u16)> {
-    let mut whole = [0_u8; ID_LEN + 2];
-    let digits = serial.as_bytes();
-    let start = whole.len().checked_sub(digits.len())?;
-    for (to, from) in whole.iter_mut().skip(start).zip(digits) {
-        *to = *from;
-    }
-    let (id, number) = whole.split_at(ID_LEN);
-    let number = number
-        .iter()
-        .fold(0, |sum, byte| sum << 8 | u16::from(*byte));
-    Some((CredentialId::from_slice(id).ok()?, number))
-}
-
 /// The serials of a credential that a verifier might still accept: what is listed when it is
 /// revoked. Without its content, as many as there can be.
 #[must_use]
@@ -243,6 +223,7 @@ impl Signed for Signer<'_> {
 mod tests {
     use super::*;
     use ephor_crypto::p256::SigningKey;
+    use ephor_proto::id::IdQuery;
 
     fn at(seconds: u64) -> UnixMillis {
         UnixMillis::from_unix_seconds(1_800_000_000 + seconds)
@@ -261,9 +242,9 @@ mod tests {
         for number in [0, 1, 255, 256, u16::MAX] {
             let serial = serial(id(), number).unwrap();
             assert!(serial.as_bytes().len() <= 20 && serial.as_bytes()[0] < 0x80);
-            assert_eq!(credential_of(&serial), Some((id(), number)));
+            let query: IdQuery = serial.to_string().parse().unwrap();
+            assert!(query.matches(&id()), "{serial}");
         }
-        assert_eq!(credential_of(&Serial::new(&[1; 20]).unwrap()), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use ephor_proto::state::credential::CredentialState;
 use ephor_proto::time::Clock;
 
 use super::harness::{Bench, POLICY};
-use crate::kind::x509::credential_of;
+use crate::kind::x509::serial;
 use crate::limits;
 
 const WEB_CERT: &str = r#"
@@ -58,7 +58,7 @@ async fn a_certificate_says_what_policy_gives_and_nothing_else() {
     assert_eq!(answer.credentials.len(), 2, "and the token");
     assert_eq!(leaf.spiffe_id, "spiffe://prod.example/orders/web");
     assert_eq!(leaf.spki, r.public_key_der);
-    assert_eq!(credential_of(&leaf.serial), Some((id, 0)));
+    assert_eq!(leaf.serial, serial(id, 0).unwrap());
     let row = bench.row(id);
     let seconds = |at: u64| i64::try_from(at).unwrap();
     assert_eq!(leaf.not_after, seconds(row.expires_at.as_unix_seconds()));
@@ -141,7 +141,7 @@ async fn a_renewal_is_for_another_key_and_both_are_listed_at_the_end() {
     let mut r = asked(&bench, task, "identity");
     r.renews = id.to_bytes().to_vec();
     let (same, second) = certificate(&bench.issue(r).await.unwrap());
-    assert_eq!((same, credential_of(&second.serial)), (id, Some((id, 1))));
+    assert_eq!((same, &second.serial), (id, &serial(id, 1).unwrap()));
     assert!(second.not_after > first.not_after && second.spki != first.spki);
     assert!(bench.crl_of(id).await.is_empty());
     bench.broker.revoke(id, "test").await.unwrap();

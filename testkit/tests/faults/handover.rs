@@ -31,6 +31,12 @@ fn get(kit: &Installation, target: &str) -> anyhow::Result<Answer> {
     http::unix(&kit.socket(), &call)
 }
 
+/// For a person who reads the test's output.
+#[allow(clippy::print_stdout, reason = "numbers beside a verdict")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
 /// One connection for many requests, as an application's client keeps it.
 struct KeptAlive {
     stream: UnixStream,
@@ -114,12 +120,16 @@ fn five_hand_overs_under_load_fail_no_request_and_change_no_answer() {
     // Idle through all of it.
     let mut idle = KeptAlive::open(&kit);
     idle.get(TOKEN).unwrap();
-    let seen = Seen::default();
+    let (seen, longest) = (Seen::default(), AtomicU32::new(0));
     std::thread::scope(|scope| {
         let _ends = Ends(&seen);
         scope.spawn(|| {
             while seen.more() {
+                let begin = wait::monotonic();
                 let answer = get(&kit, TOKEN).unwrap();
+                let waited = wait::monotonic() - begin;
+                assert!(waited < NOT_LONG, "a cached answer after {waited} s");
+                longest.fetch_max((waited * 1000.0) as u32, Ordering::Relaxed);
                 assert_eq!((answer.status, &answer.bytes), (200, &token.bytes));
             }
         });
@@ -148,6 +158,10 @@ fn five_hand_overs_under_load_fail_no_request_and_change_no_answer() {
             .unwrap();
         }
     });
+    say(&format!(
+        "longest wait for a cached answer: {} ms",
+        longest.load(Ordering::Relaxed)
+    ));
     // The broker is away since the last but one: all this came from memory.
     let (body, _) = idle.get(TOKEN).unwrap();
     assert_eq!((idle.answers, body == token.bytes), (2, true));
@@ -342,6 +356,10 @@ fn after_kill_9_a_caller_that_asks_again_is_served() {
         });
         kit.start_daemon(Side::Agent, &[]).unwrap();
         let (waited, again) = asked.join().unwrap().unwrap();
+        say(&format!(
+            "served again after kill -9 and start: {} ms",
+            (waited * 1000.0) as u32
+        ));
         assert!(waited < NOT_LONG, "waited {waited} s");
         assert_eq!(again.body["task"], first.body["task"], "adopted");
     });

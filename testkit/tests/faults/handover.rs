@@ -17,6 +17,8 @@ const HAND_OVERS: u32 = 5;
 /// Longest wait of a request while the agent is killed and started again. Twice the promise, for a
 /// machine that does other things too.
 const NOT_LONG: f64 = 4.0;
+/// Audiences of one task: fewer than an agent holds for it.
+const MOST_NEW: u32 = 200;
 const TOKEN: &str = "/v1/token?audience=kept";
 const CERTIFICATE: &str = "/v1/certificate";
 const LOCAL: &[(&str, &str)] = &[("Ephor-Local", "1")];
@@ -120,6 +122,7 @@ fn five_hand_overs_under_load_fail_no_request_and_change_no_answer() {
     // Idle through all of it.
     let mut idle = KeptAlive::open(&kit);
     idle.get(TOKEN).unwrap();
+    let asks_new = AtomicBool::new(true);
     let (seen, longest) = (Seen::default(), AtomicU32::new(0));
     std::thread::scope(|scope| {
         let _ends = Ends(&seen);
@@ -146,8 +149,21 @@ fn five_hand_overs_under_load_fail_no_request_and_change_no_answer() {
                 }
             });
         }
+        // What is not held is asked for while there is a broker.
+        let asker = scope.spawn(|| {
+            for number in (0..MOST_NEW).cycle() {
+                if !asks_new.load(Ordering::Relaxed) {
+                    return;
+                }
+                let answer = get(&kit, &format!("/v1/token?audience=new-{number}")).unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.body);
+            }
+        });
         for number in 0..HAND_OVERS {
             if number == HAND_OVERS - 2 {
+                asks_new.store(false, Ordering::Relaxed);
+                let finished = || asker.is_finished().then_some(());
+                wait::until("the last new request is answered", SETTLE, finished).unwrap();
                 kit.stop(Side::Broker).unwrap();
             }
             let before = seen.answers.load(Ordering::Relaxed);

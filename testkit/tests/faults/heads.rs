@@ -37,7 +37,7 @@ sys.path.insert(0, sys.argv[1])
 import verify
 export, served, key = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
 size, _ = verify.open_note((export / "log/checkpoint").read_text(), key)
-leaves = verify.read_leaves(export / "log", size)
+leaves = verify.read_leaves(export / "log", size, 0)
 heights = verify.subtrees([verify.sha256(b"\0", leaf) for leaf in leaves])
 sizes = set()
 for note in served.glob("*.note"):

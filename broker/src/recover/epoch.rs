@@ -124,7 +124,7 @@ pub(crate) fn places(ledger: &Ledger) -> Result<Places, ReadError> {
 
 impl Broker {
     /// Begins a new epoch. When this returns, this run writes no more; see
-    /// [`Broker::epoch_ended`].
+    /// `Broker::epoch_ended`.
     ///
     /// # Errors
     /// `conflict` when nothing says that this store is old and it was not forced;

@@ -1,5 +1,6 @@
 //! TLS with a certificate that somebody holds: the program's own, or the thief's copy of it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,9 @@ pub enum Shaken {
     Taken(Box<TlsStream<TcpStream>>),
     /// The service refused, with this alert.
     Refused(AlertDescription),
+    /// The service ended it without a word: the certificate was listed after the handshake had
+    /// looked and before the connection was its to keep.
+    Dropped,
 }
 
 impl Copy {
@@ -103,9 +107,12 @@ impl Copy {
         match tokio::time::timeout(SHAKE_MAX, whole).await {
             Ok(Ok((stream, TAKEN))) => Ok(Shaken::Taken(Box::new(stream))),
             Ok(Ok((_, word))) => Err(failed(&format!("it said {word}"))),
-            Ok(Err(error)) => match alert(&error) {
-                Some(alert) => Ok(Shaken::Refused(alert)),
-                None => Err(failed(&error)),
+            Ok(Err(error)) => match (alert(&error), error.kind()) {
+                (Some(alert), _) => Ok(Shaken::Refused(alert)),
+                (None, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                    Ok(Shaken::Dropped)
+                }
+                (None, _) => Err(failed(&error)),
             },
             Err(_) => Err(failed(&"no answer in time")),
         }

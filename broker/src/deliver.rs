@@ -124,6 +124,7 @@ fn encode(row: &CredentialRow, opened: Opened) -> Result<v1::Credential, Refusal
             }
         },
         certificate_chain_der,
+        login: None,
     })
 }
 

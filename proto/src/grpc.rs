@@ -44,6 +44,15 @@ impl fmt::Debug for v1::Credential {
     }
 }
 
+impl fmt::Debug for v1::Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("target", &self.target)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{VERSION, compatible, v1};
@@ -64,11 +73,16 @@ mod tests {
             token: "marker-secret".into(),
             ..Default::default()
         };
-        let credential = v1::Credential {
-            token: "marker-secret".into(),
+        let login = || v1::Login {
+            password: "marker-secret".into(),
             ..Default::default()
         };
-        let shown = format!("{join:?} {credential:?}");
+        let credential = v1::Credential {
+            token: "marker-secret".into(),
+            login: Some(login()),
+            ..Default::default()
+        };
+        let shown = format!("{join:?} {credential:?} {:?}", login());
         assert!(!shown.contains("marker-secret"), "{shown}");
     }
 }

@@ -10,6 +10,8 @@ pub const MAX_HEADER_BYTES: usize = 16 * 1024;
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Most requests for credentials in one message.
 pub const MAX_ISSUE_BATCH: usize = 16;
+/// Most credentials whose hand-over is confirmed in one message.
+pub const MAX_CONFIRM_BATCH: usize = 1024;
 /// Largest audit leaf (canonical JSON), in bytes; a tlog entry's length prefix is 16 bits.
 pub const MAX_LEAF_BYTES: usize = 60 * 1024;
 /// Largest integer that canonical JSON keeps exactly (2^53 - 1).

@@ -107,6 +107,7 @@ fn held(n: u8, credentials: u8) -> Arc<Held> {
         token: format!("secret-\"{c}\"-"),
         audience: "a".into(),
         certificate_chain_der: Vec::new(),
+        login: None,
     };
     let answer = v1::IssueResponse {
         request_id: RequestId::from_parts(1, [1; 10]).to_bytes().to_vec(),

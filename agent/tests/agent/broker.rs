@@ -199,6 +199,7 @@ impl Broker {
             token: format!("token-{number}"),
             audience: request.item.clone(),
             certificate_chain_der: chain,
+            login: None,
         }
     }
 

@@ -267,7 +267,7 @@ pub struct IssueRequest {
     #[prost(bytes = "vec", tag = "11")]
     pub public_key_der: ::prost::alloc::vec::Vec<u8>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Credential {
     #[prost(bytes = "vec", tag = "1")]
@@ -293,6 +293,48 @@ pub struct Credential {
     /// The leaf for the request's public key, then intermediates, each in DER; of a certificate.
     #[prost(bytes = "vec", repeated, tag = "9")]
     pub certificate_chain_der: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Of a database login. Absent in the answer to a renewal: what was handed out stays as it is.
+    #[prost(message, optional, tag = "10")]
+    pub login: ::core::option::Option<Login>,
+}
+/// How to log in to a database.
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Login {
+    /// Name of the target in policy.
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Name, address, or directory of a Unix socket.
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    #[prost(string, tag = "4")]
+    pub database: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub user: ::prost::alloc::string::String,
+    /// Secret; empty for a login with a certificate.
+    #[prost(string, tag = "6")]
+    pub password: ::prost::alloc::string::String,
+    /// As libpq has it.
+    #[prost(string, tag = "7")]
+    pub sslmode: ::prost::alloc::string::String,
+    /// PEM of the CAs that the server's certificate is checked against; may be empty.
+    #[prost(string, tag = "8")]
+    pub sslrootcert: ::prost::alloc::string::String,
+    /// The leaf for the request's public key, then intermediates, each in DER; of a login with a
+    /// certificate.
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub certificate_chain_der: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The role that sessions start as.
+    #[prost(string, tag = "10")]
+    pub group: ::prost::alloc::string::String,
+    /// Settings that sessions start with.
+    #[prost(map = "string, string", tag = "11")]
+    pub options: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IssueResponse {

@@ -1,5 +1,13 @@
 //! The public API of `ephor-proto`, seen from outside.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs
+)]
+
+#[path = "login/model.rs"]
+mod login;
 
 use std::path::Path;
 

@@ -37,5 +37,6 @@ pub mod daemon; //        one process under test
 pub mod installation; //  a broker and an agent in a directory of their own
 pub mod http; //          HTTP/1.1 over a Unix socket or TLS
 pub mod workload; //      processes that ask for tokens
+pub mod postgres; //      a real PostgreSQL server, and a standby of it
 pub mod checker; //       P1 to P5, judged from outside
 pub mod chaos; //         mixed load while both daemons are killed

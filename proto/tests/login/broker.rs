@@ -2,7 +2,7 @@
 
 use ephor_proto::state::credential::{CredentialEvent, CredentialState, Proof};
 
-use super::devices::Devices;
+use super::devices::{Devices, Ours};
 use super::target;
 use super::world::{Call, Fence, Issuing, Phase, Record, What, Who, Work, World};
 
@@ -140,16 +140,18 @@ pub fn prove(devices: &Devices, world: &World, who: Who) -> Option<World> {
     Some(next)
 }
 
-/// After `authentication_timeout`: no login is still on its way by then.
+/// After `authentication_timeout`: by then every login that was on its way has a role, and those that
+/// only `pg_locks` showed have a name or are gone.
 pub fn census_again(devices: &Devices, world: &World, who: Who) -> Option<World> {
     let due = world
         .broker(who)
         .record
         .is_some_and(|record| record.look_due);
-    let slipping = Phase::Slipping;
-    let early = world
-        .backend
-        .is_some_and(|backend| backend.phase == slipping);
+    let early = world.backend.is_some_and(|backend| match backend.phase {
+        Phase::Slipping => true,
+        Phase::Hidden => devices.waits_for_hidden,
+        Phase::Open => false,
+    });
     if !due || early || !target::reachable_by(world, who) {
         return None;
     }
@@ -178,7 +180,12 @@ pub fn ours(devices: &Devices, world: &World, who: Who) -> Option<World> {
     let mut next = *world;
     match world.broker(who).record {
         None => {
-            let noted = devices.ours_by_fence && world.target.fence != Fence::Absent;
+            let row = world.target.fence != Fence::Absent;
+            let noted = match devices.ours {
+                Ours::FenceRows => row,
+                Ours::Roles => row && world.target.role.is_some(),
+                Ours::Names => false,
+            };
             if !named && !noted {
                 return None;
             }
@@ -186,7 +193,7 @@ pub fn ours(devices: &Devices, world: &World, who: Who) -> Option<World> {
             next.drive(who, CredentialEvent::Revoke);
         }
         Some(record) if record.state == CredentialState::Dead => {
-            let open = devices.ours_by_fence && world.target.fence == Fence::Open;
+            let open = devices.ours != Ours::Names && world.target.fence == Fence::Open;
             let moved = devices.identity && world.target.identity != record.evidence;
             if !named && !open && !moved {
                 return None;

@@ -14,6 +14,17 @@ pub enum Exclusion {
     Nothing,
 }
 
+/// What the reconciler takes for ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ours {
+    /// Rows of the fence, whether their role is there or not, and roles by their name.
+    FenceRows,
+    /// Roles: by their name, or by their oid in a row of the fence.
+    Roles,
+    /// Roles by their name.
+    Names,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Devices {
     /// The intent is durable before `mint`.
@@ -26,7 +37,7 @@ pub struct Devices {
     pub holders_ended: bool,
     /// Fence and NOLOGIN are committed before sessions are ended.
     pub nologin_first: bool,
-    /// Backends that are in `pg_locks` only are ended and counted.
+    /// Backends that are in `pg_locks` only are ended, too.
     pub hidden: bool,
     /// A role is found by the oid in its fence row, not by its name.
     pub by_oid: bool,
@@ -34,12 +45,15 @@ pub struct Devices {
     pub identity: bool,
     /// `census_again` after `authentication_timeout`.
     pub second_look: bool,
+    /// The second look waits for those that only `pg_locks` showed at the first, and that could not
+    /// be attributed: until each has a name or is gone.
+    pub waits_for_hidden: bool,
     /// Every call carries the epoch, and the target refuses a lower one.
     pub epoch: bool,
     /// Raising the epoch ends the calls of a lower one that are under way.
     pub calls_ended: bool,
-    /// `ours` looks at the fence rows, too, not only at the names of roles.
-    pub ours_by_fence: bool,
+    /// What the reconciler looks through.
+    pub ours: Ours,
     /// `extend` looks at the fence row and never gives LOGIN.
     pub extend_fenced: bool,
     /// A revocation is tried for ever.
@@ -57,9 +71,10 @@ impl Devices {
         by_oid: true,
         identity: true,
         second_look: true,
+        waits_for_hidden: true,
         epoch: true,
         calls_ended: true,
-        ours_by_fence: true,
+        ours: Ours::FenceRows,
         extend_fenced: true,
         for_ever: true,
     };

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ephor_proto::state::credential::CredentialState;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use devices::{Devices, Exclusion};
+use devices::{Devices, Exclusion, Ours};
 use steps::Step;
 use world::{Fence, Who, World};
 
@@ -230,12 +230,14 @@ fn each_device_is_needed() {
         (0, "NOLOGIN not committed when sessions are ended", DEAD, Devices { nologin_first: false, ..ALL }),
         (0, "no look at hidden backends", DEAD, Devices { hidden: false, ..ALL }),
         (0, "no second look", DEAD, Devices { second_look: false, ..ALL }),
+        (0, "a second look that waits for no hidden backend", DEAD, Devices { waits_for_hidden: false, ..ALL }),
         (1, "a role found by its name", DEAD, Devices { by_oid: false, ..ALL }),
         (2, "evidence without system id and timeline", ENDS, Devices { identity: false, ..ALL }),
         (1, "evidence without system id and timeline", UNMAKEABLE, Devices { identity: false, ..ALL }),
         (1, "no epoch", RECORDED, Devices { epoch: false, ..ALL }),
         (1, "an epoch that lets calls under way go on", RECORDED, Devices { calls_ended: false, ..ALL }),
-        (2, "a reconciler that knows names only", ENDS, Devices { ours_by_fence: false, ..ALL }),
+        (2, "a reconciler that knows names only", ENDS, Devices { ours: Ours::Names, ..ALL }),
+        (2, "a reconciler that knows roles only", ENDS, Devices { ours: Ours::Roles, ..ALL }),
         (0, "a renewal that looks at no fence", CLOSED, Devices { extend_fenced: false, ..ALL }),
         (1, "giving up", ENDS, Devices { for_ever: false, ..ALL }),
     ];

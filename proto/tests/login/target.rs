@@ -1,7 +1,7 @@
 //! What the functions in the target do, as one transaction each unless it says otherwise.
 
 use super::devices::{Devices, Exclusion};
-use super::world::{Call, Fence, Issuing, Phase, Role, What, Who, Work, World};
+use super::world::{Backend, Call, Fence, Issuing, Phase, Role, What, Who, Work, World};
 
 /// The broker that may ask the target something now.
 fn asks(world: &World, who: Who) -> bool {
@@ -201,25 +201,34 @@ pub fn end_calls(world: &mut World, below: u8) {
     }
 }
 
-/// `pg_terminate_backend` by role, and for those that only `pg_locks` shows.
+/// `pg_terminate_backend` by role, and for those that only `pg_locks` shows: it is refused for those
+/// of others, and for one that has no role yet.
 pub fn end_sessions(devices: &Devices, world: &World, who: Who) -> Option<World> {
     let Work::Fenced(at) = world.broker(who).revoking else {
         return None;
     };
     let mut next = asks(world, who).then_some(*world)?;
-    next.backend = world
-        .backend
-        .filter(|backend| !seen(devices, backend.phase));
+    next.backend = match world.backend {
+        Some(backend) => match backend.phase {
+            Phase::Slipping => Some(Backend {
+                missed: true,
+                ..backend
+            }),
+            Phase::Hidden => (!devices.hidden).then_some(backend),
+            Phase::Open => None,
+        },
+        None => None,
+    };
     next.broker_mut(who).revoking = Work::Ended(at);
     Some(next)
 }
 
-fn seen(devices: &Devices, phase: Phase) -> bool {
-    match phase {
-        Phase::Slipping => false,
-        Phase::Hidden => devices.hidden,
-        Phase::Open => true,
-    }
+/// A session of it in `pg_stat_activity`, by oid: it outlives its role. Once the role is dropped
+/// nobody can tell whose a hidden one is.
+fn session(world: &World) -> bool {
+    world
+        .backend
+        .is_some_and(|backend| backend.phase == Phase::Open)
 }
 
 /// DROP OWNED and DROP ROLE. Without NOLOGIN committed first, this is where all is committed,
@@ -253,26 +262,17 @@ pub fn census(devices: &Devices, world: &World, who: Who) -> Option<World> {
     let mut next = asks(world, who).then_some(*world)?;
     let moved = devices.identity && world.target.identity != at;
     let left = last && found(devices, world).is_some();
-    let session = world
-        .backend
-        .is_some_and(|backend| seen(devices, backend.phase));
-    next.broker_mut(who).revoking = match (moved || left || session, last) {
+    next.broker_mut(who).revoking = match (moved || left || session(world), last) {
         (true, _) => Work::Idle,
         (false, true) => Work::Clean(at),
         (false, false) => Work::Dropped(at),
     };
-    if let Some(backend) = next.backend.as_mut() {
-        backend.missed |= backend.phase == Phase::Slipping;
-    }
     Some(next)
 }
 
 /// What a second look, or the reconciler, sees of a dead one.
 pub fn shows(devices: &Devices, world: &World) -> bool {
-    let session = world
-        .backend
-        .is_some_and(|backend| seen(devices, backend.phase));
-    session || found(devices, world).is_some()
+    session(world) || found(devices, world).is_some()
 }
 
 /// Rows of what was revoked go when no creator can be late any more and nothing of it is left; a

@@ -156,7 +156,7 @@ pub enum What {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Backend {
     pub phase: Phase,
-    /// It was in no view when the census was taken: what `census_again` is for.
+    /// It had no name yet when sessions were ended: what `census_again` is for.
     pub missed: bool,
     /// It holds its own row of `pg_authid` in an open transaction.
     pub holds_row: bool,
@@ -164,9 +164,9 @@ pub struct Backend {
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Phase {
-    /// Past the check of LOGIN, not yet attributed to a role: in no view.
+    /// Past the check of LOGIN, not yet attributed to a role.
     Slipping,
-    /// In `pg_locks`, not in `pg_stat_activity`.
+    /// In `pg_locks`, not in `pg_stat_activity`; whoever may end it can tell whose it is.
     Hidden,
     Open,
 }

@@ -21,18 +21,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{ClockGuard, SharedClock};
 use crate::config::Config;
+use crate::deliver::Handovers;
 use crate::fleet::Fleet;
 use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
 use crate::keys::server::Names;
+use crate::kind::targets::Targets;
 use crate::ledger::{Ledger, ReadError};
 use crate::metrics::Counted;
 use crate::policy::Snapshot;
 use crate::recover::{Backups, Paths, Readmission, Standing, former_origins, places};
 use crate::request::{Refusal, Refusals, Throttle};
 use crate::retain::{Retained, Retention};
-use crate::revoke::{Crls, Pending, StatusLists, Timers, Uses};
+use crate::revoke::{Crls, Pending, Queues, StatusLists, Timers, Uses};
 use crate::tasks::Tasks;
 
 pub use init::{InitOptions, init};
@@ -87,6 +89,12 @@ pub struct Broker {
     pub deadlines: Timers<TaskId>,
     /// Ends that are not proven yet.
     pub pending: Pending,
+    /// Where things have effects, by the names of policy.
+    pub targets: Targets,
+    /// Ends that wait at their targets.
+    pub queues: Queues,
+    /// Hand-overs that are not confirmed yet.
+    pub handovers: Handovers,
     /// Uses seen by introspection.
     pub uses: Uses,
     /// What the store counted last, for metrics.
@@ -220,6 +228,9 @@ impl Broker {
             timers: Timers::default(),
             deadlines: Timers::default(),
             pending: Pending::default(),
+            targets: Targets::default(),
+            queues: Queues::default(),
+            handovers: Handovers::default(),
             uses: Uses::default(),
             counted: Counted::default(),
             standing: Standing::default(),

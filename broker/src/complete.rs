@@ -15,7 +15,7 @@ mod unheard;
 pub(crate) use begin::{closed_grant, revoke_row};
 
 use ephor_proto::grpc::v1;
-use ephor_proto::id::{CorrelationId, TaskId};
+use ephor_proto::id::{CorrelationId, CredentialId, TaskId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::stage::Stage;
 use ephor_proto::state::task::{EndCause, TaskState};
@@ -71,6 +71,8 @@ enum Step {
     Closed(Box<TaskRow>),
     /// Submitted; see [`Broker::finish`].
     Submitted(Ticket, After),
+    /// These are being ended at their targets; what comes next waits for that.
+    AtTargets(Vec<CredentialId>),
 }
 
 /// What follows a commit once it is durable.
@@ -202,6 +204,11 @@ impl Broker {
                 match self.advance(&end).await {
                     Ok(Step::Closed(_)) => self.pending.done(&Work::Task(end.task, end.cause)),
                     Ok(Step::Submitted(ticket, after)) => submitted.push((end, ticket, after)),
+                    // A target that hangs must not hold up the others: whoever ends the last one there
+                    // hurries this.
+                    Ok(Step::AtTargets(_)) => self
+                        .pending
+                        .park(&Work::Task(end.task, end.cause), self.clock.boottime()),
                     Err(error) => self.end_failed(&end, &error).await,
                 }
             }
@@ -234,6 +241,11 @@ impl Broker {
             match self.advance(end).await? {
                 Step::Closed(row) => return Ok(*row),
                 Step::Submitted(ticket, after) => self.finish(ticket, after).await?,
+                Step::AtTargets(ids) => {
+                    if !self.queues.wait(&ids, limits::TARGET_ANSWER).await {
+                        return Err(NotEnded::AtTarget);
+                    }
+                }
             }
         }
         Err(NotEnded::Contended)

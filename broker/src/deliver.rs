@@ -2,6 +2,10 @@
 //!
 //! The answer goes to the attested caller's agent over the connection it asked on. Nothing is kept.
 
+mod confirm;
+
+pub use confirm::Handovers;
+
 use ephor_proto::grpc::v1;
 use ephor_proto::id::{DecisionId, RequestId};
 use ephor_proto::kind::Kind;
@@ -10,7 +14,8 @@ use ephor_proto::time::UnixMillis;
 
 use crate::clock::Stopwatch;
 use crate::decide::Decided;
-use crate::issue::{Made, Opened, Permit, defect};
+use crate::issue::{Access, Made, Opened, Permit, defect};
+use crate::kind::effect::Content;
 use crate::ledger::{CredentialRow, RequestRow};
 use crate::metrics;
 use crate::request::Refusal;
@@ -87,7 +92,14 @@ pub(crate) fn deliver(
         let row = permit.credentials().iter().find(|row| row.id == id);
         let row =
             row.ok_or_else(|| defect("a permit that covers a credential it does not hold"))?;
-        credentials.push(encode(row, opened)?);
+        credentials.push(encode(row, Some(opened))?);
+    }
+    // Renewed at its target: what was handed out stays as it is.
+    let made: Vec<Vec<u8>> = credentials.iter().map(|made| made.id.clone()).collect();
+    for row in permit.credentials() {
+        if !made.iter().any(|id| *id == row.id.to_bytes()) {
+            credentials.push(encode(row, None)?);
+        }
     }
     timings.count();
     metrics::STAGES.passed(Stage::Deliver, delivering.micros());
@@ -104,11 +116,19 @@ pub(crate) fn deliver(
     })
 }
 
-fn encode(row: &CredentialRow, opened: Opened) -> Result<v1::Credential, Refusal> {
-    let (token, certificate_chain_der) = match opened {
-        Opened::Token(token) => (token.expose_str().map_err(defect)?.to_owned(), Vec::new()),
-        Opened::Certificate(chain) => (String::new(), chain),
-    };
+fn encode(row: &CredentialRow, opened: Option<Opened>) -> Result<v1::Credential, Refusal> {
+    let (mut token, mut certificate_chain_der, mut login) = (String::new(), Vec::new(), None);
+    match opened {
+        Some(Opened::Token(secret)) => {
+            secret
+                .expose_str()
+                .map_err(defect)?
+                .clone_into(&mut token);
+        }
+        Some(Opened::Certificate(chain)) => certificate_chain_der = chain,
+        Some(Opened::Access(access)) => login = Some(encode_login(row, &access)?),
+        None => {}
+    }
     Ok(v1::Credential {
         id: row.id.to_bytes().to_vec(),
         kind: row.kind.as_str().to_owned(),
@@ -124,7 +144,25 @@ fn encode(row: &CredentialRow, opened: Opened) -> Result<v1::Credential, Refusal
             }
         },
         certificate_chain_der,
-        login: None,
+        login,
+    })
+}
+
+fn encode_login(row: &CredentialRow, access: &Access) -> Result<v1::Login, Refusal> {
+    let content = Content::of(row).ok_or_else(|| defect("content that cannot be read"))?;
+    let endpoint = &access.target.endpoint;
+    Ok(v1::Login {
+        target: content.target,
+        host: endpoint.host.clone(),
+        port: u32::from(endpoint.port),
+        database: content.database,
+        user: content.name,
+        password: access.password.expose_str().map_err(defect)?.to_owned(),
+        sslmode: endpoint.sslmode.clone(),
+        sslrootcert: endpoint.sslrootcert.clone(),
+        certificate_chain_der: Vec::new(),
+        group: content.groups.into_iter().next().unwrap_or_default(),
+        options: content.settings.into_iter().collect(),
     })
 }
 

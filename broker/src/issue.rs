@@ -6,6 +6,7 @@
 
 mod events;
 mod intent;
+mod mint;
 mod plan;
 mod refused;
 mod renew;
@@ -14,6 +15,7 @@ mod replay;
 pub(crate) mod tests;
 
 pub(crate) use events::credential_part;
+pub use mint::Access;
 pub use intent::{Intent, Made, Opened, Permit, Planned, Sealed, WrongProof};
 
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use ephor_proto::time::UnixMillis;
 use tracing::Instrument;
 
 use crate::app::Broker;
+use replay::Before;
 use crate::approve::Approved;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
@@ -38,8 +41,9 @@ use crate::crash_point;
 use crate::decide::{Circumstances, Decided};
 use crate::deliver::{self, Delivery, Timings};
 use crate::fleet::Peer;
+use crate::kind::effect::{Content, Failed};
 use crate::kind::{Signed, jwt, x509};
-use crate::ledger::{Batch, CommitError, Key, Reader, Reason, TaskRow};
+use crate::ledger::{Batch, CommitError, CredentialRow, Key, Reader, Reason, TaskRow};
 use crate::limits;
 use crate::metrics;
 use crate::policy::Snapshot;
@@ -55,7 +59,11 @@ enum Unsigned {
     Certificate(#[from] X509Error),
     #[error("the CA that it was recorded for is distrusted by now")]
     Distrusted,
-    #[error("nothing is signed for kind {0}")]
+    #[error(transparent)]
+    Target(#[from] Failed),
+    #[error("no random password could be made: {0}")]
+    Random(String),
+    #[error("nothing is made for kind {0}")]
     Kind(Kind),
 }
 
@@ -162,16 +170,22 @@ impl Broker {
             Some(credential) if self.is_of_a_retired_ca(&attested, credential, now)? => None,
             renews => renews,
         };
-        let task = {
+        let (before, task) = {
             let reader = self.ledger.reader();
-            if let Some(answer) = self.replay(&reader, &attested, now, attest_micros)? {
-                return Ok(Tried::Done(answer));
-            }
-            match renews {
-                Some(_) => None,
-                None => task_of(&reader, &attested)?,
-            }
+            let before = self.replay(&reader, &attested, now, attest_micros)?;
+            let is_new = before.is_none() && renews.is_none();
+            let task = is_new.then(|| task_of(&reader, &attested)).transpose()?;
+            (before, task.flatten())
         };
+        match before {
+            Some(Before::Answer(answer)) => return Ok(Tried::Done(*answer)),
+            Some(Before::AtTarget(before)) => {
+                return self
+                    .answer_again(&policy, &attested, *before, now, attest_micros)
+                    .await;
+            }
+            None => {}
+        }
         if let Some(credential) = renews {
             return self
                 .renew(
@@ -205,8 +219,10 @@ impl Broker {
             return Ok(Tried::Again);
         };
         crash_point!("issue.after_commit");
+        let (permit, sealed) = self.mint(permit, sealed).await?;
         timings.issue = issuing.micros();
         let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
+        self.expect_confirmation(&permit);
         crash_point!("issue.before_answer");
         Ok(Tried::Done(response))
     }
@@ -245,6 +261,7 @@ impl Broker {
                 return Err(Refusal::new(Code::Busy, full.to_string()));
             }
         };
+        self.watch_over(intent.rows());
         let number = ticket.batch();
         let sealed = self.sign(&intent);
         let outcome = ticket.await;
@@ -255,7 +272,7 @@ impl Broker {
                 }
                 // A renewed one has its timer, which is set anew when it fires.
                 for row in intent.rows().iter().filter(|row| row.version == 1) {
-                    self.timers.set(row.id, dead_at(row.expires_at));
+                    self.timers.set(row.id, over_at(row));
                 }
                 let permit = intent
                     .recorded(number, &committed.durable)
@@ -287,10 +304,9 @@ impl Broker {
 
     /// Signs the stored contents; the result stays sealed.
     fn sign(&self, intent: &Intent) -> Result<Vec<Made>, Unsigned> {
-        intent
-            .planned()
-            .map(|planned| self.sign_one(&planned))
-            .collect()
+        let to_make = |planned: &Planned<'_>| planned.kind().is_signed() || planned.is_intended();
+        let planned = intent.planned().filter(to_make);
+        planned.map(|planned| self.sign_one(&planned)).collect()
     }
 
     fn sign_one(&self, planned: &Planned<'_>) -> Result<Made, Unsigned> {
@@ -307,7 +323,12 @@ impl Broker {
                 let signer = x509::Signer::new(held.ok_or(Unsigned::Distrusted)?);
                 Ok(Made::Certificate(signer.sign(planned)?))
             }
-            kind @ (Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec) => {
+            Kind::Postgres => {
+                let content: Content = serde_json::from_str(planned.content())
+                    .map_err(|_| Unsigned::Kind(Kind::Postgres))?;
+                self.access(planned, &content)
+            }
+            kind @ (Kind::Ssh | Kind::Sudo | Kind::Secret | Kind::Exec) => {
                 Err(Unsigned::Kind(kind))
             }
         }
@@ -342,6 +363,16 @@ fn task_of(reader: &Reader, attested: &Attested) -> Result<Option<TaskRow>, Refu
 /// When a credential counts as dead: its expiry and the leeway of verifiers.
 pub(crate) fn dead_at(expires_at: UnixMillis) -> UnixMillis {
     expires_at.saturating_add_millis(ephor_proto::limits::VERIFIER_LEEWAY_MILLIS)
+}
+
+/// When to look at a credential because its time is over: what is only a signature may be accepted a
+/// little longer, an effect at a target is ended there at once.
+pub(crate) fn over_at(row: &CredentialRow) -> UnixMillis {
+    if row.kind.is_signed() {
+        dead_at(row.expires_at)
+    } else {
+        row.expires_at
+    }
 }
 
 /// The store did not take it; nothing was written.

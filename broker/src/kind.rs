@@ -1,7 +1,10 @@
 //! One module per credential kind: all that a kind knows. TTL, approval and audit are outside
 //! and cannot be skipped from here.
 
+pub mod effect;
 pub mod jwt;
+pub mod name;
+pub mod targets;
 pub mod x509;
 
 use ephor_proto::kind::Kind;

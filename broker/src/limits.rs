@@ -210,6 +210,29 @@ pub const SWEEP_GRACE: Duration = Duration::from_secs(2);
 pub const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause between two tries.
 pub const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Ends that wait at one target; what does not fit is found again in the store.
+pub const TARGET_QUEUE: usize = 20_000;
+/// Places beyond that for what people revoke.
+pub const TARGET_QUEUE_PEOPLE: usize = 1_000;
+/// Calls under way at one target.
+pub const TARGET_CALLS: usize = 4;
+/// Ends that one call takes.
+pub const TARGET_BATCH: usize = 256;
+/// How long one call at a target may take; it is made again then.
+pub const TARGET_CALL: Duration = Duration::from_secs(30);
+/// The longest pause between two tries at a target.
+pub const TARGET_RETRY_MOST: Duration = Duration::from_secs(60);
+/// A late end is told so much before it must be, for the tick and the commit, in milliseconds.
+pub const OVERDUE_AHEAD_MILLIS: u64 = 750;
+/// How long an end waits for its targets before it answers that it goes on without the caller.
+pub const TARGET_ANSWER: Duration = Duration::from_secs(5);
+/// From the intent of something with an effect outside to its making at the latest, in milliseconds,
+/// by the target's clock.
+pub const MINT_WITHIN_MILLIS: u64 = 10_000;
+/// How long a mint or an extension waits for its target.
+pub const MINT_CALL: Duration = Duration::from_secs(10);
+/// Hand-overs awaited at once; beyond it, nothing more with an effect outside is made.
+pub const HANDOVERS: usize = 100_000;
 /// Ends driven side by side.
 pub const ENDS_AT_ONCE: usize = 128;
 /// How often expiries are looked at.

@@ -3,6 +3,7 @@
 //! Evidence names its reach and never says more: what is only published is *listed*, with the time
 //! until which a verifier that never asks would still take it.
 
+mod effect;
 mod introspect;
 mod record;
 
@@ -22,6 +23,7 @@ use ephor_proto::time::UnixMillis;
 
 use crate::app::Broker;
 use crate::issue::credential_part;
+use crate::kind::effect::Content;
 use crate::ledger::{CredentialRow, NewEvent, ReadError, TaskRow, log};
 use crate::revoke::{NotEnded, Shown, place_in_words};
 
@@ -264,6 +266,9 @@ pub(crate) fn totals(all: &[CredentialRow]) -> Totals {
 }
 
 fn evidence_of(row: &CredentialRow, list: String, at: UnixMillis) -> Evidence {
+    if let Some(seen) = Content::of(row).and_then(|content| effect::evidence_of(row, &content)) {
+        return seen;
+    }
     let is_dead = row.state == CredentialState::Dead;
     Evidence {
         credential: row.id,

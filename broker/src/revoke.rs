@@ -15,6 +15,7 @@ mod prune;
 mod restore;
 mod status_list;
 mod sweep;
+mod target;
 #[cfg(test)]
 mod tests;
 mod uses;
@@ -25,6 +26,7 @@ pub use expiry::Timers;
 pub(crate) use listing::place_in_words;
 pub use listing::{Place, Shown};
 pub(crate) use narrow::Narrowed;
+pub use target::{Late, Queues, Urgency, Waiting};
 pub use pending::{Failed, Pending, Work};
 pub use status_list::{Built, ListError, Places, Slot, StatusLists, TYP as STATUS_LIST_TYP};
 pub use uses::{Use, Uses};
@@ -55,12 +57,22 @@ pub enum NotEnded {
     /// Checked, and not refused or listed yet.
     #[error("not proven yet: {0}")]
     NotProven(&'static str),
+    /// Its target has not ended it yet.
+    #[error("its target has not ended it yet")]
+    AtTarget,
     /// The rows kept changing.
     #[error("the rows kept changing; it is tried again")]
     Contended,
     /// A defect, or no randomness.
     #[error("{0}")]
     Defect(String),
+}
+
+impl NotEnded {
+    /// What only a defect can cause.
+    pub(crate) fn defect(error: impl std::fmt::Display) -> Self {
+        Self::Defect(error.to_string())
+    }
 }
 
 impl From<Refusal> for NotEnded {

@@ -303,6 +303,14 @@ impl Uplink for Broker {
         Ok(Response::new(v1::IssueOutcomes { outcomes }))
     }
 
+    async fn confirm(
+        &self,
+        request: Request<v1::ConfirmRequest>,
+    ) -> Result<Response<v1::ConfirmResponse>, Status> {
+        self.state().confirmed.extend(request.into_inner().credential_ids);
+        Ok(Response::new(v1::ConfirmResponse {}))
+    }
+
     async fn complete(
         &self,
         request: Request<v1::CompleteRequest>,

@@ -28,6 +28,16 @@ impl Broker {
                 .set(credential.id, dead_at(credential.expires_at));
         }
         all.extend(set_aside);
+        let mut at_targets = Vec::new();
+        for credential in &all {
+            if credential.state == CredentialState::Revoking && !credential.kind.is_signed() {
+                self.end_at_target(credential, false);
+                at_targets.push(credential.id);
+            }
+        }
+        if !at_targets.is_empty() {
+            return Ok(Step::AtTargets(at_targets));
+        }
         let mut settling = Vec::new();
         let mut events = Vec::new();
         for credential in &mut all {

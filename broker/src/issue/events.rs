@@ -7,6 +7,7 @@ use ephor_proto::stage::Stage;
 use crate::app::Broker;
 use crate::approve::Approved;
 use crate::decide::Decided;
+use crate::kind::effect::Content;
 use crate::kind::x509;
 use crate::ledger::{CredentialRow, NewEvent, TaskRow};
 use crate::request::Refusal;
@@ -102,19 +103,35 @@ impl Broker {
         event.decision = Some(decided.id());
         event.correlation = Some(correlation);
         event.policy_version = Some(decided.allowed().policy_version.to_string());
-        let facts = [
-            ("capped_by", row.capped_by.clone()),
-            ("rule", row.rule.clone()),
-            ("list", self.list_uri(row)),
-            ("list_index", row.status_index.to_string()),
-        ];
-        event
-            .facts
-            .extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        event.facts.extend(self.where_found(row));
         if let Some(serial) = x509::serial_of(row) {
             event.facts.insert("serial".to_owned(), serial.to_string());
         }
         Ok(event)
+    }
+}
+
+impl Broker {
+    /// Facts that say where a credential is listed, or what it is called at its target, and by which
+    /// rule it was given.
+    pub(super) fn where_found(&self, row: &CredentialRow) -> Vec<(String, String)> {
+        let mut facts = vec![
+            ("capped_by", row.capped_by.clone()),
+            ("rule", row.rule.clone()),
+        ];
+        match Content::of(row) {
+            Some(content) => {
+                facts.push(("target", content.target));
+                facts.push(("name", content.name));
+                facts.push(("reassign", content.reassign.to_string()));
+            }
+            None => {
+                facts.push(("list", self.list_uri(row)));
+                facts.push(("list_index", row.status_index.to_string()));
+            }
+        }
+        let owned = |(name, value): (&str, String)| (name.to_owned(), value);
+        facts.into_iter().map(owned).collect()
     }
 }
 

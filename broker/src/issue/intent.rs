@@ -7,6 +7,7 @@ use ephor_proto::kind::Kind;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::time::UnixMillis;
 
+use super::mint::Access;
 use crate::ledger::{BatchId, CredentialRow, Durable, ReadError, Reader};
 
 /// What is to be recorded before anything exists. Made by this stage from an
@@ -112,6 +113,11 @@ impl Planned<'_> {
         &self.row.content
     }
 
+    /// Whether its effect outside is still to come.
+    pub fn is_intended(&self) -> bool {
+        self.row.state == CredentialState::Intended
+    }
+
     /// What kind of credential it is.
     pub fn kind(&self) -> Kind {
         self.row.kind
@@ -138,6 +144,17 @@ impl Permit {
         &self.intent
     }
 
+    /// The permit for what it covers, as it is since its outcome was stored.
+    pub(super) fn minted(mut self, rows: Vec<CredentialRow>) -> Self {
+        for row in rows {
+            let planned = self.intent.credentials.iter_mut();
+            for planned in planned.filter(|planned| planned.id == row.id) {
+                planned.clone_from(&row);
+            }
+        }
+        self
+    }
+
     /// The recorded credentials.
     pub fn credentials(&self) -> &[CredentialRow] {
         &self.intent.credentials
@@ -153,6 +170,15 @@ impl<T> Sealed<T> {
     /// Whose it is.
     pub fn id(&self) -> CredentialId {
         self.0
+    }
+
+    /// A look at what was sealed, if `permit` covers it.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(super) fn peek(&self, permit: &Permit) -> Result<&T, WrongProof> {
+        let is_covered = permit.credentials().iter().any(|row| row.id == self.0);
+        is_covered.then_some(&self.1).ok_or(WrongProof)
     }
 
     /// What was sealed, if `permit` covers it.
@@ -175,6 +201,8 @@ pub enum Made {
     Token(Sealed<Secret>),
     /// A certificate and what is between it and its root, each in DER.
     Certificate(Sealed<Vec<Vec<u8>>>),
+    /// How to use what is made at a target, which is a secret.
+    Access(Sealed<Box<Access>>),
 }
 
 /// What a permit let out.
@@ -183,6 +211,8 @@ pub enum Opened {
     Token(Secret),
     /// A certificate and what is between it and its root, each in DER.
     Certificate(Vec<Vec<u8>>),
+    /// How to use what was made at a target, which is a secret.
+    Access(Box<Access>),
 }
 
 impl Made {
@@ -191,6 +221,7 @@ impl Made {
         match self {
             Self::Token(sealed) => sealed.id(),
             Self::Certificate(sealed) => sealed.id(),
+            Self::Access(sealed) => sealed.id(),
         }
     }
 
@@ -202,6 +233,7 @@ impl Made {
         match self {
             Self::Token(sealed) => sealed.open(permit).map(Opened::Token),
             Self::Certificate(sealed) => sealed.open(permit).map(Opened::Certificate),
+            Self::Access(sealed) => sealed.open(permit).map(Opened::Access),
         }
     }
 }

@@ -67,6 +67,7 @@ impl Broker {
             return Ok(Tried::Again);
         };
         crash_point!("renew.after_commit");
+        self.extend(&permit).await?;
         timings.issue = issuing.micros();
         let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
         crash_point!("renew.before_answer");
@@ -222,7 +223,8 @@ impl Broker {
         row.capped_by = life.capped_by.to_string();
         row.decision = decided.id();
         row.rule = allowed.rule.clone();
-        row.content = match said {
+        let said = match said {
+            Said::Kept => return Ok(row),
             Said::Token(claims) => self.jwt_content(&row, &claims),
             Said::Certificate(content) => {
                 let life = (row.issued_at, row.expires_at);
@@ -234,6 +236,7 @@ impl Broker {
                 next.to_json().map_err(defect)?
             }
         };
+        row.content = said;
         Ok(row)
     }
 }
@@ -253,6 +256,8 @@ fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
 enum Said {
     Token(Map<String, Value>),
     Certificate(x509::Content),
+    /// At its target it is what it was.
+    Kept,
 }
 
 /// What it was issued with, if policy still gives exactly that. A renewal neither adds nor swaps a
@@ -264,6 +269,7 @@ fn still_given<'a>(
     if let Some(given) = gives.iter().find(|given| is_given(&given.give, row)) {
         let said = match x509::Content::of(row) {
             Some(content) => Said::Certificate(content),
+            None if !row.kind.is_signed() => Said::Kept,
             None => Said::Token(jwt::extra_claims(&row.content)),
         };
         return Ok((&given.life, said));

@@ -48,7 +48,11 @@ impl Broker {
         let work = Work::Credential(id);
         self.pending
             .add_after(work.clone(), self.clock.boottime(), limits::SWEEP_GRACE);
-        match self.drive_credential(id, reason).await {
+        let outcome = match self.drive_credential(id, reason).await {
+            Ok(row) => self.ended_at_target(row).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
             Ok(row) => {
                 self.pending.done(&work);
                 Ok(RevokedCredential { row })
@@ -65,8 +69,20 @@ impl Broker {
         }
     }
 
-    /// Steps until the credential is contained or dead.
-    pub(super) async fn drive_credential(
+    /// Waits a while for what is being ended at its target.
+    async fn ended_at_target(&self, row: CredentialRow) -> Result<CredentialRow, NotEnded> {
+        if row.state != CredentialState::Revoking {
+            return Ok(row);
+        }
+        self.queues.wait(&[row.id], limits::TARGET_ANSWER).await;
+        let row = self.ledger.reader().credential(row.id)?;
+        row.filter(|row| row.state != CredentialState::Revoking)
+            .ok_or(NotEnded::AtTarget)
+    }
+
+    /// Steps until the credential is contained or dead, or waits at its target, which is driven on by
+    /// itself.
+    pub(crate) async fn drive_credential(
         &self,
         id: CredentialId,
         reason: &str,
@@ -78,6 +94,10 @@ impl Broker {
             match row.state {
                 CredentialState::Intended | CredentialState::Live | CredentialState::Replacing => {
                     self.begin_revoking(row, reason).await?;
+                }
+                CredentialState::Revoking if !row.kind.is_signed() => {
+                    self.end_at_target(&row, false);
+                    return Ok(row);
                 }
                 CredentialState::Revoking => self.settle_revoking(row).await?,
                 CredentialState::Contained | CredentialState::Dead => return Ok(row),

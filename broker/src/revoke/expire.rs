@@ -11,8 +11,8 @@ use ephor_proto::time::UnixMillis;
 
 use super::{NotEnded, machine, written};
 use crate::app::Broker;
-use crate::issue::dead_at;
-use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row};
+use crate::issue::over_at;
+use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, Ticket};
 use crate::limits;
 
 impl Broker {
@@ -38,16 +38,63 @@ impl Broker {
             // Twice in one batch, a row would conflict with itself.
             due.sort_unstable();
             due.dedup();
+            let mut at_targets = Vec::new();
             let mut by_task: BTreeMap<TaskId, Vec<CredentialRow>> = BTreeMap::new();
             for id in due {
                 match self.still_to_expire(id, now) {
+                    Ok(Some(row)) if !row.kind.is_signed() => at_targets.push(row),
                     Ok(Some(row)) => by_task.entry(row.task).or_default().push(row),
                     Ok(None) => {}
                     Err(error) => self.expire_later(&[id], now, &error),
                 }
             }
+            self.end_expired(at_targets, now).await;
             self.expire_together(by_task, now).await;
         }
+    }
+
+    /// What has an effect outside does not end by itself: it is ended at its target.
+    async fn end_expired(&self, rows: Vec<CredentialRow>, now: UnixMillis) {
+        let mut submitted = Vec::new();
+        for row in rows {
+            let id = row.id;
+            match self.submit_over(row, now) {
+                Ok((row, ticket)) => submitted.push((row, ticket)),
+                Err(error) => self.expire_later(&[id], now, &error),
+            }
+        }
+        for (row, ticket) in submitted {
+            match written(ticket.await) {
+                Ok(Some(_)) => {
+                    crate::crash_point!("revoke.after_expiry");
+                    self.announce(&row);
+                }
+                Ok(None) => self.expire_later(&[row.id], now, &NotEnded::Contended),
+                Err(error) => self.expire_later(&[row.id], now, &error),
+            }
+        }
+    }
+
+    fn submit_over(
+        &self,
+        mut row: CredentialRow,
+        now: UnixMillis,
+    ) -> Result<(CredentialRow, Ticket), NotEnded> {
+        let outcome_due = UnixMillis::MAX;
+        let tick = CredentialEvent::Tick { outcome_due };
+        row.state = credential::step(machine(&row), tick, now)?.0.state;
+        row.version += 1;
+        row.revoked_at = Some(now);
+        let mut event = self.about(Stage::Revoke, "started", &row)?;
+        event.cause = Some("expired".to_owned());
+        let batch = Batch {
+            name: "revoke.expired",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![row.clone().into()],
+            events: vec![event.into()],
+        };
+        Ok((row, self.ledger.submit(batch)?))
     }
 
     /// The row, if its time is over; a renewed one gets a new timer.
@@ -61,6 +108,8 @@ impl Broker {
         };
         match row.state {
             CredentialState::Dead => Ok(None),
+            // Its target is asked until it is dead.
+            CredentialState::Revoking if !row.kind.is_signed() => Ok(None),
             // Its end is being proven, which makes it dead or asks again here.
             CredentialState::Revoking | CredentialState::Intended => {
                 self.timers
@@ -68,8 +117,8 @@ impl Broker {
                 Ok(None)
             }
             CredentialState::Live | CredentialState::Replacing | CredentialState::Contained => {
-                if now < dead_at(row.expires_at) {
-                    self.timers.set(id, dead_at(row.expires_at));
+                if now < over_at(&row) {
+                    self.timers.set(id, over_at(&row));
                     return Ok(None);
                 }
                 Ok(Some(row))
@@ -114,7 +163,7 @@ impl Broker {
         task: TaskId,
         rows: Vec<CredentialRow>,
         now: UnixMillis,
-    ) -> Result<(crate::ledger::Ticket, Vec<CredentialRow>), NotEnded> {
+    ) -> Result<(Ticket, Vec<CredentialRow>), NotEnded> {
         let mut dead = Vec::with_capacity(rows.len());
         let mut events: Vec<NewEvent> = Vec::new();
         for mut row in rows {

@@ -6,6 +6,7 @@ use ephor_proto::time::UnixMillis;
 
 use super::{ListError, Slot};
 use crate::app::Broker;
+use crate::kind::effect::Content;
 use crate::kind::x509;
 use crate::ledger::{CredentialRow, Listing};
 
@@ -43,9 +44,8 @@ impl Broker {
                 self.crls
                     .revoke(row.status_list, row.id, revoked(row, self.clock.wall()))
             }
-            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
-                self.lists.revoke(slot(row))
-            }
+            Kind::Jwt | Kind::Ssh => self.lists.revoke(slot(row)),
+            Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => self.end_at_target(row, false),
         }
     }
 
@@ -53,9 +53,9 @@ impl Broker {
     pub(crate) fn unlist(&self, row: &CredentialRow) {
         match row.kind {
             Kind::X509 => self.crls.release(row.status_list, Some(row.id)),
-            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
-                self.lists.release(slot(row))
-            }
+            Kind::Jwt | Kind::Ssh => self.lists.release(slot(row)),
+            // In no list.
+            Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {}
         }
     }
 
@@ -72,22 +72,32 @@ impl Broker {
             }
             // Of a row that cannot be read at all: its task's end lists it from the log.
             (Some(Kind::X509), None) => {}
-            (
-                None
-                | Some(
-                    Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec,
-                ),
-                _,
-            ) => self.lists.restore(Slot { list, index }, listing.revoked),
+            (None | Some(Kind::Jwt | Kind::Ssh), _) => {
+                self.lists.restore(Slot { list, index }, listing.revoked);
+            }
+            (Some(Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec), _) => {}
         }
     }
 
-    /// The URL that verifiers of this credential fetch.
+    /// The URL that verifiers of this credential fetch; empty when there is nothing to fetch.
     pub(crate) fn list_uri(&self, row: &CredentialRow) -> String {
         match row.kind {
             Kind::X509 => self.crls.uri(row.status_list),
-            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
-                self.lists.uri(row.status_list)
+            Kind::Jwt | Kind::Ssh => self.lists.uri(row.status_list),
+            Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => String::new(),
+        }
+    }
+
+    /// Queues a revoking credential with an effect outside at its target. `is_found`: at a start, so
+    /// that it waits until the log is confirmed.
+    pub(crate) fn end_at_target(&self, row: &CredentialRow, is_found: bool) {
+        match Content::of(row) {
+            Some(content) => {
+                let now = self.clock.boottime();
+                self.queues.add(&content.target, row, now, is_found);
+            }
+            None => {
+                tracing::error!(credential = %row.id, "its content cannot be read; what it is called at its target is in the log");
             }
         }
     }
@@ -118,10 +128,12 @@ impl Broker {
                     built.number(),
                 )
             }
-            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+            Kind::Jwt | Kind::Ssh => {
                 let built = self.lists.current(row.status_list, now).await?;
                 (built.is_revoked(row.status_index), built.version)
             }
+            // In no list, and proven at the target.
+            Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => (false, 0),
         };
         Ok(is_shown.then(|| Shown {
             list: self.list_uri(row),

@@ -286,6 +286,11 @@ impl Broker {
         let mut submitted = Vec::new();
         for row in revoking {
             let id = row.id;
+            if !row.kind.is_signed() {
+                // Announced, and so on its way at its target.
+                self.pending.done(&Work::Credential(id));
+                continue;
+            }
             submitted.push((id, self.submit_listed(row).await));
         }
         for (id, ticket) in submitted {

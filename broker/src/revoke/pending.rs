@@ -102,6 +102,26 @@ impl Pending {
         self.len() == 0
     }
 
+    /// What it waited for has come: tried at the next tick. No change when it does not wait.
+    pub fn hurry(&self, work: &Work, now: Boottime) {
+        self.with(|inner| {
+            if let Some(attempt) = inner.tries.get_mut(work) {
+                attempt.next = attempt.next.min(now);
+            }
+        });
+    }
+
+    /// It waits for something else, which will [`Pending::hurry`] it; looked at again now and then all
+    /// the same.
+    pub fn park(&self, work: &Work, now: Boottime) {
+        self.add(work.clone(), now);
+        self.with(|inner| {
+            if let Some(attempt) = inner.tries.get_mut(work) {
+                attempt.next = now.saturating_add(limits::RETRY_MOST);
+            }
+        });
+    }
+
     /// It reached its end.
     pub fn done(&self, work: &Work) {
         self.with(|inner| inner.tries.remove(work));

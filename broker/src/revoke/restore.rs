@@ -7,7 +7,6 @@ use ephor_proto::state::task::TaskState;
 
 use super::Work;
 use crate::app::Broker;
-use crate::issue::dead_at;
 use crate::ledger::{CredentialFilter, ReadError};
 
 impl Broker {
@@ -19,7 +18,7 @@ impl Broker {
         self.restore_standing()?;
         let reader = self.ledger.reader();
         reader.listings(|listing| self.restore_listing(&listing))?;
-        reader.expiries(|expiry| self.timers.set(expiry.id, dead_at(expiry.at)))?;
+        reader.expiries(|expiry| self.timers.set(expiry.id, expiry.over_at()))?;
         drop(reader);
         for task in self.ledger.reader().unclosed_tasks()? {
             if let Some(deadline) = task.deadline {
@@ -50,10 +49,18 @@ impl Broker {
             ..Default::default()
         };
         for row in reader.credentials(&revoking)? {
-            // Those of a completing task end with it.
-            if !completing.contains(&row.task) {
+            if !row.kind.is_signed() {
+                self.end_at_target(&row, true);
+            } else if !completing.contains(&row.task) {
                 self.pending.add(Work::Credential(row.id), now);
             }
+        }
+        // Of which nobody knows whether it was made.
+        for id in reader.intended()? {
+            self.pending.add(Work::Credential(id), now);
+        }
+        for id in reader.unconfirmed()? {
+            self.handovers.expect(id, now);
         }
         Ok(())
     }

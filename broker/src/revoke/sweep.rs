@@ -4,24 +4,29 @@
 use std::sync::Arc;
 
 use ephor_proto::event::Outcome;
-use ephor_proto::id::TaskId;
+use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 
 use super::{Failed, NotEnded, Work, written};
 use crate::app::Broker;
 use crate::complete::{By, End};
+use crate::kind::effect::Content;
 use crate::ledger::{Batch, CredentialRow, Lane};
 use crate::limits;
 
-const REASON: &str = "an earlier revocation was not finished";
+const REASON: &str = "an earlier step was not finished";
+const UNCONFIRMED: &str = "its agent did not confirm that it was handed over";
 
 impl Broker {
     /// Starts the loops in the broker's task group.
     pub fn start_timers(self: &Arc<Self>) {
         let broker = Arc::clone(self);
+        self.tasks.spawn_vital("revoke.targets", broker.serve_targets());
+        let broker = Arc::clone(self);
         self.tasks.spawn_vital("revoke.sweep", async move {
             while broker.tick(limits::SWEEP_TICK).await {
+                broker.flag_late().await;
                 if broker.may_sweep() {
                     broker.sweep().await;
                 }
@@ -64,10 +69,13 @@ impl Broker {
 
     /// Drives what is due, once. Tasks share commits; one that hangs does not hold up the others.
     pub async fn sweep(&self) {
-        if self.pending.needs_scan()
+        if (self.pending.needs_scan() || self.queues.needs_scan())
             && let Err(error) = self.find_unfinished()
         {
             tracing::warn!(%error, "unfinished ends could not be read from the store");
+        }
+        for id in self.handovers.overdue(self.clock.boottime()) {
+            self.revoke_unconfirmed(id).await;
         }
         let mut ends = Vec::new();
         for work in self
@@ -81,7 +89,7 @@ impl Broker {
                     by: By::Broker,
                 }),
                 Work::Credential(id) => {
-                    let outcome = self.drive_credential(id, REASON).await.map(drop);
+                    let outcome = self.drive_stored(id).await;
                     self.tried(Work::Credential(id), outcome).await;
                 }
                 Work::Doubtful(request) => {
@@ -91,6 +99,30 @@ impl Broker {
             }
         }
         self.drive_together(ends).await;
+    }
+
+    /// Drives a credential on; one that was never stored needs no end.
+    async fn drive_stored(&self, id: CredentialId) -> Result<(), NotEnded> {
+        match self.ledger.reader().credential(id)? {
+            Some(_) => self.drive_credential(id, REASON).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody said that it was handed over: it must not live without anyone who has it.
+    async fn revoke_unconfirmed(&self, id: CredentialId) {
+        let row = self.ledger.reader().credential(id);
+        let row = row.ok().flatten();
+        let content = row.as_ref().and_then(Content::of);
+        let is_confirmed = content.is_some_and(|content| content.confirmed);
+        let is_over = row.is_some_and(|row| !row.state.is_usable());
+        if is_confirmed || is_over {
+            return;
+        }
+        let work = Work::Credential(id);
+        self.pending.add(work.clone(), self.clock.boottime());
+        let outcome = self.drive_credential(id, UNCONFIRMED).await.map(drop);
+        self.tried(work, outcome).await;
     }
 
     async fn tried(&self, work: Work, outcome: Result<(), NotEnded>) {
@@ -120,7 +152,12 @@ impl Broker {
 
     async fn flag(&self, rows: Vec<CredentialRow>, failed: &Failed, error: &NotEnded) {
         let is_unflagged =
-            |row: &CredentialRow| row.state == CredentialState::Revoking && row.overdue.is_none();
+            |row: &CredentialRow| {
+                // What waits at a target is flagged with what is known of that.
+                row.kind.is_signed()
+                    && row.state == CredentialState::Revoking
+                    && row.overdue.is_none()
+            };
         for mut row in rows.into_iter().filter(is_unflagged) {
             row.version += 1;
             row.overdue = Some(format!(

@@ -193,6 +193,18 @@ impl Uplink for Service {
         Ok(Response::new(v1::IssueOutcomes { outcomes }))
     }
 
+    async fn confirm(
+        &self,
+        request: Request<v1::ConfirmRequest>,
+    ) -> Answer<v1::ConfirmResponse> {
+        let peer = self.peer(&request, &request.get_ref().instance_id)?;
+        let broker = Arc::clone(&self.broker);
+        self.to_the_end("confirm", async move {
+            broker.confirm(&peer, request.into_inner()).await
+        })
+        .await
+    }
+
     async fn complete(
         &self,
         request: Request<v1::CompleteRequest>,

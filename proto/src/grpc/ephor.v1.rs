@@ -359,6 +359,16 @@ pub struct IssueResponse {
     #[prost(uint64, tag = "9")]
     pub issue_microseconds: u64,
 }
+/// At most 1024 ids: an agent collects them for a moment.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub instance_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub credential_ids: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CompleteRequest {
     #[prost(bytes = "vec", tag = "1")]
@@ -862,6 +872,29 @@ pub mod uplink_client {
             req.extensions_mut().insert(GrpcMethod::new("ephor.v1.Uplink", "Issue"));
             self.inner.unary(req, path, codec).await
         }
+        /// Which credentials were handed to their callers. Asked only for kinds with an effect outside:
+        /// what is not confirmed 10 s after its answer is revoked.
+        pub async fn confirm(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConfirmRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfirmResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ephor.v1.Uplink/Confirm");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ephor.v1.Uplink", "Confirm"));
+            self.inner.unary(req, path, codec).await
+        }
         /// A task ended; answers with its receipt.
         pub async fn complete(
             &mut self,
@@ -970,6 +1003,12 @@ pub mod uplink_server {
             &self,
             request: tonic::Request<super::IssueBatch>,
         ) -> std::result::Result<tonic::Response<super::IssueOutcomes>, tonic::Status>;
+        /// Which credentials were handed to their callers. Asked only for kinds with an effect outside:
+        /// what is not confirmed 10 s after its answer is revoked.
+        async fn confirm(
+            &self,
+            request: tonic::Request<super::ConfirmRequest>,
+        ) -> std::result::Result<tonic::Response<super::ConfirmResponse>, tonic::Status>;
         /// A task ended; answers with its receipt.
         async fn complete(
             &self,
@@ -1232,6 +1271,49 @@ pub mod uplink_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = IssueSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ephor.v1.Uplink/Confirm" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfirmSvc<T: Uplink>(pub Arc<T>);
+                    impl<T: Uplink> tonic::server::UnaryService<super::ConfirmRequest>
+                    for ConfirmSvc<T> {
+                        type Response = super::ConfirmResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConfirmRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Uplink>::confirm(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfirmSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -149,6 +149,8 @@ codes! {
     StoreFull = "store_full", 507, Unreachable, "The store is full";
     /// The store cannot commit; nothing was issued.
     StoreUnavailable = "store_unavailable", 503, Unreachable, "The store cannot commit";
+    /// A target did not make or extend what was allowed; nothing was handed out.
+    TargetFailed = "target_failed", 503, Unreachable, "The target did not do it";
     /// There is no such thing, or not for this caller.
     NotFound = "not_found", 404, Invalid, "Not found";
     /// It was there, and retention does not keep it any more.

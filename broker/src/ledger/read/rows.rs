@@ -14,6 +14,7 @@ use crate::ledger::quarantine::Quarantined;
 use crate::ledger::row::{
     CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, RequestRow, TaskRow,
 };
+use crate::kind::effect::Content;
 use crate::limits;
 
 /// Which tasks to list, oldest first. Empty: all.
@@ -45,8 +46,21 @@ pub struct Expiry {
     pub id: CredentialId,
     /// Its state; never dead.
     pub state: CredentialState,
+    /// Its kind.
+    pub kind: Kind,
     /// When.
     pub at: UnixMillis,
+}
+
+impl Expiry {
+    /// When to look at it; see [`crate::issue::over_at`].
+    pub(crate) fn over_at(&self) -> UnixMillis {
+        if self.kind.is_signed() {
+            crate::issue::dead_at(self.at)
+        } else {
+            self.at
+        }
+    }
 }
 
 /// A place in a list that is in use.
@@ -210,7 +224,7 @@ impl Reader {
     pub fn expiries(&self, mut each: impl FnMut(Expiry)) -> Result<(), ReadError> {
         let connection = self.connection()?;
         let mut statement = connection.prepare_cached(
-            "SELECT id, state, expires_at FROM credential WHERE listed = 1 AND state = ?1",
+            "SELECT id, state, expires_at, kind FROM credential WHERE listed = 1 AND state = ?1",
         )?;
         let waiting = |id| {
             self.overlay
@@ -224,11 +238,18 @@ impl Reader {
             let mut rows = statement.query([state.as_str()])?;
             while let Some(row) = rows.next()? {
                 let columns = Columns(row);
-                let (Ok(id), Ok(at)) = (columns.id(0), columns.time(2)) else {
+                let (Ok(id), Ok(at), Ok(kind)) =
+                    (columns.id(0), columns.time(2), columns.word(3))
+                else {
                     continue;
                 };
                 if waiting(id).is_none() {
-                    each(Expiry { id, state, at });
+                    each(Expiry {
+                        id,
+                        state,
+                        kind,
+                        at,
+                    });
                 }
             }
         }
@@ -237,11 +258,32 @@ impl Reader {
                 each(Expiry {
                     id: row.id,
                     state: row.state,
+                    kind: row.kind,
                     at: row.expires_at,
                 });
             }
         }
         Ok(())
+    }
+
+    /// Credentials of which it is not known whether they were made.
+    pub fn intended(&self) -> Result<Vec<CredentialId>, ReadError> {
+        let condition = "WHERE listed = 1 AND state = 'intended'";
+        let keep = |row: &CredentialRow| row.state == CredentialState::Intended;
+        let rows = self.list(condition, [], keep)?;
+        Ok(rows.into_iter().map(|row| row.id).collect())
+    }
+
+    /// Live credentials with an effect outside whose hand-over was not confirmed.
+    pub fn unconfirmed(&self) -> Result<Vec<CredentialId>, ReadError> {
+        let condition = "WHERE listed = 1 AND state = 'live' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \
+                         AND NOT json_extract(content, '$.confirmed')";
+        let keep = |row: &CredentialRow| {
+            row.state == CredentialState::Live
+                && Content::of(row).is_some_and(|content| !content.confirmed)
+        };
+        let rows = self.list(condition, [], keep)?;
+        Ok(rows.into_iter().map(|row| row.id).collect())
     }
 
     /// Calls `each` for every place in a status list that is in use; one may come twice, and is

@@ -1,0 +1,203 @@
+//! What the stages know of a credential with an effect outside, whichever its kind: what is stored
+//! of it, and the one match that calls its target.
+//!
+//! Nothing here knows of rows, events or queues, and nothing here ever holds a secret that was not
+//! just made: what is stored says how the thing is called, never how to use it.
+
+use std::time::Duration;
+
+use ephor_crypto::Secret;
+use ephor_proto::id::CredentialId;
+use ephor_proto::state::credential::Proof;
+use ephor_proto::time::UnixMillis;
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::CredentialRow;
+
+#[cfg(test)]
+pub(crate) mod scripted;
+
+/// What is fixed at the intent, and what was learned since; the `content` of its row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Name of its target in policy.
+    pub target: String,
+    /// What it is called there: of a login its role.
+    pub name: String,
+    /// Group roles that it is a member of; sessions start as the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Database that it is for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub database: String,
+    /// Sessions at once; none is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_limit: Option<u32>,
+    /// Settings that its sessions start with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<(String, String)>,
+    /// What it owns at its end goes to its group instead of being dropped.
+    #[serde(default)]
+    pub reassign: bool,
+    /// After this, by the target's clock, it must not be made any more.
+    pub deadline: UnixMillis,
+    /// What its target said when it was made; none before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minted: Option<Minted>,
+    /// Its agent said that it was handed over.
+    #[serde(default)]
+    pub confirmed: bool,
+    /// What its target said when it was gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone: Option<Gone>,
+}
+
+impl Content {
+    /// Of a stored credential; `None` for signed kinds, and once it was forgotten.
+    #[must_use]
+    pub fn of(row: &CredentialRow) -> Option<Self> {
+        if row.kind.is_signed() {
+            return None;
+        }
+        serde_json::from_str(&row.content).ok()
+    }
+
+    /// As it is stored.
+    ///
+    /// # Errors
+    /// Never for what was made here; a defect otherwise.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
+    }
+}
+
+/// What a target said of something that it made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Minted {
+    /// The target's own number of it; a role's oid.
+    pub number: u32,
+    /// Which server, and how far it was then: system id, timeline, LSN.
+    pub seen: String,
+    /// When, by our clock.
+    pub at: UnixMillis,
+}
+
+/// What a target said of something that is no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// `dropped` when this call ended it, `absent` when it was not there.
+    pub proof: Proof,
+    /// Sessions that were ended.
+    pub sessions_ended: u32,
+    /// Which server, and how far it was then: system id, timeline, LSN.
+    pub seen: String,
+    /// What could not be looked at; empty is nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub partial: String,
+    /// When, by our clock.
+    pub at: UnixMillis,
+    /// A later look found it as it was left.
+    #[serde(default)]
+    pub looked_again: bool,
+}
+
+/// Something to end at its target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Which credential.
+    pub credential: CredentialId,
+    /// See [`Content::name`].
+    pub name: String,
+    /// See [`Content::reassign`].
+    pub reassign: bool,
+}
+
+/// Why a target did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    /// It said no; nothing was done.
+    #[error("{0}")]
+    Refused(String),
+    /// It, or this broker's whole epoch, was revoked there before.
+    #[error("it was revoked at the target before")]
+    Fenced,
+    /// The intent's deadline had passed by the target's clock.
+    #[error("the target was reached too late")]
+    TooLate,
+    /// It could not be reached, or the answer was lost; it may have done it.
+    #[error("{0}")]
+    Unknown(String),
+    /// It did not answer in time; it may have done it.
+    #[error("no answer within {} s", .0.as_secs())]
+    NoAnswer(Duration),
+}
+
+/// A target, by kind: a closed set, with one match for each thing to do.
+#[derive(Clone)]
+pub enum AtTarget {
+    /// Behaves as a test says.
+    #[cfg(test)]
+    Scripted(std::sync::Arc<scripted::Script>),
+}
+
+impl AtTarget {
+    /// Makes what an intent says, once. The same intent again makes no second one.
+    ///
+    /// # Errors
+    /// When it was not made, or nobody can tell.
+    pub async fn mint(
+        &self,
+        epoch: u32,
+        intent: (CredentialId, &Content, UnixMillis),
+        password: &Secret,
+    ) -> Result<Minted, Failed> {
+        match *self {
+            #[cfg(test)]
+            Self::Scripted(ref script) => script.mint(epoch, intent, password).await,
+        }
+    }
+
+    /// Lets it live until then, if it lives.
+    ///
+    /// # Errors
+    /// When it was not extended, or nobody can tell.
+    pub async fn extend(
+        &self,
+        epoch: u32,
+        (id, name): (CredentialId, &str),
+        until: UnixMillis,
+    ) -> Result<(), Failed> {
+        match *self {
+            #[cfg(test)]
+            Self::Scripted(ref script) => script.extend(epoch, (id, name), until).await,
+        }
+    }
+
+    /// Ends them, behind a fence, and looks that they are gone: one answer for each, in order.
+    pub async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
+        match *self {
+            #[cfg(test)]
+            Self::Scripted(ref script) => script.revoke(epoch, endings).await,
+        }
+    }
+}
+
+impl Gone {
+    /// In words, for listings.
+    #[must_use]
+    pub fn text(&self, content: &Content) -> String {
+        let (name, sessions, at) = (&content.name, self.sessions_ended, self.at);
+        let place = self.place(&content.target);
+        format!("{name} is {} at {place}, {sessions} sessions ended, seen {at}", self.proof.as_str())
+    }
+
+    /// Where it was looked for, and what could not be looked at.
+    #[must_use]
+    pub fn place(&self, target: &str) -> String {
+        let seen = &self.seen;
+        match self.partial.as_str() {
+            "" => format!("{target} ({seen})"),
+            partial => format!("{target} ({seen}); partial: {partial}"),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The calls themselves: taken from a queue, made at the target, and what it said stored.
+
+use std::sync::Arc;
+
+use ephor_proto::event::Outcome;
+use ephor_proto::id::CredentialId;
+use ephor_proto::stage::Stage;
+use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
+use ephor_proto::state::task::TaskState;
+
+use super::Late;
+use crate::app::Broker;
+use crate::clock::Stopwatch;
+use crate::kind::effect::{Content, Ending, Failed, Gone};
+use crate::ledger::{Batch, CredentialRow, Lane, ReadError, Ticket};
+use crate::revoke::{NotEnded, Work, machine, written};
+use crate::{crash_point, limits, metrics};
+
+impl Broker {
+    /// Starts calls whenever something is due and there is a place, until the broker stops.
+    pub(in crate::revoke) async fn serve_targets(self: Arc<Self>) {
+        let stop = self.tasks.stop_token();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.queues.rung() => {}
+                () = tokio::time::sleep(limits::SWEEP_TICK) => {}
+            }
+            self.start_calls();
+        }
+    }
+
+    /// One call for each target that is ready.
+    fn start_calls(self: &Arc<Self>) {
+        if self.behind().is_some() {
+            return;
+        }
+        let (now, may_sweep) = (self.clock.boottime(), self.may_sweep());
+        for target in self.queues.ready(now, may_sweep) {
+            let ids = self.queues.take(&target, now, may_sweep);
+            if ids.is_empty() {
+                continue;
+            }
+            let call = Call {
+                broker: Arc::clone(self),
+                target,
+                ids,
+            };
+            self.tasks.spawn("revoke.target", call.run());
+        }
+    }
+
+    /// Ends some at their target and stores what it said; each goes back to the queue or leaves it.
+    pub(super) async fn end_at(&self, target: &str, ids: &[CredentialId]) {
+        let queues = &self.queues;
+        let watch = Stopwatch::start();
+        let (rows, endings) = self.still_revoking(target, ids);
+        if rows.is_empty() {
+            return;
+        }
+        crash_point!("revoke.before_target");
+        let answers = self.revoke_at(target, &endings).await;
+        crash_point!("revoke.after_target");
+        let mut submitted = Vec::new();
+        for (row, answer) in rows.into_iter().zip(answers) {
+            let id = row.id;
+            match self.submit_answer(row, answer) {
+                Ok((row, ticket)) => submitted.push((row, ticket)),
+                Err(why) => {
+                    tracing::warn!(credential = %id, target, why, "not ended at its target yet");
+                    queues.failed(target, id, self.clock.boottime(), &why);
+                }
+            }
+        }
+        for (row, ticket) in submitted {
+            match written(ticket.await) {
+                Ok(Some(_)) => {
+                    crash_point!("revoke.gone");
+                    metrics::STAGES.passed(Stage::Revoke, watch.micros());
+                    self.is_gone(target, &row);
+                }
+                Ok(None) => queues.again(target, row.id),
+                Err(error) => {
+                    queues.failed(target, row.id, self.clock.boottime(), &error.to_string());
+                }
+            }
+        }
+    }
+
+    /// The rows that are still to be ended, and how each is called at its target.
+    fn still_revoking(
+        &self,
+        target: &str,
+        ids: &[CredentialId],
+    ) -> (Vec<CredentialRow>, Vec<Ending>) {
+        let (mut rows, mut endings) = (Vec::new(), Vec::new());
+        for id in ids {
+            let found = self.ending_of(*id);
+            let now = self.clock.boottime();
+            match found {
+                Ok(Some((row, ending))) => {
+                    rows.push(row);
+                    endings.push(ending);
+                }
+                Ok(None) => self.queues.done(target, *id, now),
+                Err(error) => self.queues.failed(target, *id, now, &error.to_string()),
+            }
+        }
+        (rows, endings)
+    }
+
+    fn ending_of(&self, id: CredentialId) -> Result<Option<(CredentialRow, Ending)>, ReadError> {
+        let row = self.ledger.reader().credential(id)?;
+        let row = row.filter(|row| row.state == CredentialState::Revoking);
+        Ok(row.and_then(|row| {
+            let content = Content::of(&row)?;
+            let ending = Ending {
+                credential: id,
+                name: content.name,
+                reassign: content.reassign,
+            };
+            Some((row, ending))
+        }))
+    }
+
+    async fn revoke_at(&self, target: &str, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
+        let all = |failed: &Failed| endings.iter().map(|_| Err(failed.clone())).collect();
+        let known = match self.target(target) {
+            Ok(known) => known,
+            Err(failed) => return all(&failed),
+        };
+        let call = known.at.revoke(self.installation.epoch, endings);
+        match tokio::time::timeout(limits::TARGET_CALL, call).await {
+            Ok(answers) => answers,
+            Err(_) => all(&Failed::NoAnswer(limits::TARGET_CALL)),
+        }
+    }
+
+    fn submit_answer(
+        &self,
+        row: CredentialRow,
+        answer: Result<Gone, Failed>,
+    ) -> Result<(CredentialRow, Ticket), String> {
+        let gone = answer.map_err(|failed| failed.to_string())?;
+        self.submit_gone(row, gone)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Submits that it is dead, with the evidence.
+    fn submit_gone(
+        &self,
+        mut row: CredentialRow,
+        gone: Gone,
+    ) -> Result<(CredentialRow, Ticket), NotEnded> {
+        let event = CredentialEvent::Proven(gone.proof);
+        let (next, _) = credential::step(machine(&row), event, self.clock.wall())?;
+        let content = Content::of(&row);
+        let mut content =
+            content.ok_or_else(|| NotEnded::Defect("its content cannot be read".to_owned()))?;
+        row.state = next.state;
+        row.version += 1;
+        row.overdue = None;
+        row.evidence = Some(gone.text(&content));
+        content.gone = Some(gone);
+        row.content = content.to_json().map_err(NotEnded::defect)?;
+        let event = self.gone_event(&row, &content)?;
+        let batch = Batch {
+            name: "prove.dead",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![row.clone().into()],
+            events: vec![event],
+        };
+        Ok((row, self.ledger.submit(batch)?))
+    }
+
+    /// After that commit: who waited goes on, and a task that only waited for this one is closed at
+    /// the next tick.
+    fn is_gone(&self, target: &str, row: &CredentialRow) {
+        self.uses.forget(row.id);
+        self.queues.done(target, row.id, self.clock.boottime());
+        let task = self.ledger.reader().task(row.task).ok().flatten();
+        if let Some(TaskState::Completing(cause)) = task.map(|task| task.state) {
+            self.pending
+                .hurry(&Work::Task(row.task, cause), self.clock.boottime());
+        }
+    }
+
+    /// Flags what was not ended in time: in its row, in the log, in the metrics.
+    pub(in crate::revoke) async fn flag_late(&self) {
+        let late = self
+            .queues
+            .late(self.clock.boottime(), self.may_sweep());
+        for late in late {
+            if let Err(error) = self.flag_one_late(&late).await {
+                tracing::warn!(credential = %late.credential, %error, "an overdue revocation could not be flagged");
+                self.queues.unflag(&late.target, late.credential);
+            }
+        }
+    }
+
+    async fn flag_one_late(&self, late: &Late) -> Result<(), NotEnded> {
+        let row = self.ledger.reader().credential(late.credential)?;
+        let Some(mut row) = row.filter(|row| row.state == CredentialState::Revoking) else {
+            return Ok(());
+        };
+        let owner = self.target_owner(&late.target).unwrap_or_default();
+        row.version += 1;
+        row.overdue = Some(late.text(&owner));
+        let mut event = self.about(Stage::Revoke, "overdue", &row)?;
+        event.outcome = Outcome::Failed;
+        event.cause = row.cause.map(|cause| cause.as_str().to_owned());
+        let next_in = u64::try_from(late.next_in.as_millis()).unwrap_or(u64::MAX);
+        let next_try = self.clock.wall().saturating_add_millis(next_in);
+        let facts = [
+            ("overdue", row.overdue.clone().unwrap_or_default()),
+            ("target", late.target.clone()),
+            ("target_owner", owner),
+            ("attempts", late.attempts.to_string()),
+            ("next_try", next_try.to_string()),
+        ];
+        event
+            .facts
+            .extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        let batch = Batch {
+            name: "revoke.overdue",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![row.into()],
+            events: vec![event.into()],
+        };
+        match written(self.ledger.submit(batch)?.await)? {
+            Some(_) => Ok(()),
+            None => Err(NotEnded::Contended),
+        }
+    }
+}
+
+impl Late {
+    /// In words, for listings.
+    fn text(&self, owner: &str) -> String {
+        let why = match self.why.as_str() {
+            "" => "no answer yet",
+            why => why,
+        };
+        let owner = match owner {
+            "" => String::new(),
+            owner => format!("; {owner} answers for the target"),
+        };
+        let (target, attempts) = (&self.target, self.attempts);
+        format!("target {target}: {why}; tried {attempts} times, tried on{owner}")
+    }
+}
+
+/// One call at a target. What it took goes back, and its place too, however it ends.
+struct Call {
+    broker: Arc<Broker>,
+    target: String,
+    ids: Vec<CredentialId>,
+}
+
+impl Call {
+    async fn run(self) {
+        self.broker.end_at(&self.target, &self.ids).await;
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let now = self.broker.clock.boottime();
+        self.broker.queues.left(&self.target, &self.ids, now);
+    }
+}

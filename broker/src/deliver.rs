@@ -120,10 +120,7 @@ fn encode(row: &CredentialRow, opened: Option<Opened>) -> Result<v1::Credential,
     let (mut token, mut certificate_chain_der, mut login) = (String::new(), Vec::new(), None);
     match opened {
         Some(Opened::Token(secret)) => {
-            secret
-                .expose_str()
-                .map_err(defect)?
-                .clone_into(&mut token);
+            secret.expose_str().map_err(defect)?.clone_into(&mut token);
         }
         Some(Opened::Certificate(chain)) => certificate_chain_der = chain,
         Some(Opened::Access(access)) => login = Some(encode_login(row, &access)?),

@@ -15,8 +15,8 @@ mod replay;
 pub(crate) mod tests;
 
 pub(crate) use events::credential_part;
-pub use mint::Access;
 pub use intent::{Intent, Made, Opened, Permit, Planned, Sealed, WrongProof};
+pub use mint::Access;
 
 use std::sync::Arc;
 
@@ -33,7 +33,6 @@ use ephor_proto::time::UnixMillis;
 use tracing::Instrument;
 
 use crate::app::Broker;
-use replay::Before;
 use crate::approve::Approved;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
@@ -49,6 +48,7 @@ use crate::metrics;
 use crate::policy::Snapshot;
 use crate::request::{Refusal, Requested};
 use crate::revoke::{Crls, Place, Work};
+use replay::Before;
 
 /// Why what was planned could not be signed.
 #[derive(Debug, thiserror::Error)]

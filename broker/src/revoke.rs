@@ -26,9 +26,9 @@ pub use expiry::Timers;
 pub(crate) use listing::place_in_words;
 pub use listing::{Place, Shown};
 pub(crate) use narrow::Narrowed;
-pub use target::{Late, Queues, Urgency, Waiting};
 pub use pending::{Failed, Pending, Work};
 pub use status_list::{Built, ListError, Places, Slot, StatusLists, TYP as STATUS_LIST_TYP};
+pub use target::{Late, Queues, Urgency, Waiting, Wanted};
 pub use uses::{Use, Uses};
 
 use ephor_proto::state::credential::{Credential, CredentialState, Proof};

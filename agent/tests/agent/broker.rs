@@ -26,6 +26,7 @@ pub struct State {
     pub heartbeats: Vec<v1::HeartbeatRequest>,
     pub issues: Vec<v1::IssueRequest>,
     pub completes: Vec<v1::CompleteRequest>,
+    pub confirmed: Vec<Vec<u8>>,
     pub refuse_issue: Option<Code>,
     /// Answers hello and heartbeats with this.
     pub refuse_agent: Option<Code>,
@@ -68,6 +69,7 @@ impl Broker {
             heartbeats: Vec::new(),
             issues: Vec::new(),
             completes: Vec::new(),
+            confirmed: Vec::new(),
             refuse_issue: None,
             refuse_agent: None,
             replaced: None,
@@ -307,7 +309,9 @@ impl Uplink for Broker {
         &self,
         request: Request<v1::ConfirmRequest>,
     ) -> Result<Response<v1::ConfirmResponse>, Status> {
-        self.state().confirmed.extend(request.into_inner().credential_ids);
+        self.state()
+            .confirmed
+            .extend(request.into_inner().credential_ids);
         Ok(Response::new(v1::ConfirmResponse {}))
     }
 

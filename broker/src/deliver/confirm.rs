@@ -48,7 +48,12 @@ impl Handovers {
 
     /// Takes what was not confirmed in time.
     pub(crate) fn overdue(&self, now: Boottime) -> Vec<CredentialId> {
-        self.with(|awaited| awaited.extract_if(|_, due| *due <= now).map(|(id, _)| id).collect())
+        self.with(|awaited| {
+            awaited
+                .extract_if(|_, due| *due <= now)
+                .map(|(id, _)| id)
+                .collect()
+        })
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut HashMap<CredentialId, Boottime>) -> T) -> T {
@@ -83,7 +88,12 @@ impl Broker {
         }
         let mut ids = Vec::with_capacity(r.credential_ids.len());
         for id in &r.credential_ids {
-            let malformed = |e| Refusal::new(Code::InvalidRequest, format!("a credential id is malformed: {e}"));
+            let malformed = |e| {
+                Refusal::new(
+                    Code::InvalidRequest,
+                    format!("a credential id is malformed: {e}"),
+                )
+            };
             ids.push(CredentialId::from_slice(id).map_err(malformed)?);
         }
         ids.sort_unstable();
@@ -91,7 +101,10 @@ impl Broker {
         for _ in 0..limits::CONFLICT_TRIES {
             let mut submitted = Vec::new();
             for id in ids {
-                match self.unconfirmed(id, peer.host()).map_err(store_unavailable)? {
+                match self
+                    .unconfirmed(id, peer.host())
+                    .map_err(store_unavailable)?
+                {
                     Some(row) => submitted.push((id, self.submit_confirmed(row)?)),
                     None => self.handovers.done(id),
                 }
@@ -105,18 +118,27 @@ impl Broker {
                     }
                     Err(CommitError::Conflict(_)) => ids.push(id),
                     Err(CommitError::Refused(reason)) => return Err(refused_by_store(&reason)),
-                    Err(CommitError::Unknown) => return Err(store_unavailable("its fate is unknown")),
+                    Err(CommitError::Unknown) => {
+                        return Err(store_unavailable("its fate is unknown"));
+                    }
                 }
             }
             if ids.is_empty() {
                 return Ok(v1::ConfirmResponse {});
             }
         }
-        Err(Refusal::new(Code::Busy, "the credentials kept changing; say it again"))
+        Err(Refusal::new(
+            Code::Busy,
+            "the credentials kept changing; say it again",
+        ))
     }
 
     /// The row, if it is of this host, can be used, and was not confirmed.
-    fn unconfirmed(&self, id: CredentialId, host: &str) -> Result<Option<CredentialRow>, ReadError> {
+    fn unconfirmed(
+        &self,
+        id: CredentialId,
+        host: &str,
+    ) -> Result<Option<CredentialRow>, ReadError> {
         let row = self.ledger.reader().credential(id)?;
         Ok(row.filter(|row| {
             let is_unconfirmed = Content::of(row).is_some_and(|content| !content.confirmed);

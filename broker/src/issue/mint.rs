@@ -38,7 +38,11 @@ pub struct Access {
 
 impl Broker {
     /// What will be handed out, if all goes well. Nothing is made at the target yet.
-    pub(super) fn access(&self, planned: &Planned<'_>, content: &Content) -> Result<Made, Unsigned> {
+    pub(super) fn access(
+        &self,
+        planned: &Planned<'_>,
+        content: &Content,
+    ) -> Result<Made, Unsigned> {
         let target = self.target(&content.target)?;
         let bytes: [u8; PASSWORD_BYTES] =
             random::bytes().map_err(|error| Unsigned::Random(error.to_string()))?;
@@ -89,7 +93,11 @@ impl Broker {
     }
 
     /// The rows with their outcomes.
-    async fn mint_all(&self, permit: &Permit, made: &[Made]) -> Result<Vec<CredentialRow>, Refusal> {
+    async fn mint_all(
+        &self,
+        permit: &Permit,
+        made: &[Made],
+    ) -> Result<Vec<CredentialRow>, Refusal> {
         let mut rows = Vec::new();
         for row in intended(permit.credentials()) {
             let content = Content::of(row).ok_or_else(|| defect("an intent without content"))?;
@@ -153,7 +161,11 @@ impl Broker {
         event.outcome = Outcome::Ok;
         if let Some(content) = Content::of(row) {
             let seen = content.minted.map(|minted| minted.seen).unwrap_or_default();
-            let facts = [("target", content.target), ("name", content.name), ("seen", seen)];
+            let facts = [
+                ("target", content.target),
+                ("name", content.name),
+                ("seen", seen),
+            ];
             event
                 .facts
                 .extend(facts.map(|(name, value)| (name.to_owned(), value)));

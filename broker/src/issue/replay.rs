@@ -12,9 +12,9 @@ use super::{Intent, Plan, Tried, defect, store_unavailable};
 use crate::app::Broker;
 use crate::attest::Attested;
 use crate::clock::Stopwatch;
-use crate::deliver::{self, Delivery, Timings};
 use crate::complete::revoke_row;
 use crate::decide::{Fallen, Held, stands};
+use crate::deliver::{self, Delivery, Timings};
 use crate::kind::effect::Content;
 use crate::ledger::{Batch, CredentialRow, Lane, Reader, RequestRow, Require, Row};
 use crate::policy::Snapshot;
@@ -101,7 +101,11 @@ impl Broker {
     ) -> Result<Tried, Refusal> {
         let issuing = Stopwatch::start();
         let candidates = attested.candidates();
-        if !before.rows.iter().all(|row| candidates.contains(&row.subject)) {
+        if !before
+            .rows
+            .iter()
+            .all(|row| candidates.contains(&row.subject))
+        {
             return Err(another_subject());
         }
         let timings = |issue| Timings {

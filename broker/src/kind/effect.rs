@@ -140,6 +140,7 @@ pub enum AtTarget {
     Scripted(std::sync::Arc<scripted::Script>),
 }
 
+#[cfg_attr(not(test), allow(unused_variables))]
 impl AtTarget {
     /// Makes what an intent says, once. The same intent again makes no second one.
     ///
@@ -188,7 +189,10 @@ impl Gone {
     pub fn text(&self, content: &Content) -> String {
         let (name, sessions, at) = (&content.name, self.sessions_ended, self.at);
         let place = self.place(&content.target);
-        format!("{name} is {} at {place}, {sessions} sessions ended, seen {at}", self.proof.as_str())
+        format!(
+            "{name} is {} at {place}, {sessions} sessions ended, seen {at}",
+            self.proof.as_str()
+        )
     }
 
     /// Where it was looked for, and what could not be looked at.

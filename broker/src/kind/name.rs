@@ -77,7 +77,11 @@ mod tests {
 
     #[test]
     fn names_tell_whose_they_are_and_fit_every_target() {
-        for entitlement in ["orders-db", "x", "A\"; DROP ROLE--\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}"] {
+        for entitlement in [
+            "orders-db",
+            "x",
+            "A\"; DROP ROLE--\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}",
+        ] {
             let name = make(entitlement, "inst-1", [0xff; 16]);
             assert!(name.len() <= 63, "{name}");
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
@@ -91,7 +95,12 @@ mod tests {
         let one = make("orders-db", "inst-1", [1; 16]);
         assert!(one.starts_with("eph_orders_db_"), "{one}");
         assert_ne!(one, make("orders-db", "inst-1", [2; 16]));
-        for other in ["eph_x", "postgres", "eph_orders_db_abcdef_short", "v-token-orders"] {
+        for other in [
+            "eph_x",
+            "postgres",
+            "eph_orders_db_abcdef_short",
+            "v-token-orders",
+        ] {
             assert!(parse(other).is_none(), "{other}");
         }
     }

@@ -127,7 +127,7 @@ impl Broker {
     }
 
     /// After the first commit: listed at once, wiped at the host.
-    pub(super) fn announce(&self, row: &CredentialRow) {
+    pub(crate) fn announce(&self, row: &CredentialRow) {
         self.list(row);
         self.fleet.push(&row.host, told(row));
     }

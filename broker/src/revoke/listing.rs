@@ -4,7 +4,7 @@ use ephor_crypto::x509::{Revoked, Serial};
 use ephor_proto::kind::Kind;
 use ephor_proto::time::UnixMillis;
 
-use super::{ListError, Slot};
+use super::{ListError, Slot, Wanted};
 use crate::app::Broker;
 use crate::kind::effect::Content;
 use crate::kind::x509;
@@ -45,7 +45,9 @@ impl Broker {
                     .revoke(row.status_list, row.id, revoked(row, self.clock.wall()))
             }
             Kind::Jwt | Kind::Ssh => self.lists.revoke(slot(row)),
-            Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => self.end_at_target(row, false),
+            Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                self.end_at_target(row, false)
+            }
         }
     }
 
@@ -94,7 +96,8 @@ impl Broker {
         match Content::of(row) {
             Some(content) => {
                 let now = self.clock.boottime();
-                self.queues.add(&content.target, row, now, is_found);
+                self.queues
+                    .add(&content.target, Wanted::of(row, is_found), now);
             }
             None => {
                 tracing::error!(credential = %row.id, "its content cannot be read; what it is called at its target is in the log");

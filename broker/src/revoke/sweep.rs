@@ -22,7 +22,8 @@ impl Broker {
     /// Starts the loops in the broker's task group.
     pub fn start_timers(self: &Arc<Self>) {
         let broker = Arc::clone(self);
-        self.tasks.spawn_vital("revoke.targets", broker.serve_targets());
+        self.tasks
+            .spawn_vital("revoke.targets", broker.serve_targets());
         let broker = Arc::clone(self);
         self.tasks.spawn_vital("revoke.sweep", async move {
             while broker.tick(limits::SWEEP_TICK).await {
@@ -103,10 +104,11 @@ impl Broker {
 
     /// Drives a credential on; one that was never stored needs no end.
     async fn drive_stored(&self, id: CredentialId) -> Result<(), NotEnded> {
-        match self.ledger.reader().credential(id)? {
-            Some(_) => self.drive_credential(id, REASON).await.map(drop),
-            None => Ok(()),
+        let is_stored = self.ledger.reader().credential(id)?.is_some();
+        if is_stored {
+            self.drive_credential(id, REASON).await?;
         }
+        Ok(())
     }
 
     /// Nobody said that it was handed over: it must not live without anyone who has it.
@@ -151,13 +153,10 @@ impl Broker {
     }
 
     async fn flag(&self, rows: Vec<CredentialRow>, failed: &Failed, error: &NotEnded) {
-        let is_unflagged =
-            |row: &CredentialRow| {
-                // What waits at a target is flagged with what is known of that.
-                row.kind.is_signed()
-                    && row.state == CredentialState::Revoking
-                    && row.overdue.is_none()
-            };
+        let is_unflagged = |row: &CredentialRow| {
+            // What waits at a target is flagged with what is known of that.
+            row.kind.is_signed() && row.state == CredentialState::Revoking && row.overdue.is_none()
+        };
         for mut row in rows.into_iter().filter(is_unflagged) {
             row.version += 1;
             row.overdue = Some(format!(

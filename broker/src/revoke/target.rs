@@ -46,6 +46,32 @@ impl Urgency {
     }
 }
 
+/// Something to end at a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whose end.
+    pub credential: CredentialId,
+    /// Who goes first.
+    pub urgency: Urgency,
+    /// It was told before that it is late.
+    pub is_flagged: bool,
+    /// Only found in the store at a start: not before the log is confirmed.
+    pub is_found: bool,
+}
+
+impl Wanted {
+    /// The end of a revoking credential.
+    #[must_use]
+    pub fn of(row: &CredentialRow, is_found: bool) -> Self {
+        Self {
+            credential: row.id,
+            urgency: Urgency::of(row),
+            is_flagged: row.overdue.is_some(),
+            is_found,
+        }
+    }
+}
+
 /// One end that was not reached in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Late {
@@ -82,7 +108,7 @@ struct Job {
     is_running: bool,
     /// It was told that it is late.
     is_flagged: bool,
-    /// Found in the store at a start: not before the log is confirmed.
+    /// See [`Wanted::is_found`].
     is_found: bool,
     why: String,
     waiting: Vec<oneshot::Sender<()>>,
@@ -115,16 +141,15 @@ pub struct Queues {
 impl Queues {
     /// Ends this at its target as soon as it is its turn. Again: no change, but that it does not wait
     /// for what was only found.
-    pub fn add(&self, target: &str, row: &CredentialRow, now: Boottime, is_found: bool) {
+    pub fn add(&self, target: &str, wanted: Wanted, now: Boottime) {
         let is_added = self.with(|inner| {
             let queue = inner.queues.entry(target.to_owned()).or_default();
-            if let Some(job) = queue.jobs.get_mut(&row.id) {
-                job.is_found &= is_found;
-                job.urgency = job.urgency.min(Urgency::of(row));
+            if let Some(job) = queue.jobs.get_mut(&wanted.credential) {
+                job.is_found &= wanted.is_found;
+                job.urgency = job.urgency.min(wanted.urgency);
                 return true;
             }
-            let urgency = Urgency::of(row);
-            let places = match urgency {
+            let places = match wanted.urgency {
                 Urgency::Person => limits::TARGET_QUEUE + limits::TARGET_QUEUE_PEOPLE,
                 Urgency::End | Urgency::Expiry => limits::TARGET_QUEUE,
             };
@@ -133,17 +158,17 @@ impl Queues {
                 return false;
             }
             let job = Job {
-                urgency,
+                urgency: wanted.urgency,
                 since: now,
                 next: now,
                 attempts: 0,
                 is_running: false,
-                is_flagged: row.overdue.is_some(),
-                is_found,
+                is_flagged: wanted.is_flagged,
+                is_found: wanted.is_found,
                 why: String::new(),
                 waiting: Vec::new(),
             };
-            queue.jobs.insert(row.id, job);
+            queue.jobs.insert(wanted.credential, job);
             true
         });
         if is_added {
@@ -156,8 +181,7 @@ impl Queues {
         self.with(|inner| {
             let is_ready = |queue: &Queue| {
                 let mut jobs = queue.jobs.values();
-                queue.running < limits::TARGET_CALLS
-                    && jobs.any(|job| job.is_due(now, may_sweep))
+                queue.running < limits::TARGET_CALLS && jobs.any(|job| job.is_due(now, may_sweep))
             };
             let ready = inner.queues.iter().filter(|(_, queue)| is_ready(queue));
             ready.map(|(name, _)| name.clone()).collect()
@@ -182,7 +206,11 @@ impl Queues {
                 .map(|(id, job)| (job.urgency, job.next, *id))
                 .collect();
             // A failing target is asked with little, until it does something.
-            let most = if queue.is_failing { 1 } else { limits::TARGET_BATCH };
+            let most = if queue.is_failing {
+                1
+            } else {
+                limits::TARGET_BATCH
+            };
             due.sort_unstable();
             due.truncate(most);
             for (_, _, id) in &due {
@@ -234,7 +262,12 @@ impl Queues {
                     job.next = job.next.min(now);
                 }
             }
-            for waiting in queue.jobs.remove(&id).into_iter().flat_map(|job| job.waiting) {
+            for waiting in queue
+                .jobs
+                .remove(&id)
+                .into_iter()
+                .flat_map(|job| job.waiting)
+            {
                 // Who waited may have gone.
                 let _ = waiting.send(());
             }

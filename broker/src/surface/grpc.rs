@@ -193,10 +193,7 @@ impl Uplink for Service {
         Ok(Response::new(v1::IssueOutcomes { outcomes }))
     }
 
-    async fn confirm(
-        &self,
-        request: Request<v1::ConfirmRequest>,
-    ) -> Answer<v1::ConfirmResponse> {
+    async fn confirm(&self, request: Request<v1::ConfirmRequest>) -> Answer<v1::ConfirmResponse> {
         let peer = self.peer(&request, &request.get_ref().instance_id)?;
         let broker = Arc::clone(&self.broker);
         self.to_the_end("confirm", async move {

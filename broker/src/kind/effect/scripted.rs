@@ -14,7 +14,7 @@ use super::{Content, Ending, Failed, Gone, Minted};
 
 /// How the next calls go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Mood {
+pub enum Mood {
     /// As asked.
     #[default]
     Well,
@@ -27,13 +27,13 @@ pub(crate) enum Mood {
 }
 
 #[derive(Default)]
-pub(crate) struct Script {
+pub struct Script {
     /// Guards the server's state; held for one call.
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
-pub(crate) struct Inner {
+pub struct Inner {
     pub(crate) mood: Mood,
     /// What can be used now: name, password, until when.
     pub(crate) alive: BTreeMap<String, (String, UnixMillis)>,
@@ -105,11 +105,7 @@ impl Script {
         .await?
     }
 
-    pub(super) async fn revoke(
-        &self,
-        epoch: u32,
-        endings: &[Ending],
-    ) -> Vec<Result<Gone, Failed>> {
+    pub(super) async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
         self.with(|inner| inner.calls.push(format!("revoke {}", endings.len())));
         let mut done = Vec::new();
         for ending in endings {
@@ -118,7 +114,11 @@ impl Script {
                 inner.fenced.insert(ending.credential);
                 let was_there = inner.alive.remove(&ending.name).is_some();
                 Gone {
-                    proof: if was_there { Proof::Dropped } else { Proof::Absent },
+                    proof: if was_there {
+                        Proof::Dropped
+                    } else {
+                        Proof::Absent
+                    },
                     sessions_ended: 0,
                     seen: "system id 1, timeline 1, lsn 0/2".to_owned(),
                     partial: String::new(),

@@ -8,13 +8,13 @@ use ephor_proto::time::UnixMillis;
 use rusqlite::{OptionalExtension as _, params};
 
 use super::{ReadError, Reader, capped};
+use crate::kind::effect::Content;
 use crate::ledger::batch::Key;
 use crate::ledger::codec::{Columns, Stored as _, int, millis};
 use crate::ledger::quarantine::Quarantined;
 use crate::ledger::row::{
     CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, RequestRow, TaskRow,
 };
-use crate::kind::effect::Content;
 use crate::limits;
 
 /// Which tasks to list, oldest first. Empty: all.
@@ -238,8 +238,7 @@ impl Reader {
             let mut rows = statement.query([state.as_str()])?;
             while let Some(row) = rows.next()? {
                 let columns = Columns(row);
-                let (Ok(id), Ok(at), Ok(kind)) =
-                    (columns.id(0), columns.time(2), columns.word(3))
+                let (Ok(id), Ok(at), Ok(kind)) = (columns.id(0), columns.time(2), columns.word(3))
                 else {
                     continue;
                 };

@@ -1,0 +1,195 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use ephor_proto::time::Boottime;
+
+use super::*;
+
+const SOON: Duration = Duration::from_millis(50);
+
+fn at(millis: u64) -> Boottime {
+    Boottime::from_millis(millis)
+}
+
+fn id(n: u8) -> CredentialId {
+    CredentialId::from_parts(1, [n; 10])
+}
+
+fn wanted(n: u8, urgency: Urgency) -> Wanted {
+    Wanted {
+        credential: id(n),
+        urgency,
+        is_flagged: false,
+        is_found: false,
+    }
+}
+
+fn expired(n: u8) -> Wanted {
+    wanted(n, Urgency::Expiry)
+}
+
+#[test]
+fn people_go_before_ends_and_ends_before_expiries() {
+    let queues = Queues::default();
+    for (n, urgency) in [
+        (1, Urgency::Expiry),
+        (2, Urgency::End),
+        (3, Urgency::Person),
+        (4, Urgency::End),
+    ] {
+        queues.add("orders", wanted(n, urgency), at(u64::from(n)));
+    }
+    let taken = queues.take("orders", at(10), true);
+    assert_eq!(taken, [id(3), id(2), id(4), id(1)]);
+    assert!(queues.take("orders", at(10), true).is_empty(), "each once");
+    // Someone revokes what only expired.
+    queues.left("orders", &taken, at(10));
+    queues.add("orders", wanted(1, Urgency::Person), at(10));
+    let taken = queues.take("orders", at(60_000), true);
+    assert_eq!(taken[..2], [id(1), id(3)]);
+}
+
+#[test]
+fn a_target_has_so_many_calls_and_another_its_own() {
+    let queues = Queues::default();
+    let mut calls = Vec::new();
+    for n in 0..10 {
+        queues.add("hangs", expired(n), at(0));
+        calls.push(queues.take("hangs", at(0), true));
+    }
+    let busy = calls.iter().filter(|ids| !ids.is_empty()).count();
+    assert_eq!(busy, limits::TARGET_CALLS);
+    assert!(queues.ready(at(0), true).is_empty());
+    queues.add("well", expired(99), at(0));
+    assert_eq!(queues.ready(at(0), true), ["well"]);
+    queues.left("hangs", &calls[0], at(0));
+    assert_eq!(queues.ready(at(0), true), ["hangs", "well"]);
+}
+
+#[test]
+fn it_waits_longer_each_time_is_late_in_time_and_is_never_given_up() {
+    let queues = Queues::default();
+    queues.add("orders", expired(1), at(0));
+    let (mut now, mut waits, mut told) = (0, Vec::new(), Vec::new());
+    for _ in 0..40 {
+        assert_eq!(queues.take("orders", at(now), true), [id(1)], "at {now}");
+        queues.failed("orders", id(1), at(now), "it hangs");
+        queues.left("orders", &[id(1)], at(now));
+        let start = now;
+        while queues.ready(at(now), true).is_empty() {
+            now += 25;
+            told.extend(
+                queues
+                    .late(at(now), true)
+                    .into_iter()
+                    .map(|late| (now, late)),
+            );
+        }
+        waits.push(now - start);
+    }
+    let (at_once, late) = &told[0];
+    assert!((4_000..=5_000).contains(at_once), "{at_once}");
+    assert_eq!((told.len(), late.why.as_str()), (1, "it hangs"));
+    assert!(waits[0] <= 500 && *waits.iter().max().unwrap() <= 60_000);
+    assert!(waits[30..].iter().all(|wait| *wait >= 45_000), "{waits:?}");
+    // Told again when that could not be stored.
+    queues.unflag("orders", id(1));
+    assert_eq!(queues.late(at(now), true).len(), 1);
+    assert_eq!(queues.waiting()[0].late, 1);
+    queues.take("orders", at(now), true);
+    queues.done("orders", id(1), at(now));
+    queues.left("orders", &[id(1)], at(now));
+    assert!(queues.waiting().is_empty());
+}
+
+#[test]
+fn a_call_that_has_not_come_back_is_late_too() {
+    let queues = Queues::default();
+    queues.add("orders", expired(1), at(0));
+    queues.take("orders", at(0), true);
+    let late = queues.late(at(5_000), true);
+    assert_eq!((late.len(), late[0].attempts), (1, 1));
+}
+
+#[test]
+fn a_target_that_works_again_is_asked_for_all() {
+    let queues = Queues::default();
+    for n in 1..=3 {
+        queues.add("orders", expired(n), at(0));
+    }
+    let taken = queues.take("orders", at(0), true);
+    for id in &taken {
+        queues.failed("orders", *id, at(0), "down");
+    }
+    queues.left("orders", &taken, at(0));
+    let again = queues.take("orders", at(500), true);
+    assert_eq!(again.len(), 1, "with little, until it does something");
+    queues.done("orders", again[0], at(500));
+    queues.left("orders", &again, at(500));
+    assert_eq!(queues.take("orders", at(500), true).len(), 2);
+}
+
+#[test]
+fn what_was_only_found_waits_until_the_log_is_confirmed() {
+    let queues = Queues::default();
+    for n in [1, 2] {
+        let found = Wanted {
+            is_found: true,
+            ..expired(n)
+        };
+        queues.add("orders", found, at(0));
+    }
+    assert!(queues.take("orders", at(9_000), false).is_empty());
+    assert!(queues.late(at(9_000), false).is_empty(), "it may not yet");
+    // Its own agent says so.
+    queues.add("orders", expired(2), at(9_000));
+    assert_eq!(queues.take("orders", at(9_000), false), [id(2)]);
+    assert_eq!(queues.take("orders", at(9_000), true), [id(1)]);
+}
+
+#[test]
+fn what_does_not_fit_asks_for_a_scan_and_people_have_places() {
+    let queues = Queues::default();
+    let many = |n: usize| Wanted {
+        credential: CredentialId::from_parts(n as u64, [1; 10]),
+        ..expired(0)
+    };
+    for n in 0..=limits::TARGET_QUEUE {
+        queues.add("orders", many(n), at(0));
+    }
+    assert_eq!(queues.waiting()[0].ends, limits::TARGET_QUEUE as u64);
+    queues.add("orders", wanted(9, Urgency::Person), at(0));
+    assert_eq!(queues.take("orders", at(0), true)[0], id(9));
+    assert!(!queues.needs_scan(), "no room yet");
+    for n in 0..limits::TARGET_QUEUE {
+        queues.done("orders", many(n).credential, at(0));
+    }
+    assert!(queues.needs_scan() && !queues.needs_scan());
+}
+
+#[tokio::test]
+async fn who_waits_goes_on_when_it_is_gone() {
+    let queues = Queues::default();
+    queues.add("orders", expired(1), at(0));
+    assert!(!queues.wait(&[id(1)], SOON).await);
+    assert!(queues.wait(&[id(2)], SOON).await, "it is not here");
+    let ids = [id(1)];
+    let (gone, ()) = tokio::join!(queues.wait(&ids, limits::TARGET_CALL), async {
+        tokio::task::yield_now().await;
+        queues.done("orders", id(1), at(0));
+    });
+    assert!(gone);
+}
+
+#[tokio::test]
+async fn a_call_that_broke_gives_back_what_it_took() {
+    let queues = Queues::default();
+    queues.add("orders", expired(1), at(0));
+    let taken = queues.take("orders", at(0), true);
+    queues.left("orders", &taken, at(0));
+    assert_eq!(queues.take("orders", at(60_000), true), [id(1)]);
+}

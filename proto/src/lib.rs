@@ -18,6 +18,8 @@ pub mod ttl;
 pub mod stage;
 // Credential kinds.
 pub mod kind;
+// Where a PostgreSQL server is: URLs, addresses, identifiers.
+pub mod postgres;
 // `cred://` references.
 pub mod cred;
 // Which task a caller belongs to.

@@ -78,6 +78,17 @@ pub struct Settings {
     /// File with the 32-byte master key, mode 0600.
     #[arg(long, global = true, env = "EPHOR_BROKER_MASTER_KEY_FILE")]
     pub master_key_file: Option<PathBuf>,
+    /// Directory with the passwords of the broker's own logins at targets: files `target-NAME`.
+    #[arg(long, global = true, env = "EPHOR_BROKER_TARGET_SECRETS_DIR")]
+    pub target_secrets_dir: Option<PathBuf>,
+    /// TCP ports that targets listen on; no connection is made to another.
+    #[arg(
+        long,
+        global = true,
+        env = "EPHOR_BROKER_TARGET_PORTS",
+        value_delimiter = ','
+    )]
+    pub target_ports: Option<Vec<u16>>,
     /// How long a token key is used before the next one is.
     #[arg(long, global = true, env = "EPHOR_BROKER_TOKEN_KEY_ROTATION")]
     pub token_key_rotation: Option<Ttl>,
@@ -137,6 +148,10 @@ pub struct Config {
     pub server_names: Vec<String>,
     /// File of the master key; `None`: systemd credential, else `state_dir/master.key`.
     pub master_key_file: Option<PathBuf>,
+    /// Directory of the files `target-NAME`; `None`: systemd credentials `ephor-target-NAME`.
+    pub target_secrets_dir: Option<PathBuf>,
+    /// TCP ports that may be connected to.
+    pub target_ports: Vec<u16>,
     /// When keys follow each other.
     pub schedule: Schedule,
     /// Where metrics and health are told, if anywhere; always loopback.
@@ -256,6 +271,9 @@ impl Config {
             lists_url: over.lists_url.or(base.lists_url),
             server_names: over.server_names.or(base.server_names).unwrap_or_default(),
             master_key_file: over.master_key_file.or(base.master_key_file),
+            target_secrets_dir: over.target_secrets_dir.or(base.target_secrets_dir),
+            target_ports: (over.target_ports.or(base.target_ports))
+                .unwrap_or_else(|| vec![ephor_proto::postgres::DEFAULT_PORT]),
             schedule: schedule(
                 over.token_key_rotation.or(base.token_key_rotation),
                 over.ca_rotation.or(base.ca_rotation),
@@ -314,6 +332,17 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    /// Where the password of the broker's own login at a target is: a file of the configured
+    /// directory, else a systemd credential. There may be none, for a server that asks for none.
+    #[must_use]
+    pub fn target_secret(&self, target: &str, credentials: Option<&Path>) -> Option<PathBuf> {
+        match (&self.target_secrets_dir, credentials) {
+            (Some(dir), _) => Some(dir.join(format!("target-{target}"))),
+            (None, Some(dir)) => Some(dir.join(format!("ephor-target-{target}"))),
+            (None, None) => None,
+        }
     }
 
     /// The database file.

@@ -316,6 +316,7 @@ pub(crate) fn ceilings(
     let mut caps = vec![(CappedBy::TtlMax, Cap::For(policy.ttl().max))];
     let (kind, ttl) = match give {
         Give::X509 { .. } => (Kind::X509, policy.ttl().x509),
+        Give::Postgres { .. } => (Kind::Postgres, policy.ttl().postgres),
         // The right to ask is used with a token too, and so obeys the same ceiling.
         Give::Jwt { .. } | Give::Introspect { .. } => (Kind::Jwt, policy.ttl().jwt),
     };

@@ -1,5 +1,5 @@
 //! What the broker gives up before it holds a secret (`ephor_confine` does it): every capability,
-//! every file that is not its own, every connection of its own making.
+//! every file that is not its own, every connection of its own making but those to targets.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,18 @@ const FIRST_FREE_PORT: u16 = 1024;
 /// What the runtime and the libraries read: how many processors there are, and processes: whether the
 /// one that holds the store still runs, and on which boot.
 const SYSTEM: [&str; 3] = ["/proc", "/sys/fs/cgroup", "/dev/urandom"];
+/// What turns the name of a target into an address, and what its certificate is verified by when policy
+/// names no CA.
+const OF_TARGETS: [&str; 8] = [
+    "/etc/resolv.conf",
+    "/run/systemd/resolve",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/ssl/certs",
+    "/usr/share/ca-certificates",
+];
 
 /// What the process is about to do.
 #[derive(Debug, Clone, Copy)]
@@ -59,13 +71,17 @@ pub fn harden(config: &Config, purpose: For<'_>) -> Result<Report, ConfineError>
 
 /// A new file, socket or policy may come anywhere in the directories of the old ones.
 fn files(config: &Config, ready: Option<&Path>) -> Files {
-    let mut read: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
+    let mut read: Vec<PathBuf> = (SYSTEM.iter().chain(&OF_TARGETS))
+        .map(PathBuf::from)
+        .collect();
     // The directory above, so that a new policy can take the place of the old as a whole; where
     // a link leads, too.
     read.extend(around(&config.policy_dir));
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let master_key = Provider::of(config, credentials.as_deref());
     read.push(master_key.path().to_owned());
+    // As a whole: a password for a new target comes while we run.
+    read.extend(config.target_secrets_dir.clone().or(credentials));
     let mut write = vec![config.state_dir.clone()];
     write.extend(config.admin_socket.parent().map(Path::to_owned));
     write.extend(ready.and_then(Path::parent).map(Path::to_owned));
@@ -73,6 +89,7 @@ fn files(config: &Config, ready: Option<&Path>) -> Files {
         read,
         write,
         listen: listeners(config).map(|address| address.port()).collect(),
+        connect: config.target_ports.clone(),
     }
 }
 

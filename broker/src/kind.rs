@@ -42,7 +42,42 @@ pub(crate) fn is_given(give: &Give, row: &CredentialRow) -> bool {
         Give::X509 { dns } => {
             x509::Content::of(row).is_some_and(|certificate| certificate.dns == *dns)
         }
+        Give::Postgres {
+            target,
+            roles,
+            database,
+            connection_limit,
+            settings,
+            login: _,
+            reassign,
+        } => {
+            row.kind == Kind::Postgres
+                && serde_json::from_str::<Terms>(&row.content).is_ok_and(|terms| {
+                    terms.target == *target
+                        && terms.groups == *roles
+                        && terms.database == *database
+                        && terms.connection_limit == *connection_limit
+                        && terms.settings == *settings
+                        && terms.reassign == *reassign
+                })
+        }
         // A right to ask; nobody holds it as a credential.
         Give::Introspect { .. } => false,
     }
+}
+
+/// What policy says of a login, as its content has it.
+#[derive(serde::Deserialize)]
+struct Terms {
+    target: String,
+    #[serde(default)]
+    groups: Vec<String>,
+    #[serde(default)]
+    database: String,
+    #[serde(default)]
+    connection_limit: Option<u32>,
+    #[serde(default)]
+    settings: Vec<(String, String)>,
+    #[serde(default)]
+    reassign: bool,
 }

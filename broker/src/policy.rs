@@ -24,6 +24,7 @@ mod snapshot;
 mod source;
 pub(crate) mod suggest;
 mod tables;
+mod target;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -34,6 +35,8 @@ pub use dev::{dev_path, dev_policy};
 pub use error::{LoadError, LoadErrors, Place, Warning};
 pub use evidence::Evidence;
 pub use explain::ExplainError;
-pub use model::{Entitlement, Give, Identity, Run, TtlPolicy, Workload};
+pub use model::{
+    Entitlement, Give, Identity, LoginBy, PostgresTarget, Run, Target, Tls, TtlPolicy, Workload,
+};
 pub use snapshot::{Matched, Snapshot};
 pub use source::read_files;

@@ -32,24 +32,27 @@ pub enum Files {
         read: Vec<PathBuf>,
         /// Read and changed: directories with all below.
         write: Vec<PathBuf>,
-        /// TCP ports to listen on; 0 stands for any free one. No connection is made to any.
+        /// TCP ports to listen on; 0 stands for any free one.
         listen: Vec<u16>,
+        /// TCP ports to connect to, on any host. No connection is made to another.
+        connect: Vec<u16>,
     },
 }
 
 pub(crate) fn restrict(files: Files, off: &Off) -> Result<Protection, ConfineError> {
-    let (read, write, listen) = match files {
+    let (read, write, ports) = match files {
         Files::NotApplicable(why) => return Ok(Protection::new(NAME, State::NotApplicable, why)),
         Files::Only {
             read,
             write,
             listen,
-        } => (read, write, listen),
+            connect,
+        } => (read, write, (listen, connect)),
     };
     if let Some(reason) = &off.landlock {
         return Ok(Protection::off(NAME, reason));
     }
-    let restricted = apply(&read, &write, &listen).map_err(|error| ConfineError::Refused {
+    let restricted = apply(&read, &write, &ports).map_err(|error| ConfineError::Refused {
         what: NAME,
         problem: error.to_string(),
     })?;
@@ -59,7 +62,7 @@ pub(crate) fn restrict(files: Files, off: &Off) -> Result<Protection, ConfineErr
 fn apply(
     read: &[PathBuf],
     write: &[PathBuf],
-    listen: &[u16],
+    (listen, connect): &(Vec<u16>, Vec<u16>),
 ) -> Result<RestrictionStatus, RulesetError> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(FILE_RULES))?
@@ -76,6 +79,9 @@ fn apply(
     }
     for port in listen {
         ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
+    }
+    for port in connect {
+        ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
     }
     ruleset.restrict_self()
 }

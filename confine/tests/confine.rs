@@ -81,6 +81,8 @@ fn only_its_own_files_and_ports_are_left() {
                 std::fs::write(directory.join("file"), "there").unwrap();
             }
             let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+            let target = TcpListener::bind("127.0.0.1:0").unwrap();
+            let reached = target.local_addr().unwrap().port();
             let free = TcpListener::bind("127.0.0.1:0").unwrap();
             let port = free.local_addr().unwrap().port();
             drop(free);
@@ -96,6 +98,7 @@ fn only_its_own_files_and_ports_are_left() {
                     ],
                     write: vec![write.clone()],
                     listen: vec![port],
+                    connect: vec![reached],
                 },
             ))
             .unwrap();
@@ -118,6 +121,7 @@ fn only_its_own_files_and_ports_are_left() {
                 TcpListener::bind(("127.0.0.1", port)).unwrap();
                 denied(TcpListener::bind("127.0.0.1:0").map(drop));
                 denied(TcpStream::connect(elsewhere.local_addr().unwrap()).map(drop));
+                TcpStream::connect(target.local_addr().unwrap()).unwrap();
             }
         },
     );
@@ -263,6 +267,7 @@ fn a_landlock_domain_may_not_look_at_processes_outside_it() {
                     read: vec!["/".into()],
                     write: Vec::new(),
                     listen: Vec::new(),
+                    connect: Vec::new(),
                 },
             ))
             .unwrap();

@@ -194,7 +194,10 @@ impl std::str::FromStr for Url {
             .or_else(|| text.strip_prefix("postgresql://"))
             .ok_or(BadUrl::Scheme)?;
         // Before anything else, and however badly the rest is written.
-        if rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        if rest
+            .rsplit_once('@')
+            .is_some_and(|(user, _)| user.contains(':'))
+        {
             return Err(BadUrl::Password);
         }
         if rest.contains('#') {
@@ -210,7 +213,9 @@ impl std::str::FromStr for Url {
             return Err(BadUrl::Rest);
         }
         Ok(Self {
-            user: user.map(|user| identifier(user, BadUrl::User)).transpose()?,
+            user: user
+                .map(|user| identifier(user, BadUrl::User))
+                .transpose()?,
             address: address(place, query)?,
             database: match database {
                 "" => None,
@@ -281,7 +286,9 @@ fn unescape(text: &str) -> Result<String, BadUrl> {
         }
         let mut digit = || {
             let digit = rest.next().and_then(|b| char::from(b).to_digit(16));
-            digit.and_then(|d| u8::try_from(d).ok()).ok_or(BadUrl::Escape)
+            digit
+                .and_then(|d| u8::try_from(d).ok())
+                .ok_or(BadUrl::Escape)
         };
         bytes.push(digit()? << 4 | digit()?);
     }
@@ -350,7 +357,9 @@ pub fn composed_len(parts: &Parts<'_>) -> usize {
         + parts.password.len()
         + parts.address.host().len()
         + parts.database.len()
-        + parameters.map(|(key, value)| key.len() + value.len() + 2).sum::<usize>();
+        + parameters
+            .map(|(key, value)| key.len() + value.len() + 2)
+            .sum::<usize>();
     // Each byte becomes at most three; the rest is punctuation, two words and a port.
     3 * texts + 64
 }
@@ -388,7 +397,8 @@ pub enum BadIdentifier {
 pub fn check_identifier(name: &str) -> Result<(), BadIdentifier> {
     // What is invisible or turns the direction of text could be read as another name.
     let hidden = |c: char| {
-        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
     };
     match name {
         "" => Err(BadIdentifier::Empty),

@@ -110,6 +110,7 @@ impl Broker {
                     places.push(Place::Crl(list));
                     rows.push(self.x509_row(decided, (grant, life), list, (key, dns))?);
                 }
+                Give::Postgres { .. } => return Err(no_logins(decided)),
                 // A right to ask, checked where the question is asked; there is nothing to hold.
                 Give::Introspect { .. } => {}
             }
@@ -225,6 +226,13 @@ pub(super) fn key_for(decided: &Decided) -> Result<&P256Public, Refusal> {
         );
         Refusal::new(Code::KeyNeeded, detail)
     })
+}
+
+/// A login is made at its target, after its intent is recorded; that is not built yet.
+fn no_logins(decided: &Decided) -> Refusal {
+    let name = decided.attested().requested().entitlement();
+    let detail = format!("`{name}` gives a database login, which this broker cannot make yet");
+    Refusal::new(Code::NotSupported, detail)
 }
 
 pub(super) fn allowed_row(decided: &Decided) -> DecisionRow {

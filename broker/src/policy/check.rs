@@ -17,6 +17,8 @@ pub struct Summary {
     pub workloads: usize,
     /// Entitlements, without the built-in `identity`.
     pub entitlements: usize,
+    /// Targets.
+    pub targets: usize,
     /// Things to look at.
     pub warnings: Vec<Warning>,
 }
@@ -37,6 +39,7 @@ impl Summary {
             trust_domain: snapshot.trust_domain().to_string(),
             workloads: snapshot.workloads().len(),
             entitlements: snapshot.entitlements().len(),
+            targets: snapshot.targets().count(),
             warnings: snapshot.warnings().to_vec(),
         }
     }
@@ -56,6 +59,9 @@ impl fmt::Display for Summary {
             self.entitlements,
             plural(self.entitlements),
         )?;
+        if self.targets > 0 {
+            write!(f, ", {} target{}", self.targets, plural(self.targets))?;
+        }
         self.warnings
             .iter()
             .try_for_each(|warning| write!(f, "\n{warning}"))

@@ -8,11 +8,12 @@ use toml::de::DeTable;
 
 use super::error::{LoadError, LoadErrors, Place, Warning};
 use super::limits::MAX_SUGGESTIONS;
-use super::model::{Entitlement, TtlPolicy, Workload};
+use super::model::{Entitlement, Give, Target, TtlPolicy, Workload};
 use super::reader::{Reader, Section, guess, quoted, shown};
 use super::snapshot::{Parts, Snapshot};
 use super::source::{Source, version};
-use super::tables::{Draft, EntitlementDraft, TtlDraft, WorkloadDraft, file};
+use super::tables::{Draft, EntitlementDraft, Given, TtlDraft, WorkloadDraft, file};
+use super::target::{Refers, TargetDraft};
 
 /// Compiles all files, or says everything that is wrong with them.
 pub(super) fn compile(sources: &[Source]) -> Result<Snapshot, LoadErrors> {
@@ -68,22 +69,34 @@ impl Compiler {
     fn link(&mut self, drafts: Vec<Draft>, whole: bool) -> Option<Parts> {
         let (mut domains, mut ttls) = (Vec::new(), Vec::new());
         let (mut workloads, mut entitlements) = (Vec::new(), Vec::new());
+        let mut targets = Vec::new();
         for draft in drafts {
             domains.extend(draft.trust_domain);
             ttls.extend(draft.ttl);
             workloads.extend(draft.workloads);
             entitlements.extend(draft.entitlements);
+            targets.extend(draft.targets);
         }
         let trust_domain = self.trust_domain(domains, whole);
         let ttl = self.ttl(ttls, whole);
-        let warnings = workloads.iter().flat_map(warnings).collect();
+        let in_clear = targets.iter().filter_map(in_clear);
+        let warnings = workloads
+            .iter()
+            .flat_map(warnings)
+            .chain(in_clear)
+            .collect();
         // Ids are checked even under a missing trust domain, with a stand-in.
         let under = trust_domain
             .clone()
             .or_else(|| TrustDomain::new("unnamed").ok())?;
         let workloads = self.workloads(workloads, &under);
+        // What is only half right is reported already, and it does exist.
+        let named: Vec<String> = targets.iter().map(|draft| draft.name.clone()).collect();
+        let targets = self.targets(targets);
         let known = Known {
             workloads: &workloads,
+            targets: &targets,
+            target_names: &named,
             whole,
             max: ttl.as_ref().map(|(place, t)| (place, t.max)),
         };
@@ -94,6 +107,7 @@ impl Compiler {
             ttl: ttl?,
             workloads,
             entitlements,
+            targets,
             warnings,
         })
     }
@@ -156,6 +170,10 @@ impl Compiler {
         if let Some((place, x509)) = &draft.x509 {
             self.within_max("x509", place, *x509, (&max_place, max));
         }
+        if let Some((place, postgres)) = &draft.postgres {
+            self.within_max("postgres", place, *postgres, (&max_place, max));
+        }
+        let postgres = draft.postgres.map(|(_, ttl)| ttl);
         let jwt = draft.jwt.map(|(_, ttl)| ttl);
         let x509 = draft.x509.map(|(_, ttl)| ttl);
         let policy = TtlPolicy {
@@ -165,6 +183,7 @@ impl Compiler {
             service: draft.service,
             jwt,
             x509,
+            postgres,
         };
         Some((max_place, policy))
     }
@@ -259,7 +278,7 @@ impl Compiler {
                 name: draft.name,
                 owner: draft.owner.unwrap_or_default(),
                 purpose: draft.purpose.unwrap_or_default(),
-                gives: draft.gives,
+                gives: self.gives(draft.gives, known),
                 ttl: draft.ttl.map(|(_, ttl)| ttl),
                 place: draft.place,
             });
@@ -278,7 +297,8 @@ impl Compiler {
             match by_path.get(path.as_str()) {
                 Some(subject) => subjects.push(SpiffeId::clone(subject)),
                 None if known.whole => {
-                    let guess = self.guess(path, known.workloads);
+                    let paths = known.workloads.iter().map(|known| known.subject.path());
+                    let guess = self.guess(path, paths);
                     let hint = format!("Add [workload.{}], or correct it.", quoted(path));
                     self.refuse(
                         place,
@@ -293,21 +313,96 @@ impl Compiler {
         subjects
     }
 
-    fn guess(&mut self, path: &str, workloads: &[Workload]) -> String {
+    fn targets(&mut self, drafts: Vec<TargetDraft>) -> Vec<Target> {
+        let mut first: HashMap<String, Place> = HashMap::new();
+        let mut targets = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            if let Some(place) = first.get(&draft.name) {
+                let what = format!("[target.{}] is already in {place}", quoted(&draft.name));
+                self.refuse(&draft.place, what, "Keep one of them.");
+                continue;
+            }
+            first.insert(draft.name.clone(), draft.place.clone());
+            targets.extend(draft.postgres.map(|postgres| Target {
+                name: draft.name,
+                owner: draft.owner.unwrap_or_default(),
+                postgres,
+                place: draft.place,
+            }));
+        }
+        targets
+    }
+
+    fn gives(&mut self, drafts: Vec<Given>, known: &Known<'_>) -> Vec<Give> {
+        let mut gives = Vec::with_capacity(drafts.len());
+        for Given { mut give, refers } in drafts {
+            if let (Some(refers), Give::Postgres { .. }) = (refers, &give) {
+                self.login(&mut give, &refers, known);
+            }
+            gives.push(give);
+        }
+        gives
+    }
+
+    /// A login's target is there, and its database is one of the target's.
+    fn login(&mut self, give: &mut Give, refers: &Refers, known: &Known<'_>) {
+        let Give::Postgres {
+            target,
+            database,
+            roles,
+            ..
+        } = give
+        else {
+            return;
+        };
+        let Some(found) = known.targets.iter().find(|known| known.name == *target) else {
+            let named = known.target_names.contains(target);
+            if known.whole && !named {
+                let names = known.target_names.iter().map(String::as_str);
+                let guess = self.guess(target, names);
+                let what = format!("target {} does not exist{guess}", shown(target));
+                let hint = format!("Add [target.{}], or correct it.", quoted(target));
+                self.refuse(&refers.target, what, hint);
+            }
+            return;
+        };
+        let server = &found.postgres;
+        match &refers.database {
+            None => database.clone_from(&server.database),
+            Some(place) if !server.databases.contains(database) => {
+                let guess = self.guess(database, server.databases.iter().map(String::as_str));
+                let what = format!(
+                    "database {} is none of target {}{guess}",
+                    shown(database),
+                    found.name
+                );
+                let hint = "What a login leaves behind is removed in the target's databases only; list it there.";
+                self.refuse(place, what, hint);
+            }
+            Some(_) => {}
+        }
+        if roles.contains(&server.user) {
+            let what = format!("role {} is the broker's own login", shown(&server.user));
+            let hint = "Name a group role of your own, made WITHOUT LOGIN.";
+            self.refuse(&refers.target, what, hint);
+        }
+    }
+
+    fn guess<'a>(&mut self, wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
         self.suggestions += 1;
         if self.suggestions > MAX_SUGGESTIONS {
             return String::new();
         }
-        guess(
-            path,
-            workloads.iter().map(|workload| workload.subject.path()),
-        )
+        guess(wrong, names)
     }
 }
 
 /// What entitlements are checked against.
 struct Known<'a> {
     workloads: &'a [Workload],
+    targets: &'a [Target],
+    /// Those that are wrong in themselves, too.
+    target_names: &'a [String],
     /// Every file could be read.
     whole: bool,
     max: Option<(&'a Place, Ttl)>,
@@ -328,4 +423,17 @@ fn warnings(workload: &WorkloadDraft) -> Vec<Warning> {
             })
         })
         .collect()
+}
+
+/// A password goes to that server in clear, and so does all that is read there.
+fn in_clear(target: &TargetDraft) -> Option<Warning> {
+    let place = target.clear.clone()?;
+    Some(Warning(LoadError {
+        place,
+        what: format!(
+            "target {} is spoken to over the network without TLS",
+            target.name
+        ),
+        hint: "Whoever is on the way can read and take over; remove tls = \"off\".".into(),
+    }))
 }

@@ -4,12 +4,13 @@
 //! `narrowed` takes something away that somebody could have, `widened` gives something more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ephor_proto::http::admin::PolicyChange;
 use ephor_proto::ttl::{Limit, Ttl};
 
 use super::explain::in_words;
-use super::model::{Entitlement, Give, Identity, TtlPolicy, Workload};
+use super::model::{Entitlement, Give, Identity, PostgresTarget, Target, Tls, TtlPolicy, Workload};
 use super::snapshot::Snapshot;
 
 /// How a change goes for whoever is concerned.
@@ -36,7 +37,7 @@ impl Effect {
 
 impl Snapshot {
     /// What is different in this policy from an earlier one, in the order ttl, workloads,
-    /// entitlements. Empty: they mean the same.
+    /// entitlements, targets. Empty: they mean the same.
     pub fn changes_from(&self, old: &Self) -> Vec<PolicyChange> {
         let mut told = Told::default();
         if self.trust_domain() != old.trust_domain() {
@@ -51,6 +52,20 @@ impl Snapshot {
         let (before, after) = (by_name(old.entitlements()), by_name(self.entitlements()));
         for name in keys(&before, &after) {
             told.entitlement(name, before.get(name).copied(), after.get(name).copied());
+        }
+        let by_name = |policy: &'_ Self| -> BTreeMap<String, Arc<Target>> {
+            (policy
+                .targets()
+                .map(|target| (target.name.clone(), Arc::clone(target))))
+            .collect()
+        };
+        let (before, after) = (by_name(old), by_name(self));
+        for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+            told.target(
+                name,
+                before.get(name).map(|t| &**t),
+                after.get(name).map(|t| &**t),
+            );
         }
         told.changes
     }
@@ -96,6 +111,7 @@ impl Told {
             ("service", old.service, new.service),
             ("kind.jwt", kind(old.jwt), kind(new.jwt)),
             ("kind.x509", kind(old.x509), kind(new.x509)),
+            ("kind.postgres", kind(old.postgres), kind(new.postgres)),
         ] {
             self.ceiling("ttl", None, name, old, new);
         }
@@ -221,6 +237,7 @@ impl Told {
                 Some(_) => {
                     let content = match gone {
                         Give::X509 { .. } => "names",
+                        Give::Postgres { .. } => "rights or settings",
                         Give::Jwt { .. } | Give::Introspect { .. } => "claims",
                     };
                     let detail = format!(
@@ -249,6 +266,69 @@ impl Told {
         }
     }
 
+    fn target(&mut self, name: &str, old: Option<&Target>, new: Option<&Target>) {
+        let what = format!("target {name}");
+        let (old, new) = match (old, new) {
+            (Some(old), Some(new)) => (old, new),
+            (None, Some(new)) => {
+                let detail = format!("postgres at {}, of {}", place(new), new.owner);
+                return self.tell(Effect::Added, &what, None, detail);
+            }
+            (Some(old), None) => {
+                let detail = format!(
+                    "postgres at {}; nothing can be made there any more",
+                    place(old)
+                );
+                return self.tell(Effect::Removed, &what, None, detail);
+            }
+            (None, None) => return,
+        };
+        let (before, after) = (&old.postgres, &new.postgres);
+        let all = |list: &[String]| list.join(", ");
+        let standbys = |t: &PostgresTarget| {
+            let names: Vec<String> = t.standbys.iter().map(ToString::to_string).collect();
+            if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            }
+        };
+        let ca = |t: &PostgresTarget| match &t.ca_file {
+            Some(file) => file.display().to_string(),
+            None => "the system's".to_owned(),
+        };
+        let tls = |t: &PostgresTarget| match t.tls {
+            Tls::VerifyFull => "verify-full".to_owned(),
+            Tls::Off => "off".to_owned(),
+        };
+        let number = |n: u32| n.to_string();
+        for (name, old, new) in [
+            ("owner", old.owner.clone(), new.owner.clone()),
+            ("url", place(old), place(new)),
+            (
+                "admin_database",
+                before.admin_database.clone(),
+                after.admin_database.clone(),
+            ),
+            ("databases", all(&before.databases), all(&after.databases)),
+            ("standbys", standbys(before), standbys(after)),
+            ("ca_file", ca(before), ca(after)),
+            ("tls", tls(before), tls(after)),
+            (
+                "scram_iterations",
+                number(before.scram_iterations),
+                number(after.scram_iterations),
+            ),
+            (
+                "connections",
+                number(before.connections),
+                number(after.connections),
+            ),
+        ] {
+            self.word(&what, name, &old, &new);
+        }
+    }
+
     fn word(&mut self, what: &str, name: &str, old: &str, new: &str) {
         if old != new {
             self.tell(
@@ -266,8 +346,22 @@ fn replaces(old: &Give, new: &Give) -> bool {
     match (old, new) {
         (Give::Jwt { audience: old, .. }, Give::Jwt { audience: new, .. }) => old == new,
         (Give::X509 { .. }, Give::X509 { .. }) => true,
-        (Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. }, _) => false,
+        (Give::Postgres { target: old, .. }, Give::Postgres { target: new, .. }) => old == new,
+        (
+            Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. } | Give::Postgres { .. },
+            _,
+        ) => false,
     }
+}
+
+fn place(target: &Target) -> String {
+    let PostgresTarget {
+        user,
+        address,
+        database,
+        ..
+    } = &target.postgres;
+    format!("{user}@{address}/{database}")
 }
 
 fn subjects(entitlement: &Entitlement) -> BTreeSet<&str> {
@@ -386,6 +480,44 @@ mod tests {
                 "added workload batch|batch|identity for any audience; runs as uid 3, on every host",
                 "removed entitlement billing-check|billing/api|may introspect tokens for billing",
             ]
+        );
+    }
+    #[test]
+    fn targets_and_logins_are_told_apart() {
+        const TARGET: &str = r#"
+[target.orders]
+owner    = "team:orders"
+postgres = { url = "postgres://ephor@db1/orders" }
+[entitlement.orders-db]
+owner   = "team:orders"
+purpose = "Orders"
+who     = ["orders/web"]
+gives   = [{ postgres = { target = "orders", role = "orders_rw" } }]
+"#;
+        let before = format!("{POLICY}{TARGET}");
+        let load = |text: &str| Snapshot::from_texts(&[("p.toml", text)]).unwrap();
+        let told = |from: &str, to: &str| {
+            let changes = load(&before.replacen(from, to, 1)).changes_from(&load(&before));
+            let line = |c: &PolicyChange| format!("{} {}|{}", c.effect, c.what, c.detail);
+            changes.iter().map(line).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told("@db1/", "@db2/"),
+            ["changed target orders|url ephor@db1:5432/orders to ephor@db2:5432/orders"]
+        );
+        assert_eq!(
+            told("role = \"orders_rw\"", "role = \"orders_ro\""),
+            [
+                "changed entitlement orders-db|login as orders_rw on orders/orders with other rights or settings; \
+                 those that say the old ones are revoked"
+            ]
+        );
+        let gone = load(POLICY).changes_from(&load(&before));
+        assert_eq!(
+            gone.last()
+                .map(|c| format!("{} {}|{}", c.effect, c.what, c.detail))
+                .unwrap(),
+            "removed target orders|postgres at ephor@db1:5432/orders; nothing can be made there any more"
         );
     }
 }

@@ -8,7 +8,7 @@ use ephor_proto::time::UnixMillis;
 use ephor_proto::ttl::{Ttl, effective};
 
 use super::index::covers;
-use super::model::{Entitlement, Give, Identity, Run, Workload};
+use super::model::{Entitlement, Give, Identity, LoginBy, Run, Workload};
 use super::reader::{guess, shown};
 use super::snapshot::Snapshot;
 use crate::decide::ceilings;
@@ -231,6 +231,34 @@ pub(super) fn in_words(give: &Give) -> String {
         Give::X509 { dns } if dns.is_empty() => "certificate".to_owned(),
         Give::X509 { dns } => format!("certificate for {}", dns.join(", ")),
         Give::Introspect { audience } => format!("may introspect tokens for {audience}"),
+        Give::Postgres {
+            target,
+            roles,
+            database,
+            connection_limit,
+            settings,
+            login,
+            reassign,
+        } => {
+            let mut words = format!("login as {} on {target}/{database}", roles.join(", "));
+            if let Some(most) = connection_limit {
+                words.push_str(&format!(", at most {most} sessions"));
+            }
+            if !settings.is_empty() {
+                let set = settings
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"));
+                words.push_str(&format!(", {}", set.collect::<Vec<_>>().join(", ")));
+            }
+            match login {
+                LoginBy::Password => {}
+                LoginBy::Certificate => words.push_str(", by certificate"),
+            }
+            if *reassign {
+                words.push_str(", its tables stay");
+            }
+            words
+        }
     }
 }
 

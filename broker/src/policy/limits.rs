@@ -44,3 +44,23 @@ pub const MAX_SUGGESTIONS: usize = 100;
 pub const MAX_SUGGEST_BYTES: usize = 96;
 /// Most characters of a wrong value that an error repeats.
 pub const MAX_SHOWN_CHARS: usize = 60;
+/// Longest name of a target, in bytes: it is part of a file's name.
+pub const MAX_TARGET_BYTES: usize = 64;
+/// Most databases of one target.
+pub const MAX_DATABASES: usize = 256;
+/// Most standbys of one target.
+pub const MAX_STANDBYS: usize = 32;
+/// Most connections to one target.
+pub const MAX_CONNECTIONS: u64 = 256;
+/// Fewest rounds of a SCRAM verifier: a password of 256 random bits needs none, RFC 7677 asks for 4096.
+pub const MIN_SCRAM_ITERATIONS: u64 = 1;
+/// Most rounds of a SCRAM verifier: the server spends them at every connect.
+pub const MAX_SCRAM_ITERATIONS: u64 = 1_000_000;
+/// Most group roles of one login.
+pub const MAX_ROLES: usize = 16;
+/// Most sessions that a `connection_limit` allows.
+pub const MAX_CONNECTION_LIMIT: u64 = 10_000;
+/// Most settings of one login.
+pub const MAX_SETTINGS: usize = 32;
+/// Longest value of a setting, in bytes.
+pub const MAX_SETTING_BYTES: usize = 1024;

@@ -1,10 +1,14 @@
 //! What a policy says, parsed and checked: no value of these types can be malformed.
 
+mod target;
+
 use ephor_proto::spiffe::{HostPattern, SpiffeId};
 use ephor_proto::ttl::{Limit, Ttl};
 use serde_json::{Map, Value};
 
 use super::error::Place;
+
+pub use target::{LoginBy, PostgresTarget, Target, Tls};
 
 /// The one TTL policy: `[ttl]` and `[ttl.kind]`.
 #[derive(Debug, Clone)]
@@ -22,6 +26,8 @@ pub struct TtlPolicy {
     pub jwt: Option<Ttl>,
     /// `[ttl.kind] x509`.
     pub x509: Option<Ttl>,
+    /// `[ttl.kind] postgres`.
+    pub postgres: Option<Ttl>,
 }
 
 /// `[workload."…"]`: a subject, and which processes are it.
@@ -127,5 +133,23 @@ pub enum Give {
     Introspect {
         /// Whose tokens.
         audience: String,
+    },
+    /// A login at a database server, made for the task.
+    Postgres {
+        /// Name of the `[target]`.
+        target: String,
+        /// Group roles that it is a member of; its sessions start as the first. Never empty.
+        roles: Vec<String>,
+        /// The database that it is for; one of the target's.
+        database: String,
+        /// Most sessions at a time; `None`: as many as the server lets it.
+        connection_limit: Option<u32>,
+        /// Settings of its sessions, by name.
+        settings: Vec<(String, String)>,
+        /// How it proves who it is.
+        login: LoginBy,
+        /// Whether tables and sequences that it leaves behind become the first role's; otherwise they are
+        /// dropped with it.
+        reassign: bool,
     },
 }

@@ -139,6 +139,38 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A whole number in a range, that may be absent.
+    pub(super) fn number(
+        &self,
+        reader: &mut Reader<'_>,
+        key: &str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Option<u32> {
+        let value = self.find(key)?;
+        let number = (value.get_ref().as_integer())
+            .and_then(|number| u64::from_str_radix(number.as_str(), number.radix()).ok())
+            .filter(|number| range.contains(number))
+            .and_then(|number| u32::try_from(number).ok());
+        if number.is_none() {
+            let raw = reader.written(value);
+            let (least, most) = (range.start(), range.end());
+            let what = format!("{key} {raw} is no whole number from {least} to {most}");
+            reader.refuse(value.span().start, what, "");
+        }
+        number
+    }
+
+    /// `true` or `false`; absent is `false`.
+    pub(super) fn flag(&self, reader: &mut Reader<'_>, key: &str) -> bool {
+        let Some(value) = self.find(key) else {
+            return false;
+        };
+        value.get_ref().as_bool().unwrap_or_else(|| {
+            reader.wrong_type(key, value, "true or false");
+            false
+        })
+    }
+
     /// A list that may be absent.
     pub(super) fn list(
         &self,

@@ -2,7 +2,7 @@
 //!
 //! A decision takes one snapshot and sees nothing else; a newer policy is another snapshot.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::compile::compile;
 use super::error::{LoadErrors, Warning};
 use super::evidence::Evidence;
 use super::index::{Fit, MatchIndex, covers, fit};
-use super::model::{Entitlement, Give, TtlPolicy, Workload};
+use super::model::{Entitlement, Give, Target, TtlPolicy, Workload};
 use super::source::{Source, from_files, read_dir};
 
 /// What `compile` hands over.
@@ -23,6 +23,7 @@ pub(super) struct Parts {
     pub(super) ttl: TtlPolicy,
     pub(super) workloads: Vec<Workload>,
     pub(super) entitlements: Vec<Entitlement>,
+    pub(super) targets: Vec<Target>,
     pub(super) warnings: Vec<Warning>,
 }
 
@@ -40,6 +41,8 @@ pub struct Snapshot {
     /// Pairs of a subject and an entitlement of it.
     entitled: HashMap<SpiffeId, HashSet<usize>>,
     introspects: HashMap<SpiffeId, HashSet<String>>,
+    /// By name.
+    targets: BTreeMap<String, Arc<Target>>,
     warnings: Vec<Warning>,
 }
 
@@ -59,8 +62,11 @@ impl Snapshot {
             ttl,
             workloads,
             entitlements,
+            targets,
             warnings,
         } = parts;
+        let named = |target: Target| (target.name.clone(), Arc::new(target));
+        let targets = targets.into_iter().map(named).collect();
         let index = MatchIndex::new(&workloads);
         let subjects = workloads.iter().enumerate();
         let by_subject = subjects.map(|(at, w)| (w.subject.clone(), at)).collect();
@@ -86,6 +92,7 @@ impl Snapshot {
             by_name,
             entitled,
             introspects,
+            targets,
             warnings,
         }
     }
@@ -237,6 +244,16 @@ impl Snapshot {
             .map_or(0, |host| self.index.candidates(&host, evidence).count())
     }
 
+    /// One target.
+    pub fn target(&self, name: &str) -> Option<&Arc<Target>> {
+        self.targets.get(name)
+    }
+
+    /// All targets, by name.
+    pub fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
+        self.targets.values()
+    }
+
     /// Things to look at, all of them legal.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
@@ -246,6 +263,6 @@ impl Snapshot {
 fn introspected(give: &Give) -> Option<String> {
     match give {
         Give::Introspect { audience } => Some(audience.clone()),
-        Give::Jwt { .. } | Give::X509 { .. } => None,
+        Give::Jwt { .. } | Give::X509 { .. } | Give::Postgres { .. } => None,
     }
 }

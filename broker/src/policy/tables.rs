@@ -16,18 +16,19 @@ use super::limits::{MAX_AUDIENCES, MAX_DNS_NAMES, MAX_GIVES, MAX_RUNS};
 use super::model::{Give, Identity, Run};
 use super::reader::{Keys, Reader, Section, not_supported, quoted, section_of, shown};
 use super::runs::run;
+use super::target::{Refers, TargetDraft, give_postgres, target};
 
 const FILE: Keys = Keys {
-    known: &["trust_domain", "ttl", "workload", "entitlement"],
-    later: &["ci", "person", "target", "exception"],
+    known: &["trust_domain", "ttl", "workload", "entitlement", "target"],
+    later: &["ci", "person", "exception"],
 };
 const TTL: Keys = Keys {
     known: &["default", "max", "task", "service", "kind"],
     later: &[],
 };
 const TTL_KIND: Keys = Keys {
-    known: &["jwt", "x509"],
-    later: &["ssh", "postgres", "sudo", "secret", "exec"],
+    known: &["jwt", "x509", "postgres"],
+    later: &["ssh", "sudo", "secret", "exec"],
 };
 const WORKLOAD: Keys = Keys {
     known: &["owner", "deputy", "purpose", "runs", "identity"],
@@ -42,8 +43,8 @@ const ENTITLEMENT: Keys = Keys {
     later: &["approve", "review", "break_glass", "on_lost"],
 };
 const GIVE: Keys = Keys {
-    known: &["jwt", "x509", "introspect"],
-    later: &["postgres", "ssh", "sudo", "secret", "exec"],
+    known: &["jwt", "x509", "introspect", "postgres"],
+    later: &["ssh", "sudo", "secret", "exec"],
 };
 const X509: Keys = Keys {
     known: &["dns"],
@@ -65,6 +66,7 @@ pub(super) struct Draft {
     pub(super) ttl: Option<TtlDraft>,
     pub(super) workloads: Vec<WorkloadDraft>,
     pub(super) entitlements: Vec<EntitlementDraft>,
+    pub(super) targets: Vec<TargetDraft>,
 }
 
 /// `[ttl]` as written; missing parts were reported.
@@ -76,6 +78,7 @@ pub(super) struct TtlDraft {
     pub(super) service: Limit,
     pub(super) jwt: Option<(Place, Ttl)>,
     pub(super) x509: Option<(Place, Ttl)>,
+    pub(super) postgres: Option<(Place, Ttl)>,
 }
 
 /// `[workload."…"]` as written; missing parts were reported.
@@ -97,8 +100,22 @@ pub(super) struct EntitlementDraft {
     pub(super) owner: Option<String>,
     pub(super) purpose: Option<String>,
     pub(super) who: Vec<(Place, String)>,
-    pub(super) gives: Vec<Give>,
+    pub(super) gives: Vec<Given>,
     pub(super) ttl: Option<(Place, Ttl)>,
+}
+
+/// One item of `gives`, with where it refers to something else.
+pub(super) struct Given {
+    pub(super) give: Give,
+    /// Of a login.
+    pub(super) refers: Option<Refers>,
+}
+
+impl From<Give> for Given {
+    fn from(give: Give) -> Self {
+        let refers = None;
+        Self { give, refers }
+    }
 }
 
 /// Reads a whole file.
@@ -125,6 +142,11 @@ pub(super) fn file(reader: &mut Reader<'_>, root: &Section<'_>) -> Draft {
             draft.entitlements.push(entitlement(reader, name, &section));
         }
     }
+    if let Some(section) = root.section(reader, "target", "[target]") {
+        for (name, section) in section.children(reader, "target") {
+            draft.targets.push(target(reader, name, &section));
+        }
+    }
     draft
 }
 
@@ -143,11 +165,12 @@ fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
     let placed = |reader: &Reader<'_>, (at, ttl)| (reader.place(at), ttl);
     let default = ttl(reader, section, "default").map(|found| placed(reader, found));
     let max = ttl(reader, section, "max").map(|found| placed(reader, found));
-    let (mut jwt, mut x509) = (None, None);
+    let (mut jwt, mut x509, mut postgres) = (None, None, None);
     if let Some(kinds) = section.section(reader, "kind", "[ttl.kind]") {
         kinds.check_keys(reader, &TTL_KIND);
         jwt = ttl(reader, &kinds, "jwt").map(|found| placed(reader, found));
         x509 = ttl(reader, &kinds, "x509").map(|found| placed(reader, found));
+        postgres = ttl(reader, &kinds, "postgres").map(|found| placed(reader, found));
     }
     let (task, service) = (
         limit(reader, section, "task"),
@@ -161,6 +184,7 @@ fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
         service,
         jwt,
         x509,
+        postgres,
     }
 }
 
@@ -334,7 +358,7 @@ fn who(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<(Place, String)> {
     who
 }
 
-fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Give> {
+fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Given> {
     const HINT: &str = "Write gives = [{ jwt = { audience = \"…\" } }].";
     section.require(reader, "gives", HINT);
     let Some(items) = section.list(reader, "gives") else {
@@ -351,16 +375,20 @@ fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Give> {
             "",
         );
     }
-    let mut gives: Vec<Give> = Vec::new();
+    let mut gives: Vec<Given> = Vec::new();
     for item in items {
-        let Some(give) = give(reader, item, &section.title) else {
+        let Some(given) = give(reader, item, &section.title) else {
             continue;
         };
-        if gives.iter().any(|other| same_target(other, &give)) {
+        if gives
+            .iter()
+            .any(|other| same_target(&other.give, &given.give))
+        {
             reader.refuse(
                 item.span().start,
-                match give {
+                match given.give {
                     Give::X509 { .. } => "x509 twice in one gives",
+                    Give::Postgres { .. } => "the same target twice in one gives",
                     Give::Jwt { .. } | Give::Introspect { .. } => {
                         "the same audience twice in one gives"
                     }
@@ -368,7 +396,7 @@ fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Give> {
                 "",
             );
         }
-        gives.push(give);
+        gives.push(given);
     }
     gives
 }
@@ -379,11 +407,16 @@ fn same_target(a: &Give, b: &Give) -> bool {
         | (Give::Introspect { audience: a }, Give::Introspect { audience: b }) => a == b,
         // One request brings one public key, and so one certificate.
         (Give::X509 { .. }, Give::X509 { .. }) => true,
-        (Give::Jwt { .. } | Give::Introspect { .. } | Give::X509 { .. }, _) => false,
+        // One login is a member of several roles; make several entitlements for several logins.
+        (Give::Postgres { target: a, .. }, Give::Postgres { target: b, .. }) => a == b,
+        (
+            Give::Jwt { .. } | Give::Introspect { .. } | Give::X509 { .. } | Give::Postgres { .. },
+            _,
+        ) => false,
     }
 }
 
-fn give(reader: &mut Reader<'_>, item: &Spanned<DeValue<'_>>, of: &str) -> Option<Give> {
+fn give(reader: &mut Reader<'_>, item: &Spanned<DeValue<'_>>, of: &str) -> Option<Given> {
     let (at, title) = (item.span().start, format!("gives of {of}"));
     let section = section_of(reader, &format!("an item of {title}"), item, title, at)?;
     section.check_keys(reader, &GIVE);
@@ -410,9 +443,13 @@ fn give(reader: &mut Reader<'_>, item: &Spanned<DeValue<'_>>, of: &str) -> Optio
     let jwt = section.section(reader, "jwt", "jwt");
     let x509 = section.section(reader, "x509", "x509");
     let introspect = section.section(reader, "introspect", "introspect");
+    if let Some(section) = section.section(reader, "postgres", "postgres") {
+        return give_postgres(reader, &section);
+    }
     jwt.and_then(|section| give_jwt(reader, &section))
         .or_else(|| x509.map(|section| give_x509(reader, &section)))
         .or_else(|| introspect.and_then(|section| give_introspect(reader, &section)))
+        .map(Given::from)
 }
 
 fn give_jwt(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Give> {
@@ -480,8 +517,16 @@ mod tests {
             JWT,
             X509,
             INTROSPECT,
+            super::super::target::TARGET,
+            super::super::target::POSTGRES_TARGET,
+            super::super::target::POSTGRES,
         ] {
-            for key in keys.known {
+            // Either is enough, and neither is asked for by name alone.
+            for key in keys
+                .known
+                .iter()
+                .filter(|key| !matches!(**key, "role" | "roles"))
+            {
                 let others = keys
                     .known
                     .iter()

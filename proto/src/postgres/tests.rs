@@ -11,14 +11,39 @@ fn url(text: &str) -> Result<Url, BadUrl> {
 #[test]
 fn urls_of_every_form() {
     for (text, user, address, database) in [
-        ("postgres://ephor@db1/orders", Some("ephor"), "db1:5432", Some("orders")),
-        ("postgresql://ephor@db1.prod:6000/orders", Some("ephor"), "db1.prod:6000", Some("orders")),
+        (
+            "postgres://ephor@db1/orders",
+            Some("ephor"),
+            "db1:5432",
+            Some("orders"),
+        ),
+        (
+            "postgresql://ephor@db1.prod:6000/orders",
+            Some("ephor"),
+            "db1.prod:6000",
+            Some("orders"),
+        ),
         ("postgres://e@[::1]:7/o", Some("e"), "[::1]:7", Some("o")),
         ("postgres://e@[::1]/o", Some("e"), "[::1]:5432", Some("o")),
-        ("postgres:///shop", None, "/var/run/postgresql:5432", Some("shop")),
+        (
+            "postgres:///shop",
+            None,
+            "/var/run/postgresql:5432",
+            Some("shop"),
+        ),
         ("postgres://", None, "/var/run/postgresql:5432", None),
-        ("postgres://a%40b@/x%2Fy?host=/tmp/s&port=99", Some("a@b"), "/tmp/s:99", Some("x/y")),
-        ("postgres://u@%2Ftmp%2Fs:99/d", Some("u"), "/tmp/s:99", Some("d")),
+        (
+            "postgres://a%40b@/x%2Fy?host=/tmp/s&port=99",
+            Some("a@b"),
+            "/tmp/s:99",
+            Some("x/y"),
+        ),
+        (
+            "postgres://u@%2Ftmp%2Fs:99/d",
+            Some("u"),
+            "/tmp/s:99",
+            Some("d"),
+        ),
     ] {
         let found = url(text).unwrap();
         assert_eq!(found.user.as_deref(), user, "{text}");
@@ -30,7 +55,10 @@ fn urls_of_every_form() {
 
 #[test]
 fn wrong_urls() {
-    use BadUrl::{Database, Escape, Host, Parameter, Password, Port, Rest, Scheme, SeveralHosts, SocketDir, TooLong, User};
+    use BadUrl::{
+        Database, Escape, Host, Parameter, Password, Port, Rest, Scheme, SeveralHosts, SocketDir,
+        TooLong, User,
+    };
     for (text, problem) in [
         ("mysql://a@b/c", Scheme),
         ("a@b/c", Scheme),
@@ -67,7 +95,10 @@ fn wrong_urls() {
         assert_eq!(url(text), Err(problem), "{text}");
         assert!(!problem.to_string().contains("u:p"));
     }
-    assert_eq!(url(&format!("postgres://{}", "a".repeat(1100))), Err(TooLong));
+    assert_eq!(
+        url(&format!("postgres://{}", "a".repeat(1100))),
+        Err(TooLong)
+    );
 }
 
 #[test]
@@ -94,7 +125,11 @@ fn what_is_composed_is_escaped() {
         password: "p@/?#&= %",
         address: &address,
         database: "d?e",
-        parameters: &[("sslmode", "disable"), ("sslrootcert", ""), ("options", "-c a=b")],
+        parameters: &[
+            ("sslmode", "disable"),
+            ("sslrootcert", ""),
+            ("options", "-c a=b"),
+        ],
     };
     let mut out = String::new();
     compose(&mut out, &parts);
@@ -109,11 +144,24 @@ fn what_is_composed_is_escaped() {
 #[test]
 fn identifiers() {
     let long = "a".repeat(63);
-    for good in ["orders_rw", "Orders RW", "\"; DROP ROLE x; --", "é", long.as_str()] {
+    for good in [
+        "orders_rw",
+        "Orders RW",
+        "\"; DROP ROLE x; --",
+        "é",
+        long.as_str(),
+    ] {
         assert_eq!(check_identifier(good), Ok(()), "{good}");
     }
     let longer = "a".repeat(64);
-    for bad in ["", "a\0b", "a\nb", "a\u{202e}b", "\u{feff}a", longer.as_str()] {
+    for bad in [
+        "",
+        "a\0b",
+        "a\nb",
+        "a\u{202e}b",
+        "\u{feff}a",
+        longer.as_str(),
+    ] {
         assert!(check_identifier(bad).is_err(), "{bad:?}");
     }
 }

@@ -170,7 +170,7 @@ fn ttls_that_contradict_each_other() {
             "invalid: service: `never` is no duration (such as 15m, 1h or 90d). a.toml:5:11.",
             "invalid: task: `0s` is not a whole number of seconds above 0. a.toml:6:8.",
             "invalid: ssh is not supported by this version. a.toml:7:10. It would not be enforced, so it is refused.",
-            "invalid: jtw is no key of [ttl.kind] (jwt?). a.toml:7:22. Keys here: jwt, x509.",
+            "invalid: jtw is no key of [ttl.kind] (jwt?). a.toml:7:22. Keys here: jwt, x509, postgres.",
             "invalid: grace is no key of [ttl]. a.toml:8:1. Keys here: default, max, task, service, kind.",
         ]
     );
@@ -262,11 +262,16 @@ fn the_examples_of_the_reference_are_true() {
         .skip(1)
         .map(|rest| rest.split("```").next().unwrap())
         .collect();
-    let [ephor, orders, cases] = blocks[..] else {
+    let [ephor, orders, targets, cases] = blocks[..] else {
         panic!("{}", blocks.len())
     };
-    let files =
-        |orders: &str| Snapshot::from_texts(&[("ephor.toml", ephor), ("orders.toml", orders)]);
+    let files = |orders: &str| {
+        Snapshot::from_texts(&[
+            ("ephor.toml", ephor),
+            ("orders.toml", orders),
+            ("targets.toml", targets),
+        ])
+    };
     let policy = files(orders).unwrap();
     let results = crate::policy::Cases::parse(cases).unwrap().run(&policy);
     assert!(
@@ -274,8 +279,12 @@ fn the_examples_of_the_reference_are_true() {
         "{results:#?}"
     );
     assert_eq!(
-        (policy.workloads().len(), policy.entitlements().len()),
-        (2, 2)
+        (
+            policy.workloads().len(),
+            policy.entitlements().len(),
+            policy.targets().count()
+        ),
+        (2, 3, 1)
     );
     let wrong = orders
         .replacen("owner ", "ownr ", 1)
@@ -295,6 +304,162 @@ fn the_examples_of_the_reference_are_true() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(found, shown);
+}
+
+const TARGET: &str = r#"[workload."orders/web"]
+owner = "team:orders"
+runs  = [{ uid = 990 }]
+
+[entitlement.orders-db]
+owner   = "team:orders"
+purpose = "Serve the order page"
+who     = ["orders/web"]
+gives   = [{ postgres = { target = "orders", role = "Orders RW", roles = ["r2"], connection_limit = 10, settings = { statement_timeout = "30s", jit = false, work_mem = 64 } } }]
+ttl     = "10m"
+
+[target.orders]
+owner    = "team:orders"
+postgres = { url = "postgres://ephor@db1/orders", databases = ["orders", "billing"], standbys = ["db2:5433"], scram_iterations = 256 }
+"#;
+
+#[test]
+fn a_target_and_its_login() {
+    let policy = with(TARGET).unwrap();
+    let target = policy.target("orders").unwrap();
+    assert_eq!(
+        (target.owner.as_str(), target.place.rule()),
+        ("team:orders", "orders.toml:12".into())
+    );
+    let server = &target.postgres;
+    assert_eq!(
+        (server.user.as_str(), server.database.as_str()),
+        ("ephor", "orders")
+    );
+    assert_eq!(server.address.to_string(), "db1:5432");
+    assert_eq!(server.databases, ["orders", "billing"]);
+    assert_eq!(
+        server
+            .standbys
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["db2:5433"]
+    );
+    assert_eq!(
+        (server.admin_database.as_str(), server.tls),
+        ("ephor", Tls::VerifyFull)
+    );
+    assert_eq!((server.scram_iterations, server.connections), (256, 8));
+    let entitlement = policy.entitlement("orders-db").unwrap();
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        entitlement.gives,
+        [Give::Postgres {
+            target: "orders".into(),
+            roles: vec!["Orders RW".into(), "r2".into()],
+            database: "orders".into(),
+            connection_limit: Some(10),
+            settings: vec![
+                set("jit", "off"),
+                set("statement_timeout", "30s"),
+                set("work_mem", "64")
+            ],
+            login: LoginBy::Password,
+            reassign: false,
+        }]
+    );
+    let ways = policy.explain(&ephor_proto::http::admin::Explain {
+        entitlement: Some("orders-db".into()),
+        ..Default::default()
+    });
+    let way = &ways.unwrap().ways[0];
+    assert_eq!(
+        way.gives,
+        "login as Orders RW, r2 on orders/orders, at most 10 sessions, jit=off, statement_timeout=30s, work_mem=64"
+    );
+    assert_eq!(
+        (way.ttl_seconds, way.capped_by.as_str()),
+        (600, "entitlement")
+    );
+    let short = policy.short_version().to_owned();
+    assert_eq!(
+        Summary::of(&policy).to_string(),
+        format!("ok: policy {short} for prod.example: 1 workload, 1 entitlement, 1 target")
+    );
+}
+
+#[test]
+fn logins_obey_a_ceiling_of_their_own() {
+    let ephor = EPHOR_TOML.replace("jwt = \"5m\"", "jwt = \"5m\"\npostgres = \"7m\"");
+    let policy = Snapshot::from_texts(&[("e.toml", &ephor), ("o.toml", TARGET)]).unwrap();
+    let explain = |entitlement: &str| ephor_proto::http::admin::Explain {
+        entitlement: Some(entitlement.into()),
+        ..Default::default()
+    };
+    let way = &policy.explain(&explain("orders-db")).unwrap().ways[0];
+    assert_eq!(
+        (way.ttl_seconds, way.capped_by.as_str()),
+        (420, "ttl.kind.postgres")
+    );
+    let above = EPHOR_TOML.replace("jwt = \"5m\"", "postgres = \"2h\"");
+    let error = Snapshot::from_texts(&[("e.toml", &above)])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("postgres = 2h is above [ttl] max = 1h"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_target_in_clear_is_warned_about_unless_it_is_here() {
+    let warned = |url: &str, more: &str| {
+        let text = format!(
+            "[target.a]\nowner = \"team:a\"\npostgres = {{ url = \"{url}\", tls = \"off\"{more} }}"
+        );
+        let policy = with(&text).unwrap();
+        policy
+            .warnings()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        warned("postgres://e@db1/o", ""),
+        [
+            "warning: target a is spoken to over the network without TLS. orders.toml:3:42. Whoever is on the way can \
+             read and take over; remove tls = \"off\"."
+        ]
+    );
+    assert_eq!(
+        warned("postgres://e@127.0.0.1/o", ", standbys = [\"db2\"]").len(),
+        1
+    );
+    for here in [
+        "postgres://e@localhost/o",
+        "postgres://e@[::1]/o",
+        "postgres://e@/o?host=/tmp",
+    ] {
+        assert!(warned(here, "").is_empty(), "{here}");
+    }
+}
+
+/// A password may stand anywhere in a wrong URL; an error is shown, stored and sent.
+#[test]
+fn no_error_of_a_target_shows_a_password() {
+    for url in [
+        "\"postgres://ephor:hunter2@db1/orders\"",
+        "\"postgres://ephor:hunter2/x@db1/orders\"",
+        "\"mysql://ephor:hunter2@db1/orders\"",
+        "\"postgres://ephor@db1/orders?password=hunter2\"",
+        "\"postgres://ephor@db1:hunter2/orders\"",
+        "[\"hunter2\"]",
+        "{ password = \"hunter2\" }",
+    ] {
+        let text = format!("[target.a]\nowner = \"team:a\"\npostgres = {{ url = {url} }}");
+        let error = with(&text).unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }
 
 #[test]

@@ -212,6 +212,9 @@ impl Broker {
             }
         };
         if written.is_empty() {
+            // Memory said that there is something to do and the store that there is not: an
+            // earlier change was stored and did not come into force here.
+            self.reload_keys().map_err(defect)?;
             return Ok(false);
         }
         self.write_keys(written, reason).await?;

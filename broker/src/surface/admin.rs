@@ -28,7 +28,7 @@ use super::lists;
 use super::problem::ProblemResponse;
 use crate::app::Broker;
 use crate::complete::{By, End};
-use crate::issue::store_unavailable;
+use crate::issue::{defect, store_unavailable};
 use crate::ledger::{CredentialFilter, ReadError, TaskFilter};
 use crate::limits;
 use crate::policy::ExplainError;
@@ -99,6 +99,21 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
     query
         .map(|Query(value)| value)
         .map_err(|rejection| Refusal::new(Code::InvalidRequest, rejection.body_text()))
+}
+
+/// Does `work` in a task of its own: it ends also when whoever asked goes away, or waits no longer.
+async fn to_its_end<T, W, F>(
+    broker: &Arc<Broker>,
+    name: &'static str,
+    work: W,
+) -> Result<T, Refusal>
+where
+    T: Send + 'static,
+    W: FnOnce(Arc<Broker>) -> F,
+    F: Future<Output = Result<T, Refusal>> + Send + 'static,
+{
+    let work = work(Arc::clone(broker));
+    broker.tasks.run(name, work).await.map_err(defect)?
 }
 
 async fn status(State(broker): Shared) -> Answer<Status> {
@@ -263,7 +278,7 @@ fn receipt_within(broker: &Broker, id: &str) -> Result<serde_json::Value, Refusa
         Refusal::new(Code::NotFound, detail)
     };
     let receipt = read(broker.receipt(task))?.ok_or_else(none)?;
-    serde_json::to_value(receipt).map_err(crate::issue::defect)
+    serde_json::to_value(receipt).map_err(defect)
 }
 
 #[derive(Deserialize)]
@@ -385,7 +400,7 @@ async fn invite_within(
     let token = invited
         .token
         .expose_str()
-        .map_err(crate::issue::defect)?
+        .map_err(defect)?
         .to_owned();
     Ok(admin::Invited {
         token,

@@ -204,6 +204,32 @@ async fn the_schedule_rotates_by_itself_and_a_ca_is_kept_for_its_lists() {
 }
 
 #[tokio::test]
+async fn what_was_stored_and_never_came_into_force_does_so_when_it_is_asked_again() {
+    let bench = Bench::new().await;
+    let forced = asked(true, true);
+    bench.broker.rotate_key(KeyKind::Ca, &forced).await.unwrap();
+    // The commit of a distrust, and nothing after it.
+    let rows = stored_keys(&bench.broker.ledger).unwrap();
+    let gone = moved(
+        of(&rows, KeyKind::Ca, 1).unwrap(),
+        KeyKind::Ca,
+        KeyState::Destroyed,
+        after_all(&rows, bench.broker.clock.wall()),
+    );
+    let batch = Batch {
+        name: "test.distrust",
+        lane: Lane::Normal,
+        require: Vec::new(),
+        rows: vec![Row::Key(gone)],
+        events: Vec::new(),
+    };
+    bench.broker.ledger.submit(batch).unwrap().await.unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 2);
+    bench.broker.distrust_keys(KeyKind::Ca, "").await.unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 1);
+}
+
+#[tokio::test]
 async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
     let bench = Bench::new().await;
     let verify = |public: &[u8; 32], message: &[u8], signature: &[u8]| {

@@ -154,11 +154,16 @@ async fn recover(
     State(broker): Shared,
     asked: Result<Json<admin::Recover>, JsonRejection>,
 ) -> Answer<admin::Recovered> {
-    let outcome = match body(asked) {
-        Ok(asked) => broker.recover(&asked).await,
-        Err(refusal) => Err(refusal),
-    };
-    refuse(&broker, outcome)
+    refuse(&broker, recover_within(&broker, asked).await)
+}
+
+async fn recover_within(
+    broker: &Arc<Broker>,
+    asked: Result<Json<admin::Recover>, JsonRejection>,
+) -> Result<admin::Recovered, Refusal> {
+    let asked = body(asked)?;
+    let work = async move |broker: Arc<Broker>| broker.recover(&asked).await;
+    to_its_end(broker, "operate.recover", work).await
 }
 
 async fn last_backup(State(broker): Shared) -> Answer<admin::BackupState> {
@@ -397,11 +402,7 @@ async fn invite_within(
 ) -> Result<admin::Invited, Refusal> {
     let Invite { host, ttl_seconds } = body(asked)?;
     let invited = broker.invite(&host, ttl_seconds).await?;
-    let token = invited
-        .token
-        .expose_str()
-        .map_err(defect)?
-        .to_owned();
+    let token = invited.token.expose_str().map_err(defect)?.to_owned();
     Ok(admin::Invited {
         token,
         expires_at: invited.expires_at,

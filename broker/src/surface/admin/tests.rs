@@ -464,3 +464,17 @@ async fn a_distrust_comes_into_force_whoever_asked_for_it_is_gone() {
     swap.await.expect("it never came into force").unwrap();
     assert_eq!(bench.broker.trust.current().len(), 1);
 }
+
+#[tokio::test]
+async fn a_new_epoch_ends_this_run_whoever_asked_for_it_is_gone() {
+    let bench = Bench::new().await;
+    let body = r#"{"reason":"a test","force":true}"#;
+    admin_post_and_leave(&bench, "/v1/recover", body).await;
+    let ended = tokio::time::timeout(
+        std::time::Duration::from_secs(20),
+        bench.broker.epoch_ended(),
+    );
+    ended
+        .await
+        .expect("it neither serves nor opens the new one");
+}

@@ -7,6 +7,7 @@ mod bare; //      the server to compare with
 mod chaos; //     both daemons killed at random
 mod client; //    HTTP/1.1 over a Unix socket or TLS, one keep-alive connection
 mod clock; //     the only place that reads a clock
+mod crowd; //     as many live credentials as there are to be
 mod fixture; //   broker and agent under test
 mod host; //      CPU, memory and run queue, from /proc
 mod measure; //   closed loop, open loop, histograms
@@ -44,8 +45,8 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::CertificateHolder { socket } => runtime
             .block_on(scenario::certificate::hold(&socket))
             .map(|()| true),
-        args::What::Worker { socket, made } => runtime
-            .block_on(workers::work(&socket, made))
+        args::What::Worker { socket, work } => runtime
+            .block_on(workers::work(&socket, &work))
             .map(|()| true),
         args::What::Chaos(chaos) => chaos::run(&chaos),
         args::What::Operate(operate) => operate::run(&runtime, &operate),

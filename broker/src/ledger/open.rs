@@ -278,7 +278,11 @@ pub(super) fn check_pages(path: &Path, connection: &Connection) -> Result<(), Op
 }
 
 /// Takes the store, unless a living broker holds it.
-fn hold(path: &Path, connection: &mut Connection, take_over: bool) -> Result<Fence, OpenError> {
+pub(super) fn hold(
+    path: &Path,
+    connection: &mut Connection,
+    take_over: bool,
+) -> Result<Fence, OpenError> {
     let sqlite = |error| refused(path, error);
     let transaction = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)

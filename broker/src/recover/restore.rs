@@ -20,7 +20,7 @@ use super::behind::{Behind, META};
 use crate::config::Config;
 use crate::keys::Keys;
 use crate::keys::master::{MasterKeyError, Provider};
-use crate::ledger::{Inspected, OpenError, holder_of, inspect, mark};
+use crate::ledger::{Inspected, OpenError, holder_of, inspect, keep_out, mark};
 use crate::limits;
 
 /// What to restore, and over what.
@@ -150,21 +150,47 @@ pub fn restore(
         copy_private(&options.from.join(MASTER_KEY), &key_file)?;
     }
     let staged = config.state_dir.join("ephor.db.restoring");
-    let _ = std::fs::remove_file(&staged);
+    // Of one that was killed: its journal would be played back into this copy.
+    for left in [&staged, &beside(&staged, "-journal")] {
+        let _ = std::fs::remove_file(left);
+    }
     copy_private(&backup.database, &staged)?;
     if digest(&staged).map_err(io(&staged))?.1 != backup.manifest.sha256 {
         return Err(backup.wrong("it changed while it was copied"));
     }
     mark(&staged, META, &restored_mark(&found, now))?;
-    let aside = move_aside(config, now)?;
-    std::fs::rename(&staged, &database).map_err(io(&database))?;
-    sync(&config.state_dir)?;
+    let placed = put_in_place(config, &staged, options.force, now);
+    if placed.is_err() {
+        let _ = std::fs::remove_file(&staged);
+    }
+    let aside = placed?;
     Ok(Restored {
         made_at: backup.manifest.made_at,
         log_size: found.head.size,
         aside,
         master_key: !own_key,
     })
+}
+
+/// The copy in the place of the store that is there. Checking took its time, in which a broker may
+/// have been started: asked again, and from here on none can be.
+fn put_in_place(
+    config: &Config,
+    staged: &Path,
+    force: bool,
+    now: UnixMillis,
+) -> Result<Option<PathBuf>, RestoreError> {
+    let database = config.database();
+    check_target(&database, force)?;
+    match keep_out(&database) {
+        Err(OpenError::Held { path, pid }) => return Err(RestoreError::Held { path, pid }),
+        // One that cannot be opened is opened by no broker either.
+        Ok(()) | Err(_) => {}
+    }
+    let aside = move_aside(config, now)?;
+    std::fs::rename(staged, &database).map_err(io(&database))?;
+    sync(&config.state_dir)?;
+    Ok(aside)
 }
 
 /// A store that a broker has open is never touched, any other only when that was asked for.
@@ -305,10 +331,18 @@ impl Backup {
     }
 }
 
-/// The store that is there, with everything that belongs to it.
+/// The store that is there, with everything that belongs to it, also what an interrupted restore
+/// left of one: a write-ahead log or reserve of another store would be played back into this one. The
+/// database goes first, so that it is never there without its write-ahead log.
 fn move_aside(config: &Config, now: UnixMillis) -> Result<Option<PathBuf>, RestoreError> {
     let database = config.database();
-    if !database.exists() {
+    let all = [
+        database.clone(),
+        beside(&database, "-wal"),
+        beside(&database, "-shm"),
+        config.reserve(),
+    ];
+    if !all.iter().any(|file| file.exists()) {
         return Ok(None);
     }
     let aside = config
@@ -318,25 +352,23 @@ fn move_aside(config: &Config, now: UnixMillis) -> Result<Option<PathBuf>, Resto
         .mode(0o700)
         .create(&aside)
         .map_err(io(&aside))?;
-    let beside = |suffix: &str| {
-        let mut name = database.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let all = [
-        beside("-wal"),
-        beside("-shm"),
-        config.reserve(),
-        database.clone(),
-    ];
     for file in all.iter().filter(|file| file.exists()) {
         let Some(name) = file.file_name() else {
             continue;
         };
         std::fs::rename(file, aside.join(name)).map_err(io(file))?;
+        // In this order also after a power cut.
+        sync(&aside)?;
+        sync(&config.state_dir)?;
+        crate::crash_point!("restore.moved");
     }
-    sync(&aside)?;
     Ok(Some(aside))
+}
+
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 fn copy_private(from: &Path, to: &Path) -> Result<(), RestoreError> {
@@ -358,3 +390,6 @@ fn sync(directory: &Path) -> Result<(), RestoreError> {
         .and_then(|directory| directory.sync_all())
         .map_err(io(directory))
 }
+
+#[cfg(test)]
+mod tests;

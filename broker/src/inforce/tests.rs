@@ -628,6 +628,44 @@ async fn a_start_takes_the_directory_unless_it_is_broken_or_older() {
 }
 
 #[tokio::test]
+async fn an_applied_policy_that_cannot_be_used_any_more_is_not_undone_by_the_files_it_replaced() {
+    let (wide, narrow) = (POLICY, without_billing());
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = store(dir.path(), &[wide, &narrow], Some(wide)).await;
+    // What this version refuses: as after an update to one that is stricter.
+    let text = serde_json::to_string(&[PolicyFile {
+        name: "ephor.toml".to_owned(),
+        text: "refused".to_owned(),
+    }]);
+    let outside = rusqlite::Connection::open(dir.path().join("ephor.db")).unwrap();
+    let sql = "UPDATE policy SET files = ?1 WHERE number = 2";
+    assert_eq!(outside.execute(sql, [text.unwrap()]).unwrap(), 1);
+    let policy = dir.path().join("policy");
+    std::fs::create_dir(&policy).unwrap();
+    let holds = |text: &str| std::fs::write(policy.join("ephor.toml"), text).unwrap();
+
+    holds(wide);
+    let refused = match at_start(&policy, &ledger) {
+        Ok(_) => panic!("the wider policy is in force again"),
+        Err(refused) => refused.to_string(),
+    };
+    assert!(
+        refused.contains("uid 0") && refused.contains("Change the files"),
+        "{refused}"
+    );
+    // Files that were changed since are somebody's word; the broker says what it could not use.
+    holds(&format!("{POLICY}# changed\n"));
+    let (snapshot, then, trouble) = at_start(&policy, &ledger).unwrap().split();
+    assert_eq!(then.unwrap().snapshot.version(), snapshot.version());
+    assert!(trouble.unwrap().contains("cannot be used"));
+    // The files of that very version.
+    holds(&narrow);
+    let (snapshot, _, trouble) = at_start(&policy, &ledger).unwrap().split();
+    assert_eq!(snapshot.version(), checked(&narrow).snapshot.version());
+    assert_eq!(trouble, None);
+}
+
+#[tokio::test]
 async fn the_quick_look_and_the_close_one_find_the_same() {
     let bench = Bench::new().await;
     bench.apply(POLICY).await.unwrap();

@@ -404,19 +404,18 @@ pub async fn keep_rotated(
 ) {
     let mut changed = broker.keys_changed.subscribe();
     changed.mark_changed();
+    let mut file = CaFile {
+        path: ca_file,
+        state: Written::No,
+    };
     let mut pause = limits::KEY_TICK;
     loop {
-        tokio::select! {
+        let is_change = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-            _ = changed.changed() => {
-                let pem = broker.keys.load().roots_pem();
-                if let Err(error) = write_if_other(&ca_file, &pem) {
-                    tracing::error!(%error, file = %ca_file.display(), "the file of trusted CAs could not be written; \
-                        those who read it will not know the next CA");
-                }
-            }
-        }
+            () = tokio::time::sleep(pause) => false,
+            _ = changed.changed() => true,
+        };
+        file.keep(&broker, is_change);
         // An old copy does not know which keys came after it.
         if !broker.may_sweep() {
             pause = limits::SWEEP_TICK;
@@ -429,6 +428,44 @@ pub async fn keep_rotated(
                 limits::KEY_RETRY
             }
         };
+    }
+}
+
+/// The file of trusted CAs.
+struct CaFile {
+    path: PathBuf,
+    state: Written,
+}
+
+/// Whether it is what the keys say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    No,
+    Failed,
+    Yes,
+}
+
+impl CaFile {
+    /// Writes it after a change, and again until that succeeds; never on an old copy, which may
+    /// trust what was distrusted since.
+    fn keep(&mut self, broker: &Broker, is_change: bool) {
+        if is_change {
+            self.state = Written::No;
+        }
+        if self.state == Written::Yes || broker.vouch().is_err() {
+            return;
+        }
+        let pem = broker.keys.load().roots_pem();
+        match write_if_other(&self.path, &pem) {
+            Ok(()) => self.state = Written::Yes,
+            Err(error) => {
+                if self.state == Written::No {
+                    tracing::error!(%error, file = %self.path.display(), "the file of trusted CAs could not be written; \
+                        those who read it will not know the next CA. It is tried again");
+                }
+                self.state = Written::Failed;
+            }
+        }
     }
 }
 

@@ -170,6 +170,18 @@ impl Bench {
             .unwrap()
     }
 
+    /// As after an agent showed that it has seen more than this store has.
+    pub(crate) async fn fall_behind(&self) {
+        let behind = crate::recover::Behind {
+            since: self.clock.wall(),
+            host: Some("web-1".to_owned()),
+            size: self.broker.ledger.head().size,
+            seen_size: 1 << 20,
+            seen: String::new(),
+        };
+        self.broker.fell_behind(behind).await;
+    }
+
     fn number(&self) -> u64 {
         self.next.set(self.next.get() + 1);
         self.next.get()

@@ -317,3 +317,24 @@ fn the_file_of_cas_is_whole_and_written_only_when_it_changes() {
     assert_eq!(first.permissions().mode() & 0o777, 0o644);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+#[tokio::test]
+async fn the_file_of_cas_is_tried_until_it_is_written_and_never_from_an_old_copy() {
+    let bench = Bench::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sub/ca.pem");
+    let mut file = CaFile {
+        path: path.clone(),
+        state: Written::No,
+    };
+    file.keep(&bench.broker, true);
+    assert!(file.state == Written::Failed && !path.exists());
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    file.keep(&bench.broker, false);
+    let roots = bench.broker.keys.load().roots_pem();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), roots);
+    std::fs::write(&path, "of before").unwrap();
+    bench.fall_behind().await;
+    file.keep(&bench.broker, true);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "of before");
+}

@@ -478,3 +478,32 @@ async fn a_new_epoch_ends_this_run_whoever_asked_for_it_is_gone() {
         .await
         .expect("it neither serves nor opens the new one");
 }
+
+#[tokio::test]
+async fn an_old_copy_publishes_nothing() {
+    let bench = Bench::new().await;
+    bench.token().await;
+    let get = async |path: &str| {
+        let router = crate::surface::https_router(&bench.broker);
+        call(router, Request::get(path).body(Body::empty()).unwrap()).await
+    };
+    let tile = format!("/tile/0/000.p/{}", bench.broker.ledger.head().size);
+    let paths = [
+        "/jwks",
+        "/bundle",
+        "/checkpoint",
+        "/crl",
+        "/crl.pem",
+        "/status/0",
+        &tile,
+    ];
+    for path in paths {
+        assert_eq!(get(path).await.status, StatusCode::OK, "{path}");
+    }
+    bench.fall_behind().await;
+    for path in paths {
+        let got = get(path).await;
+        assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(got.json()["code"], "log_rewound", "{path}");
+    }
+}

@@ -182,10 +182,9 @@ fn put_in_place(
 ) -> Result<Option<PathBuf>, RestoreError> {
     let database = config.database();
     check_target(&database, force)?;
-    match keep_out(&database) {
-        Err(OpenError::Held { path, pid }) => return Err(RestoreError::Held { path, pid }),
-        // One that cannot be opened is opened by no broker either.
-        Ok(()) | Err(_) => {}
+    // One that cannot be opened otherwise is opened by no broker either.
+    if let Err(OpenError::Held { path, pid }) = keep_out(&database) {
+        return Err(RestoreError::Held { path, pid });
     }
     let aside = move_aside(config, now)?;
     std::fs::rename(staged, &database).map_err(io(&database))?;

@@ -6,7 +6,7 @@
 //! that was cut short, by a crash or a full lane, is done again: the broker also looks at every start.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ephor_proto::id::{CredentialId, GrantId, TaskId};
 use ephor_proto::spiffe::SpiffeId;
@@ -67,6 +67,58 @@ struct Out {
     until: UnixMillis,
 }
 
+/// Which change of policy is the last whose revocations are under way. What an earlier one could not
+/// finish, as where a row cannot be read, falls to the next: one at most tries again for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Narrowing {
+    /// Guards the last turn; held for a look only.
+    last: Mutex<Last>,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    number: u64,
+    is_unfinished: bool,
+}
+
+/// The right, and the duty, to revoke what a policy took away.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    number: u64,
+    /// The policy of before, of which nothing is out that it did not allow; without it all that is
+    /// out is looked at closely.
+    after: Option<Arc<Snapshot>>,
+}
+
+impl Narrowing {
+    /// The turn of the policy that has just taken the place of `after`.
+    pub(crate) fn begin(&self, after: Option<Arc<Snapshot>>) -> Turn {
+        let mut last = self.last();
+        last.number += 1;
+        let after = after.filter(|_| !last.is_unfinished);
+        last.is_unfinished = true;
+        Turn {
+            number: last.number,
+            after,
+        }
+    }
+
+    fn is_newest(&self, turn: &Turn) -> bool {
+        self.last().number == turn.number
+    }
+
+    fn finished(&self, turn: &Turn) {
+        let mut last = self.last();
+        if last.number == turn.number {
+            last.is_unfinished = false;
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A first commit on its way, and what it revokes.
 type Begun = (Ticket, Vec<CredentialRow>);
 
@@ -81,16 +133,16 @@ impl Outdated {
 }
 
 impl Broker {
-    /// Revokes what the policy in force does not allow. `after` is the one before it, of which
-    /// nothing is out that it did not allow; without it all is looked at closely. Gives up only when the broker stops, and
-    /// then the next start goes on.
-    pub(crate) async fn narrow(&self, after: Option<Arc<Snapshot>>) -> Narrowed {
+    /// Revokes what the policy in force does not allow. Gives up when the broker stops or its store
+    /// proves to be an old copy, and then the next start goes on; or when a later turn took over. Gives
+    /// what was revoked, and whether that is all.
+    pub(crate) async fn narrow(&self, turn: Turn) -> (Narrowed, bool) {
         let mut total = Narrowed::default();
         let mut pause = limits::RETRY_FIRST;
         let stop = self.tasks.stop_token();
-        while !stop.is_cancelled() {
+        while self.may_narrow() && self.inforce.narrowing.is_newest(&turn) {
             let policy = self.policy.load_full();
-            let all_done = match self.outdated(&policy, after.clone()).await {
+            let all_done = match self.outdated(&policy, turn.after.clone()).await {
                 Ok(found) => self.end_outdated(&policy, found, &mut total).await,
                 Err(error) => {
                     tracing::error!(%error, "what the policy no longer allows could not be read; it is tried again");
@@ -98,7 +150,8 @@ impl Broker {
                 }
             };
             if all_done {
-                break;
+                self.inforce.narrowing.finished(&turn);
+                return (total, true);
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -106,7 +159,12 @@ impl Broker {
             }
             pause = pause.saturating_mul(2).min(limits::RETRY_MOST);
         }
-        total
+        (total, false)
+    }
+
+    /// Not on an old copy: what it holds for live is not its to revoke.
+    fn may_narrow(&self) -> bool {
+        !self.tasks.stop_token().is_cancelled() && self.behind().is_none()
     }
 
     /// What a policy would revoke. One scan over all that is out, beside the runtime's threads.
@@ -130,11 +188,14 @@ impl Broker {
         let tasks: Vec<_> = found.tasks.into_iter().collect();
         for some in tasks.chunks(limits::ENDS_AT_ONCE) {
             crash_point!("policy.narrowing");
+            if !self.may_narrow() {
+                return false;
+            }
             all_done &= self.end_outdated_tasks(policy, some, total).await;
         }
         for some in found.grants.chunks(limits::NARROWED_AT_ONCE) {
             crash_point!("policy.narrowing");
-            if self.tasks.stop_token().is_cancelled() {
+            if !self.may_narrow() {
                 return false;
             }
             let mut begun = Vec::new();

@@ -162,12 +162,13 @@ impl Identity {
         self.shared().status.borrow().clone()
     }
 
-    /// Waits until the certificate was replaced, and says by which.
-    pub async fn renewed(&self) -> Status {
+    /// Waits until the certificate in use is another one than `since`, and says which. At once when
+    /// it was replaced already, so that no renewal between two calls is missed.
+    pub async fn renewed(&self, since: &Status) -> Status {
         let mut status = self.shared().status.subscribe();
-        // Its other end is in `self`.
-        let _ = status.changed().await;
-        status.borrow().clone()
+        let newer = status.wait_for(|now| now.serial != since.serial).await;
+        // Its other end is in `self`, so this is never an error.
+        newer.map_or_else(|_| self.status(), |now| now.clone())
     }
 
     /// How many connections stand under this identity.

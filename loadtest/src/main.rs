@@ -1,6 +1,7 @@
-//! Measures Ephor on this machine. Every figure stands beside a *bare* one from the same run:
-//! the same socket and HTTP stack answering a constant, or a constant and one signature. The
-//! ratio survives a noisy machine; the absolute figures do not.
+//! Measures Ephor on this machine. Throughput and latency stand beside *bare* ones from the same
+//! run: the same socket and HTTP stack answering a constant, or a constant and one signature. The
+//! ratio survives a noisy machine; the absolute figures do not. What a bare server does not have
+//! (an end that is noticed, memory of what is held, restarts) is measured against fixed targets.
 
 mod args; //      the command line
 mod bare; //      the server to compare with

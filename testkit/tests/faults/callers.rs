@@ -1,6 +1,7 @@
 //! Attacks of docs/threat-model.md, section A, by real processes on a real socket: other users,
-//! used pids, passed connections, other namespaces. Each runs in both ways in which an agent can
-//! hold a caller: by the kernel's pidfd, and by pid and start time as on a kernel before 6.5.
+//! used pids, passed connections, other namespaces. Each that is about who holds a connection runs
+//! in both ways in which an agent can hold a caller: by the kernel's pidfd, and by pid and start
+//! time as on a kernel before 6.5.
 //!
 //! Most need to become somebody else, which only root can. `scripts/test` says so when it is not.
 

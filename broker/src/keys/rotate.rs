@@ -132,8 +132,13 @@ impl Broker {
             return Err(Refusal::new(Code::Conflict, detail));
         }
         for key in retired {
+            let _one_at_a_time = self.rotating.lock().await;
+            // It takes trust away and gives none: no reason not to issue stops it, a clock that is
+            // doubted neither.
+            self.vouch()?;
             let step = Step::Destroy(kind, key.version);
-            self.take_step(step, reason).await?;
+            let now = self.clock.wall();
+            self.take_step_at(step, reason, now).await?;
         }
         self.list_keys()
     }
@@ -198,6 +203,16 @@ impl Broker {
     async fn take_step(&self, step: Step, reason: &str) -> Result<bool, Refusal> {
         let _one_at_a_time = self.rotating.lock().await;
         let now = self.may_issue()?;
+        self.take_step_at(step, reason, now).await
+    }
+
+    /// See [`Self::take_step`]; called by one at a time.
+    async fn take_step_at(
+        &self,
+        step: Step,
+        reason: &str,
+        now: UnixMillis,
+    ) -> Result<bool, Refusal> {
         let rows = stored_keys(&self.ledger).map_err(store_unavailable)?;
         let now = after_all(&rows, now);
         let written = match step {

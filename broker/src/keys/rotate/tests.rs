@@ -230,6 +230,25 @@ async fn what_was_stored_and_never_came_into_force_does_so_when_it_is_asked_agai
 }
 
 #[tokio::test]
+async fn what_stops_issuing_stops_no_distrust() {
+    let bench = Bench::new().await;
+    let forced = asked(true, true);
+    for kind in [KeyKind::Ca, KeyKind::Token] {
+        bench.broker.rotate_key(kind, &forced).await.unwrap();
+    }
+    bench.clock.step_wall_millis(400 * 86_400_000);
+    let again = bench.broker.rotate_key(KeyKind::Ca, &forced).await;
+    assert_eq!(again.unwrap_err().code, Code::ClockStep);
+    bench.broker.distrust_keys(KeyKind::Ca, "").await.unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 1);
+    // But never on an old copy, which is nobody's to change.
+    bench.fall_behind().await;
+    let behind = bench.broker.distrust_keys(KeyKind::Token, "").await;
+    assert_eq!(behind.unwrap_err().code, Code::LogRewound);
+    assert_eq!(published(&bench).len(), 2);
+}
+
+#[tokio::test]
 async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
     let bench = Bench::new().await;
     let verify = |public: &[u8; 32], message: &[u8], signature: &[u8]| {

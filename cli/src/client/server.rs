@@ -1,6 +1,7 @@
 //! Who serves a socket. Where others may write to its directory, somebody can put a socket of
 //! their own in the place of the agent's; what they answer must not be taken for the agent's.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tokio::net::UnixStream;
@@ -24,4 +25,18 @@ pub fn check(stream: &UnixStream, path: &Path, what: &str) -> Result<(), Failure
          its directory. Nothing was sent there.",
         path.display()
     )))
+}
+
+/// Whose process serves the socket. A service manager may listen for it, but makes the socket's file
+/// that of the service, as a service does that listens itself. A link is followed once, and only one
+/// of root's or ours: whoever serves can make others.
+pub fn user(path: &Path) -> std::io::Result<u32> {
+    let found = std::fs::symlink_metadata(path)?;
+    let own = rustix::process::geteuid().as_raw();
+    if !found.is_symlink() || ![0, own].contains(&found.uid()) {
+        return Ok(found.uid());
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let place = parent.join(std::fs::read_link(path)?);
+    Ok(std::fs::symlink_metadata(place)?.uid())
 }

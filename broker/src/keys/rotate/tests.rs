@@ -293,6 +293,29 @@ async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
 }
 
 #[tokio::test]
+async fn every_log_key_that_is_trusted_signs() {
+    let bench = Bench::new().await;
+    let key = || -> VerifierKey { bench.broker.keys.load().log_vkey().parse().unwrap() };
+    let mut keys = vec![key()];
+    for _ in 1..limits::KEY_VERSIONS {
+        let forced = asked(true, true);
+        bench
+            .broker
+            .rotate_key(KeyKind::Log, &forced)
+            .await
+            .unwrap();
+        keys.push(key());
+    }
+    let note: SignedNote = bench.broker.newest_checkpoint().unwrap().parse().unwrap();
+    for (version, key) in (1..).zip(&keys) {
+        let verify = |public: &[u8; 32], message: &[u8], signature: &[u8]| {
+            ephor_crypto::ed25519::verify(public, message, signature)
+        };
+        assert!(note.verify(key, verify).is_ok(), "version {version}");
+    }
+}
+
+#[tokio::test]
 async fn versions_are_bounded_and_a_doubted_clock_rotates_nothing() {
     let bench = Bench::new().await;
     for _ in 1..limits::KEY_VERSIONS {

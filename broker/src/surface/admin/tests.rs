@@ -390,6 +390,7 @@ async fn what_was_pruned_is_told_as_such() {
         bench.broker.expire_due().await;
         bench.broker.prune_listings().await;
     }
+    bench.broker.confirmed();
     bench
         .broker
         .retain(crate::retain::Retention { detail, log })

@@ -6,6 +6,8 @@
 //! that was cut short, by a crash or a full lane, is done again: the broker also looks at every start.
 
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +17,7 @@ use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::{GrantEnd, GrantState};
 use ephor_proto::state::task::{EndCause, TaskState};
 
-use self::scan::{Outdated, OutdatedGrant, scan};
+use self::scan::{Outdated, OutdatedGrant, readable, scan};
 use super::{NotEnded, Work, written};
 use crate::app::Broker;
 use crate::complete::{By, End, closed_grant, revoke_row};
@@ -139,9 +141,9 @@ impl Broker {
     }
 
     /// Ends what was found, a bounded number at a time: people's revocations come in between. False
-    /// when something of it could not be begun.
+    /// when something of it could not be begun, or it is not known of all whether they stand.
     async fn end_outdated(&self, policy: &Snapshot, found: Outdated, total: &mut Narrowed) -> bool {
-        let mut all_done = true;
+        let mut all_done = found.left_out == 0;
         let tasks: Vec<_> = found.tasks.into_iter().collect();
         for some in tasks.chunks(limits::ENDS_AT_ONCE) {
             crash_point!("policy.narrowing");
@@ -158,7 +160,10 @@ impl Broker {
             let mut begun = Vec::new();
             for grant in some {
                 match self.begin_narrowing(policy, grant) {
-                    Ok(submitted) => begun.extend(submitted),
+                    Ok((submitted, is_all)) => {
+                        begun.extend(submitted);
+                        all_done &= is_all;
+                    }
                     Err(error) => {
                         tracing::warn!(grant = %grant.id, %error, "a credential that policy no longer allows is not revoked yet");
                         all_done = false;
@@ -190,6 +195,7 @@ impl Broker {
         };
         let before = self.live_of(some);
         self.drive_together(some.iter().map(end).collect()).await;
+        self.keep_at(some, cause);
         let reader = self.ledger.reader();
         let is_open = |(task, _): &&(TaskId, String)| {
             let row = reader.task(*task).ok().flatten();
@@ -199,6 +205,23 @@ impl Broker {
         total.tasks += (some.len() - left) as u64;
         total.credentials += before;
         left == 0
+    }
+
+    /// Leaves to the sweep what was begun and not proven: no later look meets it. What is open still
+    /// is begun again by the next look, which says which policy ends it.
+    fn keep_at(&self, some: &[(TaskId, String)], cause: EndCause) {
+        let reader = self.ledger.reader();
+        for (task, _) in some {
+            let is_begun = match reader.task(*task) {
+                Ok(Some(row)) => matches!(row.state, TaskState::Completing(_)),
+                Ok(None) => false,
+                Err(_) => true,
+            };
+            if is_begun {
+                self.pending
+                    .add(Work::Task(*task, cause), self.clock.boottime());
+            }
+        }
     }
 
     /// How many credentials of some tasks are out.
@@ -212,18 +235,19 @@ impl Broker {
     }
 
     /// Submits the first commit for what of a grant does not stand: judged on the rows as they are
-    /// now, since a renewal may have come in between.
+    /// now, since a renewal may have come in between. Tells whether all of them could be read.
     fn begin_narrowing(
         &self,
         policy: &Snapshot,
         grant: &OutdatedGrant,
-    ) -> Result<Option<Begun>, NotEnded> {
+    ) -> Result<(Option<Begun>, bool), NotEnded> {
         let now = self.clock.wall();
         let reader = self.ledger.reader();
         let (mut revoking, mut events) = (Vec::new(), Vec::<NewEvent>::new());
-        let mut goes_on = grant.goes_on;
+        let (mut goes_on, mut is_all) = (grant.goes_on, true);
         for id in &grant.credentials {
-            let row = reader.credential(*id)?;
+            let row = readable(reader.credential(*id))?;
+            is_all &= row.is_some();
             let Some(row) = row.filter(|row| is_out(row.state)) else {
                 continue;
             };
@@ -241,13 +265,12 @@ impl Broker {
             revoking.push(row);
         }
         if revoking.is_empty() {
-            return Ok(None);
+            return Ok((None, is_all));
         }
         let mut rows: Vec<Row> = revoking.iter().cloned().map(Row::from).collect();
-        let open = reader
-            .grant(grant.id)?
+        let open = readable(reader.grant(grant.id))?
             .filter(|grant| matches!(grant.state, GrantState::Open { .. }));
-        if let Some(open) = open.filter(|_| !goes_on) {
+        if let Some(open) = open.filter(|_| is_all && !goes_on) {
             rows.push(Row::Grant(closed_grant(open, GrantEnd::Narrowed, now)?));
         }
         let batch = Batch {
@@ -257,7 +280,7 @@ impl Broker {
             rows,
             events,
         };
-        Ok(Some((self.ledger.submit(batch)?, revoking)))
+        Ok((Some((self.ledger.submit(batch)?, revoking)), is_all))
     }
 
     /// `revoke.started`, with the policy that is why.

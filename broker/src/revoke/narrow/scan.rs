@@ -19,6 +19,8 @@ pub(crate) struct Outdated {
     pub(super) tasks: BTreeMap<TaskId, String>,
     /// The others by their grant, the longest living first.
     pub(super) grants: Vec<OutdatedGrant>,
+    /// Rows of credentials that cannot be read: whether they stand is not known.
+    pub(super) left_out: u64,
     credentials: u64,
 }
 
@@ -127,7 +129,7 @@ pub(super) fn scan(
         grant.credentials.push(row.id);
     };
     let mut credentials = 0;
-    let mut failed = None;
+    let (mut left_out, mut failed) = (0, None);
     reader.live_credentials(|one| {
         let opened_at: Option<UnixMillis> = opened.get(&one.task).copied();
         let deadline = opened_at.and_then(|at| policy.task_deadline(at));
@@ -138,6 +140,14 @@ pub(super) fn scan(
         let row = match reader.credential(one.id) {
             Ok(Some(row)) => row,
             Ok(None) => return,
+            // One such row must not keep the others from being revoked.
+            Err(ReadError::Unreadable { table, reason }) => {
+                tracing::error!(credential = %one.id, table, reason, "left out of what the policy is held against; it is set aside at the next start");
+                left_out += 1;
+                // Its grant ends with it then, or with its task.
+                goes_on.insert(one.grant);
+                return;
+            }
             Err(error) => {
                 failed = Some(error);
                 return;
@@ -173,11 +183,12 @@ pub(super) fn scan(
     }
     let mut tasks = BTreeMap::new();
     for (id, rows) in homeless {
-        let task = reader.task(id)?;
+        let task = readable(reader.task(id))?;
         let own = task.and_then(|task| rows.iter().find(|(_, of, _)| *of == task.subject));
         match own {
             Some((_, _, why)) => drop(tasks.insert(id, why.to_string())),
-            // A process that is several workloads, and only another of them is gone.
+            // A process that is several workloads, and only another of them is gone; or its task's
+            // row cannot be read.
             None => {
                 for (out, ..) in rows {
                     add(out, opened.get(&id).copied());
@@ -196,6 +207,19 @@ pub(super) fn scan(
     Ok(Outdated {
         tasks,
         grants,
+        left_out,
         credentials,
     })
+}
+
+/// A row that cannot be read counts as absent: it is set aside at the next start, and the others are
+/// not to wait for that.
+pub(super) fn readable<T>(read: Result<Option<T>, ReadError>) -> Result<Option<T>, ReadError> {
+    match read {
+        Err(error @ ReadError::Unreadable { .. }) => {
+            tracing::error!(%error, "left out; it is set aside at the next start");
+            Ok(None)
+        }
+        read => read,
+    }
 }

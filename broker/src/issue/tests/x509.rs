@@ -211,6 +211,58 @@ async fn under_a_new_ca_a_certificate_is_followed_by_one_of_the_new_ca() {
     assert!(until.unwrap().until.is_some());
 }
 
+/// Nobody makes the list of a distrusted CA, so no evidence names one.
+#[tokio::test]
+async fn the_end_of_what_a_distrusted_ca_issued_names_no_list() {
+    use crate::keys::state::KeyKind;
+    let bench = bench().await;
+    let task = bench.new_task();
+    let (id, _) = certificate(&bench.issue(asked(&bench, task, "identity")).await.unwrap());
+    let (earlier, leaf) = certificate(&bench.issue(asked(&bench, task, "web-cert")).await.unwrap());
+    bench.broker.revoke(earlier, "test").await.unwrap();
+    let listed = bench.events_of("revoke.listed").pop().unwrap();
+    assert!(listed.facts.contains_key("list_version"));
+    assert!(listed.evidence[0].place.contains(&leaf.serial.to_string()));
+    let forced = ephor_proto::http::admin::Rotate {
+        now: true,
+        force: true,
+        ..Default::default()
+    };
+    bench.broker.rotate_key(KeyKind::Ca, &forced).await.unwrap();
+    bench.clock.advance_millis(1_000);
+    bench
+        .broker
+        .distrust_keys(KeyKind::Ca, "stolen")
+        .await
+        .unwrap();
+    let keys = bench.broker.list_keys().unwrap();
+    let gone = keys
+        .iter()
+        .find(|key| key.kind == "ca" && key.version == 1)
+        .unwrap();
+    bench.clock.advance_millis(1_000);
+    let receipt = bench.complete(task, "exited").await.unwrap().receipt;
+    let words = |id| {
+        format!(
+            "CA version 1 distrusted here since {}; a verifier that still has that root: until {}",
+            gone.since,
+            bench.row(id).expires_at
+        )
+    };
+    let event = bench.verified(&receipt);
+    let of = |id| event.evidence.iter().find(|one| one.credential == id);
+    for id in [id, earlier] {
+        assert_eq!(of(id).unwrap().place, words(id));
+        assert_eq!(of(id).unwrap().until, Some(bench.row(id).expires_at));
+    }
+    let all = bench.events_of("revoke.listed");
+    let listed = all.iter().find(|one| one.evidence[0].credential == id);
+    let listed = listed.unwrap();
+    assert_eq!(listed.evidence[0].place, words(id));
+    assert!(!listed.facts.contains_key("list_version"));
+    assert_eq!(bench.row(id).evidence.unwrap(), words(id));
+}
+
 #[tokio::test]
 async fn renewing_faster_than_certificates_expire_is_refused_in_time() {
     let bench = bench().await;

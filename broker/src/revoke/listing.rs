@@ -77,7 +77,11 @@ impl Broker {
     /// Puts a stored credential back in its place.
     pub(crate) fn restore_listing(&self, listing: &Listing) {
         let (list, index) = (listing.list, listing.index);
-        match (listing.kind, listing.id) {
+        // A row that cannot be read may not tell its kind; the number of its list does.
+        let kind = listing
+            .kind
+            .or_else(|| (!self.lists.has_place(list)).then_some(Kind::X509));
+        match (kind, listing.id) {
             (Some(Kind::X509), Some(id)) => {
                 let at = listing.revoked_at.unwrap_or_else(|| self.clock.wall());
                 let revoked = listing

@@ -323,6 +323,31 @@ async fn the_end_of_the_task_lists_it_also_after_a_restart_until_a_day_after_its
     assert!(bench.crl_of(id).await.is_empty());
 }
 
+/// Its row names a list by a number that no status list has.
+#[tokio::test]
+async fn a_certificate_whose_row_was_set_aside_is_listed_and_tokens_are_given_out() {
+    let bench = bench().await;
+    let (id, leaf) = certificate(
+        &bench
+            .issue(asked(&bench, bench.new_task(), "identity"))
+            .await
+            .unwrap(),
+    );
+    let number = bench.row(id).status_list;
+    let outside = rusqlite::Connection::open(bench.database()).unwrap();
+    let sql = "UPDATE credential SET kind = 'nonsense' WHERE id = ?1";
+    assert_eq!(outside.execute(sql, [id.to_bytes()]).unwrap(), 1);
+    drop(outside);
+    let bench = bench.reopened().await;
+    assert_eq!(bench.broker.ledger.set_aside_at_open(), 1);
+    let keys = &bench.broker.keys;
+    let built = bench.broker.crls.current(number, keys).await.unwrap();
+    assert!(built.lists_all(std::slice::from_ref(&leaf.serial)));
+    let now = bench.clock.wall();
+    assert!(bench.broker.lists.current(number, now).await.is_err());
+    bench.token().await;
+}
+
 #[tokio::test]
 async fn a_list_takes_no_more_credentials_than_it_may() {
     let bench = bench().await;

@@ -20,6 +20,7 @@ use super::plan::{Held, Step, needed_until, plan};
 use super::state::{KeyKind, KeyState, moved, next_version};
 use super::{Keys, KeysError, Owner, fresh};
 use crate::app::Broker;
+use crate::files;
 use crate::issue::{defect, refused_by_store, store_unavailable};
 use crate::ledger::{Batch, CommitError, KeyRow, Lane, Ledger, NewEvent, ReadError, Row};
 use crate::limits;
@@ -486,24 +487,10 @@ impl CaFile {
 
 /// Replaces a file that others read, whole or not at all, when its content is another.
 fn write_if_other(path: &Path, content: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
     if std::fs::read(path).is_ok_and(|present| present == content.as_bytes()) {
         return Ok(());
     }
-    let partial = path.with_extension("pem.partial");
-    let _ = std::fs::remove_file(&partial);
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&partial)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    std::fs::File::open(parent)?.sync_all()
+    files::replace(path, content.as_bytes(), files::PUBLIC)
 }
 
 #[cfg(test)]

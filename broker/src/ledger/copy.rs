@@ -4,8 +4,7 @@
 //! own: writers go on. Checking believes nothing that can be computed: every hash of the tree is
 //! made again from the leaves.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
@@ -18,6 +17,7 @@ use super::open::{check_pages, check_tree, connect, describe, hold, recognise, r
 use super::row::KeyRow;
 use super::tree::{Frontier, Head};
 use super::{Installation, Ledger, OpenError};
+use crate::files;
 
 /// What a copy holds, every part of it checked.
 #[derive(Debug)]
@@ -44,11 +44,7 @@ impl Ledger {
             error,
         };
         // SQLite writes into an empty file as it finds it, so its mode is ours.
-        let made = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path);
+        let made = files::create(path, files::PRIVATE);
         made.map_err(io)?;
         let text = path
             .to_str()

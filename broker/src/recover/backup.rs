@@ -4,9 +4,8 @@
 //! whoever keeps backups cannot alter one unseen. The master key itself stays where it is unless it
 //! was asked for: a copy that opens itself is worth as much as the broker.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +19,7 @@ use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use crate::app::Broker;
+use crate::files;
 use crate::ledger::log::signed_checkpoint_of;
 use crate::ledger::{Batch, Lane, inspect};
 use crate::request::Refusal;
@@ -271,18 +271,12 @@ impl Broker {
 
 /// Everything into a directory beside, which then gets its name.
 fn write(broker: &Broker, to: &Path, with_master_key: bool) -> Result<Manifest, BackupError> {
-    let mut name = to.as_os_str().to_owned();
-    name.push(PARTIAL);
-    let partial = PathBuf::from(name);
-    remove_left(to.parent().unwrap_or(Path::new("/")));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&partial)
-        .map_err(io(&partial))?;
+    let partial = files::beside(to, PARTIAL);
+    remove_left(files::parent(to));
+    files::make_directory(&partial).map_err(io(&partial))?;
     let made = fill(broker, &partial, with_master_key).and_then(|manifest| {
         std::fs::rename(&partial, to).map_err(io(to))?;
-        sync(to.parent().unwrap_or(Path::new("/")))?;
+        files::sync(files::parent(to)).map_err(io(to))?;
         Ok(manifest)
     });
     made.map_err(|error| BackupError::Removed(removed(&partial, error.to_string())))
@@ -354,25 +348,12 @@ fn fill(broker: &Broker, into: &Path, with_master_key: bool) -> Result<Manifest,
         let key = zeroize::Zeroizing::new(std::fs::read(from).map_err(io(from))?);
         private(&into.join(MASTER_KEY), &key)?;
     }
-    sync(into)?;
+    files::sync(into).map_err(io(into))?;
     Ok(manifest)
 }
 
 fn private(path: &Path, content: &[u8]) -> Result<(), BackupError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let write = || {
-        let mut file = options.open(path)?;
-        file.write_all(content)?;
-        file.sync_all()
-    };
-    write().map_err(io(path))
-}
-
-fn sync(directory: &Path) -> Result<(), BackupError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io(directory))
+    files::write_new(path, content, files::PRIVATE).map_err(io(path))
 }
 
 /// Length and SHA-256 of a file.

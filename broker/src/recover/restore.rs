@@ -4,9 +4,7 @@
 //! deleted. The restored store knows that it is one: it starts `behind`, because nobody can tell
 //! what came after the copy.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ephor_crypto::Secret;
@@ -18,6 +16,7 @@ use ephor_proto::time::UnixMillis;
 use super::backup::{DATABASE, MANIFEST, MASTER_KEY, Manifest, SEAL, digest, is_sealed};
 use super::behind::{Behind, META};
 use crate::config::Config;
+use crate::files;
 use crate::keys::Keys;
 use crate::keys::master::{MasterKeyError, Provider};
 use crate::ledger::{Inspected, OpenError, holder_of, inspect, keep_out, mark};
@@ -141,17 +140,13 @@ pub fn restore(
     };
     let sealer = provider.open()?;
     let found = backup.check(&sealer)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state_dir)
-        .map_err(io(&config.state_dir))?;
+    files::make_directory(&config.state_dir).map_err(io(&config.state_dir))?;
     if !own_key {
         copy_private(&options.from.join(MASTER_KEY), &key_file)?;
     }
     let staged = config.state_dir.join("ephor.db.restoring");
     // Of one that was killed: its journal would be played back into this copy.
-    for left in [&staged, &beside(&staged, "-journal")] {
+    for left in [&staged, &files::beside(&staged, "-journal")] {
         let _ = std::fs::remove_file(left);
     }
     copy_private(&backup.database, &staged)?;
@@ -337,8 +332,8 @@ fn move_aside(config: &Config, now: UnixMillis) -> Result<Option<PathBuf>, Resto
     let database = config.database();
     let all = [
         database.clone(),
-        beside(&database, "-wal"),
-        beside(&database, "-shm"),
+        files::beside(&database, "-wal"),
+        files::beside(&database, "-shm"),
         config.reserve(),
     ];
     if !all.iter().any(|file| file.exists()) {
@@ -347,10 +342,7 @@ fn move_aside(config: &Config, now: UnixMillis) -> Result<Option<PathBuf>, Resto
     let aside = config
         .state_dir
         .join(format!("before-restore-{}", now.as_millis()));
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&aside)
-        .map_err(io(&aside))?;
+    files::make_new_directory(&aside).map_err(io(&aside))?;
     for file in all.iter().filter(|file| file.exists()) {
         let Some(name) = file.file_name() else {
             continue;
@@ -364,30 +356,19 @@ fn move_aside(config: &Config, now: UnixMillis) -> Result<Option<PathBuf>, Resto
     Ok(Some(aside))
 }
 
-fn beside(file: &Path, suffix: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 fn copy_private(from: &Path, to: &Path) -> Result<(), RestoreError> {
-    let mut source = File::open(from).map_err(io(from))?;
-    let mut options = OpenOptions::new();
-    let target = options.write(true).create_new(true).mode(0o600).open(to);
-    let mut target = target.map_err(io(to))?;
     if from.file_name().is_some_and(|name| name == MASTER_KEY) {
         let key = Secret::new(std::fs::read(from).map_err(io(from))?);
-        target.write_all(key.expose()).map_err(io(to))?;
-    } else {
-        std::io::copy(&mut source, &mut target).map_err(io(to))?;
+        return files::write_new(to, key.expose(), files::PRIVATE).map_err(io(to));
     }
+    let mut source = File::open(from).map_err(io(from))?;
+    let mut target = files::create(to, files::PRIVATE).map_err(io(to))?;
+    std::io::copy(&mut source, &mut target).map_err(io(to))?;
     target.sync_all().map_err(io(to))
 }
 
 fn sync(directory: &Path) -> Result<(), RestoreError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io(directory))
+    files::sync(directory).map_err(io(directory))
 }
 
 #[cfg(test)]

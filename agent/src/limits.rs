@@ -99,6 +99,8 @@ pub const RENEW_IDENTITY_STEP: Duration = Duration::from_secs(60);
 pub const CREDENTIALS_PER_TASK: usize = 256;
 /// Names of entitlements remembered as giving a certificate.
 pub const CERTIFICATE_ENTITLEMENTS: usize = 4_096;
+/// Keys kept for requests that a caller named and that have no answer yet.
+pub const UNANSWERED_KEYS: usize = 256;
 /// Most answers held in all.
 pub const CREDENTIALS: usize = 65_536;
 /// Ended tasks whose late answers are still told apart.

@@ -271,7 +271,10 @@ async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Probl
 pub fn again(agent: &Arc<Agent>, void: Vec<(TaskId, Arc<Key>, Arc<Asker>)>) {
     let this = Arc::clone(agent);
     agent.tasks.spawn("deliver.again", async move {
-        this.uplink.connected().await;
+        tokio::select! {
+            () = this.tasks.stop().cancelled() => return,
+            () = this.uplink.connected() => {}
+        }
         for some in void.chunks(limits::AGAIN_AT_ONCE) {
             let asked = some.iter().map(|(task, key, asker)| {
                 let (this, task, key) = (Arc::clone(&this), *task, Arc::clone(key));

@@ -17,7 +17,7 @@ use crate::attest::{self, HashCache, Mode};
 use crate::clock::SharedClock;
 use crate::complete::TaskTable;
 use crate::deliver::certificates::Certificates;
-use crate::handover::{self, Told};
+use crate::handover::{self, Memory};
 use crate::hold::Hold;
 use crate::hold::entry::Now;
 use crate::hold::renew::Renewer;
@@ -71,7 +71,7 @@ pub struct Agent {
     contacts: DashMap<TaskId, Contact, ahash::RandomState>,
     /// Credentials of open tasks that the broker revoked one by one.
     revoked: DashMap<TaskId, Vec<CredentialId>, ahash::RandomState>,
-    /// New epochs of the broker since this agent started.
+    /// New epochs of the broker since this agent, or the first of those before it that handed over, started.
     pub epochs: AtomicU32,
     correlation: NewCorrelation,
     /// Held while this runs: two agents on one state would undo each other's journal.
@@ -140,15 +140,12 @@ impl Agent {
     /// When the journal cannot be opened or the kernel cannot watch.
     pub fn start(parts: Parts) -> Result<Arc<Self>, StartError> {
         let lock = lock_state(&parts.state_dir)?;
-        Self::start_with(parts, lock, Vec::new())
+        Self::start_with(parts, lock, Memory::default())
     }
 
-    /// As [`Self::start`], with the lock of the state directory and what another agent held.
-    fn start_with(
-        parts: Parts,
-        state_lock: File,
-        told: Vec<Told>,
-    ) -> Result<Arc<Self>, StartError> {
+    /// As [`Self::start`], with the lock of the state directory and what another agent
+    /// remembered.
+    fn start_with(parts: Parts, state_lock: File, memory: Memory) -> Result<Arc<Self>, StartError> {
         let host_error = |error: &dyn std::fmt::Display| StartError::Host(error.to_string());
         let clock = Arc::clone(&parts.clock);
         let (journal, unfinished) =
@@ -189,7 +186,7 @@ impl Agent {
             tasks: parts.tasks,
         });
         agent.adopt(unfinished);
-        handover::install(&agent, told);
+        handover::install(&agent, memory);
         let wiring = Wiring {
             uplink: agent.uplink.clone(),
             connect: parts.connect,

@@ -160,11 +160,16 @@ async fn issue(
         }
     };
     let mut attested = attesting.micros();
-    // A fresh one each time, renewals included: what a stolen copy of an old key opens ends with
-    // its own certificate.
+    // A fresh one for each certificate, renewals included: what a stolen copy of an old key opens
+    // ends with its own certificate.
+    let named = key.request.filter(|_| renews.is_none());
+    let new_key = || {
+        let key = agent.certificates.key_for(named);
+        key.map_err(|error| agent.problem(Code::Internal, error.to_string()))
+    };
     let needs_key = renews.is_some_and(Held::has_certificate)
         || agent.certificates.are_given_by(&key.entitlement, &key.item);
-    let mut signing = needs_key.then(|| new_key(agent)).transpose()?;
+    let mut signing = needs_key.then(new_key).transpose()?;
     let message = |evidence, signing: Option<&SigningKey>| v1::IssueRequest {
         request_id: request.to_bytes().to_vec(),
         task: Some(asker.task.to_wire()),
@@ -193,7 +198,7 @@ async fn issue(
     let mut evidence = evidence;
     let mut answer = agent
         .uplink
-        .issue(message(evidence.clone(), signing.as_ref()))
+        .issue(message(evidence.clone(), signing.as_deref()))
         .await;
     // What policy asks for is known once it was asked: first the digest, then the key.
     if is_refused(&answer, Code::EvidenceNeeded) {
@@ -202,15 +207,15 @@ async fn issue(
         attested += hashing.micros();
         answer = agent
             .uplink
-            .issue(message(evidence.clone(), signing.as_ref()))
+            .issue(message(evidence.clone(), signing.as_deref()))
             .await;
     }
     if is_refused(&answer, Code::KeyNeeded) && signing.is_none() {
         agent.certificates.learn(&key.entitlement);
-        signing = Some(new_key(agent)?);
+        signing = Some(new_key()?);
         answer = agent
             .uplink
-            .issue(message(evidence, signing.as_ref()))
+            .issue(message(evidence, signing.as_deref()))
             .await;
     }
     let answer = match answer {
@@ -220,12 +225,14 @@ async fn issue(
             if matches!(&error, CallError::Refused(problem) if problem.code.first_word() == FirstWord::Denied)
             {
                 agent.denied(asker.task.id);
+                agent.certificates.answered(named);
             }
             return Err(error.into_problem());
         }
     };
     crash_point!("issue.answered");
     agent.known(asker.task.id);
+    agent.certificates.answered(named);
     let beside = signing.map(|key| Beside {
         key,
         trust: Arc::clone(agent.certificates.trust()),
@@ -241,10 +248,6 @@ async fn issue(
 
 fn is_refused(answer: &Result<v1::IssueResponse, CallError>, code: Code) -> bool {
     matches!(answer, Err(CallError::Refused(problem)) if problem.code == code)
-}
-
-fn new_key(agent: &Agent) -> Result<SigningKey, Problem> {
-    SigningKey::generate().map_err(|error| agent.problem(Code::Internal, error.to_string()))
 }
 
 async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Problem> {
@@ -268,7 +271,10 @@ async fn hashed(agent: &Agent, asker: &Arc<Asker>) -> Result<v1::Evidence, Probl
 pub fn again(agent: &Arc<Agent>, void: Vec<(TaskId, Arc<Key>, Arc<Asker>)>) {
     let this = Arc::clone(agent);
     agent.tasks.spawn("deliver.again", async move {
-        this.uplink.connected().await;
+        tokio::select! {
+            () = this.tasks.stop().cancelled() => return,
+            () = this.uplink.connected() => {}
+        }
         for some in void.chunks(limits::AGAIN_AT_ONCE) {
             let asked = some.iter().map(|(task, key, asker)| {
                 let (this, task, key) = (Arc::clone(&this), *task, Arc::clone(key));

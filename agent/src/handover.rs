@@ -17,6 +17,7 @@ mod taker;
 
 use std::path::{Path, PathBuf};
 
+use ephor_proto::id::{CredentialId, TaskId};
 use serde::{Deserialize, Serialize};
 
 pub use check::Stranger;
@@ -28,7 +29,7 @@ pub use taker::{Taken, Taking, ask};
 
 /// Version of what is said here. Another one is refused: the old agent goes on, and a plain restart
 /// does instead.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The socket of a state directory.
 #[must_use]
@@ -53,6 +54,9 @@ pub enum HandoverError {
     /// The system said no.
     #[error("{0}: {1}")]
     Io(&'static str, std::io::Error),
+    /// The successor took longer than callers may wait.
+    #[error("the successor did not take it within {} s", crate::limits::HANDOVER_OFFER.as_secs())]
+    Slow,
     /// The journal's queue was full.
     #[error("the journal is too busy to be closed; try again")]
     Journal,
@@ -62,7 +66,6 @@ pub enum HandoverError {
 #[derive(Serialize, Deserialize)]
 struct Ask {
     handover: u32,
-    release: String,
 }
 
 /// What follows: the lock of the state directory, the socket of the callers, perhaps that of the
@@ -79,12 +82,31 @@ struct Offer {
 #[derive(Serialize, Deserialize)]
 struct Ready {}
 
-/// The point of no return.
+/// The point of no return; so many [`Revoked`] and then so many [`Connection`]s follow.
 #[derive(Serialize, Deserialize)]
 struct Yours {
-    /// What the broker revoked, one by one, of open tasks; some of it perhaps after it was told.
-    revoked: Vec<ephor_proto::id::CredentialId>,
+    /// New epochs of the broker that the callers' tasks went through.
+    epochs: u32,
+    revoked: usize,
     connections: usize,
+}
+
+/// What the broker revoked, one by one, of one open task; some of it perhaps after it was told.
+#[derive(Serialize, Deserialize)]
+struct Revoked {
+    task: TaskId,
+    credentials: Vec<CredentialId>,
+}
+
+/// What an agent remembers of the one before, beside the journal.
+#[derive(Default)]
+pub struct Memory {
+    /// What is held; nothing of it was revoked.
+    pub held: Vec<Told>,
+    /// What the broker revoked, one by one, of open tasks.
+    pub revoked: Vec<(TaskId, Vec<CredentialId>)>,
+    /// New epochs of the broker that the callers' tasks went through.
+    pub epochs: u32,
 }
 
 /// One idle connection, with what was read ahead from it.

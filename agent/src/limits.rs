@@ -48,6 +48,11 @@ pub const STOP_WITHIN: Duration = Duration::from_secs(5);
 pub const HANDOVER_PAUSE: Duration = Duration::from_millis(500);
 /// Longest silence of the other agent at a hand-over.
 pub const HANDOVER_SILENCE: Duration = Duration::from_secs(5);
+/// How long the whole offer may take, while callers wait.
+pub const HANDOVER_OFFER: Duration = Duration::from_secs(10);
+/// How long a successor that said that it is ready waits to be told to begin: the agent before it
+/// writes its journal to a disk that may be slow. Its death ends the wait at once.
+pub const HANDOVER_CLOSE: Duration = Duration::from_secs(60);
 /// Largest message of a hand-over, in bytes: one answer with its certificates and keys.
 pub const MAX_HANDOVER_FRAME: usize = 1024 * 1024;
 
@@ -99,6 +104,8 @@ pub const RENEW_IDENTITY_STEP: Duration = Duration::from_secs(60);
 pub const CREDENTIALS_PER_TASK: usize = 256;
 /// Names of entitlements remembered as giving a certificate.
 pub const CERTIFICATE_ENTITLEMENTS: usize = 4_096;
+/// Keys kept for requests that a caller named and that have no answer yet.
+pub const UNANSWERED_KEYS: usize = 256;
 /// Most answers held in all.
 pub const CREDENTIALS: usize = 65_536;
 /// Ended tasks whose late answers are still told apart.

@@ -43,7 +43,19 @@ const OURS: [Stage; 6] = [
 /// # Errors
 /// As the system's.
 pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(address)?;
+    adopt(std::net::TcpListener::bind(address)?)
+}
+
+/// Takes over a listener that somebody else made.
+///
+/// # Errors
+/// When it is on another address than loopback; else as the system's.
+pub fn adopt(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        let why = format!("metrics are served on loopback only, and {address} is not");
+        return Err(std::io::Error::other(why));
+    }
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
 }
@@ -195,12 +207,14 @@ mod tests {
 
     #[test]
     fn other_addresses_than_loopback_are_not_for_this() {
-        let _runtime = tokio::runtime::Builder::new_current_thread()
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        let _guard = _runtime.enter();
-        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        assert!(listener.local_addr().unwrap().ip().is_loopback());
+        let _guard = runtime.enter();
+        assert!(bind(SocketAddr::from(([127, 0, 0, 1], 0))).is_ok());
+        let passed = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap();
+        let refusal = adopt(passed).unwrap_err().to_string();
+        assert!(refusal.contains("loopback only"), "{refusal}");
     }
 }

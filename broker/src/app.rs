@@ -206,7 +206,7 @@ impl Broker {
         let places = places(&ledger)?;
         let former_origins = former_origins(&ledger)?;
         let lists_url = &installation.lists_url;
-        Ok(Self {
+        let broker = Self {
             clock_guard: ClockGuard::new(Arc::clone(&clock), ledger.clock_high_water()),
             lists: StatusLists::new(lists_url, &installation.issuer, places, signer),
             crls: Crls::new(lists_url, Arc::clone(&clock)),
@@ -242,7 +242,10 @@ impl Broker {
             clock,
             ledger,
             installation,
-        })
+        };
+        // Before anything is done with it.
+        broker.restore_standing()?;
+        Ok(broker)
     }
 
     /// Wall time, if new things may be issued now. Refusing, revoking and listing never ask.

@@ -53,6 +53,7 @@ pub const POINTS: &[&str] = &[
     "ledger.after_answer",
     "ledger.reserve_written",
     "ledger.wal_checkpoint",
+    "restore.moved",
 ];
 
 /// Marks a crash point by its name in [`POINTS`]; an unknown name does not compile.

@@ -26,15 +26,17 @@ use crate::ledger::{Batch, CommitError, Lane, PolicyRow, Require, Row};
 use crate::limits;
 use crate::policy::{LoadErrors, Snapshot, read_files};
 use crate::request::Refusal;
-use crate::revoke::Narrowed;
+use crate::revoke::{Narrowed, Narrowing};
 
 pub use start::NoPolicy;
 pub(crate) use start::at_start;
 
 /// What is kept beside the snapshot itself.
 pub struct InForce {
-    /// One change at a time, from its look at the policy in force to the end of what it revokes.
+    /// One change at a time, from its look at the policy in force to the swap.
     turn: Semaphore,
+    /// What the last changes revoke.
+    pub(crate) narrowing: Narrowing,
     /// Told after each swap.
     swapped: Notify,
     /// The broker's own policy directory.
@@ -48,6 +50,7 @@ impl InForce {
     pub(crate) fn new(directory: PathBuf) -> Self {
         Self {
             turn: Semaphore::new(1),
+            narrowing: Narrowing::default(),
             swapped: Notify::new(),
             directory,
             trouble: ArcSwapOption::empty(),
@@ -62,6 +65,15 @@ impl InForce {
     fn set_trouble(&self, trouble: Option<String>) {
         self.trouble.store(trouble.map(Arc::new));
     }
+}
+
+/// Where a change of policy comes from.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    /// The broker's own directory.
+    Directory,
+    /// Somebody on the admin socket.
+    Person,
 }
 
 /// A policy that was checked, and its text.
@@ -112,12 +124,7 @@ impl Broker {
         if dry_run {
             return self.would_apply(checked).await;
         }
-        let mut applied = self.change_policy(checked, by).await?;
-        if applied.changed {
-            applied.note = self.differing_directory(&applied.version).await;
-            self.inforce.set_trouble(applied.note.clone());
-        }
-        Ok(applied)
+        self.change_policy(checked, by, From::Person).await
     }
 
     /// Reads the broker's own directory again, on SIGHUP.
@@ -127,19 +134,27 @@ impl Broker {
     pub async fn reload_policy(self: &Arc<Self>, by: &str) -> Result<PolicyApplied, Refusal> {
         let directory = self.inforce.directory.clone();
         let checked = tokio::task::spawn_blocking(move || Checked::read(&directory));
-        let outcome = match checked.await.map_err(defect)? {
-            Ok(checked) => self.change_policy(checked, by.to_owned()).await,
+        match checked.await.map_err(defect)? {
+            Ok(checked) => {
+                let by = by.to_owned();
+                self.change_policy(checked, by, From::Directory).await
+            }
             Err(errors) => {
                 self.record_refused(by, &errors).await;
-                Err(self.not_applied(&errors))
+                let refused = Err(self.not_applied(&errors));
+                self.tell_directory(&refused);
+                refused
             }
-        };
+        }
+    }
+
+    /// Keeps why the directory is not what is in force, for who asks.
+    fn tell_directory<T>(&self, outcome: &Result<T, Refusal>) {
         let trouble = outcome.as_ref().err().map(|refusal| {
             let directory = self.inforce.directory.display();
             format!("{directory} was not applied: {}", refusal.detail)
         });
         self.inforce.set_trouble(trouble);
-        outcome
     }
 
     /// What an apply would do.
@@ -164,24 +179,31 @@ impl Broker {
         self: &Arc<Self>,
         checked: Checked,
         by: String,
+        from: From,
     ) -> Result<PolicyApplied, Refusal> {
-        self.vouch()?;
         let (told, swapped) = oneshot::channel();
         let (ended, narrowed) = oneshot::channel::<Narrowed>();
         let broker = Arc::clone(self);
         self.tasks.spawn("policy.apply", async move {
-            let Ok(_turn) = broker.inforce.turn.acquire().await else {
+            let Ok(turn) = broker.inforce.turn.acquire().await else {
                 return;
             };
             let before = broker.policy.load_full();
-            let outcome = broker.replace(checked, &by).await;
+            let mut outcome = broker.replace(checked, &by).await;
+            broker.tell_trouble(&mut outcome, from).await;
             let changed = outcome.as_ref().is_ok_and(|applied| applied.changed);
+            // In the order of the swaps.
+            let narrowing = changed.then(|| broker.inforce.narrowing.begin(Some(before)));
             let _ = told.send(outcome);
-            if changed {
+            // What is revoked may take for ever where a row cannot be read; the next change may not.
+            drop(turn);
+            if let Some(narrowing) = narrowing {
                 crash_point!("policy.after_swap");
-                let sum = broker.narrow(Some(before)).await;
+                let (sum, is_all) = broker.narrow(narrowing).await;
                 broker.record_narrowed(sum).await;
-                let _ = ended.send(sum);
+                if is_all {
+                    let _ = ended.send(sum);
+                }
             }
         });
         let stopping = |_| {
@@ -203,8 +225,22 @@ impl Broker {
         Ok(applied)
     }
 
+    /// What a change makes of the trouble with the directory.
+    async fn tell_trouble(&self, outcome: &mut Result<PolicyApplied, Refusal>, from: From) {
+        match (from, outcome) {
+            (From::Directory, outcome) => self.tell_directory(outcome),
+            (From::Person, Ok(applied)) if applied.changed => {
+                applied.note = self.differing_directory(&applied.version).await;
+                self.inforce.set_trouble(applied.note.clone());
+            }
+            (From::Person, Ok(_) | Err(_)) => {}
+        }
+    }
+
     /// Records the new version and takes it. Called by one at a time.
     async fn replace(&self, checked: Checked, by: &str) -> Result<PolicyApplied, Refusal> {
+        // Only now: it may have waited long for its turn.
+        self.vouch()?;
         let old = self.policy.load_full();
         let Checked { snapshot, files } = checked;
         self.check_domain(&snapshot)?;
@@ -450,10 +486,8 @@ impl Broker {
                     () = tokio::time::sleep(limits::SWEEP_TICK) => {}
                 }
             }
-            let Ok(_turn) = broker.inforce.turn.acquire().await else {
-                return;
-            };
-            let sum = broker.narrow(None).await;
+            let narrowing = broker.inforce.narrowing.begin(None);
+            let (sum, _) = broker.narrow(narrowing).await;
             broker.record_narrowed(sum).await;
         });
     }

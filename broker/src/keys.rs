@@ -177,9 +177,10 @@ impl Keys {
     }
 
     /// New active keys of `kinds` in the place of all there are, which are distrusted at once: what
-    /// a key that others may have calls for (`ephor broker recover`). Gives the rows to write, old
-    /// and new, in one batch with its audit event; [`crate::app::Broker::reload_keys`] then brings
-    /// them into force in a running broker.
+    /// a new epoch begins with (`ephor broker recover`). It is not the way for a key that others may
+    /// have, because the hosts of the epoch before come back by certificates of its CA: that is
+    /// [`crate::app::Broker::rotate_key`], then [`crate::app::Broker::distrust_keys`]. Gives the rows
+    /// to write, old and new, in one batch with its audit event.
     ///
     /// # Errors
     /// As [`Keys::generate`].

@@ -41,7 +41,7 @@ pub use batch::{
     Batch, BatchId, CommitError, Committed, Durable, Full, Key, Lane, NewEvent, Reason, Require,
     Ticket,
 };
-pub use copy::{Inspected, holder_of, inspect, mark};
+pub use copy::{Inspected, holder_of, inspect, keep_out, mark};
 pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{

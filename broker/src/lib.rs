@@ -26,6 +26,7 @@ pub mod cli; //       `ephor-broker init | run | check-config`
 pub mod clock; //     the only place that reads a clock
 pub mod config; //    file, environment, flags
 pub mod crash; //     crash points for the fault tests
+pub mod files; //     private files, whole and durable
 pub mod harden; //    own user, own files, few system calls
 pub mod limits; //    every bound, by name
 pub mod metrics; //   what is counted, and the listener that tells it

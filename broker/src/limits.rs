@@ -109,8 +109,9 @@ pub const CHAIN_CERTIFICATES: usize = 6;
 pub const CHAIN_BYTES: usize = 32 * 1024;
 /// Agents follow a new CA with new certificates within this time at most, in milliseconds.
 pub const RENEW_UNDER_NEW_CA_MILLIS: u64 = 3_600_000;
-/// Retired log keys that still sign beside the active one; a note holds 16 signatures.
-pub const LOG_KEYS_BESIDE: usize = 4;
+/// Retired log keys that still sign beside the active one: all there may be; a note holds 16
+/// signatures.
+pub const LOG_KEYS_BESIDE: usize = KEY_VERSIONS - 1;
 /// Certificates start this long before now, for clocks that differ, in seconds.
 pub const CERTIFICATE_BACKDATE_SECONDS: u64 = 60;
 

@@ -48,8 +48,11 @@ pub struct Proven {
 impl Checked {
     /// In words, for listings.
     pub fn text(&self, row: &CredentialRow) -> String {
-        let Shown { list, version } = &self.shown;
-        let place = place_in_words(row, list);
+        let place = self.place(row);
+        let version = match &self.shown {
+            Shown::Listed { version, .. } => version,
+            Shown::Distrusted(_) => return place,
+        };
         let end = format!("a verifier that never asks: until {}", row.expires_at);
         match row.kind {
             Kind::X509 => format!("{place} is in number {version} of {}; {end}", self.at),
@@ -57,6 +60,13 @@ impl Checked {
                 let at = self.at;
                 format!("introspection refuses; {place} is set in version {version} of {at}; {end}")
             }
+        }
+    }
+
+    fn place(&self, row: &CredentialRow) -> String {
+        match &self.shown {
+            Shown::Listed { list, .. } => place_in_words(row, list),
+            Shown::Distrusted(distrusted) => distrusted.in_words(row),
         }
     }
 }
@@ -84,7 +94,8 @@ impl Broker {
         Ok(row.is_some_and(|row| row.state.is_usable() && now < row.expires_at))
     }
 
-    /// `revoke.listed`: one credential is refused by introspection and on its list.
+    /// `revoke.listed`: one credential is refused by introspection and on its list, or has no CA
+    /// any more.
     pub(crate) fn listed_event(
         &self,
         row: &CredentialRow,
@@ -93,10 +104,12 @@ impl Broker {
         let mut event = self.about(Stage::Revoke, "listed", row)?;
         event.cause = row.cause.map(|cause| cause.as_str().to_owned());
         event.used = Some(self.used(row));
-        event.evidence = vec![evidence_of(row, self.list_uri(row), checked.at)];
-        event
-            .facts
-            .insert("list_version".to_owned(), checked.shown.version.to_string());
+        event.evidence = vec![evidence_of(row, checked.place(row), checked.at)];
+        if let Shown::Listed { version, .. } = &checked.shown {
+            event
+                .facts
+                .insert("list_version".to_owned(), version.to_string());
+        }
         Ok(event.into())
     }
 
@@ -127,7 +140,7 @@ impl Broker {
         let mut event = self.task_event(Stage::Prove, verb, task, None)?;
         event.cause = task.state.cause().map(|cause| cause.as_str().to_owned());
         event.totals = Some(totals(all));
-        event.evidence = self.evidence(all, event.time);
+        event.evidence = self.evidence(all, event.time)?;
         if let Some((count, versions)) = narrowed(all) {
             event.facts.insert("narrowed".to_owned(), count.to_string());
             event.facts.insert("narrowed_by".to_owned(), versions);
@@ -147,13 +160,13 @@ impl Broker {
     }
 
     /// The newest and the listed first, as many as a leaf may hold; the totals count all.
-    fn evidence(&self, all: &[CredentialRow], at: UnixMillis) -> Vec<Evidence> {
+    fn evidence(&self, all: &[CredentialRow], at: UnixMillis) -> Result<Vec<Evidence>, ReadError> {
         let mut rows: Vec<&CredentialRow> = all.iter().collect();
         let is_listed = |row: &CredentialRow| row.state == CredentialState::Contained;
         rows.sort_by_key(|row| std::cmp::Reverse((is_listed(row), row.expires_at)));
         rows.into_iter()
             .take(MAX_EVIDENCE_PER_LEAF)
-            .map(|row| evidence_of(row, self.list_uri(row), at))
+            .map(|row| Ok(evidence_of(row, self.place(row)?, at)))
             .collect()
     }
 
@@ -265,7 +278,7 @@ pub(crate) fn totals(all: &[CredentialRow]) -> Totals {
     }
 }
 
-fn evidence_of(row: &CredentialRow, list: String, at: UnixMillis) -> Evidence {
+fn evidence_of(row: &CredentialRow, place: String, at: UnixMillis) -> Evidence {
     if let Some(seen) = Content::of(row).and_then(|content| effect::evidence_of(row, &content)) {
         return seen;
     }
@@ -276,9 +289,9 @@ fn evidence_of(row: &CredentialRow, list: String, at: UnixMillis) -> Evidence {
         state: row.state,
         proof: is_dead.then_some(Proof::Expired),
         place: match row.kind {
-            Kind::X509 => place_in_words(row, &list),
+            Kind::X509 => place,
             Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
-                format!("introspection, {}", place_in_words(row, &list))
+                format!("introspection, {place}")
             }
         },
         at,

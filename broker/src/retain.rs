@@ -121,15 +121,16 @@ fn ago(now: UnixMillis, kept: Ttl) -> UnixMillis {
 impl Broker {
     /// Prunes what retention no longer keeps: so many commits, and the rest at the next tick.
     pub async fn retain(&self, retention: Retention) {
-        let Ok(now) = self.clock_guard.check() else {
-            return;
-        };
+        let Some(now) = self.may_prune() else { return };
         let before = ago(now, retention.detail);
         if before.as_millis() <= self.retained.0.load(Ordering::Acquire) {
             return;
         }
         let (mut cursor, mut all_there) = (None, true);
+        let stop = self.tasks.stop_token();
         for _ in 0..limits::RETENTION_COMMITS {
+            // Each time: what is pruned is gone for good.
+            let Some(now) = self.may_prune() else { return };
             let found = match self.prunable(retention, now, cursor) {
                 Ok(found) => found,
                 Err(error) => return later(&error),
@@ -149,8 +150,18 @@ impl Broker {
                 }
                 all_there = true;
             }
-            tokio::time::sleep(limits::RETENTION_PAUSE).await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(limits::RETENTION_PAUSE) => {}
+            }
         }
+    }
+
+    /// The time, when it is believed, the store is no old copy as far as is known, and nobody asked
+    /// the broker to stop.
+    fn may_prune(&self) -> Option<UnixMillis> {
+        let may = !self.tasks.stop_token().is_cancelled() && self.may_sweep();
+        self.clock_guard.check().ok().filter(|_| may)
     }
 
     fn prunable(

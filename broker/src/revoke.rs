@@ -25,7 +25,7 @@ pub use crl::{BuiltCrl, Crls};
 pub use expiry::Timers;
 pub(crate) use listing::place_in_words;
 pub use listing::{Place, Shown};
-pub(crate) use narrow::Narrowed;
+pub(crate) use narrow::{Narrowed, Narrowing};
 pub use pending::{Failed, Pending, Work};
 pub use status_list::{Built, ListError, Places, Slot, StatusLists, TYP as STATUS_LIST_TYP};
 pub use target::{Late, Queues, Urgency, Waiting, Wanted};

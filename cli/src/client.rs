@@ -79,6 +79,11 @@ impl Peer {
         &self.path
     }
 
+    /// The user of the process that serves it.
+    pub fn user(&self) -> Result<u32, Failure> {
+        server::user(&self.path).map_err(|why| self.away(&why))
+    }
+
     /// `GET target`, JSON back.
     pub async fn read<T: DeserializeOwned>(&self, target: &str) -> Result<T, Failure> {
         self.json(

@@ -191,6 +191,7 @@ impl std::fmt::Display for Exit {
 }
 
 /// A child of this process, held by its descriptor.
+#[derive(Debug)]
 pub struct Child {
     pid: rustix::process::Pid,
     fd: AsyncFd<OwnedFd>,
@@ -214,6 +215,22 @@ impl Child {
     pub fn signal(&self, signal: Signal) {
         if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
             let _ = rustix::process::pidfd_send_signal(self.fd.get_ref(), signal);
+        }
+    }
+
+    /// Whether it has not ended yet. Its status is not taken.
+    pub fn is_running(&self) -> bool {
+        let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(self.fd.get_ref()));
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        matches!(waitid(id, look), Ok(None))
+    }
+
+    /// Kills its process group, which must be one of its own, and takes its status.
+    pub fn kill_group_and_reap(&self) {
+        // Its pid is its own until its status was taken.
+        if self.is_running() {
+            let _ = rustix::process::kill_process_group(self.pid, rustix::process::Signal::KILL);
+            let _ = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED);
         }
     }
 

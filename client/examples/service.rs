@@ -33,7 +33,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         identity = identity.ttl(Duration::from_secs(seconds.parse()?));
     }
     let identity = identity.start().await?;
-    let own = identity.status().id;
+    let mut shown = identity.status();
+    let own = shown.id.clone();
     let peers = if callers.is_empty() {
         Peers::trust_domain(own.trust_domain().as_str())?
     } else {
@@ -53,6 +54,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 }
             },
             Some(_) = connections.join_next() => {}
+            newer = identity.renewed(&shown) => {
+                eprintln!("renewed: {} until {}", newer.serial, newer.expires_at);
+                shown = newer;
+            }
         }
     }
 }

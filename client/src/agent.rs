@@ -6,6 +6,8 @@
 
 mod server;
 
+pub use server::may_serve;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -174,7 +176,7 @@ impl Agent {
         let peer = rustix::net::sockopt::socket_peercred(stream);
         let uid = peer.map_err(|error| self.away(error.into()))?.uid.as_raw();
         let own = rustix::process::geteuid().as_raw();
-        let may = server::may_serve(uid, &self.0.path, own);
+        let may = may_serve(uid, &self.0.path, own);
         if may.map_err(|error| self.away(error))? {
             return Ok(());
         }

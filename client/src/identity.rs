@@ -66,8 +66,8 @@ impl Builder {
         self
     }
 
-    /// Refuses every handshake once the lists were not seen for this long. Without it a broker
-    /// that cannot be reached disturbs nobody until its lists expire, after a day; certificates
+    /// Refuses every handshake once the lists that are known were not seen to be up to date for this
+    /// long. Without it a broker that cannot be reached disturbs nobody until its lists expire, after a day; certificates
     /// expire much earlier, so what a thief gains meanwhile is bounded by their lifetime.
     #[must_use]
     pub fn max_staleness(mut self, most: Duration) -> Self {
@@ -162,12 +162,13 @@ impl Identity {
         self.shared().status.borrow().clone()
     }
 
-    /// Waits until the certificate was replaced, and says by which.
-    pub async fn renewed(&self) -> Status {
+    /// Waits until the certificate in use is another one than `since`, and says which. At once when
+    /// it was replaced already, so that no renewal between two calls is missed.
+    pub async fn renewed(&self, since: &Status) -> Status {
         let mut status = self.shared().status.subscribe();
-        // Its other end is in `self`.
-        let _ = status.changed().await;
-        status.borrow().clone()
+        let newer = status.wait_for(|now| now.serial != since.serial).await;
+        // Its other end is in `self`, so this is never an error.
+        newer.map_or_else(|_| self.status(), |now| now.clone())
     }
 
     /// How many connections stand under this identity.
@@ -176,8 +177,8 @@ impl Identity {
         self.shared().live.count()
     }
 
-    /// How long ago the index of revocation lists was last seen; `None` if never. What
-    /// [`Builder::max_staleness`] bounds, and worth an alarm.
+    /// How long ago all revocation lists that are known were last as their index had them; `None`
+    /// if never. What [`Builder::max_staleness`] bounds, and worth an alarm.
     #[must_use]
     pub fn lists_seen(&self) -> Option<Duration> {
         self.shared().lists.seen()
@@ -242,16 +243,17 @@ pub(crate) struct Shared {
 impl Shared {
     fn new(builder: &Builder, fetched: held::Fetched) -> Result<Self, Error> {
         let held::Fetched { held, cas } = fetched;
+        let trust = Arc::new(TrustStore::new(cas));
         let shared = Self {
             agent: builder.agent.clone(),
             entitlement: builder.entitlement.clone(),
             ttl: builder.ttl,
             poll_every: builder.poll_every,
             trust_domain: held.id.trust_domain(),
-            trust: Arc::new(TrustStore::new(cas)),
+            lists: Arc::new(Lists::new(Arc::clone(&trust), builder.max_staleness)),
+            trust,
             trust_changes: AtomicU64::new(0),
             changing_trust: Mutex::default(),
-            lists: Arc::new(Lists::new(builder.max_staleness)),
             live: Arc::default(),
             status: watch::Sender::new(held.status()),
             held: ArcSwap::from_pointee(held),
@@ -305,22 +307,15 @@ impl Shared {
 
     /// Remembers the CAs between a certificate of our own and its root: they sign lists.
     fn learn_issuers(&self, held: &Held) {
-        let found = Arc::new(Mutex::new(Vec::new()));
-        let keep = Arc::clone(&found);
+        let lists = Arc::clone(&self.lists);
         let accept: Accept = Arc::new(move |own| {
-            keep.lock()
-                .map(|mut keep| keep.extend_from_slice(own.issuers))
-                .ok();
+            lists.learn(own);
             Ok(())
         });
         let own = Workloads::new(Arc::clone(&self.trust), accept);
-        if let Some((leaf, above)) = held.key.cert.split_first()
-            && own
-                .verify_client_cert(leaf, above, at(clock::unix_seconds()))
-                .is_ok()
-            && let Ok(found) = found.lock()
-        {
-            self.lists.learn(&found);
+        if let Some((leaf, above)) = held.key.cert.split_first() {
+            // One that does not hold brings nothing.
+            let _ = own.verify_client_cert(leaf, above, at(clock::unix_seconds()));
         }
     }
 }

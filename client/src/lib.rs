@@ -54,7 +54,7 @@ mod listener;
 // Making them.
 mod connector;
 
-pub use agent::Agent;
+pub use agent::{Agent, may_serve};
 pub use connection::{Connection, PeerIdentity};
 pub use connector::Connector;
 pub use error::Error;

@@ -24,7 +24,8 @@ pub const BUNDLE_EVERY: Duration = Duration::from_secs(5);
 
 /// Between two looks at the index of revocation lists, unless the user says otherwise.
 pub const POLL_EVERY: Duration = Duration::from_millis(250);
-/// Longest wait between two looks while the broker cannot be reached.
+/// Longest wait between two looks while the broker cannot be reached, and before a list that could
+/// not be taken is fetched again.
 pub const POLL_RETRY_MAX: Duration = Duration::from_secs(1);
 /// Longest one fetch of an index or a list may take.
 pub const FETCH: Duration = Duration::from_secs(5);

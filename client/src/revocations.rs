@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ephor_crypto::tls::Verified;
+use ephor_crypto::tls::{TrustStore, Verified};
 use ephor_crypto::x509::{CaCertificate, Leaf, RevocationList, X509Error};
 use rustls::CertificateError;
 use rustls_pki_types::UnixTime;
@@ -37,6 +37,9 @@ pub enum Rejected {
         /// The one we have.
         known: u64,
     },
+    /// Its CA went meanwhile.
+    #[error("its CA is no longer trusted")]
+    Distrusted,
     /// There are too many.
     #[error("there are more than {} lists", limits::LISTS)]
     TooMany,
@@ -50,9 +53,11 @@ pub struct Lists {
     unsigned: RwLock<HashMap<Box<str>, Bytes>>,
     /// CAs below the trusted ones, from verified chains.
     issuers: RwLock<Vec<CaCertificate>>,
-    /// Boot time of the last good look at the index, in milliseconds.
+    /// Boot time of the last look after which every known list was as the index has it, in
+    /// milliseconds.
     looked_at: AtomicU64,
     max_staleness: Option<Duration>,
+    trust: Arc<TrustStore>,
     /// Nobody looks any more.
     is_blind: AtomicBool,
     /// A peer showed a certificate of a list that is not known yet.
@@ -60,13 +65,15 @@ pub struct Lists {
 }
 
 impl Lists {
-    pub fn new(max_staleness: Option<Duration>) -> Self {
+    /// Lists of the CAs in `trust`, and of those below them.
+    pub fn new(trust: Arc<TrustStore>, max_staleness: Option<Duration>) -> Self {
         Self {
             lists: RwLock::default(),
             unsigned: RwLock::default(),
             issuers: RwLock::default(),
             looked_at: AtomicU64::new(0),
             max_staleness,
+            trust,
             is_blind: AtomicBool::new(false),
             look: Notify::new(),
         }
@@ -82,8 +89,9 @@ impl Lists {
             return Err(unknown);
         }
         let url = peer.leaf.crl.as_deref().ok_or(unknown.clone())?;
-        let known = self.list(url).or_else(|| self.signed_by(url, peer.issuers));
-        let Some(list) = known else {
+        let known = self.list(url).or_else(|| self.signed_by(url, peer));
+        // A list of another CA says nothing about it, be it a trusted one.
+        let Some(list) = known.filter(|list| list.is_of_issuer(peer.leaf)) else {
             self.look.notify_one();
             return Err(unknown);
         };
@@ -105,13 +113,17 @@ impl Lists {
         list.is_some_and(|list| list.is_revoked(&leaf.serial))
     }
 
-    /// Remembers CAs that sign lists, from a chain that was verified.
-    pub fn learn(&self, issuers: &[CaCertificate]) {
-        if issuers.is_empty() {
+    /// Remembers the CAs of a chain that was verified: they sign lists.
+    pub fn learn(&self, verified: &Verified<'_>) {
+        if verified.issuers.is_empty() {
             return;
         }
         let mut known = self.issuers.write().unwrap_or_else(PoisonError::into_inner);
-        for issuer in issuers {
+        // Under CAs that are no longer trusted: what they vouched for was forgotten already.
+        if !Arc::ptr_eq(verified.trusted, &self.trust.current()) {
+            return;
+        }
+        for issuer in verified.issuers {
             if known.iter().any(|known| known.der() == issuer.der()) {
                 continue;
             }
@@ -122,18 +134,33 @@ impl Lists {
         }
     }
 
-    /// Takes a list that was fetched from `url`, if one of `cas` or a known CA below them signed
-    /// it; gives it back when it is newer than what was known.
-    fn take(
-        &self,
-        url: &str,
-        der: &Bytes,
-        cas: &[CaCertificate],
-    ) -> Result<Option<Arc<RevocationList>>, Rejected> {
+    /// Forgets the CAs that were learned, because one that is trusted no more may have vouched for
+    /// them.
+    pub fn forget_issuers(&self) {
+        let mut issuers = self.issuers.write().unwrap_or_else(PoisonError::into_inner);
+        issuers.clear();
+    }
+
+    /// Forgets the lists that no CA has signed that is known now.
+    pub fn forget_unsigned(&self) {
+        let mut lists = self.lists.write().unwrap_or_else(PoisonError::into_inner);
+        let signers = self.signers();
+        lists.retain(|_, list| signers.iter().any(|ca| list.is_signed_by(ca)));
+        drop(lists);
+        self.unsigned().clear();
+    }
+
+    /// The CAs whose lists are believed now.
+    fn signers(&self) -> Vec<CaCertificate> {
         let issuers = self.issuers.read().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<_> = cas.iter().chain(issuers.iter()).cloned().collect();
-        drop(issuers);
-        match RevocationList::verify(der, &all) {
+        let cas = self.trust.current();
+        cas.iter().chain(issuers.iter()).cloned().collect()
+    }
+
+    /// Takes a list that was fetched from `url`, if a trusted CA or a known one below signed it;
+    /// gives it back when it is newer than what was known.
+    fn take(&self, url: &str, der: &Bytes) -> Result<Option<Arc<RevocationList>>, Rejected> {
+        match RevocationList::verify(der, &self.signers()) {
             Ok(list) => self.put(url, list),
             Err(error) => {
                 let mut unsigned = self.unsigned();
@@ -154,6 +181,10 @@ impl Lists {
             return Err(Rejected::Misplaced(list.url().to_owned()));
         }
         let mut lists = self.lists.write().unwrap_or_else(PoisonError::into_inner);
+        // Again: its CA may have gone while it was read. Now whoever goes takes it along.
+        if !self.signers().iter().any(|ca| list.is_signed_by(ca)) {
+            return Err(Rejected::Distrusted);
+        }
         if let Some(known) = lists.get(url) {
             let (number, known) = (list.number(), known.number());
             if number < known {
@@ -173,13 +204,13 @@ impl Lists {
     }
 
     /// A list that waited for the CA which a peer's chain brings.
-    fn signed_by(&self, url: &str, issuers: &[CaCertificate]) -> Option<Arc<RevocationList>> {
-        if issuers.is_empty() {
+    fn signed_by(&self, url: &str, peer: &Verified<'_>) -> Option<Arc<RevocationList>> {
+        if peer.issuers.is_empty() {
             return None;
         }
-        self.learn(issuers);
+        self.learn(peer);
         let der = self.unsigned().get(url).cloned()?;
-        let list = RevocationList::verify(&der, issuers).ok()?;
+        let list = RevocationList::verify(&der, peer.issuers).ok()?;
         self.put(url, list).ok()?;
         self.list(url)
     }
@@ -195,10 +226,14 @@ impl Lists {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The index was seen: forgets lists that have expired and are no longer published.
-    fn looked(&self, published: &HashSet<&str>) {
+    /// All that is known of is as the index has it.
+    fn is_current(&self) {
         self.looked_at
             .store(clock::boottime().as_millis(), Ordering::SeqCst);
+    }
+
+    /// Forgets lists that have expired and are no longer published.
+    fn retain(&self, published: &HashSet<&str>) {
         let now = clock::unix_seconds();
         let mut lists = self.lists.write().unwrap_or_else(PoisonError::into_inner);
         lists.retain(|url, list| now <= list.next_update() || published.contains(&**url));
@@ -206,7 +241,7 @@ impl Lists {
         self.unsigned().retain(|url, _| published.contains(&**url));
     }
 
-    /// How long ago the index was last seen.
+    /// How long ago every list that is known was as the index had it.
     pub fn seen(&self) -> Option<Duration> {
         let at = self.looked_at.load(Ordering::SeqCst);
         let since = clock::boottime().as_millis().saturating_sub(at);

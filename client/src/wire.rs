@@ -49,7 +49,8 @@ impl Http {
         self.driver.is_some() && !self.sender.is_closed()
     }
 
-    /// Sends a request and reads its answer, of at most `most` bytes.
+    /// Sends a request and reads its answer, of at most `most` bytes: a larger one is
+    /// [`io::ErrorKind::FileTooLarge`], and ends the connection.
     pub async fn call(&mut self, request: Request<Full<Bytes>>, most: usize) -> io::Result<Reply> {
         let Self { sender, driver } = self;
         let call = async {
@@ -62,7 +63,7 @@ impl Http {
                 let data = frame.data_ref().map_or(&[][..], |data| data);
                 if read.len() + data.len() > most {
                     let error = format!("the answer is larger than {most} bytes");
-                    return Err(io::Error::other(error));
+                    return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
                 }
                 read.extend_from_slice(data);
             }

@@ -12,9 +12,7 @@ mod pem;
 mod serial;
 
 pub use ca::{Ca, ServerNames, Svid, ca_csr, csr, verify_csr};
-pub use certificate::{
-    CaCertificate, Leaf, leaf_not_after, leaf_serial, leaf_spiffe_id, not_after, spki_of, split_der,
-};
+pub use certificate::{CaCertificate, Leaf, not_after, split_der};
 pub use chain::{ChainError, certificates_of_pem, check_chain};
 pub use crl::{CrlContent, RevocationList, Revoked};
 pub use pem::{pem, secret_pem};

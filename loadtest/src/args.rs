@@ -54,10 +54,35 @@ pub enum What {
     Worker {
         /// The socket to call.
         socket: PathBuf,
-        /// What it asks for.
-        #[arg(long, value_enum, default_value_t = Made::Token)]
-        made: Made,
+        /// What it does at the word.
+        #[command(flatten)]
+        work: Work,
     },
+}
+
+/// What one worker does at the word.
+#[derive(Debug, Clone, Args)]
+pub struct Work {
+    /// What it asks for.
+    #[arg(long, value_enum)]
+    pub made: Made,
+    /// By what right.
+    #[arg(long)]
+    pub entitlement: String,
+    /// How often; a task holds at most 256 at its agent.
+    #[arg(long)]
+    pub calls: usize,
+}
+
+impl Work {
+    /// About as much as a task may hold, of its own identity.
+    pub fn much(made: Made) -> Self {
+        Self {
+            made,
+            entitlement: "identity".to_owned(),
+            calls: 250,
+        }
+    }
 }
 
 /// What is made once a request.
@@ -76,7 +101,7 @@ pub struct Run {
     #[arg(long, default_value = "target/release/ephor")]
     pub ephor: PathBuf,
     /// Scenarios; absent: all
-    #[arg(value_parser = ["cached", "cold", "cold-certificate", "exit", "certificate", "memory"])]
+    #[arg(value_parser = ["cached", "cold", "cold-certificate", "exit", "certificate", "crl", "narrow", "memory"])]
     pub scenarios: Vec<String>,
     /// Alternating runs of each scenario and its bare twin
     #[arg(long, default_value_t = 5)]
@@ -90,7 +115,7 @@ pub struct Run {
     /// Tasks a second of the scenarios `exit` and `certificate`
     #[arg(long, default_value_t = 20)]
     pub task_rate: u64,
-    /// Live credentials at the broker in the scenario `memory`
+    /// Live credentials at the broker in the scenarios `crl`, `narrow` and `memory`
     #[arg(long, default_value_t = 100_000)]
     pub live: usize,
 }

@@ -34,9 +34,10 @@ pub fn run(args: &Chaos) -> anyhow::Result<bool> {
         host::print(&format!("BROKEN {what}"))?;
     }
     let held = report.broken.is_empty();
-    host::print(match held {
-        true => "0 lost, 0 orphan, 0 double; memory flat",
-        false => "it did not hold",
+    host::print(match (held, report.is_memory_judged) {
+        (true, true) => "0 lost, 0 orphan, 0 double; memory flat",
+        (true, false) => "0 lost, 0 orphan, 0 double; memory not judged: too few lives",
+        (false, _) => "it did not hold",
     })?;
     Ok(held)
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::args::Made;
-use crate::client::Connection;
+use crate::client::{Call, Connection};
 
 /// How long the daemons may take to start.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -70,6 +70,33 @@ impl Fixture {
         value(&self.environment, "EPHOR_SOCKET").map(PathBuf::from)
     }
 
+    /// The trust domain's CAs, in PEM.
+    pub fn ca_file(&self) -> anyhow::Result<&Path> {
+        value(&self.environment, "EPHOR_CA_FILE").map(Path::new)
+    }
+
+    /// The policy that `ephor dev` made.
+    pub fn policy(&self) -> anyhow::Result<String> {
+        let files = std::fs::read_dir(self.dir.path().join("d/policy"))?;
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let [file] = files.as_slice() else {
+            bail!("`ephor dev` made {} policy files", files.len());
+        };
+        Ok(std::fs::read_to_string(file.path())?)
+    }
+
+    /// Puts that policy in force; the broker's answer.
+    pub async fn apply(&self, policy: &str) -> anyhow::Result<String> {
+        let socket = value(&self.environment, "EPHOR_ADMIN_SOCKET")?;
+        let body = serde_json::json!({"files": [{"name": "ephor.toml", "text": policy}]});
+        let call = Call::post("/v1/policy/apply", "application/json", body.to_string());
+        let answer = Connection::unix(Path::new(socket))
+            .await?
+            .call(&call)
+            .await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
     /// Joins one more host, and runs its agent.
     pub async fn another_host(&self, ephor: &Path, name: &str) -> anyhow::Result<Host> {
         let dir = self.dir.path().join(name);
@@ -98,8 +125,19 @@ impl Fixture {
         let mut run = agent("run");
         run.arg("--socket").arg(&socket).kill_on_drop(true);
         let _agent = run.spawn()?;
-        listening(&socket, START_MAX)
+        let joined = async {
+            listening(&socket, START_MAX).await?;
+            // It listens before it has the broker, whom this asks.
+            let mut agent = Connection::unix(&socket).await?;
+            while agent.call(&Call::get("/v1/whoami")).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(START_MAX, joined)
             .await
+            .map_err(anyhow::Error::from)
+            .flatten()
             .context(format!("the agent of {name}"))?;
         Ok(Host { _agent, socket })
     }

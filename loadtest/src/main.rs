@@ -1,12 +1,14 @@
-//! Measures Ephor on this machine. Every figure stands beside a *bare* one from the same run:
-//! the same socket and HTTP stack answering a constant, or a constant and one signature. The
-//! ratio survives a noisy machine; the absolute figures do not.
+//! Measures Ephor on this machine. Throughput and latency stand beside *bare* ones from the same
+//! run: the same socket and HTTP stack answering a constant, or a constant and one signature. The
+//! ratio survives a noisy machine; the absolute figures do not. What a bare server does not have
+//! (an end that is noticed, memory of what is held, restarts) is measured against fixed targets.
 
 mod args; //      the command line
 mod bare; //      the server to compare with
 mod chaos; //     both daemons killed at random
 mod client; //    HTTP/1.1 over a Unix socket or TLS, one keep-alive connection
 mod clock; //     the only place that reads a clock
+mod crowd; //     as many live credentials as there are to be
 mod fixture; //   broker and agent under test
 mod host; //      CPU, memory and run queue, from /proc
 mod measure; //   closed loop, open loop, histograms
@@ -44,8 +46,8 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::CertificateHolder { socket } => runtime
             .block_on(scenario::certificate::hold(&socket))
             .map(|()| true),
-        args::What::Worker { socket, made } => runtime
-            .block_on(workers::work(&socket, made))
+        args::What::Worker { socket, work } => runtime
+            .block_on(workers::work(&socket, &work))
             .map(|()| true),
         args::What::Chaos(chaos) => chaos::run(&chaos),
         args::What::Operate(operate) => operate::run(&runtime, &operate),

@@ -216,7 +216,7 @@ impl Acts<'_> {
 
     fn first_answer(&self, killed: Moment) -> anyhow::Result<Duration> {
         while killed.elapsed() < SETTLE {
-            if self.is_answered() {
+            if self.is_answered(killed) {
                 return Ok(killed.elapsed());
             }
             std::thread::sleep(POLL);
@@ -224,11 +224,15 @@ impl Acts<'_> {
         anyhow::bail!("the agent answered nothing within {SETTLE:?} after its start")
     }
 
-    fn is_answered(&self) -> bool {
+    fn is_answered(&self, killed: Moment) -> bool {
         let answered = || -> anyhow::Result<bool> {
             let mut raw = Raw::connect(&self.kit.socket())?;
             raw.send(&self.request)?;
             while !raw.receive()? {
+                anyhow::ensure!(
+                    killed.elapsed() < SETTLE,
+                    "it took the request and is silent"
+                );
                 std::thread::sleep(POLL);
             }
             Ok(true)
@@ -277,6 +281,11 @@ fn judge(rate: f64, away: &Away, cached: &Cached, apps: &Apps<'_>, found: &Found
             "cached requests that failed while an agent ran",
             0.0,
             cached.count(|failure| !away.is_agent_away(failure.from, failure.to)) as f64,
+        ),
+        Target::at_most(
+            "failures too many to be judged",
+            0.0,
+            cached.not_kept() as f64,
         ),
         Target::at_most("applications disturbed", 0.0, disturbed.len() as f64),
         Target::at_most(

@@ -3,8 +3,10 @@
 pub mod cached;
 pub mod certificate;
 pub mod cold;
+pub mod crl;
 pub mod exit;
 pub mod memory;
+pub mod narrow;
 
 use std::io::Write;
 use std::time::Duration;
@@ -106,6 +108,12 @@ pub async fn run_all(run: Run) -> anyhow::Result<bool> {
     }
     if asked("certificate") {
         findings.push(certificate::run(&run).await?);
+    }
+    if asked("crl") {
+        findings.push(crl::run(&run).await?);
+    }
+    if asked("narrow") {
+        findings.push(narrow::run(&run).await?);
     }
     if asked("memory") {
         findings.push(memory::run(&run).await?);

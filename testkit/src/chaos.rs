@@ -67,6 +67,8 @@ pub struct Report {
     pub kills: (u32, u32),
     /// Times that everything was compared.
     pub rounds: u32,
+    /// Whether there was enough to tell that no daemon's memory grows.
+    pub is_memory_judged: bool,
 }
 
 /// Runs it; `say` gets a line a minute.
@@ -117,6 +119,7 @@ pub fn run(settings: &Settings, say: &dyn Fn(&str)) -> anyhow::Result<Report> {
     let told = memory.judge();
     report.lines.extend(told.lines);
     report.broken.extend(told.grown);
+    report.is_memory_judged = told.is_judged;
     report.broken.extend(load.defects());
     report.kills = (killers[0].kills(), killers[1].kills());
     for killer in &killers {

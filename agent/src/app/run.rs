@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ephor_crypto::tls::{
@@ -14,7 +14,7 @@ use super::{Agent, Parts, StartError};
 use crate::attest::{self, Mode};
 use crate::clock::SystemClock;
 use crate::config::{Config, PeerPidfd};
-use crate::handover::{self, Given, Giver, Taken, Told};
+use crate::handover::{self, Given, Giver, Memory, Taken, Taking};
 use crate::limits;
 use crate::metrics;
 use crate::supervise::{self, Inherited};
@@ -50,9 +50,15 @@ pub async fn run(
     let (sockets, agent) = match offered {
         None => (Sockets::open(&config, inherited)?, Agent::start(parts)?),
         Some(offered) => {
+            same_sockets(&config, inherited, &offered)?;
             let taken = offered.begin().map_err(not_taken)?;
-            let (sockets, lock, told) = Sockets::taken(taken)?;
-            (sockets, Agent::start_with(parts, lock, told)?)
+            // The agent before may have renewed it since it was read above, and the broker knows only
+            // the newest.
+            if let Some(renewal) = &parts.renewal {
+                newest_identity(renewal);
+            }
+            let (sockets, lock, memory) = Sockets::taken(taken)?;
+            (sockets, Agent::start_with(parts, lock, memory)?)
         }
     };
     let given = sockets.serve(&config, &agent, threads)?;
@@ -110,7 +116,7 @@ struct Sockets {
 
 impl Sockets {
     /// Those of the agent before, with the rest of what it gave.
-    fn taken(taken: Taken) -> Result<(Self, File, Vec<Told>), StartError> {
+    fn taken(taken: Taken) -> Result<(Self, File, Memory), StartError> {
         let error = |error: &dyn std::fmt::Display| {
             StartError::Host(format!("a socket that was handed over: {error}"))
         };
@@ -121,7 +127,7 @@ impl Sockets {
             own: taken.own_socket,
             connections: taken.connections,
         };
-        Ok((sockets, taken.lock, taken.held))
+        Ok((sockets, taken.lock, taken.memory))
     }
 
     /// Serves callers, metrics and successors.
@@ -182,7 +188,7 @@ impl Sockets {
             .tcp("metrics")
             .map_err(|error| passed("metrics", error))?;
         let metrics = match (metrics, config.metrics_listen) {
-            (Some(listener), _) => Some(tokio::net::TcpListener::from_std(listener)),
+            (Some(listener), _) => Some(metrics::adopt(listener)),
             (None, Some(address)) => Some(metrics::bind(address)),
             (None, None) => None,
         };
@@ -201,6 +207,55 @@ impl Sockets {
             own,
             connections: Vec::new(),
         })
+    }
+}
+
+/// A successor serves the sockets that it is given, and so must have been told of the same ones.
+fn same_sockets(
+    config: &Config,
+    mut inherited: Inherited,
+    offered: &Taking,
+) -> Result<(), StartError> {
+    let other = |what: &str, given: &dyn std::fmt::Debug, wanted: &dyn std::fmt::Debug| {
+        StartError::Config(format!(
+            "not taken over: the agent that runs has {what} {given:?}, and these settings say {wanted:?}; \
+             a change of sockets takes a plain restart"
+        ))
+    };
+    // Sockets of a service manager are the same ones for both.
+    let is_passed = matches!(inherited.unix("agent"), Ok(Some(_)));
+    let callers = offered.socket();
+    if !is_passed && callers.as_deref() != Some(&config.socket) {
+        return Err(other("its socket at", &callers, &config.socket));
+    }
+    let is_passed = matches!(inherited.tcp("metrics"), Ok(Some(_)));
+    let (given, wanted) = (offered.metrics(), config.metrics_listen);
+    let is_same = match (given, wanted) {
+        (Some(given), Some(wanted)) => {
+            given.ip() == wanted.ip() && [0, given.port()].contains(&wanted.port())
+        }
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    if !is_passed && !is_same {
+        return Err(other("`metrics_listen`", &given, &wanted));
+    }
+    Ok(())
+}
+
+/// The identity as it is stored now.
+fn newest_identity(renewal: &Renewal) {
+    match Identity::load(&renewal.state_dir) {
+        Ok(identity) => {
+            let renew_at = identity.renew_at_millis();
+            let certificate = certified_key(&[&identity.certificate_der], identity.key);
+            renewal.trust.replace(identity.cas);
+            renewal.slot.replace(certificate);
+            renewal.renew_at_millis.store(renew_at, Ordering::Relaxed);
+        }
+        Err(error) => {
+            tracing::error!(%error, "the identity cannot be read again; going on with it as it was")
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! What certificates need beside an answer: a key made before asking, and the trust bundle.
 
-use std::collections::HashSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use ephor_crypto::p256::{KeyError, SigningKey};
 use ephor_crypto::tls::TrustStore;
 use ephor_proto::cred::IDENTITY;
+use ephor_proto::id::RequestId;
 
 use crate::limits;
 
@@ -15,6 +17,9 @@ pub struct Certificates {
     /// Entitlements of which the broker said that they give a certificate: only a key saved to be
     /// asked for. Held for a look-up, never across an await.
     known: RwLock<HashSet<Box<str>>>,
+    /// Keys of requests that a caller named and that have no answer yet: asked again with another
+    /// key, the broker would take it for another request. Held for a look-up.
+    unanswered: Mutex<HashMap<RequestId, Arc<SigningKey>>>,
 }
 
 impl Certificates {
@@ -23,7 +28,7 @@ impl Certificates {
     pub fn new(trust: Arc<TrustStore>) -> Self {
         Self {
             trust,
-            known: RwLock::default(),
+            ..Self::default()
         }
     }
 
@@ -44,6 +49,40 @@ impl Certificates {
             known.clear();
         }
         known.insert(entitlement.into());
+    }
+
+    /// A key for one request. A caller that names its request and has no answer gets the same key
+    /// when it asks again; everyone else a fresh one each time.
+    ///
+    /// # Errors
+    /// When the provider makes none.
+    pub fn key_for(&self, named: Option<RequestId>) -> Result<Arc<SigningKey>, KeyError> {
+        let Some(request) = named else {
+            return SigningKey::generate().map(Arc::new);
+        };
+        let mut unanswered = self.unanswered();
+        if let Some(key) = unanswered.get(&request) {
+            return Ok(Arc::clone(key));
+        }
+        let key = SigningKey::generate().map(Arc::new)?;
+        if unanswered.len() >= limits::UNANSWERED_KEYS {
+            unanswered.clear();
+        }
+        unanswered.insert(request, Arc::clone(&key));
+        Ok(key)
+    }
+
+    /// The request has its answer.
+    pub fn answered(&self, named: Option<RequestId>) {
+        if let Some(request) = named {
+            self.unanswered().remove(&request);
+        }
+    }
+
+    fn unanswered(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, Arc<SigningKey>>> {
+        self.unanswered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The CAs of the trust domain.
@@ -73,5 +112,26 @@ mod tests {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         assert!(known.len() <= limits::CERTIFICATE_ENTITLEMENTS);
+    }
+
+    #[test]
+    fn a_named_request_keeps_its_key_until_it_is_answered() {
+        let certificates = Certificates::default();
+        let request = |n: usize| Some(RequestId::from_parts(n as u64, [1; 10]));
+        let spki = |named| {
+            let key = certificates.key_for(named);
+            key.map(|key| key.public_key().spki()).unwrap_or_default()
+        };
+        let first = spki(request(1));
+        assert!(!first.is_empty());
+        assert_eq!(spki(request(1)), first);
+        assert_ne!(spki(request(2)), first);
+        assert_ne!(spki(None), spki(None));
+        certificates.answered(request(1));
+        assert_ne!(spki(request(1)), first);
+        for number in 0..=limits::UNANSWERED_KEYS {
+            spki(request(number));
+        }
+        assert!(certificates.unanswered().len() <= limits::UNANSWERED_KEYS);
     }
 }

@@ -72,7 +72,7 @@ mod tests {
     use crate::clock::SystemClock;
 
     #[test]
-    fn this_program_may_and_another_may_not() {
+    fn this_program_may() {
         let hashes = HashCache::with_defaults(SystemClock::shared());
         let (one, _two) = UnixStream::pair().unwrap();
         may_take_over(&one, Mode::Pidfd, &hashes).unwrap();

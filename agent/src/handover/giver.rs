@@ -4,12 +4,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use tokio::net::UnixListener;
 
 use super::frame::{FrameError, Message, receive, send};
-use super::{Ask, Connection, HandoverError, Offer, Ready, VERSION, Yours, check, held, path};
+use super::{
+    Ask, Connection, HandoverError, Offer, Ready, Revoked, VERSION, Yours, check, held, path,
+};
 use crate::app::Agent;
 use crate::crash_point;
 use crate::journal::JournalError;
@@ -98,8 +101,15 @@ impl Giver {
         tracing::info!("a successor asks to take over");
         self.pause.begin(limits::HANDOVER_PAUSE).await;
         let (this, offered) = (Arc::clone(&self), Arc::clone(&stream));
-        self.blocking("handover.offer", move || this.offer(&offered))
-            .await?;
+        let offer = self.blocking("handover.offer", move || this.offer(&offered));
+        // Nobody is served meanwhile.
+        match tokio::time::timeout(limits::HANDOVER_OFFER, offer).await {
+            Ok(offered) => offered?,
+            Err(_elapsed) => {
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+                return Err(HandoverError::Slow);
+            }
+        }
         match self.agent.journal.close().await {
             Err(JournalError::Busy) => return Err(HandoverError::Journal),
             // A broken one is read by the successor as after a crash.
@@ -153,20 +163,28 @@ impl Giver {
         Ok(())
     }
 
+    /// Fails only before the successor was told to begin.
     fn give_away(&self, stream: &UnixStream) -> Result<usize, FrameError> {
         let parked = self.pause.take();
-        let tasks = self.agent.table.open_tasks();
+        let tasks = self.agent.table.open_tasks().into_iter();
+        let revoked: Vec<Revoked> = tasks
+            .map(|task| Revoked {
+                task,
+                credentials: self.agent.revoked(task),
+            })
+            .filter(|of| !of.credentials.is_empty())
+            .collect();
         let yours = Yours {
-            revoked: tasks
-                .into_iter()
-                .flat_map(|task| self.agent.revoked(task))
-                .collect(),
+            epochs: self.agent.epochs.load(Ordering::Relaxed),
+            revoked: revoked.len(),
             connections: parked.len(),
         };
         send(stream, &yours, &[], &[])?;
         crash_point!("handover.given");
-        for Parked { stream: one, ahead } in &parked {
-            send(stream, &Connection {}, &[ahead], &[one.as_fd()])?;
+        if let Err(error) = rest(stream, &revoked, &parked) {
+            // It begins all the same: whoever was connected connects again, and the broker tells
+            // it what is revoked.
+            tracing::warn!(%error, "not everything was handed over");
         }
         Ok(parked.len())
     }
@@ -184,6 +202,16 @@ impl Giver {
             )),
         }
     }
+}
+
+fn rest(stream: &UnixStream, revoked: &[Revoked], parked: &[Parked]) -> Result<(), FrameError> {
+    for of in revoked {
+        send(stream, of, &[], &[])?;
+    }
+    for Parked { stream: one, ahead } in parked {
+        send(stream, &Connection {}, &[ahead], &[one.as_fd()])?;
+    }
+    Ok(())
 }
 
 /// Blocking, but never for ever.

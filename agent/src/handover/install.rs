@@ -2,17 +2,24 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::Told;
+use super::Memory;
 use crate::app::Agent;
 use crate::hold::Held;
 use crate::surface::api::caller::asker_again;
 
 /// Puts in what belongs to tasks that go on; the rest is dropped, which wipes it. Those who asked
 /// are attested again, so that renewals go on for who is still there.
-pub fn install(agent: &Agent, all: Vec<Told>) {
-    let (mut askers, mut put, told) = (HashMap::new(), 0_usize, all.len());
-    for one in all {
+pub fn install(agent: &Agent, memory: Memory) {
+    agent.epochs.store(memory.epochs, Ordering::Relaxed);
+    for (task, credentials) in memory.revoked {
+        for credential in credentials {
+            agent.note_revoked(task, credential);
+        }
+    }
+    let (mut askers, mut put, told) = (HashMap::new(), 0_usize, memory.held.len());
+    for one in memory.held {
         let Some(task) = agent.table.open_task(one.task) else {
             continue;
         };

@@ -1,18 +1,21 @@
 //! The successor's side: everything is received, read and found good before it says that it is
 //! ready, and nothing is served, written or told to the broker before it is told to begin.
 
+use std::collections::HashSet;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ephor_crypto::tls::TrustStore;
+use ephor_proto::id::CredentialId;
 
 use super::frame::{FrameError, receive, send};
 use super::giver::patient;
-use super::held::{self, Told};
-use super::{Ask, Connection, HandoverError, Offer, Ready, VERSION, Yours, path};
+use super::held;
+use super::{Ask, Connection, HandoverError, Memory, Offer, Ready, Revoked, VERSION, Yours, path};
 use crate::crash_point;
 use crate::limits;
 use crate::surface::pause::Parked;
@@ -33,8 +36,8 @@ pub struct Taken {
     pub metrics: Option<std::net::TcpListener>,
     /// See `Giver`.
     pub own_socket: bool,
-    /// What is held.
-    pub held: Vec<Told>,
+    /// What it remembers.
+    pub memory: Memory,
     /// Idle connections.
     pub connections: Vec<Parked>,
 }
@@ -49,10 +52,7 @@ pub fn ask(state_dir: &Path, trust: &Arc<TrustStore>) -> Result<Option<Taking>, 
         return Ok(None);
     };
     patient(&stream)?;
-    let ask = Ask {
-        handover: VERSION,
-        release: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let ask = Ask { handover: VERSION };
     send(&stream, &ask, &[], &[])?;
     let message = receive(&stream)?;
     let offer: Offer = message.head()?;
@@ -81,13 +81,29 @@ pub fn ask(state_dir: &Path, trust: &Arc<TrustStore>) -> Result<Option<Taking>, 
         callers,
         metrics,
         own_socket: offer.own_socket,
-        held: all,
+        memory: Memory {
+            held: all,
+            ..Memory::default()
+        },
         connections: Vec::new(),
     };
     Ok(Some(Taking { stream, taken }))
 }
 
 impl Taking {
+    /// Where the socket of the callers is.
+    #[must_use]
+    pub fn socket(&self) -> Option<PathBuf> {
+        let address = self.taken.callers.local_addr().ok()?;
+        address.as_pathname().map(Path::to_path_buf)
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.taken.metrics.as_ref()?.local_addr().ok()
+    }
+
     /// Says that this agent can begin, and waits until it must.
     ///
     /// # Errors
@@ -95,24 +111,48 @@ impl Taking {
     pub fn begin(self) -> Result<Taken, HandoverError> {
         let Self { stream, mut taken } = self;
         send(&stream, &Ready {}, &[], &[])?;
-        let yours: Yours = receive(&stream)?.head()?;
-        let is_revoked = |told: &Told| {
-            let mut ids = told.held.credentials.iter().map(|one| one.id);
-            ids.any(|id| yours.revoked.contains(&id))
+        let wait = |long| {
+            let set = stream.set_read_timeout(Some(long));
+            set.map_err(|error| HandoverError::Io("waiting to begin", error))
         };
-        taken.held.retain(|told| !is_revoked(told));
-        for _ in 0..yours.connections {
-            match connection(&stream) {
-                Ok(parked) => taken.connections.push(parked),
-                Err(error) => {
-                    // It let go of everything and died: its callers connect again.
-                    tracing::warn!(%error, "not all connections were handed over");
-                    break;
-                }
-            }
+        wait(limits::HANDOVER_CLOSE)?;
+        let yours: Yours = receive(&stream)?.head()?;
+        wait(limits::HANDOVER_SILENCE)?;
+        // It let go of everything: from here on nothing keeps this agent from beginning.
+        taken.memory.epochs = yours.epochs;
+        if let Err(error) = taken.rest(&stream, &yours) {
+            tracing::warn!(%error, "not everything was handed over");
         }
+        taken.memory.drop_revoked();
         crash_point!("handover.taken");
         Ok(taken)
+    }
+}
+
+impl Taken {
+    fn rest(&mut self, stream: &UnixStream, yours: &Yours) -> Result<(), FrameError> {
+        for _ in 0..yours.revoked {
+            let of: Revoked = receive(stream)?.head()?;
+            self.memory.revoked.push((of.task, of.credentials));
+        }
+        for _ in 0..yours.connections {
+            self.connections.push(connection(stream)?);
+        }
+        Ok(())
+    }
+}
+
+impl Memory {
+    /// What was revoked after it was told, or while it was.
+    fn drop_revoked(&mut self) {
+        let revoked: HashSet<CredentialId> = (self.revoked.iter())
+            .flat_map(|(_, ids)| ids)
+            .copied()
+            .collect();
+        self.held.retain(|told| {
+            let mut ids = told.held.credentials.iter().map(|one| one.id);
+            !ids.any(|id| revoked.contains(&id))
+        });
     }
 }
 

@@ -131,7 +131,7 @@ pub enum Body {
 /// What a certificate needs beside itself to be used.
 pub struct Beside {
     /// The key that it is for.
-    pub key: SigningKey,
+    pub key: Arc<SigningKey>,
     /// The CAs of the trust domain.
     pub trust: Arc<TrustStore>,
 }

@@ -320,7 +320,7 @@ fn a_certificate_is_handed_out_with_the_cas_of_that_moment() {
     let (first, second) = (ca(), ca());
     let trust = Arc::new(TrustStore::new(vec![first.certificate().clone()]));
     let beside = Beside {
-        key: SigningKey::generate().unwrap(),
+        key: Arc::new(SigningKey::generate().unwrap()),
         trust: Arc::clone(&trust),
     };
     let svid = Svid {

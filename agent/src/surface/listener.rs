@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -270,7 +271,12 @@ pub async fn run<S: Serve>(
             }
         }
         for parked in door.pause.take() {
-            door.open(parked.stream, parked.ahead);
+            let patience = match parked.ahead.is_empty() {
+                // It was idle, and may stay so for as long as any other.
+                true => limits::IDLE,
+                false => limits::FIRST_REQUEST,
+            };
+            door.open(parked.stream, parked.ahead, patience);
         }
         let accepted = tokio::select! {
             biased;
@@ -280,7 +286,7 @@ pub async fn run<S: Serve>(
             accepted = listener.accept() => accepted,
         };
         match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => door.open(stream, Bytes::new()),
+            Ok(stream) => door.open(stream, Bytes::new(), limits::FIRST_REQUEST),
             Err(error) => {
                 // Out of descriptors, mostly: accepting again at once would only spin.
                 tracing::warn!(%error, "accepting a connection failed");
@@ -300,7 +306,8 @@ struct Door<S> {
 }
 
 impl<S: Serve> Door<S> {
-    fn open(&mut self, stream: StdStream, ahead: Bytes) {
+    /// `patience`: how long its first request from here on may take to come.
+    fn open(&mut self, stream: StdStream, ahead: Bytes, patience: Duration) {
         let Ok(peer) = getsockopt(&stream, sockopt::PeerCredentials) else {
             return;
         };
@@ -325,7 +332,7 @@ impl<S: Serve> Door<S> {
                         return tracing::warn!(%error, "a connection could not be watched");
                     }
                 };
-                if let Some(parked) = watched(serve, opened, drain, pause.clone()).await {
+                if let Some(parked) = watched(serve, opened, patience, drain, pause.clone()).await {
                     pause.park(parked);
                 }
             });
@@ -337,13 +344,14 @@ impl<S: Serve> Door<S> {
 async fn watched<S: Serve>(
     serve: Arc<S>,
     opened: Opened,
+    patience: Duration,
     drain: CancellationToken,
     pause: Pause,
 ) -> Option<Parked> {
     let activity = Arc::new(Activity::default());
     let connection = serve.serve(opened, Arc::clone(&activity), drain, pause);
     let watchdog = async {
-        tokio::time::sleep(limits::FIRST_REQUEST).await;
+        tokio::time::sleep(patience).await;
         let mut before = activity.look();
         if before.0 == 0 {
             return;
@@ -475,6 +483,24 @@ mod tests {
         assert_eq!(one_byte(&mut open).await, Some(b'b'));
         assert_eq!(one_byte(&mut late).await, Some(b'c'));
         assert!(tasks.finish(limits::STOP_WITHIN).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_laid_aside_may_be_idle_for_as_long_as_any() {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let parked = Parked {
+            stream: ours,
+            ahead: Bytes::new(),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (_path, _tasks) = start_with(dir.path(), Pause::with(vec![parked])).await;
+        let mut open = UnixStream::from_std(theirs).unwrap();
+        tokio::time::sleep(limits::IDLE / 2).await;
+        open.write_all(b"a").await.unwrap();
+        assert_eq!(one_byte(&mut open).await, Some(b'a'));
+        assert_eq!(one_byte(&mut open).await, None, "idle for too long");
     }
 
     #[tokio::test]

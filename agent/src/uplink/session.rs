@@ -155,13 +155,14 @@ pub async fn run(wiring: Arc<Wiring>) {
     }
 }
 
-/// Until somebody needs the connection, but not before the shortest pause; a long pause is for what
-/// asking again cannot mend.
+/// Until somebody needs the connection, but not before a part of the pause: on a busy host somebody
+/// always does, and all hosts at once would keep a broker down that comes up. A long pause is for
+/// what asking again cannot mend.
 async fn sooner(uplink: &Uplink, wait: Duration) {
     if wait >= limits::REFUSED_PAUSE {
         return std::future::pending().await;
     }
-    tokio::time::sleep(limits::RECONNECT_FIRST).await;
+    tokio::time::sleep(limits::RECONNECT_FIRST.max(wait / 8)).await;
     uplink.wanted.notified().await;
 }
 

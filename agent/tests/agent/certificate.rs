@@ -57,6 +57,26 @@ async fn ones_own_certificate_comes_with_its_key_and_is_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_request_asked_again_is_for_the_same_key() {
+    let world = world();
+    let request = ephor_proto::id::RequestId::from_parts(1, [7; 10]);
+    let body = format!(r#"{{"entitlement":"identity","request_id":"{request}"}}"#);
+    world.broker.state().refuse_issue = Some(ephor_proto::problem::Code::StoreUnavailable);
+    assert_eq!(world.post("/v1/credentials", &body).await.status, 503);
+    world.broker.state().refuse_issue = None;
+    let answer = world.post("/v1/credentials", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let keys: Vec<_> = (world.broker.state().issues.iter())
+        .map(|issue| issue.public_key_der.clone())
+        .collect();
+    assert!(
+        keys.len() > 1 && keys.iter().all(|key| *key == keys[0]),
+        "{keys:?}"
+    );
+    assert_eq!(leaf(&answer.json()["credentials"][0]).spki, keys[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_broker_says_once_that_an_entitlement_gives_one() {
     let world = world();
     world.broker.state().certificates.push("web-cert");

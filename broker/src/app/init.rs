@@ -1,9 +1,7 @@
 //! `ephor-broker init`: a new installation. Safe to run again after it was interrupted; it
 //! never touches one that is complete.
 
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ephor_crypto::Secret;
@@ -16,6 +14,7 @@ use ephor_proto::time::UnixMillis;
 use super::StartError;
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::files;
 use crate::fleet::invitation;
 use crate::keys::Keys;
 use crate::keys::master::Provider;
@@ -51,7 +50,10 @@ pub fn init(config: &Config, options: &InitOptions) -> Result<Option<Secret>, St
         .map(str::parse::<HostPattern>)
         .transpose();
     let pattern = pattern.map_err(|error| StartError::Init(error.to_string()))?;
-    make_directory(&config.state_dir)?;
+    let (state, ca_file) = (&config.state_dir, config.ca_file());
+    let failed = |what: String| StartError::system(what);
+    files::make_directory(state)
+        .map_err(failed(format!("make the directory {}", state.display())))?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let master_key = Provider::of(config, credentials.as_deref());
     if !config.database().exists() {
@@ -74,14 +76,16 @@ pub fn init(config: &Config, options: &InitOptions) -> Result<Option<Secret>, St
         clock.wall(),
     );
     let made = made.and_then(|(keys, token)| {
-        write_file(&config.ca_file(), keys.roots_pem().as_bytes(), 0o644, false)?;
+        files::replace(&ca_file, keys.roots_pem().as_bytes(), files::PUBLIC)
+            .map_err(failed(format!("write {}", ca_file.display())))?;
         Ok(token)
     });
     ledger.shutdown();
     match (made?, &options.token_file) {
         (Some(token), Some(path)) => {
             let line = Secret::new([token.expose(), b"\n"].concat());
-            write_file(path, line.expose(), 0o600, true)?;
+            files::write_new(path, line.expose(), files::PRIVATE)
+                .map_err(failed(format!("write {}", path.display())))?;
             Ok(None)
         }
         (token, _) => Ok(token),
@@ -172,27 +176,4 @@ fn create_store(config: &Config, trust_domain: &TrustDomain) -> Result<(), Start
 
 fn random<const N: usize>() -> Result<[u8; N], StartError> {
     ephor_crypto::random::bytes().map_err(|error| StartError::Init(error.to_string()))
-}
-
-fn make_directory(path: &Path) -> Result<(), StartError> {
-    let failed = StartError::system(format!("make the directory {}", path.display()));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(failed)
-}
-
-fn write_file(path: &Path, content: &[u8], mode: u32, new: bool) -> Result<(), StartError> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).mode(mode).create_new(new);
-    if !new {
-        options.create(true).truncate(true);
-    }
-    let write = || {
-        let mut file = options.open(path)?;
-        file.write_all(content)?;
-        file.sync_all()
-    };
-    write().map_err(StartError::system(format!("write {}", path.display())))
 }

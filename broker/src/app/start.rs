@@ -167,6 +167,7 @@ async fn serve(
         let again = sockets.again()?;
         broker.restore()?;
         record_start(&broker).await;
+        broker.remove_left_backups().await;
         let connections = Tasks::new();
         let addresses = listen(&broker, &config, sockets, &connections)?;
         start_background(&broker, &config);

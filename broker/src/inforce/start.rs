@@ -31,21 +31,32 @@ pub enum NoPolicy {
     /// The store cannot be read.
     #[error("{0}")]
     Read(#[from] ReadError),
+    /// What was applied last cannot be used, and the directory holds what is older.
+    #[error(
+        "invalid: policy {version}, which {by} applied last, cannot be used: {error}. {directory} holds the older one that it \
+         took the place of. Change the files there to what shall be in force"
+    )]
+    Stored {
+        /// The version applied last.
+        version: String,
+        /// Who applied it.
+        by: String,
+        /// What is wrong with it.
+        error: String,
+        /// Where the older one is.
+        directory: String,
+    },
 }
 
 /// Looks at the directory and at the store.
 pub(crate) fn at_start(directory: &Path, ledger: &Ledger) -> Result<AtStart, NoPolicy> {
-    let last = ledger.reader().policy_in_force()?;
-    let last = last.and_then(|row| Some((stored(&row)?, row)));
     let found = Checked::read(directory);
-    let Some((in_force, row)) = last else {
-        let Checked { snapshot, files } = found?;
-        let then = Some(Checked::of(files)?);
-        return Ok(AtStart {
-            snapshot,
-            then,
-            trouble: None,
-        });
+    let Some(row) = ledger.reader().policy_in_force()? else {
+        return taken(found?, None);
+    };
+    let in_force = match stored(&row) {
+        Ok(in_force) => in_force,
+        Err(error) => return instead(&row, error, found?, directory),
     };
     let stays = format!("Policy {} stays in force.", in_force.short_version());
     let directory = directory.display();
@@ -72,22 +83,60 @@ pub(crate) fn at_start(directory: &Path, ledger: &Ledger) -> Result<AtStart, NoP
     })
 }
 
-/// The policy of a stored version. One that this version of the broker refuses is none.
-fn stored(row: &PolicyRow) -> Option<Snapshot> {
-    let files: Result<Vec<PolicyFile>, _> = serde_json::from_str(&row.files);
-    let compiled = files
-        .map_err(|error| error.to_string())
-        .and_then(|files| Snapshot::from_files(files).map_err(|errors| errors.to_string()));
-    compiled
-        .inspect_err(|error| {
-            tracing::error!(
-                policy = row.version,
-                error,
-                "the last applied policy cannot be used"
-            );
-        })
-        .ok()
-        .filter(|snapshot| snapshot.version() == row.version)
+/// The directory's, in force from the first moment.
+fn taken(found: Checked, trouble: Option<String>) -> Result<AtStart, NoPolicy> {
+    let Checked { snapshot, files } = found;
+    let then = Some(Checked::of(files)?);
+    Ok(AtStart {
+        snapshot,
+        then,
+        trouble,
+    })
+}
+
+/// The directory's in the place of a version that cannot be used, unless that would undo what was
+/// applied.
+fn instead(
+    row: &PolicyRow,
+    error: String,
+    found: Checked,
+    directory: &Path,
+) -> Result<AtStart, NoPolicy> {
+    tracing::error!(
+        policy = row.version,
+        error,
+        "the last applied policy cannot be used"
+    );
+    let version = row.version.get(..4).unwrap_or(&row.version).to_owned();
+    let (by, directory) = (row.applied_by.clone(), directory.display().to_string());
+    let offered = found.snapshot.version();
+    if offered == row.version {
+        return taken(found, None);
+    }
+    if row.directory.as_deref() == Some(offered) {
+        return Err(NoPolicy::Stored {
+            version,
+            by,
+            error,
+            directory,
+        });
+    }
+    let trouble = format!(
+        "policy {version}, which {by} applied last, cannot be used: {error}. What {directory} holds is in its place"
+    );
+    taken(found, Some(trouble))
+}
+
+/// The policy of a stored version, or why this version of the broker refuses it.
+fn stored(row: &PolicyRow) -> Result<Snapshot, String> {
+    let files: Vec<PolicyFile> =
+        serde_json::from_str(&row.files).map_err(|error| error.to_string())?;
+    let snapshot = Snapshot::from_files(files).map_err(|errors| errors.to_string())?;
+    if snapshot.version() == row.version {
+        Ok(snapshot)
+    } else {
+        Err("its text is that of another version".to_owned())
+    }
 }
 
 impl Broker {
@@ -97,10 +146,10 @@ impl Broker {
         let mut trouble = trouble;
         if let Some(checked) = then {
             let outcome = self.replace(checked, "start").await;
-            trouble = outcome.err().map(|refusal| {
+            if let Err(refusal) = outcome {
                 let directory = self.inforce.directory.display();
-                format!("{directory} was not applied: {}", refusal.detail)
-            });
+                trouble = Some(format!("{directory} was not applied: {}", refusal.detail));
+            }
         }
         if let Some(trouble) = &trouble {
             tracing::error!(trouble, "the policy in force is not that of the directory");

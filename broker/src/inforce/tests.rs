@@ -403,6 +403,86 @@ async fn what_a_crash_cut_short_is_finished_at_the_next_start() {
     assert_eq!(bench.verified(&ended.receipt).facts["narrowed_by"], version);
 }
 
+/// Waits for what must come.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(8), async {
+        while !is_so() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// Whoever applies a policy and goes away when it is in force.
+async fn apply_and_leave(bench: &Bench, text: &str) {
+    let version = checked(text).snapshot.version().to_owned();
+    let policy = &bench.broker.policy;
+    tokio::select! {
+        _ = bench.apply(text) => panic!("answered before everything was revoked"),
+        () = until("it is in force", || policy.load().version() == version) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_keeps_no_later_policy_out_and_falls_to_it() {
+    let bench = Bench::new().await;
+    bench.apply(POLICY).await.unwrap();
+    let (_, id, _) = bench.token().await;
+    let outside = rusqlite::Connection::open(bench.database()).unwrap();
+    outside
+        .busy_timeout(std::time::Duration::from_secs(5))
+        .unwrap();
+    let set = |value: &str| {
+        let sql = format!("UPDATE credential SET kind = '{value}' WHERE id = ?1");
+        assert_eq!(outside.execute(&sql, [id.to_bytes()]).unwrap(), 1);
+    };
+    set("nonsense");
+    apply_and_leave(&bench, &without_billing()).await;
+    let inforce = &bench.broker.inforce;
+    until("what the directory is, is told", || {
+        inforce.trouble().is_some()
+    })
+    .await;
+    // Of this entitlement it changes nothing; it has to look at it all the same.
+    let later = format!("{}# later\n", without_billing());
+    apply_and_leave(&bench, &later).await;
+    until("only one of them tries again", || {
+        bench.broker.tasks.len() == 1
+    })
+    .await;
+    set("jwt");
+    until("it is revoked", || {
+        bench.row(id).state == CredentialState::Contained
+    })
+    .await;
+    let version = checked(&later).snapshot.version().to_owned();
+    assert_eq!(bench.row(id).narrowed_by, Some(version));
+}
+
+#[tokio::test]
+async fn an_old_copy_takes_no_policy_and_revokes_nothing_for_one() {
+    let bench = Bench::new().await;
+    bench.apply(POLICY).await.unwrap();
+    let (_, id, _) = bench.token().await;
+    let broker = &bench.broker;
+    broker
+        .replace(checked(&without_billing()), "uid 0")
+        .await
+        .unwrap();
+    bench.fall_behind().await;
+    let refused = broker.replace(checked(POLICY), "uid 0").await;
+    assert_eq!(refused.unwrap_err().code, Code::LogRewound);
+    let (_, is_all) = broker.narrow(broker.inforce.narrowing.begin(None)).await;
+    assert!(!is_all && bench.row(id).state == CredentialState::Live);
+
+    // Nor does a start on it.
+    let bench = bench.reopened().await;
+    bench.broker.begin_policy(Some(checked(POLICY)), None).await;
+    let in_force = bench.broker.policy.load().version().to_owned();
+    assert_eq!(in_force, checked(&without_billing()).snapshot.version());
+    assert!(bench.broker.inforce.trouble().unwrap().contains("recover"));
+}
+
 #[tokio::test]
 async fn a_certificate_with_a_name_that_policy_gives_no_more_is_revoked() {
     let bench = Bench::new().await;
@@ -625,6 +705,44 @@ async fn a_start_takes_the_directory_unless_it_is_broken_or_older() {
         Some((v(&b), Some(v(&c)), false))
     );
     assert_eq!(start(&[], None, "broken").await, None);
+}
+
+#[tokio::test]
+async fn an_applied_policy_that_cannot_be_used_any_more_is_not_undone_by_the_files_it_replaced() {
+    let (wide, narrow) = (POLICY, without_billing());
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = store(dir.path(), &[wide, &narrow], Some(wide)).await;
+    // What this version refuses: as after an update to one that is stricter.
+    let text = serde_json::to_string(&[PolicyFile {
+        name: "ephor.toml".to_owned(),
+        text: "refused".to_owned(),
+    }]);
+    let outside = rusqlite::Connection::open(dir.path().join("ephor.db")).unwrap();
+    let sql = "UPDATE policy SET files = ?1 WHERE number = 2";
+    assert_eq!(outside.execute(sql, [text.unwrap()]).unwrap(), 1);
+    let policy = dir.path().join("policy");
+    std::fs::create_dir(&policy).unwrap();
+    let holds = |text: &str| std::fs::write(policy.join("ephor.toml"), text).unwrap();
+
+    holds(wide);
+    let refused = match at_start(&policy, &ledger) {
+        Ok(_) => panic!("the wider policy is in force again"),
+        Err(refused) => refused.to_string(),
+    };
+    assert!(
+        refused.contains("uid 0") && refused.contains("Change the files"),
+        "{refused}"
+    );
+    // Files that were changed since are somebody's word; the broker says what it could not use.
+    holds(&format!("{POLICY}# changed\n"));
+    let (snapshot, then, trouble) = at_start(&policy, &ledger).unwrap().split();
+    assert_eq!(then.unwrap().snapshot.version(), snapshot.version());
+    assert!(trouble.unwrap().contains("cannot be used"));
+    // The files of that very version.
+    holds(&narrow);
+    let (snapshot, _, trouble) = at_start(&policy, &ledger).unwrap().split();
+    assert_eq!(snapshot.version(), checked(&narrow).snapshot.version());
+    assert_eq!(trouble, None);
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 //! It is never made up when it is missing: a new one would open nothing. [`Provider`] is the one
 //! place that knows where it comes from; everything else gets a [`SealingKey`].
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::OpenOptions;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use ephor_crypto::random::RandomError;
 use ephor_crypto::seal::{KEY_LEN, SealError, SealingKey};
 
 use crate::config::Config;
+use crate::files;
 
 /// Name of the systemd credential (`LoadCredentialEncrypted=ephor-master-key:…`).
 pub const CREDENTIAL: &str = "ephor-master-key";
@@ -181,26 +182,12 @@ fn create(path: &Path) -> Result<bool, MasterKeyError> {
         source,
     };
     let key = ephor_crypto::random::secret(KEY_LEN)?;
-    let mut file = match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-    {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(error) => return Err(failed(error)),
-    };
-    file.write_all(key.expose())
-        .and_then(|()| file.sync_all())
-        .map_err(failed)?;
-    if let Some(directory) = path.parent() {
-        // Without this the file's name may be lost while the database sealed by it is not.
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed)?;
+    // Durable with its name: the database is sealed by it.
+    match files::write_new(path, key.expose(), files::PRIVATE) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(failed(error)),
     }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::plan::{Held, Step, needed_until, plan};
 use super::state::{KeyKind, KeyState, moved, next_version};
 use super::{Keys, KeysError, Owner, fresh};
 use crate::app::Broker;
+use crate::files;
 use crate::issue::{defect, refused_by_store, store_unavailable};
 use crate::ledger::{Batch, CommitError, KeyRow, Lane, Ledger, NewEvent, ReadError, Row};
 use crate::limits;
@@ -132,8 +133,13 @@ impl Broker {
             return Err(Refusal::new(Code::Conflict, detail));
         }
         for key in retired {
+            let _one_at_a_time = self.rotating.lock().await;
+            // It takes trust away and gives none: no reason not to issue stops it, a clock that is
+            // doubted neither.
+            self.vouch()?;
             let step = Step::Destroy(kind, key.version);
-            self.take_step(step, reason).await?;
+            let now = self.clock.wall();
+            self.take_step_at(step, reason, now).await?;
         }
         self.list_keys()
     }
@@ -198,6 +204,16 @@ impl Broker {
     async fn take_step(&self, step: Step, reason: &str) -> Result<bool, Refusal> {
         let _one_at_a_time = self.rotating.lock().await;
         let now = self.may_issue()?;
+        self.take_step_at(step, reason, now).await
+    }
+
+    /// See [`Self::take_step`]; called by one at a time.
+    async fn take_step_at(
+        &self,
+        step: Step,
+        reason: &str,
+        now: UnixMillis,
+    ) -> Result<bool, Refusal> {
         let rows = stored_keys(&self.ledger).map_err(store_unavailable)?;
         let now = after_all(&rows, now);
         let written = match step {
@@ -212,6 +228,9 @@ impl Broker {
             }
         };
         if written.is_empty() {
+            // Memory said that there is something to do and the store that there is not: an
+            // earlier change was stored and did not come into force here.
+            self.reload_keys().map_err(defect)?;
             return Ok(false);
         }
         self.write_keys(written, reason).await?;
@@ -401,19 +420,18 @@ pub async fn keep_rotated(
 ) {
     let mut changed = broker.keys_changed.subscribe();
     changed.mark_changed();
+    let mut file = CaFile {
+        path: ca_file,
+        state: Written::No,
+    };
     let mut pause = limits::KEY_TICK;
     loop {
-        tokio::select! {
+        let is_change = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-            _ = changed.changed() => {
-                let pem = broker.keys.load().roots_pem();
-                if let Err(error) = write_if_other(&ca_file, &pem) {
-                    tracing::error!(%error, file = %ca_file.display(), "the file of trusted CAs could not be written; \
-                        those who read it will not know the next CA");
-                }
-            }
-        }
+            () = tokio::time::sleep(pause) => false,
+            _ = changed.changed() => true,
+        };
+        file.keep(&broker, is_change);
         // An old copy does not know which keys came after it.
         if !broker.may_sweep() {
             pause = limits::SWEEP_TICK;
@@ -429,26 +447,50 @@ pub async fn keep_rotated(
     }
 }
 
+/// The file of trusted CAs.
+struct CaFile {
+    path: PathBuf,
+    state: Written,
+}
+
+/// Whether it is what the keys say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    No,
+    Failed,
+    Yes,
+}
+
+impl CaFile {
+    /// Writes it after a change, and again until that succeeds; never on an old copy, which may
+    /// trust what was distrusted since.
+    fn keep(&mut self, broker: &Broker, is_change: bool) {
+        if is_change {
+            self.state = Written::No;
+        }
+        if self.state == Written::Yes || broker.vouch().is_err() {
+            return;
+        }
+        let pem = broker.keys.load().roots_pem();
+        match write_if_other(&self.path, &pem) {
+            Ok(()) => self.state = Written::Yes,
+            Err(error) => {
+                if self.state == Written::No {
+                    tracing::error!(%error, file = %self.path.display(), "the file of trusted CAs could not be written; \
+                        those who read it will not know the next CA. It is tried again");
+                }
+                self.state = Written::Failed;
+            }
+        }
+    }
+}
+
 /// Replaces a file that others read, whole or not at all, when its content is another.
 fn write_if_other(path: &Path, content: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
     if std::fs::read(path).is_ok_and(|present| present == content.as_bytes()) {
         return Ok(());
     }
-    let partial = path.with_extension("pem.partial");
-    let _ = std::fs::remove_file(&partial);
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&partial)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    std::fs::File::open(parent)?.sync_all()
+    files::replace(path, content.as_bytes(), files::PUBLIC)
 }
 
 #[cfg(test)]

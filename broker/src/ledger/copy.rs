@@ -4,19 +4,20 @@
 //! own: writers go on. Checking believes nothing that can be computed: every hash of the tree is
 //! made again from the leaves.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 use tlog_tiles::tlog::{self, Hash};
 
 use super::codec::{Columns, Stored as _};
 use super::holder::Holder;
-use super::open::{check_pages, check_tree, connect, describe, recognise, refused};
+use super::open::{check_pages, check_tree, connect, describe, hold, recognise, refused};
 use super::row::KeyRow;
 use super::tree::{Frontier, Head};
 use super::{Installation, Ledger, OpenError};
+use crate::files;
 
 /// What a copy holds, every part of it checked.
 #[derive(Debug)]
@@ -43,11 +44,7 @@ impl Ledger {
             error,
         };
         // SQLite writes into an empty file as it finds it, so its mode is ours.
-        let made = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path);
+        let made = files::create(path, files::PRIVATE);
         made.map_err(io)?;
         let text = path
             .to_str()
@@ -140,6 +137,23 @@ pub fn holder_of(path: &Path) -> Option<u32> {
     let sql = "SELECT holder FROM installation";
     let holder: String = connection.query_row(sql, [], |row| row.get(0)).ok()?;
     Holder::is_alive(&holder)
+}
+
+/// Makes this process the holder of a store, which is left as it is otherwise: as long as it lives,
+/// no broker of this host opens it.
+///
+/// # Errors
+/// [`OpenError::Held`] when a living broker has it; else the file is no store that one could open.
+pub fn keep_out(path: &Path) -> Result<(), OpenError> {
+    let sqlite = |error| refused(path, error);
+    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(sqlite)?;
+    recognise(path, &connection)?;
+    // What lies in its write-ahead log stays there.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(sqlite)?;
+    hold(path, &mut connection, false)?;
+    connection.close().map_err(|(_, error)| sqlite(error))
 }
 
 /// Sets a setting of a store that no broker has open, and takes the name of its last holder out.

@@ -61,6 +61,11 @@ impl Encoded {
             leaves,
         })
     }
+
+    /// Whether the store is nobody's after it: see [`Row::NewEpoch`].
+    pub(super) fn begins_epoch(&self) -> bool {
+        self.rows.iter().any(|row| matches!(row, Row::NewEpoch(_)))
+    }
 }
 
 /// The leaves that are found through a credential: the task's opening, the decision, and one for

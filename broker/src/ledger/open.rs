@@ -1,6 +1,5 @@
 //! Making and opening a store. Every refusal says why and leaves the file as it was.
 
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -11,11 +10,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
 use super::holder::{Fence, Holder};
 use super::overlay::Overlay;
 use super::queue::Queue;
-use super::reserve::{Frame, Reserve, sync_directory};
+use super::reserve::{Frame, Reserve};
 use super::tree::{Frontier, Head};
 use super::writer::{Counts, Shared, Trouble, Writer};
 use super::{Installation, Options, quarantine, schema, wal};
-use crate::limits;
+use crate::{files, limits};
 
 /// Why a store was not made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -101,11 +100,7 @@ pub(super) fn create(
     origin: &str,
     trust_domain: &str,
 ) -> Result<(), OpenError> {
-    let made = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
+    let made = files::create(path, files::PRIVATE);
     made.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => OpenError::Exists(path.to_owned()),
         _ => OpenError::Io {
@@ -123,7 +118,7 @@ pub(super) fn create(
         connection.close().map_err(|(_, error)| error)
     };
     fill().map_err(|error| refused(path, error))?;
-    sync_directory(path).map_err(|error| OpenError::Io {
+    files::sync(files::parent(path)).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         error,
     })
@@ -141,7 +136,7 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, OpenError> {
     check_pages(path, &connection)?;
     let fence = hold(path, &mut connection, options.take_over)?;
     // The write-ahead log has its name by now; it must still have it after a power cut.
-    sync_directory(path).map_err(|error| OpenError::Io {
+    files::sync(files::parent(path)).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         error,
     })?;
@@ -278,7 +273,11 @@ pub(super) fn check_pages(path: &Path, connection: &Connection) -> Result<(), Op
 }
 
 /// Takes the store, unless a living broker holds it.
-fn hold(path: &Path, connection: &mut Connection, take_over: bool) -> Result<Fence, OpenError> {
+pub(super) fn hold(
+    path: &Path,
+    connection: &mut Connection,
+    take_over: bool,
+) -> Result<Fence, OpenError> {
     let sqlite = |error| refused(path, error);
     let transaction = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)

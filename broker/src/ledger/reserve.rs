@@ -12,6 +12,7 @@ use std::path::Path;
 use ephor_crypto::digest::sha256;
 
 use super::encode::Encoded;
+use crate::files;
 
 const MAGIC: &[u8; 8] = b"EPHRSRV1";
 /// Where frames begin: past the header's own block.
@@ -71,7 +72,7 @@ impl Reserve {
                 next_seq: 1,
             };
             reserve.clear()?;
-            sync_directory(path)?;
+            files::sync(files::parent(path))?;
             return Ok((reserve, Vec::new()));
         }
         let mut header = [0; 48];
@@ -206,14 +207,6 @@ fn preallocate(file: &File, size: u64) -> io::Result<()> {
         at += part.len() as u64;
     }
     file.sync_all()
-}
-
-/// Makes a new name in a directory durable.
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

@@ -157,7 +157,20 @@ impl Writer {
         }
     }
 
-    fn serve(&mut self, jobs: Vec<Job>) {
+    /// Each part in a transaction of its own, so that the fence stands between a new epoch and what
+    /// was queued behind it: that was decided in the epoch that has ended.
+    fn serve(&mut self, mut jobs: Vec<Job>) {
+        while let Some(at) = jobs.iter().position(|job| job.batch.begins_epoch()) {
+            let behind = jobs.split_off(at + 1);
+            self.serve_together(jobs);
+            jobs = behind;
+        }
+        if !jobs.is_empty() {
+            self.serve_together(jobs);
+        }
+    }
+
+    fn serve_together(&mut self, jobs: Vec<Job>) {
         if self.shared.fenced.load(Ordering::Acquire) {
             return self.refuse(jobs, &Trouble::Fenced);
         }

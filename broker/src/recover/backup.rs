@@ -4,9 +4,8 @@
 //! whoever keeps backups cannot alter one unseen. The master key itself stays where it is unless it
 //! was asked for: a copy that opens itself is worth as much as the broker.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +19,7 @@ use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use crate::app::Broker;
+use crate::files;
 use crate::ledger::log::signed_checkpoint_of;
 use crate::ledger::{Batch, Lane, inspect};
 use crate::request::Refusal;
@@ -32,6 +32,8 @@ pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const SEAL: &str = "manifest.seal";
 /// The master key, when it was asked for.
 pub(super) const MASTER_KEY: &str = "master.key";
+/// How the name of a copy ends that is not whole yet.
+const PARTIAL: &str = ".partial";
 /// The form of [`Manifest`] that this version writes and reads.
 const FORMAT: u32 = 1;
 /// What the seal is bound to.
@@ -87,6 +89,9 @@ pub(crate) enum BackupError {
     Read(#[from] crate::ledger::ReadError),
     #[error("the manifest: {0}")]
     Manifest(String),
+    /// What it was, and what became of the copy.
+    #[error("{0}")]
+    Removed(String),
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> BackupError {
@@ -159,6 +164,16 @@ impl Broker {
         Ok(begun)
     }
 
+    /// Removes what an earlier run left of backups. Call before anything is served: nobody fetches
+    /// one yet.
+    pub(crate) async fn remove_left_backups(&self) {
+        let backups = self.paths.backups.clone();
+        let removing = tokio::task::spawn_blocking(move || remove_left(&backups));
+        if let Err(error) = removing.await {
+            tracing::error!(%error, "left backups could not be looked for");
+        }
+    }
+
     /// The backup that runs or ran last.
     #[must_use]
     pub fn last_backup(&self) -> Option<admin::BackupState> {
@@ -166,8 +181,13 @@ impl Broker {
     }
 
     async fn backup(self: Arc<Self>, into: PathBuf, asked: admin::Backup) {
-        let (broker, path) = (Arc::clone(&self), into.clone());
         let with_master_key = asked.with_master_key;
+        // A copy that nobody knows of must never be, also when this process dies now.
+        if let Err(error) = self.record_begun(&asked).await {
+            let error = format!("it could not be recorded, and was not begun: {error}");
+            return self.backup_failed(&into, &error);
+        }
+        let (broker, path) = (Arc::clone(&self), into.clone());
         let made = tokio::task::spawn_blocking(move || write(&broker, &path, with_master_key));
         let manifest = match made.await {
             Ok(Ok(manifest)) => manifest,
@@ -175,12 +195,8 @@ impl Broker {
             Err(error) => return self.backup_failed(&into, &error.to_string()),
         };
         if let Err(error) = self.record_backup(&asked.to, &manifest).await {
-            // It would be a copy of everything that nobody knows of.
-            let _ = std::fs::remove_dir_all(&into);
-            return self.backup_failed(
-                &into,
-                &format!("it could not be recorded, and was removed: {error}"),
-            );
+            let error = format!("that it is whole could not be recorded: {error}");
+            return self.backup_failed(&into, &removed(&into, error));
         }
         tracing::info!(
             to = asked.to,
@@ -208,10 +224,18 @@ impl Broker {
         });
     }
 
+    /// `operate.backup_begun`: from here on there may be a copy.
+    async fn record_begun(&self, asked: &admin::Backup) -> Result<(), String> {
+        let facts = [
+            ("to", asked.to.clone()),
+            ("master_key", asked.with_master_key.to_string()),
+        ];
+        self.record_of_backup("operate.backup_begun", "backup_begun", facts)
+            .await
+    }
+
     /// `operate.backup`: who keeps copies of the store should be no secret.
     async fn record_backup(&self, to: &str, manifest: &Manifest) -> Result<(), String> {
-        let event = self.event(Stage::Operate, "backup", Outcome::Ok);
-        let mut event = event.map_err(|refusal| refusal.detail)?;
         let facts = [
             ("to", to.to_owned()),
             ("log_size", manifest.log_size.to_string()),
@@ -219,10 +243,22 @@ impl Broker {
             ("sha256", manifest.sha256.clone()),
             ("master_key", manifest.master_key.to_string()),
         ];
+        self.record_of_backup("operate.backup", "backup", facts)
+            .await
+    }
+
+    async fn record_of_backup<const N: usize>(
+        &self,
+        name: &'static str,
+        verb: &str,
+        facts: [(&str, String); N],
+    ) -> Result<(), String> {
+        let event = self.event(Stage::Operate, verb, Outcome::Ok);
+        let mut event = event.map_err(|refusal| refusal.detail)?;
         let facts = facts.map(|(name, value)| (name.to_owned(), value));
         event.facts.extend(facts);
         let batch = Batch {
-            name: "operate.backup",
+            name,
             lane: Lane::Normal,
             require: Vec::new(),
             rows: Vec::new(),
@@ -235,24 +271,51 @@ impl Broker {
 
 /// Everything into a directory beside, which then gets its name.
 fn write(broker: &Broker, to: &Path, with_master_key: bool) -> Result<Manifest, BackupError> {
-    let mut name = to.as_os_str().to_owned();
-    name.push(".partial");
-    let partial = PathBuf::from(name);
-    let _ = std::fs::remove_dir_all(&partial);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&partial)
-        .map_err(io(&partial))?;
+    let partial = files::beside(to, PARTIAL);
+    remove_left(files::parent(to));
+    files::make_directory(&partial).map_err(io(&partial))?;
     let made = fill(broker, &partial, with_master_key).and_then(|manifest| {
         std::fs::rename(&partial, to).map_err(io(to))?;
-        sync(to.parent().unwrap_or(Path::new("/")))?;
+        files::sync(files::parent(to)).map_err(io(to))?;
         Ok(manifest)
     });
-    if made.is_err() {
-        let _ = std::fs::remove_dir_all(&partial);
+    made.map_err(|error| BackupError::Removed(removed(&partial, error.to_string())))
+}
+
+/// Removes what there is of a copy, and says so behind `error`.
+fn removed(copy: &Path, error: String) -> String {
+    match std::fs::remove_dir_all(copy) {
+        Ok(()) => format!("{error}; the copy was removed"),
+        Err(why) if why.kind() == std::io::ErrorKind::NotFound => error,
+        Err(why) => format!(
+            "{error}; what there is of the copy in {} could not be removed: {why}. Remove it",
+            copy.display()
+        ),
     }
-    made
+}
+
+/// Removes copies that were never finished or never fetched: of a broker or a command that died.
+/// Nothing else in there is touched.
+fn remove_left(backups: &Path) {
+    let Ok(entries) = std::fs::read_dir(backups) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let Some(name) = name.to_str() else { continue };
+        let number = name.strip_suffix(PARTIAL).unwrap_or(name);
+        if number.parse::<u64>().is_err() {
+            continue;
+        }
+        match std::fs::remove_dir_all(&path) {
+            Ok(()) => {
+                tracing::warn!(copy = %path.display(), "a backup that nobody fetched was removed")
+            }
+            Err(error) => {
+                tracing::error!(%error, copy = %path.display(), "a backup that nobody fetched could not be removed; remove it");
+            }
+        }
+    }
 }
 
 fn fill(broker: &Broker, into: &Path, with_master_key: bool) -> Result<Manifest, BackupError> {
@@ -285,25 +348,12 @@ fn fill(broker: &Broker, into: &Path, with_master_key: bool) -> Result<Manifest,
         let key = zeroize::Zeroizing::new(std::fs::read(from).map_err(io(from))?);
         private(&into.join(MASTER_KEY), &key)?;
     }
-    sync(into)?;
+    files::sync(into).map_err(io(into))?;
     Ok(manifest)
 }
 
 fn private(path: &Path, content: &[u8]) -> Result<(), BackupError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let write = || {
-        let mut file = options.open(path)?;
-        file.write_all(content)?;
-        file.sync_all()
-    };
-    write().map_err(io(path))
-}
-
-fn sync(directory: &Path) -> Result<(), BackupError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io(directory))
+    files::write_new(path, content, files::PRIVATE).map_err(io(path))
 }
 
 /// Length and SHA-256 of a file.
@@ -330,3 +380,6 @@ pub(super) fn is_sealed(sealer: &SealingKey, manifest: &[u8], seal: &[u8]) -> bo
     let opened = sealer.open(RECORD, FORMAT, seal);
     opened.is_ok_and(|opened| opened.expose() == sha256(manifest).as_slice())
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use crate::issue::{defect, refused_by_store, store_unavailable};
 use crate::keys::rotate::stored_keys;
 use crate::keys::state::KeyKind;
 use crate::keys::{Keys, Owner, serial};
-use crate::ledger::{Batch, CommitError, KeyRow, Lane, Ledger, NewEpoch, ReadError, Row};
+use crate::ledger::{Batch, CommitError, KeyRow, Lane, Ledger, NewEpoch, ReadError, Reason, Row};
 use crate::limits;
 use crate::request::Refusal;
 use crate::revoke::Places;
@@ -142,6 +142,8 @@ impl Broker {
             return Err(Refusal::new(Code::StoreFull, detail));
         }
         let admit = hosts(asked.admit.as_deref())?;
+        // To the end: no rotation may read the keys before this commit and write them after it.
+        let _one_at_a_time = self.rotating.lock().await;
         let now = self.clock.wall();
         let next = Next::of(self, admit, now)?;
         let live = self
@@ -169,6 +171,12 @@ impl Broker {
             .map_err(|full| Refusal::new(Code::Busy, full.to_string()))?;
         match ticket.await {
             Ok(_) => {}
+            // It is not ours any more, and whose it is the next start finds out.
+            Err(CommitError::Refused(Reason::EpochLost)) => {
+                self.ended_epoch.cancel();
+                let detail = "this epoch has ended already; see `ephor broker status`";
+                return Err(Refusal::new(Code::Conflict, detail));
+            }
             Err(CommitError::Refused(reason)) => return Err(refused_by_store(&reason)),
             Err(CommitError::Conflict(key)) => return Err(defect(format!("{key} changed"))),
             // The next start finds what is so.
@@ -354,3 +362,6 @@ impl Next {
         Ok(rows)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,9 +4,7 @@
 //! deleted. The restored store knows that it is one: it starts `behind`, because nobody can tell
 //! what came after the copy.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ephor_crypto::Secret;
@@ -18,9 +16,10 @@ use ephor_proto::time::UnixMillis;
 use super::backup::{DATABASE, MANIFEST, MASTER_KEY, Manifest, SEAL, digest, is_sealed};
 use super::behind::{Behind, META};
 use crate::config::Config;
+use crate::files;
 use crate::keys::Keys;
 use crate::keys::master::{MasterKeyError, Provider};
-use crate::ledger::{Inspected, OpenError, holder_of, inspect, mark};
+use crate::ledger::{Inspected, OpenError, holder_of, inspect, keep_out, mark};
 use crate::limits;
 
 /// What to restore, and over what.
@@ -141,30 +140,51 @@ pub fn restore(
     };
     let sealer = provider.open()?;
     let found = backup.check(&sealer)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state_dir)
-        .map_err(io(&config.state_dir))?;
+    files::make_directory(&config.state_dir).map_err(io(&config.state_dir))?;
     if !own_key {
         copy_private(&options.from.join(MASTER_KEY), &key_file)?;
     }
     let staged = config.state_dir.join("ephor.db.restoring");
-    let _ = std::fs::remove_file(&staged);
+    // Of one that was killed: its journal would be played back into this copy.
+    for left in [&staged, &files::beside(&staged, "-journal")] {
+        let _ = std::fs::remove_file(left);
+    }
     copy_private(&backup.database, &staged)?;
     if digest(&staged).map_err(io(&staged))?.1 != backup.manifest.sha256 {
         return Err(backup.wrong("it changed while it was copied"));
     }
     mark(&staged, META, &restored_mark(&found, now))?;
-    let aside = move_aside(config, now)?;
-    std::fs::rename(&staged, &database).map_err(io(&database))?;
-    sync(&config.state_dir)?;
+    let placed = put_in_place(config, &staged, options.force, now);
+    if placed.is_err() {
+        let _ = std::fs::remove_file(&staged);
+    }
+    let aside = placed?;
     Ok(Restored {
         made_at: backup.manifest.made_at,
         log_size: found.head.size,
         aside,
         master_key: !own_key,
     })
+}
+
+/// The copy in the place of the store that is there. Checking took its time, in which a broker may
+/// have been started: asked again, and from here on none can be.
+fn put_in_place(
+    config: &Config,
+    staged: &Path,
+    force: bool,
+    now: UnixMillis,
+) -> Result<Option<PathBuf>, RestoreError> {
+    let database = config.database();
+    check_target(&database, force)?;
+    // One that cannot be opened otherwise is opened by no broker either.
+    if let Err(OpenError::Held { path, pid }) = keep_out(&database) {
+        return Err(RestoreError::Held { path, pid });
+    }
+    let aside = move_aside(config, now)?;
+    std::fs::rename(staged, &database).map_err(io(&database))?;
+    sync(&config.state_dir)?;
+    Ok(aside)
 }
 
 /// A store that a broker has open is never touched, any other only when that was asked for.
@@ -305,56 +325,51 @@ impl Backup {
     }
 }
 
-/// The store that is there, with everything that belongs to it.
+/// The store that is there, with everything that belongs to it, also what an interrupted restore
+/// left of one: a write-ahead log or reserve of another store would be played back into this one. The
+/// database goes first, so that it is never there without its write-ahead log.
 fn move_aside(config: &Config, now: UnixMillis) -> Result<Option<PathBuf>, RestoreError> {
     let database = config.database();
-    if !database.exists() {
+    let all = [
+        database.clone(),
+        files::beside(&database, "-wal"),
+        files::beside(&database, "-shm"),
+        config.reserve(),
+    ];
+    if !all.iter().any(|file| file.exists()) {
         return Ok(None);
     }
     let aside = config
         .state_dir
         .join(format!("before-restore-{}", now.as_millis()));
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&aside)
-        .map_err(io(&aside))?;
-    let beside = |suffix: &str| {
-        let mut name = database.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let all = [
-        beside("-wal"),
-        beside("-shm"),
-        config.reserve(),
-        database.clone(),
-    ];
+    files::make_new_directory(&aside).map_err(io(&aside))?;
     for file in all.iter().filter(|file| file.exists()) {
         let Some(name) = file.file_name() else {
             continue;
         };
         std::fs::rename(file, aside.join(name)).map_err(io(file))?;
+        // In this order also after a power cut.
+        sync(&aside)?;
+        sync(&config.state_dir)?;
+        crate::crash_point!("restore.moved");
     }
-    sync(&aside)?;
     Ok(Some(aside))
 }
 
 fn copy_private(from: &Path, to: &Path) -> Result<(), RestoreError> {
-    let mut source = File::open(from).map_err(io(from))?;
-    let mut options = OpenOptions::new();
-    let target = options.write(true).create_new(true).mode(0o600).open(to);
-    let mut target = target.map_err(io(to))?;
     if from.file_name().is_some_and(|name| name == MASTER_KEY) {
         let key = Secret::new(std::fs::read(from).map_err(io(from))?);
-        target.write_all(key.expose()).map_err(io(to))?;
-    } else {
-        std::io::copy(&mut source, &mut target).map_err(io(to))?;
+        return files::write_new(to, key.expose(), files::PRIVATE).map_err(io(to));
     }
+    let mut source = File::open(from).map_err(io(from))?;
+    let mut target = files::create(to, files::PRIVATE).map_err(io(to))?;
+    std::io::copy(&mut source, &mut target).map_err(io(to))?;
     target.sync_all().map_err(io(to))
 }
 
 fn sync(directory: &Path) -> Result<(), RestoreError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io(directory))
+    files::sync(directory).map_err(io(directory))
 }
+
+#[cfg(test)]
+mod tests;

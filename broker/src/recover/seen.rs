@@ -32,10 +32,13 @@ impl Broker {
     pub(crate) async fn compare_with_seen(&self, host: &str, note: &str) -> Result<(), Refusal> {
         if !note.is_empty() {
             let (seen, note) = self.parse_note(note)?;
+            self.check_signature(seen.origin(), &note)?;
             if self.extends(&seen)? {
-                self.confirmed();
+                // Every log begins with nothing: that says nothing of this one.
+                if seen.size() > 0 {
+                    self.confirmed();
+                }
             } else {
-                self.check_signature(seen.origin(), &note)?;
                 self.fell_behind(Behind {
                     since: self.clock.wall(),
                     host: Some(host.to_owned()),
@@ -49,8 +52,7 @@ impl Broker {
         self.vouch()
     }
 
-    /// Whether this log is the one of a checkpoint, or has grown from it. Needs no signature: what
-    /// agrees with us is nothing to act upon.
+    /// Whether this log is the one of a checkpoint, or has grown from it.
     fn extends(&self, seen: &Checkpoint) -> Result<bool, Refusal> {
         let root = root_at(&self.ledger.reader(), seen.size()).map_err(store_unavailable)?;
         Ok(seen.origin() == self.installation.origin && root == Some(seen.root()))
@@ -93,3 +95,6 @@ fn not_ours(why: &dyn std::fmt::Display) -> Refusal {
     let detail = format!("`checkpoint` is not of this log: {why}");
     Refusal::new(Code::InvalidRequest, detail)
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,9 +52,16 @@ fn counted(bench: &Bench, table: &str) -> u64 {
     .unwrap() as u64
 }
 
+/// One whose log an agent has confirmed.
+async fn bench() -> Bench {
+    let bench = Bench::new().await;
+    bench.broker.confirmed();
+    bench
+}
+
 #[tokio::test]
 async fn what_is_over_goes_and_its_leaves_stay() {
-    let bench = Bench::new().await;
+    let bench = bench().await;
     let retention = Retention {
         detail: days(3),
         log: None,
@@ -167,7 +174,7 @@ async fn what_is_over_goes_and_its_leaves_stay() {
 
 #[tokio::test]
 async fn nothing_goes_on_a_clock_that_is_not_believed() {
-    let bench = Bench::new().await;
+    let bench = bench().await;
     let retention = Retention {
         detail: days(3),
         log: None,
@@ -185,8 +192,37 @@ async fn nothing_goes_on_a_clock_that_is_not_believed() {
 }
 
 #[tokio::test]
+async fn pruning_ends_between_two_commits_when_it_may_not_go_on() {
+    let retention = Retention {
+        detail: days(3),
+        log: None,
+    };
+    for why in ["an old copy", "a doubted clock", "a stop"] {
+        let bench = bench().await;
+        one_day(&bench, limits::RETENTION_CHUNK + 8, None).await;
+        for _ in 0..3 {
+            one_day(&bench, 0, None).await;
+        }
+        let pruned = || bench.events_of("operate.pruned").len();
+        assert_eq!(pruned(), 0);
+        let meanwhile = async {
+            while pruned() == 0 {
+                tokio::task::yield_now().await;
+            }
+            match why {
+                "an old copy" => bench.fall_behind().await,
+                "a doubted clock" => bench.clock.step_wall_millis(30 * DAY as i64 * 1000),
+                _ => bench.broker.tasks.stop_token().cancel(),
+            }
+        };
+        tokio::join!(biased; meanwhile, bench.broker.retain(retention));
+        assert_eq!((pruned(), counted(&bench, "task")), (1, 8), "{why}");
+    }
+}
+
+#[tokio::test]
 async fn the_text_of_old_leaves_goes_in_whole_bundles_and_the_tree_stands() {
-    let bench = Bench::new().await;
+    let bench = bench().await;
     let retention = Retention {
         detail: days(2),
         log: Some(days(4)),
@@ -236,7 +272,7 @@ fn size(path: &PathBuf) -> u64 {
 
 /// Sizes of the file after each tenth of the time.
 async fn churn(retention: Option<Retention>) -> Vec<u64> {
-    let bench = Bench::new().await;
+    let bench = bench().await;
     let mut sizes = Vec::new();
     for day in 1..=90 {
         one_day(&bench, 24, retention).await;

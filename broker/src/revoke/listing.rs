@@ -4,11 +4,12 @@ use ephor_crypto::x509::{Revoked, Serial};
 use ephor_proto::kind::Kind;
 use ephor_proto::time::UnixMillis;
 
-use super::{ListError, Slot, Wanted};
+use super::{Crls, NotEnded, Slot, Wanted};
 use crate::app::Broker;
+use crate::keys::state::{KeyKind, KeyState};
 use crate::kind::effect::Content;
 use crate::kind::x509;
-use crate::ledger::{CredentialRow, Listing};
+use crate::ledger::{CredentialRow, KeyRow, Listing, ReadError};
 
 /// A place that was taken for a credential before its intent was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +20,27 @@ pub enum Place {
     Crl(u32),
 }
 
-/// That a verifier who asks is told no.
+/// Why a verifier refuses a credential.
 #[derive(Debug, Clone)]
-pub struct Shown {
-    /// URL of the list.
-    pub list: String,
-    /// Changes that were in it.
-    pub version: u64,
+pub enum Shown {
+    /// One that asks is told no.
+    Listed {
+        /// URL of the list.
+        list: String,
+        /// Changes that were in it.
+        version: u64,
+    },
+    /// One that has the set of CAs as it is now knows no root for it; there is no list any more.
+    Distrusted(Distrusted),
+}
+
+/// That a CA is not trusted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Distrusted {
+    /// Its version.
+    pub ca: u32,
+    /// When that was stored.
+    pub since: UnixMillis,
 }
 
 impl Broker {
@@ -64,7 +79,11 @@ impl Broker {
     /// Puts a stored credential back in its place.
     pub(crate) fn restore_listing(&self, listing: &Listing) {
         let (list, index) = (listing.list, listing.index);
-        match (listing.kind, listing.id) {
+        // A row that cannot be read may not tell its kind; the number of its list does.
+        let kind = listing
+            .kind
+            .or_else(|| (!self.lists.has_place(list)).then_some(Kind::X509));
+        match (kind, listing.id) {
             (Some(Kind::X509), Some(id)) => {
                 let at = listing.revoked_at.unwrap_or_else(|| self.clock.wall());
                 let revoked = listing
@@ -105,26 +124,21 @@ impl Broker {
         }
     }
 
-    /// The list as a verifier reads it, if it refuses this credential.
+    /// What refuses this credential where its verifiers look, if something does.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When its list cannot be made, or the store cannot be read.
     pub(crate) async fn shown(
         &self,
         row: &CredentialRow,
         now: UnixMillis,
-    ) -> Result<Option<Shown>, ListError> {
+    ) -> Result<Option<Shown>, NotEnded> {
+        if let Some(distrusted) = self.distrusted(row)? {
+            return Ok(Some(Shown::Distrusted(distrusted)));
+        }
         let (is_shown, version) = match row.kind {
             Kind::X509 => {
-                let built = match self.crls.current(row.status_list, &self.keys).await {
-                    Ok(built) => built,
-                    // Not listed but worse: no verifier has the root any more.
-                    Err(error @ ListError::Distrusted(_)) => {
-                        let list = error.to_string();
-                        return Ok(Some(Shown { list, version: 0 }));
-                    }
-                    Err(error) => return Err(error),
-                };
+                let built = self.crls.current(row.status_list, &self.keys).await?;
                 let serials = x509::serials(row.id, row.status_index, &row.content);
                 (
                     !serials.is_empty() && built.lists_all(&serials),
@@ -138,10 +152,52 @@ impl Broker {
             // In no list, and proven at the target.
             Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => (false, 0),
         };
-        Ok(is_shown.then(|| Shown {
+        Ok(is_shown.then(|| Shown::Listed {
             list: self.list_uri(row),
             version,
         }))
+    }
+
+    /// Where verifiers are told no, in words.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn place(&self, row: &CredentialRow) -> Result<String, ReadError> {
+        Ok(match self.distrusted(row)? {
+            Some(distrusted) => distrusted.in_words(row),
+            None => place_in_words(row, &self.list_uri(row)),
+        })
+    }
+
+    /// Whether the CA of a certificate is distrusted: nobody makes its list any more.
+    fn distrusted(&self, row: &CredentialRow) -> Result<Option<Distrusted>, ReadError> {
+        let ca = match row.kind {
+            Kind::X509 => Crls::ca_of(row.status_list),
+            Kind::Jwt | Kind::Ssh | Kind::Postgres | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                return Ok(None);
+            }
+        };
+        if self.keys.load().ca_of(ca).is_some() {
+            return Ok(None);
+        }
+        let stored = self.ledger.reader().keys(KeyKind::Ca.as_str())?;
+        let is_it = |key: &&KeyRow| key.version == ca && key.state == KeyState::Destroyed;
+        let of = |key: &KeyRow| Distrusted {
+            ca,
+            since: key.since,
+        };
+        Ok(stored.iter().find(is_it).map(of))
+    }
+}
+
+impl Distrusted {
+    /// In the place of a list. It reaches no further than those who fetch the set of CAs.
+    pub(crate) fn in_words(self, row: &CredentialRow) -> String {
+        let Self { ca, since } = self;
+        let until = row.expires_at;
+        format!(
+            "CA version {ca} distrusted here since {since}; a verifier that still has that root: until {until}"
+        )
     }
 }
 

@@ -5,26 +5,25 @@
 //! [`Require::PolicyInForce`](crate::ledger::Require)), so one look at the store finds it all. A look
 //! that was cut short, by a crash or a full lane, is done again: the broker also looks at every start.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+mod scan;
+#[cfg(test)]
+mod tests;
 
-use ephor_proto::id::{CredentialId, GrantId, TaskId};
-use ephor_proto::spiffe::SpiffeId;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ephor_proto::id::TaskId;
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::{GrantEnd, GrantState};
 use ephor_proto::state::task::{EndCause, TaskState};
-use ephor_proto::time::UnixMillis;
-use ephor_proto::ttl::Ttl;
 
+use self::scan::{Outdated, OutdatedGrant, readable, scan};
 use super::{NotEnded, Work, written};
 use crate::app::Broker;
 use crate::complete::{By, End, closed_grant, revoke_row};
 use crate::crash_point;
-use crate::decide::{Fallen, Held, stands, unchanged};
-use crate::ledger::{
-    Batch, CredentialRow, Lane, Ledger, LiveCredential, NewEvent, ReadError, Row, Ticket,
-};
+use crate::decide::{Fallen, Held, stands};
+use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, ReadError, Row, Ticket};
 use crate::limits;
 use crate::policy::Snapshot;
 
@@ -37,60 +36,72 @@ pub(crate) struct Narrowed {
     pub(crate) tasks: u64,
 }
 
-/// What is out and not allowed, as one look at the store found it.
+/// Which change of policy is the last whose revocations are under way. What an earlier one could not
+/// finish, as where a row cannot be read, falls to the next: one at most tries again for ever.
 #[derive(Debug, Default)]
-pub(crate) struct Outdated {
-    /// Tasks to end, and why.
-    tasks: BTreeMap<TaskId, String>,
-    /// The others by their grant, the longest living first.
-    grants: Vec<OutdatedGrant>,
-    credentials: u64,
+pub(crate) struct Narrowing {
+    /// Guards the last turn; held for a look only.
+    last: Mutex<Last>,
 }
 
+#[derive(Debug, Default)]
+struct Last {
+    number: u64,
+    is_unfinished: bool,
+}
+
+/// The right, and the duty, to revoke what a policy took away.
 #[derive(Debug)]
-struct OutdatedGrant {
-    id: GrantId,
-    task: TaskId,
-    opened_at: Option<UnixMillis>,
-    credentials: Vec<CredentialId>,
-    /// Another credential of it may stay.
-    goes_on: bool,
-    until: UnixMillis,
+pub(crate) struct Turn {
+    number: u64,
+    /// The policy of before, of which nothing is out that it did not allow; without it all that is
+    /// out is looked at closely.
+    after: Option<Arc<Snapshot>>,
 }
 
-/// As little of a row as is kept of each.
-#[derive(Debug, Clone, Copy)]
-struct Out {
-    id: CredentialId,
-    task: TaskId,
-    grant: GrantId,
-    until: UnixMillis,
+impl Narrowing {
+    /// The turn of the policy that has just taken the place of `after`.
+    pub(crate) fn begin(&self, after: Option<Arc<Snapshot>>) -> Turn {
+        let mut last = self.last();
+        last.number += 1;
+        let after = after.filter(|_| !last.is_unfinished);
+        last.is_unfinished = true;
+        Turn {
+            number: last.number,
+            after,
+        }
+    }
+
+    fn is_newest(&self, turn: &Turn) -> bool {
+        self.last().number == turn.number
+    }
+
+    fn finished(&self, turn: &Turn) {
+        let mut last = self.last();
+        if last.number == turn.number {
+            last.is_unfinished = false;
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A first commit on its way, and what it revokes.
 type Begun = (Ticket, Vec<CredentialRow>);
 
-impl Outdated {
-    /// Their number.
-    pub(crate) fn sum(&self) -> Narrowed {
-        Narrowed {
-            credentials: self.credentials,
-            tasks: self.tasks.len() as u64,
-        }
-    }
-}
-
 impl Broker {
-    /// Revokes what the policy in force does not allow. `after` is the one before it, of which
-    /// nothing is out that it did not allow; without it all is looked at closely. Gives up only when the broker stops, and
-    /// then the next start goes on.
-    pub(crate) async fn narrow(&self, after: Option<Arc<Snapshot>>) -> Narrowed {
+    /// Revokes what the policy in force does not allow. Gives up when the broker stops or its store
+    /// proves to be an old copy, and then the next start goes on; or when a later turn took over. Gives
+    /// what was revoked, and whether that is all.
+    pub(crate) async fn narrow(&self, turn: Turn) -> (Narrowed, bool) {
         let mut total = Narrowed::default();
         let mut pause = limits::RETRY_FIRST;
         let stop = self.tasks.stop_token();
-        while !stop.is_cancelled() {
+        while self.may_narrow() && self.inforce.narrowing.is_newest(&turn) {
             let policy = self.policy.load_full();
-            let all_done = match self.outdated(&policy, after.clone()).await {
+            let all_done = match self.outdated(&policy, turn.after.clone()).await {
                 Ok(found) => self.end_outdated(&policy, found, &mut total).await,
                 Err(error) => {
                     tracing::error!(%error, "what the policy no longer allows could not be read; it is tried again");
@@ -98,7 +109,8 @@ impl Broker {
                 }
             };
             if all_done {
-                break;
+                self.inforce.narrowing.finished(&turn);
+                return (total, true);
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -106,7 +118,12 @@ impl Broker {
             }
             pause = pause.saturating_mul(2).min(limits::RETRY_MOST);
         }
-        total
+        (total, false)
+    }
+
+    /// Not on an old copy: what it holds for live is not its to revoke.
+    fn may_narrow(&self) -> bool {
+        !self.tasks.stop_token().is_cancelled() && self.behind().is_none()
     }
 
     /// What a policy would revoke. One scan over all that is out, beside the runtime's threads.
@@ -124,23 +141,29 @@ impl Broker {
     }
 
     /// Ends what was found, a bounded number at a time: people's revocations come in between. False
-    /// when something of it could not be begun.
+    /// when something of it could not be begun, or it is not known of all whether they stand.
     async fn end_outdated(&self, policy: &Snapshot, found: Outdated, total: &mut Narrowed) -> bool {
-        let mut all_done = true;
+        let mut all_done = found.left_out == 0;
         let tasks: Vec<_> = found.tasks.into_iter().collect();
         for some in tasks.chunks(limits::ENDS_AT_ONCE) {
             crash_point!("policy.narrowing");
+            if !self.may_narrow() {
+                return false;
+            }
             all_done &= self.end_outdated_tasks(policy, some, total).await;
         }
         for some in found.grants.chunks(limits::NARROWED_AT_ONCE) {
             crash_point!("policy.narrowing");
-            if self.tasks.stop_token().is_cancelled() {
+            if !self.may_narrow() {
                 return false;
             }
             let mut begun = Vec::new();
             for grant in some {
                 match self.begin_narrowing(policy, grant) {
-                    Ok(submitted) => begun.extend(submitted),
+                    Ok((submitted, is_all)) => {
+                        begun.extend(submitted);
+                        all_done &= is_all;
+                    }
                     Err(error) => {
                         tracing::warn!(grant = %grant.id, %error, "a credential that policy no longer allows is not revoked yet");
                         all_done = false;
@@ -172,6 +195,7 @@ impl Broker {
         };
         let before = self.live_of(some);
         self.drive_together(some.iter().map(end).collect()).await;
+        self.keep_at(some, cause);
         let reader = self.ledger.reader();
         let is_open = |(task, _): &&(TaskId, String)| {
             let row = reader.task(*task).ok().flatten();
@@ -181,6 +205,23 @@ impl Broker {
         total.tasks += (some.len() - left) as u64;
         total.credentials += before;
         left == 0
+    }
+
+    /// Leaves to the sweep what was begun and not proven: no later look meets it. What is open still
+    /// is begun again by the next look, which says which policy ends it.
+    fn keep_at(&self, some: &[(TaskId, String)], cause: EndCause) {
+        let reader = self.ledger.reader();
+        for (task, _) in some {
+            let is_begun = match reader.task(*task) {
+                Ok(Some(row)) => matches!(row.state, TaskState::Completing(_)),
+                Ok(None) => false,
+                Err(_) => true,
+            };
+            if is_begun {
+                self.pending
+                    .add(Work::Task(*task, cause), self.clock.boottime());
+            }
+        }
     }
 
     /// How many credentials of some tasks are out.
@@ -194,18 +235,19 @@ impl Broker {
     }
 
     /// Submits the first commit for what of a grant does not stand: judged on the rows as they are
-    /// now, since a renewal may have come in between.
+    /// now, since a renewal may have come in between. Tells whether all of them could be read.
     fn begin_narrowing(
         &self,
         policy: &Snapshot,
         grant: &OutdatedGrant,
-    ) -> Result<Option<Begun>, NotEnded> {
+    ) -> Result<(Option<Begun>, bool), NotEnded> {
         let now = self.clock.wall();
         let reader = self.ledger.reader();
         let (mut revoking, mut events) = (Vec::new(), Vec::<NewEvent>::new());
-        let mut goes_on = grant.goes_on;
+        let (mut goes_on, mut is_all) = (grant.goes_on, true);
         for id in &grant.credentials {
-            let row = reader.credential(*id)?;
+            let row = readable(reader.credential(*id))?;
+            is_all &= row.is_some();
             let Some(row) = row.filter(|row| is_out(row.state)) else {
                 continue;
             };
@@ -223,13 +265,12 @@ impl Broker {
             revoking.push(row);
         }
         if revoking.is_empty() {
-            return Ok(None);
+            return Ok((None, is_all));
         }
         let mut rows: Vec<Row> = revoking.iter().cloned().map(Row::from).collect();
-        let open = reader
-            .grant(grant.id)?
+        let open = readable(reader.grant(grant.id))?
             .filter(|grant| matches!(grant.state, GrantState::Open { .. }));
-        if let Some(open) = open.filter(|_| !goes_on) {
+        if let Some(open) = open.filter(|_| is_all && !goes_on) {
             rows.push(Row::Grant(closed_grant(open, GrantEnd::Narrowed, now)?));
         }
         let batch = Batch {
@@ -239,7 +280,7 @@ impl Broker {
             rows,
             events,
         };
-        Ok(Some((self.ledger.submit(batch)?, revoking)))
+        Ok((Some((self.ledger.submit(batch)?, revoking)), is_all))
     }
 
     /// `revoke.started`, with the policy that is why.
@@ -312,148 +353,4 @@ impl Broker {
 
 fn is_out(state: CredentialState) -> bool {
     state.is_usable() || state == CredentialState::Intended
-}
-
-/// What needs no closer look, remembered by holder, host, entitlement and item.
-struct Unchanged<'p> {
-    policies: Option<(&'p Snapshot, &'p Snapshot)>,
-    known: HashMap<String, Option<Ttl>>,
-    key: String,
-}
-
-impl<'p> Unchanged<'p> {
-    fn new(policy: &'p Snapshot, after: Option<&'p Snapshot>) -> Self {
-        Self {
-            policies: after.map(|old| (old, policy)),
-            known: HashMap::new(),
-            key: String::new(),
-        }
-    }
-
-    /// Whether this one surely stands.
-    fn stands(&mut self, one: &LiveCredential<'_>, deadline: Option<UnixMillis>) -> bool {
-        let Some(policies) = self.policies else {
-            return false;
-        };
-        self.key.clear();
-        for part in [one.subject, one.host, one.entitlement, one.item] {
-            self.key.push_str(part);
-            // In none of them.
-            self.key.push('\n');
-        }
-        let most = match self.known.get(&self.key) {
-            Some(most) => *most,
-            None => {
-                let asked = (one.entitlement, one.item);
-                let subject: Option<SpiffeId> = one.subject.parse().ok();
-                let most =
-                    subject.and_then(|subject| unchanged(policies, &subject, one.host, asked));
-                self.known.insert(self.key.clone(), most);
-                most
-            }
-        };
-        most.is_some_and(|most| one.expires_at <= one.issued_at.saturating_add(most))
-            && deadline.is_none_or(|deadline| one.expires_at <= deadline)
-    }
-}
-
-fn scan(
-    ledger: &Ledger,
-    policy: &Snapshot,
-    after: Option<&Snapshot>,
-) -> Result<Outdated, ReadError> {
-    let reader = ledger.reader();
-    let mut unchanged = Unchanged::new(policy, after);
-    let mut opened = HashMap::new();
-    if policy.ttl().service.ttl().is_some() {
-        let tasks = reader.unclosed_tasks()?;
-        opened.extend(tasks.into_iter().map(|task| (task.id, task.opened_at)));
-    }
-    let mut goes_on = HashSet::new();
-    let mut grants: HashMap<GrantId, OutdatedGrant> = HashMap::new();
-    let mut homeless: BTreeMap<TaskId, Vec<(Out, SpiffeId, Fallen)>> = BTreeMap::new();
-    let mut add = |row: Out, opened_at| {
-        let grant = grants.entry(row.grant).or_insert_with(|| OutdatedGrant {
-            id: row.grant,
-            task: row.task,
-            opened_at,
-            credentials: Vec::new(),
-            goes_on: false,
-            until: row.until,
-        });
-        grant.until = grant.until.max(row.until);
-        grant.credentials.push(row.id);
-    };
-    let mut credentials = 0;
-    let mut failed = None;
-    reader.live_credentials(|one| {
-        let opened_at: Option<UnixMillis> = opened.get(&one.task).copied();
-        let deadline = opened_at.and_then(|at| policy.task_deadline(at));
-        if unchanged.stands(&one, deadline) {
-            goes_on.insert(one.grant);
-            return;
-        }
-        let row = match reader.credential(one.id) {
-            Ok(Some(row)) => row,
-            Ok(None) => return,
-            Err(error) => {
-                failed = Some(error);
-                return;
-            }
-        };
-        let held = Held {
-            row: &row,
-            task_opened_at: opened_at,
-        };
-        match stands(policy, &held) {
-            Ok(()) => {
-                goes_on.insert(row.grant);
-            }
-            Err(why) => {
-                credentials += 1;
-                let out = Out {
-                    id: row.id,
-                    task: row.task,
-                    grant: row.grant,
-                    until: row.expires_at,
-                };
-                if why.ends_task() {
-                    let of_task = homeless.entry(row.task).or_default();
-                    of_task.push((out, row.subject, why));
-                } else {
-                    add(out, opened_at);
-                }
-            }
-        }
-    })?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    let mut tasks = BTreeMap::new();
-    for (id, rows) in homeless {
-        let task = reader.task(id)?;
-        let own = task.and_then(|task| rows.iter().find(|(_, of, _)| *of == task.subject));
-        match own {
-            Some((_, _, why)) => drop(tasks.insert(id, why.to_string())),
-            // A process that is several workloads, and only another of them is gone.
-            None => {
-                for (out, ..) in rows {
-                    add(out, opened.get(&id).copied());
-                }
-            }
-        }
-    }
-    let mut grants: Vec<_> = grants
-        .into_values()
-        .filter(|grant| !tasks.contains_key(&grant.task))
-        .collect();
-    for grant in &mut grants {
-        grant.goes_on = goes_on.contains(&grant.id);
-    }
-    grants.sort_by_key(|grant| std::cmp::Reverse(grant.until));
-    Ok(Outdated {
-        tasks,
-        grants,
-        credentials,
-    })
 }

@@ -15,7 +15,6 @@ impl Broker {
     /// # Errors
     /// When the store cannot be read.
     pub fn restore(&self) -> Result<(), ReadError> {
-        self.restore_standing()?;
         let reader = self.ledger.reader();
         reader.listings(|listing| self.restore_listing(&listing))?;
         reader.expiries(|expiry| self.timers.set(expiry.id, expiry.over_at()))?;

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -104,10 +105,18 @@ impl Places {
     }
 
     fn is_former(&self, list: u32) -> bool {
-        let of =
-            |first: u32| (first..first.saturating_add(limits::STATUS_LISTS_MAX)).contains(&list);
-        self.former.iter().copied().any(of)
+        self.former.iter().any(|first| of(*first).contains(&list))
     }
+
+    /// Whether a status list has that number, of this epoch or an earlier one.
+    pub(super) fn has(&self, list: u32) -> bool {
+        of(self.first).contains(&list) || self.is_former(list)
+    }
+}
+
+/// The numbers of the lists of one epoch.
+fn of(first: u32) -> Range<u32> {
+    first..first.saturating_add(limits::STATUS_LISTS_MAX)
 }
 
 /// All lists of this installation.
@@ -164,6 +173,11 @@ impl StatusLists {
         format!("{}/status/{number}", self.base_url)
     }
 
+    /// Whether that is the number of a status list, of this epoch or an earlier one.
+    pub(super) fn has_place(&self, number: u32) -> bool {
+        self.places.has(number)
+    }
+
     /// Puts a stored credential back in its place.
     pub fn restore(&self, slot: Slot, revoked: bool) {
         if self.places.is_former(slot.list) {
@@ -184,7 +198,7 @@ impl StatusLists {
     /// When all lists are full or there is no randomness.
     pub fn reserve(&self) -> Result<Slot, ListError> {
         let mut number = self.newest();
-        while number < self.places.first.saturating_add(limits::STATUS_LISTS_MAX) {
+        while of(self.places.first).contains(&number) {
             let list = self.list_or_new(number);
             if let Some(index) = list.reserve()? {
                 return Ok(Slot {
@@ -243,11 +257,9 @@ impl StatusLists {
 
     fn newest(&self) -> u32 {
         let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
-        lists
-            .keys()
-            .next_back()
-            .copied()
-            .unwrap_or(self.places.first)
+        // A row that was set aside may have brought in any number.
+        let newest = lists.range(of(self.places.first)).next_back();
+        newest.map_or(self.places.first, |(number, _)| *number)
     }
 
     fn list(&self, number: u32) -> Option<Arc<List>> {
@@ -568,6 +580,14 @@ mod tests {
         ));
         lists.release(Slot { list: 2, index: 7 });
         assert!(!lists.current(2, NOW).await.unwrap().is_revoked(7));
+    }
+
+    #[test]
+    fn a_number_that_is_none_of_this_epochs_does_not_make_all_lists_full() {
+        let (lists, _) = lists();
+        let list = limits::STATUS_LISTS_MAX;
+        lists.restore(Slot { list, index: 7 }, true);
+        assert_eq!(lists.reserve().unwrap().list, 0);
     }
 
     #[tokio::test]

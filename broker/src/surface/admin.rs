@@ -28,7 +28,7 @@ use super::lists;
 use super::problem::ProblemResponse;
 use crate::app::Broker;
 use crate::complete::{By, End};
-use crate::issue::store_unavailable;
+use crate::issue::{defect, store_unavailable};
 use crate::ledger::{CredentialFilter, ReadError, TaskFilter};
 use crate::limits;
 use crate::policy::ExplainError;
@@ -101,6 +101,21 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
         .map_err(|rejection| Refusal::new(Code::InvalidRequest, rejection.body_text()))
 }
 
+/// Does `work` in a task of its own: it ends also when whoever asked goes away, or waits no longer.
+async fn to_its_end<T, W, F>(
+    broker: &Arc<Broker>,
+    name: &'static str,
+    work: W,
+) -> Result<T, Refusal>
+where
+    T: Send + 'static,
+    W: FnOnce(Arc<Broker>) -> F,
+    F: Future<Output = Result<T, Refusal>> + Send + 'static,
+{
+    let work = work(Arc::clone(broker));
+    broker.tasks.run(name, work).await.map_err(defect)?
+}
+
 async fn status(State(broker): Shared) -> Answer<Status> {
     refuse(&broker, status_of(&broker))
 }
@@ -139,11 +154,16 @@ async fn recover(
     State(broker): Shared,
     asked: Result<Json<admin::Recover>, JsonRejection>,
 ) -> Answer<admin::Recovered> {
-    let outcome = match body(asked) {
-        Ok(asked) => broker.recover(&asked).await,
-        Err(refusal) => Err(refusal),
-    };
-    refuse(&broker, outcome)
+    refuse(&broker, recover_within(&broker, asked).await)
+}
+
+async fn recover_within(
+    broker: &Arc<Broker>,
+    asked: Result<Json<admin::Recover>, JsonRejection>,
+) -> Result<admin::Recovered, Refusal> {
+    let asked = body(asked)?;
+    let work = async move |broker: Arc<Broker>| broker.recover(&asked).await;
+    to_its_end(broker, "operate.recover", work).await
 }
 
 async fn last_backup(State(broker): Shared) -> Answer<admin::BackupState> {
@@ -263,7 +283,7 @@ fn receipt_within(broker: &Broker, id: &str) -> Result<serde_json::Value, Refusa
         Refusal::new(Code::NotFound, detail)
     };
     let receipt = read(broker.receipt(task))?.ok_or_else(none)?;
-    serde_json::to_value(receipt).map_err(crate::issue::defect)
+    serde_json::to_value(receipt).map_err(defect)
 }
 
 #[derive(Deserialize)]
@@ -382,11 +402,7 @@ async fn invite_within(
 ) -> Result<admin::Invited, Refusal> {
     let Invite { host, ttl_seconds } = body(asked)?;
     let invited = broker.invite(&host, ttl_seconds).await?;
-    let token = invited
-        .token
-        .expose_str()
-        .map_err(crate::issue::defect)?
-        .to_owned();
+    let token = invited.token.expose_str().map_err(defect)?.to_owned();
     Ok(admin::Invited {
         token,
         expires_at: invited.expires_at,

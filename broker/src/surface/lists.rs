@@ -131,6 +131,10 @@ async fn crl_index(State(broker): State<Arc<Broker>>) -> Response {
 
 /// The trust bundle (SPIFFE Trust Domain and Bundle §4): a JWKS of roots and token keys.
 async fn bundle(State(broker): State<Arc<Broker>>) -> Response {
+    // An old copy may hold keys that were distrusted since.
+    if let Err(refusal) = broker.vouch() {
+        return ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
+    }
     let bundle = broker.keys.load().bundle();
     // A third of the time for which a key is published before it is used, at most.
     let hint = broker
@@ -177,6 +181,10 @@ async fn checkpoint(State(broker): State<Arc<Broker>>) -> Response {
 }
 
 async fn tile(State(broker): State<Arc<Broker>>, Path(path): Path<String>) -> Response {
+    // Two logs of one name would be published otherwise.
+    if let Err(refusal) = broker.vouch() {
+        return ProblemResponse::of(refusal, broker.clock.as_ref()).into_response();
+    }
     match log::tile(&broker.ledger.reader(), &format!("tile/{path}")) {
         Ok(Some(log::Found::Pruned(at))) => {
             let at = at.map(|at| format!(" on {at}")).unwrap_or_default();

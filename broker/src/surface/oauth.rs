@@ -58,6 +58,10 @@ async fn discovery(State(broker): State<Arc<Broker>>) -> Response {
 }
 
 async fn jwks(State(broker): State<Arc<Broker>>) -> Response {
+    // An old copy may hold keys that were distrusted since.
+    if let Err(refusal) = broker.vouch() {
+        return refused(&broker, refusal);
+    }
     let keys = broker.keys.load();
     let set: Vec<_> = keys
         .token_keys()

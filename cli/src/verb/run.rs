@@ -69,7 +69,17 @@ async fn in_task(args: &args::Run, report: &mut Report) -> Result<u8, Failure> {
     let dir = prepared.files.as_ref().map(|files| &files.dir);
     let kept = std::mem::take(&mut prepared.kept);
     let mut keeper = Keeper::new(&agent, task, dir, kept).telling(&child, &reload);
-    let exit = tree::supervise(&child, cleaner, &signals, &mut keeper, args.wait_tree).await?;
+    let supervised = tree::supervise(
+        &child,
+        cleaner,
+        &signals,
+        &mut keeper,
+        &reload,
+        args.wait_tree,
+    );
+    let exit = supervised.await;
+    reload.end();
+    let exit = exit?;
     let ended = keeper.into_ended();
     let stopwatch = clock::Stopwatch::start();
     if let Some(files) = prepared.files {

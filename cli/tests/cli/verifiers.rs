@@ -13,9 +13,10 @@ use ephor_crypto::p256::SigningKey;
 use ephor_crypto::x509::{Ca, CrlContent, Revoked, Serial, Svid, pem, secret_pem};
 use nix::sys::signal::Signal;
 
-use super::support::{Dev, assert_code, policy, send, text, wait_for};
+use super::support::{Dev, assert_code, end_of, policy, send, text, wait_for};
 use super::wire::{
-    REFUSED_WITHIN, command, example, python, refused_within, scratch, shared, shell, until_line,
+    REFUSED_WITHIN, Running, command, example, python, refused_within, scratch, shared, shell,
+    until_line,
 };
 
 const ID: &str = "spiffe://test.ephor/dev/me";
@@ -258,6 +259,37 @@ fn assert_profile(files: &Files, names: &str) {
     ] {
         assert!(shown.contains(&line), "no {line:?} in {shown}");
     }
+}
+
+#[test]
+fn a_reload_command_that_hangs_holds_up_nobody_and_ends_with_the_task() {
+    let dev = dev("9s");
+    let dir = scratch();
+    let told = dir.path().join("told");
+    let hang = format!(
+        "echo $$ >'{0}.new' && mv '{0}.new' '{0}' && sleep 1000",
+        told.display()
+    );
+    let wait = format!("until [ -e '{}' ]; do sleep 0.05; done", told.display());
+    let mut run = command(&dev, env!("CARGO_BIN_EXE_ephor"));
+    run.args([
+        "run",
+        "--wait-tree",
+        "--env",
+        "CERT=cred://web-cert?as=file",
+    ]);
+    run.args(["--reload-command", &hang, "--", "sh", "-euc", &wait]);
+    let mut run = Running(run.spawn().unwrap());
+    assert!(end_of(&mut run.0, "the task's end").success());
+    let pid: i32 = std::fs::read_to_string(&told)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(
+        !Path::new(&format!("/proc/{pid}")).exists(),
+        "{pid} runs on"
+    );
 }
 
 #[test]

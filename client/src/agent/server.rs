@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Whether the user `server` may: root (a service manager that listens for the agent, too),
-/// ourselves (`own`), and the owner of the socket's directory, who could replace the socket at any
-/// time. The same rule as that of `ephor`.
+/// Whether the user `server` may serve the socket at `path`: root (a service manager that listens
+/// for the daemon, too), ourselves (`own`), and the owner of the socket's directory, who could
+/// replace the socket at any time. A link that root or we made is followed, because packages put
+/// one where programs look.
 ///
 /// # Errors
 /// When the socket is gone.
@@ -20,8 +21,7 @@ pub fn may_serve(server: u32, path: &Path, own: u32) -> io::Result<bool> {
     Ok(std::fs::metadata(directory)?.uid() == server)
 }
 
-/// Where a link of root's or of ours leads: packages put one where programs look. A stranger's is
-/// not followed.
+/// Where a link of root's or of ours leads; any other path as it is.
 fn followed(path: &Path, own: u32) -> io::Result<PathBuf> {
     let found = std::fs::symlink_metadata(path)?;
     if found.is_symlink() && [0, own].contains(&found.uid()) {

@@ -99,7 +99,15 @@ impl Shared {
         {
             return;
         }
+        let is_gone = |ca: &CaCertificate| !cas.iter().any(|other| other.der() == ca.der());
+        let some_went = before.iter().any(is_gone);
         self.trust.replace(cas);
+        if some_went {
+            // What it signed, or vouched for, goes with it.
+            self.lists.forget_issuers();
+            self.learn_issuers(&self.held.load());
+            self.lists.forget_unsigned();
+        }
         // After the change, before the walk: who registers later sees the count, who registered
         // earlier is walked over.
         self.trust_changes.fetch_add(1, Ordering::SeqCst);

@@ -8,11 +8,14 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ephor_proto::http::lists::{CrlIndex, CrlVersion};
+use ephor_proto::time::Boottime;
 use http::{Request, StatusCode, Uri, header};
 use http_body_util::Full;
+use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -70,6 +73,9 @@ struct Poller {
     connection: Option<(Origin, Http)>,
     /// The version of each list that was taken last.
     versions: HashMap<String, String>,
+    /// The version of each list that could not be taken, or was none newer, and when that was tried
+    /// last.
+    fruitless: HashMap<String, (String, Boottime)>,
 }
 
 impl Poller {
@@ -78,31 +84,75 @@ impl Poller {
         let index = self
             .get(&origin, &origin.index, limits::INDEX_BYTES)
             .await?;
-        let index = index.map_err(|status| {
-            io::Error::other(format!(
-                "{}{} answered {status}",
-                origin.authority, origin.index
-            ))
+        let index = index.map_err(|why| {
+            io::Error::other(format!("{}{}: {why}", origin.authority, origin.index))
         })?;
         let index: CrlIndex = serde_json::from_slice(&index).map_err(io::Error::other)?;
+        self.fetch_lists(shared, &origin, &index).await?;
+        let published: HashSet<&str> = index.lists.iter().map(|list| &*list.url).collect();
+        self.versions
+            .retain(|url, _| published.contains(url.as_str()));
+        self.fruitless
+            .retain(|url, _| published.contains(url.as_str()));
+        shared.lists.retain(&published);
+        // Of a list that is not known at all nobody is admitted.
+        let is_behind = |list: &&CrlVersion| {
+            self.versions.get(&list.url) != Some(&list.version)
+                && shared.lists.list(&list.url).is_some()
+        };
+        if !index.lists.iter().any(|list| is_behind(&list)) {
+            shared.lists.is_current();
+        }
+        Ok(())
+    }
+
+    /// Brings up to date what can be. One list that cannot must not hide the others.
+    async fn fetch_lists(
+        &mut self,
+        shared: &Shared,
+        origin: &Origin,
+        index: &CrlIndex,
+    ) -> io::Result<()> {
+        let mut is_failing = false;
         for list in &index.lists {
             let Some(path) = origin.path_of(&list.url) else {
                 continue;
             };
-            if !self.is_due(&shared.lists, list) {
+            if !self.is_due(&shared.lists, list) || self.was_tried_lately(list) {
                 continue;
             }
-            match self.get(&origin, path, limits::LIST_BYTES).await? {
-                Ok(der) => self.take(shared, list, der).await?,
-                // One list that is not there must not hide the others.
-                Err(status) => tracing::debug!(url = list.url, %status, "a list was not given"),
+            match self.get(origin, path, limits::LIST_BYTES).await {
+                Ok(Ok(der)) => self.take(shared, list, der).await?,
+                Ok(Err(why)) => self.refuse(list, &why),
+                Err(error) if is_failing => return Err(error),
+                Err(error) => {
+                    is_failing = true;
+                    self.refuse(list, &error);
+                }
             }
         }
-        let published: HashSet<&str> = index.lists.iter().map(|list| &*list.url).collect();
-        self.versions
-            .retain(|url, _| published.contains(url.as_str()));
-        shared.lists.looked(&published);
         Ok(())
+    }
+
+    /// What did not help a moment ago is not fetched again and again.
+    fn was_tried_lately(&self, list: &CrlVersion) -> bool {
+        let tried = self.fruitless.get(&list.url);
+        tried.is_some_and(|(version, at)| {
+            let since = Duration::from_millis(clock::boottime().millis_since(*at));
+            *version == list.version && since < limits::POLL_RETRY_MAX
+        })
+    }
+
+    /// Fetching this version brought nothing; gives the version of which that was known.
+    fn tried(&mut self, list: &CrlVersion) -> Option<String> {
+        let tried = (list.version.clone(), clock::boottime());
+        Some(self.fruitless.insert(list.url.clone(), tried)?.0)
+    }
+
+    fn refuse(&mut self, list: &CrlVersion, why: &dyn std::fmt::Display) {
+        if self.tried(list).as_ref() != Some(&list.version) {
+            tracing::warn!(url = list.url, %why, "a revocation list was not taken; trying again");
+        }
     }
 
     /// Whether it changed, or is past the half of its life.
@@ -118,20 +168,19 @@ impl Poller {
 
     /// Reading a long list takes milliseconds, which are not those of whoever shares our runtime.
     async fn take(&mut self, shared: &Shared, list: &CrlVersion, der: Bytes) -> io::Result<()> {
-        let (lists, cas, url) = (
-            Arc::clone(&shared.lists),
-            shared.trust.current(),
-            list.url.clone(),
-        );
-        let taken = tokio::task::spawn_blocking(move || lists.take(&url, &der, &cas));
+        let (lists, url) = (Arc::clone(&shared.lists), list.url.clone());
+        let taken = tokio::task::spawn_blocking(move || lists.take(&url, &der));
         match taken.await.map_err(io::Error::other)? {
             Ok(newer) => {
                 self.versions.insert(list.url.clone(), list.version.clone());
-                if let Some(newer) = newer {
-                    shared.live.close_listed(newer.serials());
+                self.fruitless.remove(&list.url);
+                match newer {
+                    Some(newer) => shared.live.close_listed(newer.serials()),
+                    // Past the half of its life, and there is no newer one.
+                    None => drop(self.tried(list)),
                 }
             }
-            Err(error) => tracing::warn!(url = list.url, %error, "a revocation list was not taken"),
+            Err(error) => self.refuse(list, &error),
         }
         Ok(())
     }
@@ -153,17 +202,31 @@ impl Poller {
         };
         let request = Request::get(path).header(header::HOST, &origin.authority);
         let request = request.body(Full::default()).map_err(io::Error::other)?;
-        let reply = http.call(request, most).await?;
+        let reply = match http.call(request, most).await {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Ok(Err(NotGiven::TooLarge(most)));
+            }
+            reply => reply?,
+        };
         self.connection = Some((origin.clone(), http));
         if !reply.status.is_success() {
-            return Ok(Err(reply.status));
+            return Ok(Err(NotGiven::Status(reply.status)));
         }
         Ok(Ok(Bytes::copy_from_slice(&reply.body)))
     }
 }
 
-/// A body, or the status that stood for one.
-type Given = Result<Bytes, StatusCode>;
+/// A body, or why there is none.
+type Given = Result<Bytes, NotGiven>;
+
+/// What a path gives instead of a body.
+#[derive(Debug, Error)]
+enum NotGiven {
+    #[error("it answers {0}")]
+    Status(StatusCode),
+    #[error("it is larger than {0} bytes")]
+    TooLarge(usize),
+}
 
 /// Where all lists of an installation are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,10 +15,16 @@ async fn it_is_renewed_and_connections_stay() {
     fake.state().ttl = 10;
     fake.state().refresh_after = Duration::from_millis(200);
     let pair = Pair::start(&mut fake).await;
+    let before = pair.client.status();
     let (served, _called) = pair.connect().await.unwrap();
     let first = served.peer().serial.clone();
-    let renewed = pair.client.renewed().await;
-    assert_ne!(renewed.serial, first);
+    let renewed = pair.client.renewed(&before).await;
+    assert_ne!(renewed.serial, before.serial);
+    // One that has happened is not waited for: from here on none would come.
+    fake.state().refuses = true;
+    let at_once = tokio::time::timeout(Duration::from_secs(5), pair.client.renewed(&before));
+    assert_ne!(at_once.await.unwrap().serial, before.serial);
+    fake.state().refuses = false;
     let (again, _called_again) = pair.connect().await.unwrap();
     assert_ne!(again.peer().serial, first);
     assert_eq!((served.closed(), pair.server.connections()), (None, 2));
@@ -55,8 +61,9 @@ async fn an_expired_one_is_never_shown_and_ends_what_was_made_with_it() {
         text.contains("no certificates"),
         "nothing was shown: {text}"
     );
+    let expired = pair.client.status();
     fake.state().refuses = false;
-    pair.client.renewed().await;
+    pair.client.renewed(&expired).await;
     connect(&callers.listener, &pair.connector).await.unwrap();
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ephor_client::{Closed, Connector, Listener, Peers};
+use ephor_client::{Closed, Connector, Identity, Listener, Peers};
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::x509::{Ca, CaCertificate};
 use rustls::AlertDescription;
@@ -250,4 +250,104 @@ async fn a_ca_below_the_trusted_root_signs_its_lists_and_a_peers_chain_brings_an
         tokio::time::sleep(POLL).await;
     };
     assert_eq!(served.peer().id.as_str(), "spiffe://td.test/web2");
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_brought_up_to_date_is_not_a_fresh_one() {
+    let mut fake = Fake::start().await;
+    let most = Duration::from_millis(400);
+    let (server, client) = (fake.builder("svc").max_staleness(most), fake.builder("web"));
+    let pair = Pair::of(server, client).await;
+    for broken in [b"it is fine".to_vec(), vec![0; TOO_LARGE]] {
+        pair.connect().await.unwrap();
+        fake.publish_body(0, broken);
+        let is_stale = || pair.server.lists_seen().is_some_and(|seen| seen > most);
+        until("too stale", is_stale).await;
+        assert_eq!(pair.alert().await, UNKNOWN);
+        fake.publish(0, &[]);
+        fake.seen().await;
+    }
+}
+
+/// For a list.
+const TOO_LARGE: usize = (8 << 20) + 1;
+
+#[tokio::test]
+async fn a_list_that_is_too_large_hides_none_of_the_others() {
+    let mut fake = Fake::start().await;
+    fake.publish_body(0, vec![0; TOO_LARGE]);
+    fake.state().list = 1;
+    fake.publish(1, &[]);
+    let pair = Pair::start(&mut fake).await;
+    fake.seen().await;
+    pair.connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_list_that_was_not_taken_is_not_fetched_at_every_look() {
+    let mut fake = Fake::start().await;
+    fake.publish_body(0, b"it is fine".to_vec());
+    let start = now();
+    let _identity = fake.builder("svc").start().await.unwrap();
+    for _ in 0..5 {
+        fake.seen().await;
+    }
+    let fetched = {
+        let state = fake.state();
+        state.asked.iter().filter(|path| *path == "/crl/0").count()
+    };
+    let seconds = usize::try_from(now() - start).unwrap();
+    // Once, then once a second; the clock of this test counts whole ones.
+    assert!((1..=2 + seconds).contains(&fetched), "{fetched}");
+}
+
+#[tokio::test]
+async fn a_list_of_another_trusted_ca_says_nothing() {
+    let mut fake = Fake::start().await;
+    let (other, ca) = (root(), Arc::clone(&fake.state().ca));
+    fake.state().roots.push(other.certificate().clone());
+    fake.publish_body(0, fake.signed(&other, 0, 1_000, &[]));
+    let pair = Pair::start(&mut fake).await;
+    fake.seen().await;
+    assert_eq!(pair.alert().await, UNKNOWN);
+    fake.publish_body(0, fake.signed(&ca, 0, 2_000, &[]));
+    fake.seen().await;
+    pair.connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn lists_go_with_their_ca() {
+    let mut fake = Fake::start().await;
+    fake.state().ttl = 10;
+    fake.state().refresh_after = Duration::from_millis(1_500);
+    let old = Arc::clone(&fake.state().ca);
+    fake.publish_body(0, fake.signed(&old, 0, 1 << 60, &[]));
+    let pair = Pair::start(&mut fake).await;
+    pair.connect().await.unwrap();
+    let before = {
+        let mut state = fake.state();
+        let next = root();
+        state.roots = vec![next.certificate().clone()];
+        state.ca = Arc::new(next);
+        // After the next one, none.
+        state.ttl = 600;
+        state.refresh_after = Duration::from_secs(400);
+        state.issued
+    };
+    // The end of a serial counts the certificates.
+    let is_new = |identity: &Identity| {
+        let serial = identity.status().serial;
+        u16::from_str_radix(&serial[serial.len() - 4..], 16).unwrap() >= before
+    };
+    until("certificates of the next CA", || {
+        is_new(&pair.server) && is_new(&pair.client)
+    })
+    .await;
+    // Its number is far below that of the list which went.
+    fake.publish(0, &[]);
+    fake.seen().await;
+    pair.connect().await.unwrap();
+    fake.publish(0, &[serial(&pair.client.status().serial)]);
+    fake.seen().await;
+    assert_eq!(pair.alert().await, REVOKED);
 }

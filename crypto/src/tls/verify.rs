@@ -311,6 +311,8 @@ pub struct Verified<'a> {
     /// The CAs between it and the trusted one, the issuer first: verified with it. Those whose
     /// form is not that of a CA of a trust domain are left out.
     pub issuers: &'a [CaCertificate],
+    /// The CAs that were trusted when it was verified.
+    pub trusted: &'a Arc<[CaCertificate]>,
     /// When, seconds since 1970.
     pub now: i64,
 }
@@ -347,6 +349,7 @@ impl Workloads {
         let verified = Verified {
             leaf: &leaf,
             issuers: &issuers,
+            trusted: &cas,
             now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
         };
         (self.accept)(&verified).map_err(Error::InvalidCertificate)

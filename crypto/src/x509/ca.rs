@@ -190,7 +190,6 @@ impl Ca {
         self.issue(params, san, public_key_spki_der, not_after_unix)
     }
 
-    /// A SPIFFE ID with a path in this CA's trust domain, and no other.
     /// Vouches for another CA of the same trust domain: whoever trusts this one, and nothing else yet,
     /// can verify what that one issued. DER of the certificate to send along.
     ///
@@ -225,6 +224,7 @@ impl Ca {
         Ok(params.signed_by(public, &self.issuer)?.der().to_vec())
     }
 
+    /// A SPIFFE ID with a path in this CA's trust domain, and no other.
     fn subject(&self, spiffe_id: &str) -> Result<SanType, X509Error> {
         match split_spiffe_id(spiffe_id) {
             Some((trust_domain, path))
@@ -363,7 +363,7 @@ fn dns(name: &str) -> Result<SanType, X509Error> {
 mod tests {
     use super::*;
     use crate::Secret;
-    use crate::x509::{Leaf, leaf_not_after, leaf_serial, leaf_spiffe_id, spki_of};
+    use crate::x509::Leaf;
     use x509_parser::prelude::{FromDer, X509Certificate};
 
     const START: i64 = 1_800_000_000;
@@ -399,10 +399,10 @@ mod tests {
             (START - 30, START + 86_400)
         );
         assert_eq!(leaf.spki, key.public_key().spki());
-        assert_eq!(leaf_spiffe_id(&der).unwrap(), AGENT);
-        assert_eq!(leaf_serial(&der).unwrap(), serial);
-        assert_eq!(leaf_not_after(&der).unwrap(), START + 86_400);
-        assert_eq!(spki_of(&der).unwrap(), key.public_key().spki());
+        let leaf = Leaf::parse(&der).unwrap();
+        assert_eq!((leaf.spiffe_id.as_str(), leaf.serial), (AGENT, serial));
+        assert_eq!(leaf.not_after, START + 86_400);
+        assert_eq!(leaf.spki, key.public_key().spki());
 
         let (_, parsed) = X509Certificate::from_der(&der).unwrap();
         assert!(!parsed.is_ca());
@@ -436,7 +436,10 @@ mod tests {
         gap[..2].copy_from_slice(&[0, 0]);
         for serial in [one, gap, [0xff; 16], [0x01; 16]] {
             let der = ca.issue_agent(AGENT, &spki, serial, START, END).unwrap();
-            assert_eq!(leaf_serial(&der).unwrap(), Serial::new(&serial).unwrap());
+            assert_eq!(
+                Leaf::parse(&der).unwrap().serial,
+                Serial::new(&serial).unwrap()
+            );
         }
         assert!(matches!(
             ca.issue_agent(AGENT, &spki, [0; 16], START, END),

@@ -224,38 +224,6 @@ fn crl_url(parsed: &X509Certificate<'_>) -> Option<String> {
     })
 }
 
-/// The SPIFFE ID of a leaf; see [`Leaf::parse`].
-///
-/// # Errors
-/// As [`Leaf::parse`].
-pub fn leaf_spiffe_id(der: &[u8]) -> Result<String, X509Error> {
-    Leaf::parse(der).map(|leaf| leaf.spiffe_id)
-}
-
-/// The serial of a leaf; see [`Leaf::parse`].
-///
-/// # Errors
-/// As [`Leaf::parse`].
-pub fn leaf_serial(der: &[u8]) -> Result<Serial, X509Error> {
-    Leaf::parse(der).map(|leaf| leaf.serial)
-}
-
-/// The end of a leaf's validity, seconds since 1970; see [`Leaf::parse`].
-///
-/// # Errors
-/// As [`Leaf::parse`].
-pub fn leaf_not_after(der: &[u8]) -> Result<i64, X509Error> {
-    Leaf::parse(der).map(|leaf| leaf.not_after)
-}
-
-/// The DER `SubjectPublicKeyInfo` of any certificate.
-///
-/// # Errors
-/// [`X509Error::Malformed`].
-pub fn spki_of(der: &[u8]) -> Result<Vec<u8>, X509Error> {
-    parse(der).map(|parsed| parsed.public_key().raw.to_vec())
-}
-
 /// Certificates in DER that stand one after the other.
 ///
 /// # Errors

@@ -98,6 +98,10 @@ pub fn check_chain(
         let now = "the first certificate is not valid now".to_owned();
         return Err(ChainError::Refused(now));
     }
+    if certificate.not_after() < until_unix {
+        let soon = "the certificate ends too soon; have it signed for longer".to_owned();
+        return Err(ChainError::Refused(soon));
+    }
     // To a chain builder a root is a name and a key.
     if super::not_after(root)? < until_unix {
         let soon = "its root has ended, or ends too soon".to_owned();
@@ -106,13 +110,18 @@ pub fn check_chain(
     let ca = Ca::from_parts(&certificate.pem(), key).map_err(ChainError::First)?;
     let leaf = SigningKey::generate().map_err(X509Error::from)?;
     let spki = leaf.public_key().spki();
-    let until = until_unix.min(certificate.not_after());
-    let trial = ca.issue_server(names, &spki, [0x41; 16], now_unix.saturating_sub(1), until)?;
+    let trial = ca.issue_server(
+        names,
+        &spki,
+        [0x41; 16],
+        now_unix.saturating_sub(1),
+        until_unix,
+    )?;
     let between: Vec<CertificateDer<'_>> = std::iter::once(first)
         .chain(between)
         .map(|der| CertificateDer::from(der.as_slice()))
         .collect();
-    for at in [now_unix, until.saturating_sub(1)] {
+    for at in [now_unix, until_unix.saturating_sub(1)] {
         try_leaf(&trial, &between, root, at)?;
     }
     Ok(ca)

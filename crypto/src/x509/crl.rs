@@ -14,7 +14,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::ca::since_1970;
-use super::{CaCertificate, Serial, X509Error};
+use super::{CaCertificate, Leaf, Serial, X509Error};
 use crate::p256::{P256Public, verify_der};
 
 /// One revoked certificate.
@@ -93,6 +93,8 @@ pub struct RevocationList {
     this_update: i64,
     next_update: i64,
     serials: HashSet<Serial>,
+    issuer_spki: Vec<u8>,
+    issuer_key_id: Vec<u8>,
 }
 
 impl RevocationList {
@@ -111,9 +113,9 @@ impl RevocationList {
         let is_from = |ca: &&CaCertificate| {
             P256Public::from_spki(ca.spki()).is_ok_and(|key| verify_der(&key, signed, signature))
         };
-        if !cas.iter().any(|ca| is_from(&ca)) {
+        let Some(issuer) = cas.iter().find(is_from) else {
             return Err(X509Error::Crl("no trusted CA has signed it"));
-        }
+        };
         let number = list
             .crl_number()
             .and_then(|number| number.to_u64_digits().first().copied());
@@ -127,6 +129,8 @@ impl RevocationList {
             this_update: list.last_update().timestamp(),
             next_update: list.next_update().ok_or_else(malformed)?.timestamp(),
             serials,
+            issuer_spki: issuer.spki().to_vec(),
+            issuer_key_id: issuer.key_id().to_vec(),
         })
     }
 
@@ -163,6 +167,19 @@ impl RevocationList {
     /// What it lists, in no order.
     pub fn serials(&self) -> impl Iterator<Item = &Serial> {
         self.serials.iter()
+    }
+
+    /// Whether the key of `ca` has signed it.
+    #[must_use]
+    pub fn is_signed_by(&self, ca: &CaCertificate) -> bool {
+        self.issuer_spki == ca.spki()
+    }
+
+    /// Whether it is of the CA that issued `leaf`, going by what that calls the CA's key
+    /// (RFC 5280 §4.2.1.1): a CA says nothing about certificates of another.
+    #[must_use]
+    pub fn is_of_issuer(&self, leaf: &Leaf) -> bool {
+        !self.issuer_key_id.is_empty() && self.issuer_key_id == leaf.authority_key_id
     }
 
     /// How many it lists.
@@ -319,11 +336,22 @@ mod tests {
             not_after: START + 600,
         };
         let der = ca.issue_svid(&svid, &key.public_key().spki()).unwrap();
-        let leaf = super::super::Leaf::parse(&der).unwrap();
+        let leaf = Leaf::parse(&der).unwrap();
         assert_eq!(
-            (leaf.serial, leaf.spiffe_id.as_str(), leaf.crl.as_deref()),
+            (
+                leaf.serial.clone(),
+                leaf.spiffe_id.as_str(),
+                leaf.crl.as_deref()
+            ),
             (serial(3), svid.spiffe_id, Some(URL))
         );
+        for (issuer, is_own) in [(&ca, true), (&super::tests::ca(), false)] {
+            let der = issuer.sign_crl(&content(&[])).unwrap();
+            let list = RevocationList::verify(&der, &[issuer.certificate().clone()]).unwrap();
+            assert!(list.is_signed_by(issuer.certificate()));
+            assert_eq!(list.is_signed_by(ca.certificate()), is_own);
+            assert_eq!(list.is_of_issuer(&leaf), is_own);
+        }
         let revoked = [Revoked {
             serial: serial(3),
             at: START,

@@ -16,7 +16,7 @@ use crate::raw::Raw;
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Failures kept; each is counted.
+/// Failures kept; that there were more is a failure of the run.
 const KEPT: usize = 200_000;
 /// Longest text kept of one.
 const WHY: usize = 300;
@@ -45,6 +45,7 @@ pub struct Cached {
 struct Seen {
     calls: u64,
     failures: Vec<Failure>,
+    not_kept: u64,
     latency: Option<Latency>,
     longest: Duration,
 }
@@ -98,6 +99,11 @@ impl Cached {
             .count()
     }
 
+    /// Failures of which nothing else is known, because there were too many.
+    pub fn not_kept(&self) -> u64 {
+        self.seen().not_kept
+    }
+
     /// Calls made.
     pub fn calls(&self) -> u64 {
         self.seen().calls
@@ -122,6 +128,8 @@ impl Cached {
                 is_retryable,
                 why: why.chars().take(WHY).collect(),
             });
+        } else {
+            seen.not_kept += 1;
         }
     }
 
@@ -221,5 +229,20 @@ impl Loop<'_> {
                 self.cached.fail(due, is_retryable, &why);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_failure_is_lost_without_a_trace() {
+        let cached = Cached::new(Vec::new(), 1.0);
+        let now = Moment::now();
+        for _ in 0..KEPT + 2 {
+            cached.fail(now, true, "");
+        }
+        assert_eq!((cached.failures().len(), cached.not_kept()), (KEPT, 2));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Finding, Target};
-use crate::args::{Made, Run};
+use crate::args::{Made, Run, Work};
 use crate::client::Call;
 use crate::fixture::{Bare, Fixture};
 use crate::host;
@@ -16,13 +16,14 @@ const IN_FLIGHT: usize = 64;
 
 /// Rate of 64 client processes against a bare server that signs once a call, in alternation.
 pub async fn run(run: &Run, made: Made) -> anyhow::Result<Finding> {
+    let work = Work::much(made);
     let bare = Bare::start(Some(made)).await?;
     let (mut ours, mut twins, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..run.rounds {
         // A fresh store a round: what one round leaves behind must not slow the next.
         let fixture = Fixture::start(&run.ephor).await?;
         let before = (host::cpu(fixture.agent), host::cpu(fixture.broker));
-        let mut workers = Workers::start(&fixture.socket()?, IN_FLIGHT, made).await?;
+        let mut workers = Workers::start(&fixture.socket()?, IN_FLIGHT, &work).await?;
         ours.push(workers.calls() / workers.work().await?.as_secs_f64());
         cpu.push(json!({
             "agent_us": per_call(host::cpu(fixture.agent).saturating_sub(before.0), workers.calls()),
@@ -30,7 +31,7 @@ pub async fn run(run: &Run, made: Made) -> anyhow::Result<Finding> {
         }));
         drop(workers);
         fixture.stop().await?;
-        let mut workers = Workers::start(&bare.socket, IN_FLIGHT, made).await?;
+        let mut workers = Workers::start(&bare.socket, IN_FLIGHT, &work).await?;
         twins.push(workers.calls() / workers.work().await?.as_secs_f64());
         host::say(&format!(
             "round {round}: ours {:.0}/s, bare {:.0}/s",
@@ -69,12 +70,13 @@ fn per_call(spent: Duration, calls: f64) -> f64 {
 }
 
 /// A request that no cache holds: the reason is part of the key.
-pub fn cold_call(made: Made, reason: &str) -> Call {
-    let body = match made {
-        Made::Token => json!({
-            "entitlement": "identity", "parameters": { "audience": "load" }, "reason": reason,
-        }),
-        Made::Certificate => json!({ "entitlement": "identity", "reason": reason }),
+pub fn cold_call(work: &Work, reason: &str) -> Call {
+    let audience = match (work.made, &*work.entitlement) {
+        (Made::Token, "identity") => Some(json!({ "audience": "load" })),
+        (Made::Token, _) | (Made::Certificate, _) => None,
     };
+    let body = json!({
+        "entitlement": work.entitlement, "parameters": audience, "reason": reason,
+    });
     Call::post("/v1/credentials", "application/json", body.to_string())
 }

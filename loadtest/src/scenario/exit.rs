@@ -101,7 +101,8 @@ async fn one(fixture: &Fixture, begin: Moment) -> anyhow::Result<Duration> {
     Ok(took)
 }
 
-async fn active(https: &mut Connection, ask: &Call) -> anyhow::Result<bool> {
+/// What introspection answers.
+pub async fn active(https: &mut Connection, ask: &Call) -> anyhow::Result<bool> {
     let answer: serde_json::Value = serde_json::from_slice(&https.call(ask).await?)?;
     answer
         .get("active")

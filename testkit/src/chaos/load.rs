@@ -238,6 +238,9 @@ impl<'k> Load<'k> {
     fn note(&self, told: &Told, id: &mut Option<String>, got: &mut Vec<Got>) -> anyhow::Result<()> {
         self.count(told);
         if told.status != 200 {
+            if !told.is_retryable() {
+                self.defect(disturbed(told));
+            }
             return Ok(());
         }
         let task = told.text("task").to_owned();
@@ -316,6 +319,12 @@ impl Rest<'_> {
         }
         Ok(all)
     }
+}
+
+/// A refusal without a time to come back: nothing that was done to the daemons excuses one.
+fn disturbed(told: &Told) -> String {
+    let (status, code) = (told.status, told.text("code"));
+    format!("disturbed: a running task was refused: {status} {code}")
 }
 
 fn target(chance: &mut Chance) -> String {

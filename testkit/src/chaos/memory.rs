@@ -19,6 +19,7 @@ const LEAST_MIB: f64 = 8.0;
 /// Fewer lives make no thirds.
 const LIVES: usize = 6;
 const MIB: f64 = 1024.0;
+const SIDES: [Side; 2] = [Side::Broker, Side::Agent];
 
 /// Most of one life.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,8 @@ pub(super) struct Memory {
 pub(super) struct Told {
     pub lines: Vec<String>,
     pub grown: Vec<String>,
+    /// Whether both daemons had lives enough to tell growth.
+    pub is_judged: bool,
 }
 
 impl Memory {
@@ -46,7 +49,7 @@ impl Memory {
     pub fn watch(&self, kit: &Installation, done: &AtomicBool) {
         while !done.load(Ordering::SeqCst) {
             std::thread::sleep(EVERY);
-            for side in [Side::Broker, Side::Agent] {
+            for side in SIDES {
                 let Some(pid) = kit.pid(side) else { continue };
                 let Some(kib) = resident_kib(pid) else {
                     continue;
@@ -71,6 +74,7 @@ impl Memory {
     pub fn judge(&self) -> Told {
         let lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut lines, mut grown) = (Vec::new(), Vec::new());
+        let mut judged = 0;
         for (name, lives) in lives.iter() {
             let peaks: Vec<f64> = lives
                 .iter()
@@ -82,13 +86,22 @@ impl Memory {
                 "memory of the {name}: {} lives; median of their peaks {first:.1} MiB in the first third, {last:.1} in the last",
                 peaks.len()
             ));
+            if peaks.len() < LIVES {
+                lines.push(format!("memory of the {name}: too few lives to judge"));
+                continue;
+            }
+            judged += 1;
             if is_grown(peaks.len(), first, last) {
                 grown.push(format!(
                     "memory of the {name} grew from {first:.1} to {last:.1} MiB"
                 ));
             }
         }
-        Told { lines, grown }
+        Told {
+            lines,
+            grown,
+            is_judged: judged == SIDES.len(),
+        }
     }
 
     fn look(&self, name: &'static str, pid: u32, kib: u64) {
@@ -156,5 +169,23 @@ mod tests {
         let (first, last) = thirds(&leak);
         assert!(is_grown(leak.len(), first, last), "{first} {last}");
         assert!(!is_grown(2, 20.0, 90.0), "two lives say nothing");
+    }
+
+    #[test]
+    fn nothing_is_said_of_few_lives() {
+        let memory = Memory::default();
+        let live = |name, lives: std::ops::Range<u32>| {
+            for (pid, _) in lives.flat_map(|pid| (0..LOOKS).map(move |look| (pid, look))) {
+                memory.look(name, pid, 20 * 1024);
+            }
+        };
+        live("broker", 0..6);
+        live("agent", 0..5);
+        let told = memory.judge();
+        assert!(!told.is_judged && told.grown.is_empty());
+        let few = "memory of the agent: too few lives to judge".to_owned();
+        assert!(told.lines.contains(&few), "{:?}", told.lines);
+        live("agent", 5..6);
+        assert!(memory.judge().is_judged);
     }
 }

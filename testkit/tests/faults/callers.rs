@@ -1,6 +1,7 @@
 //! Attacks of docs/threat-model.md, section A, by real processes on a real socket: other users,
-//! used pids, passed connections, other namespaces. Each runs in both ways in which an agent can
-//! hold a caller: by the kernel's pidfd, and by pid and start time as on a kernel before 6.5.
+//! used pids, passed connections, other namespaces. Each that is about who holds a connection runs
+//! in both ways in which an agent can hold a caller: by the kernel's pidfd, and by pid and start
+//! time as on a kernel before 6.5.
 //!
 //! Most need to become somebody else, which only root can. `scripts/test` says so when it is not.
 
@@ -17,7 +18,7 @@ const MODES: [&str; 2] = ["auto", "off"];
 /// Everybody's idea of nobody: a user that is neither root nor ours.
 const NOBODY: u32 = 65_534;
 
-/// What the attackers share. `ask` gives a status, or `closed`; `token` whether a secret came.
+/// What the attackers share. `ask` gives a status, `closed`, or `silent` when no answer comes.
 const PRELUDE: &str = r#"
 import ctypes, os, socket, sys
 SOCKET = sys.argv[1]
@@ -42,6 +43,8 @@ def ask(s, what=TOKEN):
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         while len(body) < length:
             body += s.recv(65536)
+    except socket.timeout:
+        return "silent"
     except OSError:
         return "closed"
     assert (b'"token"' in body) == head.startswith(b"HTTP/1.1 200") or what is READY, got
@@ -160,7 +163,7 @@ def fork_as(pid):
     assert got >= 0, os.strerror(ctypes.get_errno())
     assert got or os.getpid() == pid
     return got
-def used(s, uid, before):
+def used(s, uid, before, then=None):
     "The answer to a process that has the pid of who connected, and the connection."
     first = os.fork()
     if first == 0:
@@ -171,6 +174,7 @@ def used(s, uid, before):
     out, into = os.pipe()
     second = fork_as(first)
     if second == 0:
+        if then: then()
         if uid is not None: become(uid)
         os.write(into, ask(s).encode())
         os._exit(0)
@@ -203,10 +207,8 @@ say(fresh())
         let agent = kit.pid(Side::Agent).unwrap();
         let script = format!(
             r#"{REUSE}
-import signal, threading
-s = connection()
-threading.Timer(1, lambda: os.kill({agent}, signal.SIGCONT)).start()
-say(used(s, {uid}, None))
+import signal
+say(used(connection(), {uid}, None, lambda: os.kill({agent}, signal.SIGCONT)))
 "#,
             // The same uid is who it says it is: the older way attests the second process.
             uid = if mode == "auto" {
@@ -374,7 +376,7 @@ fn attack_08_the_same_path_in_another_mount_namespace_is_another_program() {
         let socket = format!("SOCKET = {:?}\n", kit.socket());
         // The socket is reached before the root changes.
         let script = format!("{socket}s = served()\n{script}").replace("fresh()", "ask(s)");
-        let got = attack(&kit, &[], &other, &script);
+        let got = attack(&kit, &[], &below, &script);
         assert!(["closed", "403"].contains(&got.as_str()), "{mode}: {got}");
     }
 }

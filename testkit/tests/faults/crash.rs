@@ -82,6 +82,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "ledger.wal_checkpoint",
         "ledger::tests::crash of the broker",
     ),
+    ("restore.moved", "recover::restore::tests of the broker"),
 ];
 
 fn points(side: Side) -> Vec<String> {

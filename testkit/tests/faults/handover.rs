@@ -12,6 +12,7 @@ use ephor_testkit::http::{self, Answer, Call};
 use ephor_testkit::installation::{Installation, SETTLE, Side};
 use ephor_testkit::wait;
 use ephor_testkit::workload::Workload;
+use serde_json::json;
 
 const HAND_OVERS: u32 = 5;
 /// Longest wait of a request while the agent is killed and started again. Twice the promise, for a
@@ -284,7 +285,7 @@ if sys.argv[2] != "0":
     os.setresuid(*[int(sys.argv[2])] * 3)
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
-head = json.dumps({"handover": 1, "release": "x"}).encode()
+head = json.dumps({"handover": 2}).encode()
 try:
     s.sendall(struct.pack("<II", len(head), 0) + head)
     print(len(s.recv(100)))
@@ -398,4 +399,33 @@ fn after_kill_9_a_caller_that_asks_again_is_served() {
     let mut history = History::default();
     history.running.extend([held, again]);
     judge(&kit, &history).unwrap();
+}
+
+/// A caller is told by its agent what was revoked of its task, whichever agent that is by now; and a
+/// successor that was told of another socket takes nothing over.
+#[test]
+fn what_was_revoked_is_remembered_and_sockets_are_not_changed_in_passing() {
+    let kit = super::running();
+    let json = |target: &str| -> serde_json::Value {
+        serde_json::from_slice(&get(&kit, target).unwrap().bytes).unwrap()
+    };
+    let id = |target: &str| json(target)["id"].as_str().unwrap().to_owned();
+    let (gone, kept) = (id("/v1/token?audience=gone"), id(TOKEN));
+    kit.admin_post(&format!("/v1/credentials/{gone}/revoke"), &json!({}))
+        .unwrap();
+    let told = || {
+        let told = json("/v1/task")["revoked"].clone();
+        (told.as_array().is_some_and(|all| !all.is_empty())).then_some(told)
+    };
+    let before = wait::until("the agent hears it", SETTLE, told).unwrap();
+    assert_eq!(before, json!([gone]));
+    let other = ("EPHOR_AGENT_METRICS_LISTEN", "127.0.0.1:1");
+    let (_, started) = kit.start_successor(&[other]).unwrap();
+    assert!(matches!(started, Started::Ended(_)), "it took over");
+    let log = kit.tail(Side::Agent);
+    assert!(log.contains("takes a plain restart"), "{log}");
+    kit.hand_over().unwrap();
+    assert_eq!(told(), Some(before));
+    assert_eq!(id(TOKEN), kept);
+    assert_ne!(id("/v1/token?audience=gone"), gone);
 }

@@ -104,7 +104,7 @@ impl Bench {
             events: vec![],
         };
         ledger.submit(batch).unwrap().await.unwrap();
-        let broker = broker_on(ledger, &clock);
+        let broker = broker_on(ledger, &clock, dir.path());
         broker.restore().unwrap();
         Self {
             broker,
@@ -151,7 +151,7 @@ impl Bench {
         } = self;
         broker.ledger.clone().shutdown();
         drop(broker);
-        let broker = broker_on(open(&dir, &clock), &clock);
+        let broker = broker_on(open(&dir, &clock), &clock, dir.path());
         broker.restore().unwrap();
         Self {
             broker,
@@ -168,6 +168,18 @@ impl Bench {
             .fleet
             .peer(member, &instance().to_bytes())
             .unwrap()
+    }
+
+    /// As after an agent showed that it has seen more than this store has.
+    pub(crate) async fn fall_behind(&self) {
+        let behind = crate::recover::Behind {
+            since: self.clock.wall(),
+            host: Some("web-1".to_owned()),
+            size: self.broker.ledger.head().size,
+            seen_size: 1 << 20,
+            seen: String::new(),
+        };
+        self.broker.fell_behind(behind).await;
     }
 
     fn number(&self) -> u64 {
@@ -343,7 +355,7 @@ fn host(name: &str, now: UnixMillis) -> HostRow {
     }
 }
 
-fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
+fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>, dir: &std::path::Path) -> Arc<Broker> {
     let mut keys = Vec::new();
     for name in Keys::NAMES {
         keys.append(&mut ledger.reader().keys(name).unwrap());
@@ -380,8 +392,8 @@ fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>) -> Arc<Broker> {
             ledger,
             installation,
             paths: crate::recover::Paths {
-                master_key: "master.key".into(),
-                backups: "backup".into(),
+                master_key: dir.join("master.key"),
+                backups: dir.join("backup"),
             },
         })
         .unwrap(),

@@ -211,6 +211,58 @@ async fn under_a_new_ca_a_certificate_is_followed_by_one_of_the_new_ca() {
     assert!(until.unwrap().until.is_some());
 }
 
+/// Nobody makes the list of a distrusted CA, so no evidence names one.
+#[tokio::test]
+async fn the_end_of_what_a_distrusted_ca_issued_names_no_list() {
+    use crate::keys::state::KeyKind;
+    let bench = bench().await;
+    let task = bench.new_task();
+    let (id, _) = certificate(&bench.issue(asked(&bench, task, "identity")).await.unwrap());
+    let (earlier, leaf) = certificate(&bench.issue(asked(&bench, task, "web-cert")).await.unwrap());
+    bench.broker.revoke(earlier, "test").await.unwrap();
+    let listed = bench.events_of("revoke.listed").pop().unwrap();
+    assert!(listed.facts.contains_key("list_version"));
+    assert!(listed.evidence[0].place.contains(&leaf.serial.to_string()));
+    let forced = ephor_proto::http::admin::Rotate {
+        now: true,
+        force: true,
+        ..Default::default()
+    };
+    bench.broker.rotate_key(KeyKind::Ca, &forced).await.unwrap();
+    bench.clock.advance_millis(1_000);
+    bench
+        .broker
+        .distrust_keys(KeyKind::Ca, "stolen")
+        .await
+        .unwrap();
+    let keys = bench.broker.list_keys().unwrap();
+    let gone = keys
+        .iter()
+        .find(|key| key.kind == "ca" && key.version == 1)
+        .unwrap();
+    bench.clock.advance_millis(1_000);
+    let receipt = bench.complete(task, "exited").await.unwrap().receipt;
+    let words = |id| {
+        format!(
+            "CA version 1 distrusted here since {}; a verifier that still has that root: until {}",
+            gone.since,
+            bench.row(id).expires_at
+        )
+    };
+    let event = bench.verified(&receipt);
+    let of = |id| event.evidence.iter().find(|one| one.credential == id);
+    for id in [id, earlier] {
+        assert_eq!(of(id).unwrap().place, words(id));
+        assert_eq!(of(id).unwrap().until, Some(bench.row(id).expires_at));
+    }
+    let all = bench.events_of("revoke.listed");
+    let listed = all.iter().find(|one| one.evidence[0].credential == id);
+    let listed = listed.unwrap();
+    assert_eq!(listed.evidence[0].place, words(id));
+    assert!(!listed.facts.contains_key("list_version"));
+    assert_eq!(bench.row(id).evidence.unwrap(), words(id));
+}
+
 #[tokio::test]
 async fn renewing_faster_than_certificates_expire_is_refused_in_time() {
     let bench = bench().await;
@@ -269,6 +321,31 @@ async fn the_end_of_the_task_lists_it_also_after_a_restart_until_a_day_after_its
     bench.pass_seconds(25 * 3600);
     bench.broker.prune_listings().await;
     assert!(bench.crl_of(id).await.is_empty());
+}
+
+/// Its row names a list by a number that no status list has.
+#[tokio::test]
+async fn a_certificate_whose_row_was_set_aside_is_listed_and_tokens_are_given_out() {
+    let bench = bench().await;
+    let (id, leaf) = certificate(
+        &bench
+            .issue(asked(&bench, bench.new_task(), "identity"))
+            .await
+            .unwrap(),
+    );
+    let number = bench.row(id).status_list;
+    let outside = rusqlite::Connection::open(bench.database()).unwrap();
+    let sql = "UPDATE credential SET kind = 'nonsense' WHERE id = ?1";
+    assert_eq!(outside.execute(sql, [id.to_bytes()]).unwrap(), 1);
+    drop(outside);
+    let bench = bench.reopened().await;
+    assert_eq!(bench.broker.ledger.set_aside_at_open(), 1);
+    let keys = &bench.broker.keys;
+    let built = bench.broker.crls.current(number, keys).await.unwrap();
+    assert!(built.lists_all(std::slice::from_ref(&leaf.serial)));
+    let now = bench.clock.wall();
+    assert!(bench.broker.lists.current(number, now).await.is_err());
+    bench.token().await;
 }
 
 #[tokio::test]

@@ -204,6 +204,51 @@ async fn the_schedule_rotates_by_itself_and_a_ca_is_kept_for_its_lists() {
 }
 
 #[tokio::test]
+async fn what_was_stored_and_never_came_into_force_does_so_when_it_is_asked_again() {
+    let bench = Bench::new().await;
+    let forced = asked(true, true);
+    bench.broker.rotate_key(KeyKind::Ca, &forced).await.unwrap();
+    // The commit of a distrust, and nothing after it.
+    let rows = stored_keys(&bench.broker.ledger).unwrap();
+    let gone = moved(
+        of(&rows, KeyKind::Ca, 1).unwrap(),
+        KeyKind::Ca,
+        KeyState::Destroyed,
+        after_all(&rows, bench.broker.clock.wall()),
+    );
+    let batch = Batch {
+        name: "test.distrust",
+        lane: Lane::Normal,
+        require: Vec::new(),
+        rows: vec![Row::Key(gone)],
+        events: Vec::new(),
+    };
+    bench.broker.ledger.submit(batch).unwrap().await.unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 2);
+    bench.broker.distrust_keys(KeyKind::Ca, "").await.unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 1);
+}
+
+#[tokio::test]
+async fn what_stops_issuing_stops_no_distrust() {
+    let bench = Bench::new().await;
+    let forced = asked(true, true);
+    for kind in [KeyKind::Ca, KeyKind::Token] {
+        bench.broker.rotate_key(kind, &forced).await.unwrap();
+    }
+    bench.clock.step_wall_millis(400 * 86_400_000);
+    let again = bench.broker.rotate_key(KeyKind::Ca, &forced).await;
+    assert_eq!(again.unwrap_err().code, Code::ClockStep);
+    bench.broker.distrust_keys(KeyKind::Ca, "").await.unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 1);
+    // But never on an old copy, which is nobody's to change.
+    bench.fall_behind().await;
+    let behind = bench.broker.distrust_keys(KeyKind::Token, "").await;
+    assert_eq!(behind.unwrap_err().code, Code::LogRewound);
+    assert_eq!(published(&bench).len(), 2);
+}
+
+#[tokio::test]
 async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
     let bench = Bench::new().await;
     let verify = |public: &[u8; 32], message: &[u8], signature: &[u8]| {
@@ -245,6 +290,29 @@ async fn checkpoints_are_signed_by_both_log_keys_while_one_follows_the_other() {
         .await
         .unwrap();
     assert!(bench.broker.may_issue().is_ok());
+}
+
+#[tokio::test]
+async fn every_log_key_that_is_trusted_signs() {
+    let bench = Bench::new().await;
+    let key = || -> VerifierKey { bench.broker.keys.load().log_vkey().parse().unwrap() };
+    let mut keys = vec![key()];
+    for _ in 1..limits::KEY_VERSIONS {
+        let forced = asked(true, true);
+        bench
+            .broker
+            .rotate_key(KeyKind::Log, &forced)
+            .await
+            .unwrap();
+        keys.push(key());
+    }
+    let note: SignedNote = bench.broker.newest_checkpoint().unwrap().parse().unwrap();
+    for (version, key) in (1..).zip(&keys) {
+        let verify = |public: &[u8; 32], message: &[u8], signature: &[u8]| {
+            ephor_crypto::ed25519::verify(public, message, signature)
+        };
+        assert!(note.verify(key, verify).is_ok(), "version {version}");
+    }
 }
 
 #[tokio::test]
@@ -290,4 +358,25 @@ fn the_file_of_cas_is_whole_and_written_only_when_it_changes() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "b");
     assert_eq!(first.permissions().mode() & 0o777, 0o644);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn the_file_of_cas_is_tried_until_it_is_written_and_never_from_an_old_copy() {
+    let bench = Bench::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sub/ca.pem");
+    let mut file = CaFile {
+        path: path.clone(),
+        state: Written::No,
+    };
+    file.keep(&bench.broker, true);
+    assert!(file.state == Written::Failed && !path.exists());
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    file.keep(&bench.broker, false);
+    let roots = bench.broker.keys.load().roots_pem();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), roots);
+    std::fs::write(&path, "of before").unwrap();
+    bench.fall_behind().await;
+    file.keep(&bench.broker, true);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "of before");
 }

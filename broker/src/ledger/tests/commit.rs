@@ -1,5 +1,6 @@
 //! Groups, neighbours, preconditions, lanes, and commits whose fate is not known.
 
+use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::{EndCause, TaskState};
 
 use super::fixture::*;
@@ -66,6 +67,40 @@ fn what_queues_during_a_commit_is_one_group_and_a_conflict_harms_no_neighbour() 
     // Nothing of the refused ones is left: neither rows nor leaves.
     let tasks = ledger.reader().tasks(&TaskFilter::default()).unwrap();
     assert_eq!(tasks.len(), 41);
+}
+
+#[test]
+fn what_queued_behind_a_new_epoch_was_decided_before_it_and_is_refused() {
+    let store = Store::new();
+    let ledger = store.open();
+    let held = Held::new(&store);
+    // The writer waits with the first; the others become one group.
+    let first = ledger.submit(issue(0).1).unwrap();
+    while ledger.health().waiting != (0, 0) {
+        std::thread::yield_now();
+    }
+    let before = ledger.submit(issue(1).1).unwrap();
+    let epoch = Row::NewEpoch(NewEpoch {
+        origin: "ephor.test/log.2".to_owned(),
+        admit: None,
+        at: now(),
+    });
+    let epoch = ledger.submit(batch(vec![epoch], vec![])).unwrap();
+    let (credential, behind) = issue(2);
+    let behind = ledger.submit(behind).unwrap();
+    held.release();
+    for ticket in [first, before, epoch] {
+        ticket.wait().unwrap();
+    }
+    assert_eq!(
+        behind.wait().unwrap_err(),
+        CommitError::Refused(Reason::EpochLost)
+    );
+    let reader = ledger.reader();
+    assert!(reader.credential(credential.id).unwrap().is_none());
+    let all = reader.credentials(&CredentialFilter::default()).unwrap();
+    assert_eq!(all.len(), 2);
+    assert!(all.iter().all(|row| row.state == CredentialState::Revoking));
 }
 
 #[test]

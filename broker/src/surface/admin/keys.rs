@@ -1,4 +1,9 @@
 //! The broker's own keys: list, rotate, distrust.
+//!
+//! A change is done to its end by a task of its own: whoever asked may go away between what is
+//! stored and what comes into force.
+
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -6,10 +11,13 @@ use axum::extract::{Path, State};
 use ephor_proto::http::admin::{CaRequest, Chain, Key, Reason, Rotate};
 use ephor_proto::problem::Code;
 
-use super::{Answer, Shared, body, refuse};
+use super::{Answer, Shared, body, refuse, to_its_end};
 use crate::app::Broker;
 use crate::keys::state::KeyKind;
 use crate::request::Refusal;
+
+/// Name of the tasks that change keys.
+const CHANGE: &str = "operate.keys";
 
 pub(super) async fn list(State(broker): Shared) -> Answer<Vec<Key>> {
     refuse(&broker, broker.list_keys())
@@ -24,11 +32,13 @@ pub(super) async fn rotate(
 }
 
 async fn rotate_within(
-    broker: &Broker,
+    broker: &Arc<Broker>,
     kind: &str,
     asked: Result<Json<Rotate>, JsonRejection>,
 ) -> Result<Vec<Key>, Refusal> {
-    broker.rotate_key(known(kind)?, &body(asked)?).await
+    let (kind, asked) = (known(kind)?, body(asked)?);
+    let work = async move |broker: Arc<Broker>| broker.rotate_key(kind, &asked).await;
+    to_its_end(broker, CHANGE, work).await
 }
 
 pub(super) async fn distrust(
@@ -40,13 +50,13 @@ pub(super) async fn distrust(
 }
 
 async fn distrust_within(
-    broker: &Broker,
+    broker: &Arc<Broker>,
     kind: &str,
     reason: Result<Json<Reason>, JsonRejection>,
 ) -> Result<Vec<Key>, Refusal> {
-    broker
-        .distrust_keys(known(kind)?, &body(reason)?.reason)
-        .await
+    let (kind, Reason { reason }) = (known(kind)?, body(reason)?);
+    let work = async move |broker: Arc<Broker>| broker.distrust_keys(kind, &reason).await;
+    to_its_end(broker, CHANGE, work).await
 }
 
 pub(super) async fn request(
@@ -57,10 +67,12 @@ pub(super) async fn request(
 }
 
 async fn request_within(
-    broker: &Broker,
+    broker: &Arc<Broker>,
     reason: Result<Json<Reason>, JsonRejection>,
 ) -> Result<CaRequest, Refusal> {
-    let csr_pem = broker.ca_request(&body(reason)?.reason).await?;
+    let Reason { reason } = body(reason)?;
+    let work = async move |broker: Arc<Broker>| broker.ca_request(&reason).await;
+    let csr_pem = to_its_end(broker, CHANGE, work).await?;
     Ok(CaRequest { csr_pem })
 }
 
@@ -68,11 +80,16 @@ pub(super) async fn chain(
     State(broker): Shared,
     asked: Result<Json<Chain>, JsonRejection>,
 ) -> Answer<Vec<Key>> {
-    let outcome = match body(asked) {
-        Ok(asked) => broker.import_ca(&asked).await,
-        Err(refusal) => Err(refusal),
-    };
-    refuse(&broker, outcome)
+    refuse(&broker, chain_within(&broker, asked).await)
+}
+
+async fn chain_within(
+    broker: &Arc<Broker>,
+    asked: Result<Json<Chain>, JsonRejection>,
+) -> Result<Vec<Key>, Refusal> {
+    let asked = body(asked)?;
+    let work = async move |broker: Arc<Broker>| broker.import_ca(&asked).await;
+    to_its_end(broker, CHANGE, work).await
 }
 
 fn known(kind: &str) -> Result<KeyKind, Refusal> {

@@ -7,6 +7,7 @@
     clippy::indexing_slicing
 )]
 
+use std::future::Future as _;
 use std::sync::Arc;
 
 use axum::Router;
@@ -57,6 +58,16 @@ async fn admin_post(bench: &Bench, path: &str, body: &str) -> Got {
         .body(Body::from(body.to_owned()))
         .unwrap();
     call(super::router(Arc::clone(&bench.broker)), request).await
+}
+
+/// A request of whoever goes away the moment it was sent.
+async fn admin_post_and_leave(bench: &Bench, path: &str, body: &str) {
+    let mut call = std::pin::pin!(admin_post(bench, path, body));
+    std::future::poll_fn(|context| {
+        assert!(call.as_mut().poll(context).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
 }
 
 async fn form(bench: &Bench, path: &str, bearer: Option<&str>, body: String) -> Got {
@@ -379,6 +390,7 @@ async fn what_was_pruned_is_told_as_such() {
         bench.broker.expire_due().await;
         bench.broker.prune_listings().await;
     }
+    bench.broker.confirmed();
     bench
         .broker
         .retain(crate::retain::Retention { detail, log })
@@ -433,4 +445,66 @@ async fn what_was_pruned_is_told_as_such() {
             .status,
         StatusCode::NOT_FOUND
     );
+}
+
+#[tokio::test]
+async fn a_distrust_comes_into_force_whoever_asked_for_it_is_gone() {
+    use crate::keys::state::KeyKind;
+    let bench = Bench::new().await;
+    let forced = ephor_proto::http::admin::Rotate {
+        now: true,
+        force: true,
+        ..Default::default()
+    };
+    let rotated = bench.broker.rotate_key(KeyKind::Ca, &forced).await;
+    rotated.unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 2);
+    let mut changed = bench.broker.keys_changed.subscribe();
+    admin_post_and_leave(&bench, "/v1/keys/ca/distrust", "{}").await;
+    let swap = tokio::time::timeout(std::time::Duration::from_secs(20), changed.changed());
+    swap.await.expect("it never came into force").unwrap();
+    assert_eq!(bench.broker.trust.current().len(), 1);
+}
+
+#[tokio::test]
+async fn a_new_epoch_ends_this_run_whoever_asked_for_it_is_gone() {
+    let bench = Bench::new().await;
+    let body = r#"{"reason":"a test","force":true}"#;
+    admin_post_and_leave(&bench, "/v1/recover", body).await;
+    let ended = tokio::time::timeout(
+        std::time::Duration::from_secs(20),
+        bench.broker.epoch_ended(),
+    );
+    ended
+        .await
+        .expect("it neither serves nor opens the new one");
+}
+
+#[tokio::test]
+async fn an_old_copy_publishes_nothing() {
+    let bench = Bench::new().await;
+    bench.token().await;
+    let get = async |path: &str| {
+        let router = crate::surface::https_router(&bench.broker);
+        call(router, Request::get(path).body(Body::empty()).unwrap()).await
+    };
+    let tile = format!("/tile/0/000.p/{}", bench.broker.ledger.head().size);
+    let paths = [
+        "/jwks",
+        "/bundle",
+        "/checkpoint",
+        "/crl",
+        "/crl.pem",
+        "/status/0",
+        &tile,
+    ];
+    for path in paths {
+        assert_eq!(get(path).await.status, StatusCode::OK, "{path}");
+    }
+    bench.fall_behind().await;
+    for path in paths {
+        let got = get(path).await;
+        assert_eq!(got.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(got.json()["code"], "log_rewound", "{path}");
+    }
 }

@@ -21,14 +21,12 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// The process that serves a socket whose listener `pid` made; where that is a service manager,
-    /// the process called `name`.
-    pub(super) fn find(pid: u32, name: &str) -> Option<Self> {
-        let listener = Self::of(pid);
-        match listener {
-            Some(daemon) if pid != 1 => Some(daemon),
-            Some(_) | None => named(name).and_then(Self::of),
-        }
+    /// The process that serves a socket of `owner`'s whose listener `pid` made. A service manager
+    /// makes it for another user: then that user's process called `name`.
+    pub(super) fn find(pid: u32, name: &str, owner: u32) -> Option<Self> {
+        let is_owners = |daemon: &Self| daemon.uid() == Some(owner);
+        let listener = Self::of(pid).filter(|_| pid != 1).filter(is_owners);
+        listener.or_else(|| named(name).filter_map(Self::of).find(is_owners))
     }
 
     fn of(pid: u32) -> Option<Self> {
@@ -181,16 +179,14 @@ impl Daemon {
     }
 }
 
-/// The pid of the one process of this name.
-fn named(name: &str) -> Option<u32> {
-    std::fs::read_dir("/proc")
-        .ok()?
-        .flatten()
-        .find_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let comm = std::fs::read_to_string(entry.path().join("comm")).ok()?;
-            (comm.trim_end() == name).then_some(pid)
-        })
+/// The pids of processes of this name; anybody may give theirs any.
+fn named(name: &str) -> impl Iterator<Item = u32> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(move |entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let comm = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        (comm.trim_end() == name).then_some(pid)
+    })
 }
 
 #[cfg(test)]
@@ -245,9 +241,16 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_found_by_its_pid() {
-        let own = Daemon::find(std::process::id(), "no-such-program").unwrap();
-        assert_eq!(own.uid(), Some(rustix::process::geteuid().as_raw()));
-        assert!(named("no-such-program").is_none());
+    fn this_process_is_found_by_its_pid_or_name_if_it_is_its_users() {
+        let (pid, uid) = (std::process::id(), rustix::process::geteuid().as_raw());
+        let own = Daemon::find(pid, "no-such-program", uid).unwrap();
+        assert_eq!((own.pid(), own.uid()), (pid, Some(uid)));
+        assert!(named("no-such-program").next().is_none());
+        // Its name is that of its first thread.
+        let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let name = name.trim_end();
+        assert!(Daemon::find(1, name, uid).is_some());
+        // A socket of another user's is not served by this process, whatever it is called.
+        assert!(Daemon::find(pid, name, uid + 1).is_none());
     }
 }

@@ -48,7 +48,8 @@ impl Seen {
         let pid = rustix::net::sockopt::socket_peercred(&stream)
             .ok()
             .and_then(|credentials| u32::try_from(credentials.pid.as_raw_nonzero().get()).ok());
-        let daemon = pid.and_then(|pid| Daemon::find(pid, name));
+        let owner = std::fs::metadata(&path).map(|socket| socket.uid()).ok();
+        let daemon = pid.and_then(|pid| Daemon::find(pid, name, owner?));
         Ok(Self { peer, path, daemon })
     }
 

@@ -123,7 +123,13 @@ impl TaskDir {
         let set = format!(".{name}.{}", pems.digest());
         let link = format!(".{name}.link");
         let before = readlinkat(&self.dir, name, Vec::new()).ok();
+        // What a try that failed, or one long ago, left of this very set: nobody reads it, because
+        // the link leads elsewhere.
+        let remove_set = || {
+            let _ = std::fs::remove_dir_all(self.path_of(&set));
+        };
         let written = || {
+            remove_set();
             mkdirat(&self.dir, &set, Mode::RWXU)?;
             let dir = openat(&self.dir, &set, DIRECTORY, Mode::empty())?;
             for (file, bytes) in pems.files() {
@@ -139,7 +145,10 @@ impl TaskDir {
         {
             return Ok(path);
         }
-        written().map_err(failed)?;
+        written().map_err(|why| {
+            remove_set();
+            failed(why)
+        })?;
         let keep = [Some(set), before.and_then(|name| name.into_string().ok())];
         self.remove_sets(name, &keep.map(Option::unwrap_or_default));
         Ok(path)
@@ -332,6 +341,28 @@ mod tests {
         assert_eq!(
             std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
             0
+        );
+    }
+
+    #[test]
+    fn a_certificate_that_could_not_be_written_leaves_no_key_and_can_be_tried_again() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = TaskDir::create(in_dir(top.path())).unwrap();
+        let path = dir.write_set("CERT", &pems("01")).unwrap();
+        // A directory in the link's place, which cannot be unlinked.
+        let obstacle = dir.path_of(".CERT.link");
+        std::fs::create_dir(&obstacle).unwrap();
+        dir.write_set("CERT", &pems("02")).unwrap_err();
+        let names = std::fs::read_dir(path.parent().unwrap()).unwrap();
+        assert_eq!(names.count(), 3, "the link, what it leads to, the obstacle");
+        std::fs::remove_dir(&obstacle).unwrap();
+        // What a process that was killed half-way through left.
+        let half = dir.path_of(&format!(".CERT.{}", pems("02").digest()));
+        std::fs::create_dir(&half).unwrap();
+        dir.write_set("CERT", &pems("02")).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(path.join("tls.key")).unwrap(),
+            "key 02\n"
         );
     }
 

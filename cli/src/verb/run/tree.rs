@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use rustix::process::{Pid, WaitOptions, getpid};
 
 use super::keep::Keeper;
+use super::reload::Reload;
 use crate::exit::Failure;
 use crate::process::{Child, Exit};
 use crate::signals::{Caught, Signals};
@@ -20,11 +21,13 @@ pub async fn supervise(
     cleaner: Option<Pid>,
     signals: &Signals,
     keeper: &mut Keeper<'_>,
+    reload: &Reload,
     wait_tree: bool,
 ) -> Result<Exit, Failure> {
     let mut tree = Tree {
         command: command.pid(),
         cleaner,
+        reload,
         wait_tree,
         exit: None,
     };
@@ -39,6 +42,7 @@ pub async fn supervise(
                 if let Some(exit) = tree.done() {
                     return Ok(exit);
                 }
+                reload.go_on();
             } else {
                 tree.pass_on(caught);
             }
@@ -50,14 +54,15 @@ pub async fn supervise(
     }
 }
 
-struct Tree {
+struct Tree<'a> {
     command: Pid,
     cleaner: Option<Pid>,
+    reload: &'a Reload,
     wait_tree: bool,
     exit: Option<Exit>,
 }
 
-impl Tree {
+impl Tree<'_> {
     /// Takes the status of every child that has ended.
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
@@ -77,8 +82,8 @@ impl Tree {
 
     fn others(&self) -> HashSet<Pid> {
         let mut children = children();
-        if let Some(cleaner) = self.cleaner {
-            children.remove(&cleaner);
+        for own in [self.cleaner, self.reload.pid()].into_iter().flatten() {
+            children.remove(&own);
         }
         children
     }

@@ -209,14 +209,19 @@ pub fn end_sessions(devices: &Devices, world: &World, who: Who) -> Option<World>
     };
     let mut next = asks(world, who).then_some(*world)?;
     next.backend = match world.backend {
-        Some(backend) => match backend.phase {
-            Phase::Slipping => Some(Backend {
+        Some(backend) => {
+            // The right to end it comes from the role, so it goes with that.
+            let unattributed = Some(Backend {
                 missed: true,
                 ..backend
-            }),
-            Phase::Hidden => (!devices.hidden).then_some(backend),
-            Phase::Open => None,
-        },
+            });
+            match backend.phase {
+                Phase::Slipping => unattributed,
+                Phase::Hidden if !devices.hidden => Some(backend),
+                Phase::Hidden if found(devices, world).is_none() => unattributed,
+                Phase::Hidden | Phase::Open => None,
+            }
+        }
         None => None,
     };
     next.broker_mut(who).revoking = Work::Ended(at);

@@ -6,7 +6,9 @@
 
 mod key;
 mod verify;
+mod database;
 
+pub use database::{ServerCheck, database_client, server_end_point};
 pub use key::{CertificateSlot, ca_name, certified_key};
 pub use verify::{
     Accept, Admit, ClientCerts, JoinPin, Peer, PinnedCa, TrustStore, Verified, Workloads, pinned_ca,
@@ -35,6 +37,9 @@ pub enum TlsError {
         "the server sent no CA certificate with the hash in the join token; the token is for another broker, its CA was replaced since (then get a new token), or someone is in between"
     )]
     NotPinned,
+    /// Nothing in the file of roots is a certificate that can be one.
+    #[error("there is no CA certificate in it")]
+    Roots,
 }
 
 /// Makes the built-in provider the process default of rustls and of jsonwebtoken. Call it

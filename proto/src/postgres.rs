@@ -276,7 +276,11 @@ fn address(place: &str, query: &str) -> Result<Address, BadUrl> {
     Address::of(&host, number)
 }
 
-fn unescape(text: &str) -> Result<String, BadUrl> {
+/// Undoes percent-encoding (RFC 3986 §2.1).
+///
+/// # Errors
+/// [`BadUrl::Escape`].
+pub fn unescape(text: &str) -> Result<String, BadUrl> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

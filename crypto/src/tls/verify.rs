@@ -130,6 +130,7 @@ macro_rules! tls13_signatures_only {
         }
     };
 }
+pub(super) use tls13_signatures_only;
 
 /// A client's check of the broker: issued by a trusted CA, for the expected peer.
 #[derive(Debug)]

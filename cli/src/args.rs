@@ -46,6 +46,9 @@ pub enum Verb {
     /// The broker itself: how it stands, backups, a new epoch, its keys
     #[command(subcommand)]
     Broker(Broker),
+    /// Credentials that others made: what is left over where, read-only and without a daemon
+    #[command(subcommand)]
+    Inventory(Inventory),
     /// Who the calling process is to the agent
     Whoami(Whoami),
     /// Which protections are in force on this host, what is missing, and how to get it
@@ -538,6 +541,31 @@ impl KeyKind {
             Self::Log => "log",
         }
     }
+}
+
+/// `ephor inventory`
+#[derive(Debug, Subcommand)]
+pub enum Inventory {
+    /// Look at a PostgreSQL server: logins past their end, still connected, never ending, too
+    /// strong, without an owner; exit 1 when something is left over
+    Scan(Scan),
+}
+
+/// `ephor inventory scan`
+#[derive(Debug, Args)]
+pub struct Scan {
+    /// postgres://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE[?sslmode=...]; also PG* variables and
+    /// ~/.pgpass
+    pub url: String,
+    /// Print SQL that removes what is past its end, for psql; nothing of it is run
+    #[arg(long, conflicts_with = "output")]
+    pub sql: bool,
+    /// In that SQL, who takes over what they own; absent: the one group that each is in
+    #[arg(long, value_name = "ROLE", requires = "sql")]
+    pub reassign_to: Option<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
 }
 
 /// `ephor audit`

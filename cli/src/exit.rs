@@ -68,6 +68,11 @@ impl Failure {
         Self::new(CHECK_FAILED, format!("invalid: {what}: {why}"))
     }
 
+    /// Somebody answers there, and refuses.
+    pub fn denied(message: impl fmt::Display) -> Self {
+        Self::new(DENIED, format!("denied: {message}"))
+    }
+
     /// Nobody answers there.
     pub fn unreachable(message: impl fmt::Display) -> Self {
         Self::new(UNREACHABLE, format!("unreachable: {message}"))

@@ -5,6 +5,7 @@ mod exit; //    exit codes, and how a failure is said
 mod clock; //   the only reader of clocks
 mod client; //  HTTP over the agent's and the broker's Unix sockets
 mod cred; //    `cred://` references: where from
+mod postgres; // a PostgreSQL server as people name it
 mod pems; //    a certificate as files of PEM
 mod process; // starting processes with a chosen signal mask, and waiting for them
 mod signals; // signals as a stream that says who sent them

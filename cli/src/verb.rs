@@ -12,6 +12,7 @@ mod host;
 mod policy;
 mod audit;
 mod broker;
+mod inventory;
 mod doctor;
 mod completion;
 
@@ -78,6 +79,7 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Policy(args) => policy::policy(args).await,
         Verb::Audit(args) => audit::audit(args).await,
         Verb::Broker(args) => broker::broker(args).await,
+        Verb::Inventory(args) => inventory::inventory(args).await,
         Verb::Whoami(args) => whoami::whoami(args).await,
         Verb::Doctor(args) => doctor::doctor(args).await,
         Verb::Completion(args) => completion::completion(&args),

@@ -65,3 +65,6 @@ mod ledger;
 
 #[path = "cli/supervise.rs"]
 mod supervise;
+
+#[path = "cli/inventory.rs"]
+mod inventory;

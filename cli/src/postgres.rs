@@ -1,0 +1,174 @@
+//! A PostgreSQL server as people name it to `psql`: a URL, `PG*` variables and a password file. What
+//! is not understood is refused, not dropped; a password is never repeated.
+//!
+//! Unlike libpq, a server elsewhere must prove who it is unless `sslmode` says otherwise: else
+//! whoever answers in its place could ask for the password in clear.
+
+mod connect; //  a connection, with TLS and bound to it
+mod passfile; // ~/.pgpass
+mod words; //    URL and variables
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ephor_crypto::Secret;
+use ephor_crypto::tls::{ServerCheck, database_client};
+use ephor_proto::postgres::Address;
+use rustls::ClientConfig;
+use tokio_postgres::Client;
+
+use crate::exit::Failure;
+use connect::{ConnectError, Endpoint, Tls};
+use words::{Mode, Words};
+
+/// Longest wait until the server has let us in, unless `connect_timeout` says otherwise.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// Longest file of root certificates, in bytes.
+const ROOTS_MAX: u64 = 4 << 20;
+/// Where systems keep the roots that they trust.
+const SYSTEM_ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// A server, a login and how to reach it.
+pub struct Target {
+    /// Where it is.
+    pub address: Address,
+    /// The login.
+    pub user: String,
+    /// The database.
+    pub database: String,
+    password: Option<Secret>,
+    tls: Tls,
+    within: Duration,
+}
+
+impl Target {
+    /// Reads a URL, what it leaves open from `PG*` variables, and the password file.
+    ///
+    /// # Errors
+    /// Wrong usage, naming the part, never its content.
+    pub fn of(url: &str) -> Result<Self, Failure> {
+        let words = Words::read(url, |name| {
+            std::env::var(name).ok().filter(|v| !v.is_empty())
+        })?;
+        let password = match words.password {
+            Some(password) => Some(password),
+            None => {
+                let key = passfile::Key::of(&words.address, &words.database, &words.user);
+                passfile::find(words.passfile.as_deref(), &key)?
+            }
+        };
+        Ok(Self {
+            tls: tls(words.mode, words.roots.as_deref())?,
+            address: words.address,
+            user: words.user,
+            database: words.database,
+            password,
+            within: words.within.unwrap_or(CONNECT_WITHIN),
+        })
+    }
+
+    /// Its host alone, for people.
+    pub fn name(&self) -> String {
+        match &self.address {
+            Address::Tcp { host, .. } => host.clone(),
+            Address::Socket { .. } => self.address.to_string(),
+        }
+    }
+
+    /// Runs `work` on a connection that ends with it.
+    ///
+    /// # Errors
+    /// When there is no connection, it breaks, or `work` fails; says on which server.
+    pub async fn with<T>(
+        &self,
+        options: &str,
+        work: impl AsyncFnOnce(&mut Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Failure> {
+        let endpoint = Endpoint {
+            address: &self.address,
+            user: &self.user,
+            password: self.password.as_ref(),
+            database: &self.database,
+            tls: &self.tls,
+            options,
+            application: "ephor",
+            within: self.within,
+        };
+        let (mut client, driver) = connect::connect(endpoint).await.map_err(not_connected)?;
+        let mut driver = std::pin::pin!(driver);
+        let mut working = std::pin::pin!(work(&mut client));
+        let done = tokio::select! {
+            biased;
+            done = &mut working => done,
+            ended = &mut driver => match ended {
+                // What was asked last is answered with the reason.
+                Ok(()) | Err(_) => working.await,
+            },
+        };
+        done.map_err(|why| self.failed(&why))
+    }
+
+    fn failed(&self, why: &tokio_postgres::Error) -> Failure {
+        let said = why.as_db_error().map(|said| said.message().to_owned());
+        match said {
+            Some(said) => Failure::denied(format!("{}: {said}", self.address)),
+            None => Failure::unreachable(format!("{}: {why}", self.address)),
+        }
+    }
+}
+
+fn not_connected(why: ConnectError) -> Failure {
+    match why {
+        ConnectError::Unreachable { .. } => Failure::unreachable(why),
+        ConnectError::Unauthorized { .. } => Failure::denied(why),
+    }
+}
+
+/// libpq's modes. `require` with a file of roots checks the chain, as there.
+fn tls(mode: Mode, roots: Option<&Path>) -> Result<Tls, Failure> {
+    let unchecked = || match roots {
+        Some(roots) => client(ServerCheck::Chain, Some(roots)),
+        None => client(ServerCheck::Nothing, None),
+    };
+    Ok(match mode {
+        Mode::Disable => Tls::Off,
+        Mode::Prefer => Tls::IfOffered(client(ServerCheck::Nothing, None)?),
+        Mode::Require => Tls::Always(unchecked()?),
+        Mode::VerifyCa => Tls::Always(client(ServerCheck::Chain, roots)?),
+        Mode::VerifyFull => Tls::Always(client(ServerCheck::ChainAndName, roots)?),
+    })
+}
+
+fn client(check: ServerCheck, roots: Option<&Path>) -> Result<Arc<ClientConfig>, Failure> {
+    let (file, pem) = match (check, roots) {
+        (ServerCheck::Nothing, _) => (PathBuf::new(), Vec::new()),
+        (ServerCheck::Chain | ServerCheck::ChainAndName, Some(file)) => read(file)?,
+        (ServerCheck::Chain | ServerCheck::ChainAndName, None) => {
+            let system = SYSTEM_ROOTS
+                .iter()
+                .map(Path::new)
+                .find(|file| file.exists());
+            read(system.unwrap_or(Path::new(SYSTEM_ROOTS[0])))?
+        }
+    };
+    database_client(check, &pem)
+        .map(Arc::new)
+        .map_err(|why| Failure::usage(format!("sslrootcert {}: {why}.", file.display())))
+}
+
+fn read(file: &Path) -> Result<(PathBuf, Vec<u8>), Failure> {
+    use std::io::Read;
+
+    let mut pem = Vec::new();
+    let opened = std::fs::File::open(file);
+    opened
+        .and_then(|file| file.take(ROOTS_MAX).read_to_end(&mut pem))
+        .map_err(|why| Failure::usage(format!("sslrootcert {}: {why}.", file.display())))?;
+    Ok((file.to_owned(), pem))
+}

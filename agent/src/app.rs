@@ -17,6 +17,7 @@ use crate::attest::{self, HashCache, Mode};
 use crate::clock::SharedClock;
 use crate::complete::TaskTable;
 use crate::deliver::certificates::Certificates;
+use crate::deliver::confirm::Confirmations;
 use crate::handover::{self, Memory};
 use crate::hold::Hold;
 use crate::hold::entry::Now;
@@ -63,6 +64,8 @@ pub struct Agent {
     pub receipts: Receipts,
     /// What certificates need beside an answer.
     pub certificates: Certificates,
+    /// Hand-overs that the broker waits to hear of.
+    pub confirmations: Confirmations,
     /// Requests that wait for the broker, by uid.
     pub waiting: Quota,
     /// Every spawned task.
@@ -176,6 +179,7 @@ impl Agent {
             certificates: Certificates::new(
                 (parts.renewal.as_ref()).map_or_else(Arc::default, |own| Arc::clone(&own.trust)),
             ),
+            confirmations: Confirmations::default(),
             waiting: Quota::new(limits::WAITING_PER_UID, limits::CONNECTIONS),
             contacts: DashMap::default(),
             revoked: DashMap::default(),
@@ -205,6 +209,11 @@ impl Agent {
             "hold.renewer",
             agent.renewer.clone().run(renewals, tasks.clone()),
         );
+        let told = Arc::clone(&agent);
+        tasks.spawn_vital("deliver.confirm", async move {
+            let stop = told.tasks.stop().clone();
+            told.confirmations.run(&told.uplink, &stop).await;
+        });
         tasks.spawn_vital("uplink.session", session::run(Arc::new(wiring)));
         Ok(agent)
     }

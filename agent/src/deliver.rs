@@ -5,13 +5,14 @@
 //! written: a refused check writes nothing.
 
 pub mod certificates;
+pub mod confirm;
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use ephor_crypto::p256::SigningKey;
 use ephor_proto::grpc::v1;
-use ephor_proto::id::{RequestId, TaskId};
+use ephor_proto::id::{CredentialId, RequestId, TaskId};
 use ephor_proto::problem::{Code, FirstWord, Problem};
 use ephor_proto::state::task::EndCause;
 use futures_util::future::join_all;
@@ -116,7 +117,7 @@ async fn issue_and_land(agent: &Arc<Agent>, asker: &Arc<Asker>, key: Arc<Key>, l
         Err(problem) => Err(problem),
     };
     let held = match issued {
-        Ok(held) => held,
+        Ok(held) => Arc::new(held),
         Err(problem) => return lead.fail(problem),
     };
     // A restart must find the task before anyone has something of it.
@@ -144,8 +145,8 @@ async fn issue(
     asker: &Arc<Asker>,
     key: &Key,
     request: RequestId,
-    renews: Option<&Held>,
-) -> Result<Arc<Held>, Problem> {
+    renews: Option<(&Held, CredentialId)>,
+) -> Result<Held, Problem> {
     let attesting = Stopwatch::start();
     let evidence = match asker.identity.known_evidence() {
         Some(evidence) => evidence,
@@ -167,7 +168,7 @@ async fn issue(
         let key = agent.certificates.key_for(named);
         key.map_err(|error| agent.problem(Code::Internal, error.to_string()))
     };
-    let needs_key = renews.is_some_and(Held::has_certificate)
+    let needs_key = renews.is_some_and(|(held, id)| held.is_certificate(id))
         || agent.certificates.are_given_by(&key.entitlement, &key.item);
     let mut signing = needs_key.then(new_key).transpose()?;
     let message = |evidence, signing: Option<&SigningKey>| v1::IssueRequest {
@@ -179,8 +180,7 @@ async fn issue(
         reason: key.reason.to_string(),
         ttl_seconds: key.ttl_seconds,
         renews: renews
-            .and_then(|held| held.credentials.first())
-            .map(|first| first.id.to_bytes().to_vec())
+            .map(|(_, id)| id.to_bytes().to_vec())
             .unwrap_or_default(),
         subject: key.subject.to_string(),
         public_key_der: signing
@@ -238,12 +238,13 @@ async fn issue(
         trust: Arc::clone(agent.certificates.trust()),
     });
     let times = (sent, agent.now());
-    let held = Held::new(answer, Arc::clone(asker), beside.as_ref(), times);
+    let renewed = renews.map(|(held, _)| held);
+    let held = Held::new(answer, Arc::clone(asker), (beside.as_ref(), renewed), times);
     let mut held = held.map_err(|error| {
         agent.problem(Code::Internal, format!("{error}; nothing was handed out"))
     })?;
     held.cost.attest += attested;
-    Ok(Arc::new(held))
+    Ok(held)
 }
 
 fn is_refused(answer: &Result<v1::IssueResponse, CallError>, code: Code) -> bool {
@@ -294,6 +295,28 @@ pub fn again(agent: &Arc<Agent>, void: Vec<(TaskId, Arc<Key>, Arc<Asker>)>) {
 /// Renewal: the same request, for the same identity, which must still be there.
 pub struct Renewals(pub Arc<Agent>);
 
+/// What exists at a target is extended, each by itself; what is only signed is signed again, and several of
+/// that come in one answer.
+async fn renew(agent: &Agent, key: &Key, held: &Held) -> Result<Held, Problem> {
+    let several = held.credentials.len() > 1 && held.at_targets().next().is_none();
+    let ids = held.credentials.iter().map(|one| one.id);
+    let ids: Vec<Option<CredentialId>> = if several {
+        vec![None]
+    } else {
+        ids.map(Some).collect()
+    };
+    let mut renewed = Vec::with_capacity(ids.len());
+    for id in ids {
+        let request = agent.new_id(RequestId::from_parts)?;
+        let renews = id.map(|id| (held, id));
+        renewed.push(issue(agent, &held.asker, key, request, renews).await?);
+    }
+    let mut renewed = renewed.into_iter();
+    let first = renewed.next();
+    let first = first.ok_or_else(|| agent.problem(Code::Internal, "nothing was renewed"))?;
+    Ok(first.joined(renewed.collect()))
+}
+
 impl Reissue for Renewals {
     fn reissue(
         &self,
@@ -307,12 +330,10 @@ impl Reissue for Renewals {
             if let Err(why) = held.asker.identity.still() {
                 return Err(agent.problem(Code::CallerGone, why));
             }
-            let request = agent.new_id(RequestId::from_parts)?;
-            let renews = Some(&*held).filter(|held| held.credentials.len() == 1);
             crash_point!("renew.before_send");
-            let renewed = issue(&agent, &held.asker, &key, request, renews).await;
+            let renewed = renew(&agent, &key, &held).await;
             crash_point!("renew.answered");
-            renewed
+            renewed.map(Arc::new)
         })
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod entry;
 pub mod flight;
+pub mod login;
 pub mod renew;
 pub mod schedule;
 

@@ -139,3 +139,7 @@ pub const WAITING_PER_UID: usize = 256;
 pub const RECEIPT_WAIT: Duration = Duration::from_secs(10);
 /// How long a caller waits for the broker's answer: two calls, journal and hash included.
 pub const FLIGHT_WAIT: Duration = Duration::from_secs(15);
+/// Most hand-overs that wait to be confirmed.
+pub const CONFIRMATIONS: usize = CREDENTIALS;
+/// Between tries to confirm hand-overs; the broker waits 10 s for them.
+pub const CONFIRM_AGAIN: Duration = Duration::from_millis(200);

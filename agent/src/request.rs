@@ -181,6 +181,17 @@ impl Requested {
         Self::flat(entitlement, None, bind, ttl)
     }
 
+    /// Parses the query of `GET /v1/database`.
+    ///
+    /// # Errors
+    /// As [`Requested::token`].
+    pub fn database(raw: Option<&str>) -> Result<Self, BadRequest> {
+        let [entitlement, bind, ttl] = query::only(raw, ["entitlement", "bind", "ttl_seconds"])?;
+        let missing =
+            || BadRequest::invalid("entitlement is missing: name the one that gives the login");
+        Self::flat(entitlement.ok_or_else(missing)?, None, bind, ttl)
+    }
+
     fn flat(
         entitlement: String,
         audience: Option<String>,
@@ -313,6 +324,23 @@ mod tests {
         );
         for bad in ["audience=a", "entitlement=X", "entitlement="] {
             assert!(Requested::certificate(Some(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_database_is_named() {
+        let got = Requested::database(Some("entitlement=orders-db&bind=parent")).unwrap();
+        assert_eq!(
+            (got.entitlement.as_str(), got.bind),
+            ("orders-db", Some(Bind::Parent))
+        );
+        for bad in [
+            None,
+            Some(""),
+            Some("audience=a"),
+            Some("entitlement=A%20B"),
+        ] {
+            assert!(Requested::database(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ephor_proto::grpc::v1;
-use ephor_proto::id::{CorrelationId, InstanceId, TaskId};
+use ephor_proto::id::{CorrelationId, CredentialId, InstanceId, TaskId};
 use ephor_proto::problem::{Code, Problem};
 use ephor_proto::time::Clock;
 use tokio::sync::{Notify, watch};
@@ -190,6 +190,22 @@ impl Uplink {
             async move { client.whoami(timed(request)).await }
         })
         .await
+    }
+
+    /// Tells that these were handed over. Repeatable.
+    ///
+    /// # Errors
+    /// The broker's refusal, or `unreachable`.
+    pub async fn confirm(&self, ids: &[CredentialId]) -> Result<(), CallError> {
+        let request = v1::ConfirmRequest {
+            instance_id: self.instance.to_bytes().to_vec(),
+            credential_ids: ids.iter().map(|id| id.to_bytes().to_vec()).collect(),
+        };
+        let answer = self.repeatable(|mut client| {
+            let request = request.clone();
+            async move { client.confirm(timed(request)).await }
+        });
+        answer.await.map(|v1::ConfirmResponse {}| ())
     }
 
     /// Tells that a task ended; answers with its receipt. Repeatable.

@@ -17,6 +17,8 @@ mod world;
 mod away;
 #[path = "agent/certificate.rs"]
 mod certificate;
+#[path = "agent/database.rs"]
+mod database;
 #[path = "agent/ends.rs"]
 mod ends;
 #[path = "agent/fetch.rs"]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::frame::{FrameError, Message};
 use crate::attest::Fingerprint;
 use crate::hold::entry::{Again, Body, Cost, HeldCredential};
+use crate::hold::login::{self, Login};
 use crate::hold::{Held, Key, Lifetime};
 
 /// What a successor is told of one held answer.
@@ -46,6 +47,8 @@ pub(super) struct Head {
     held_subject: String,
     lifetime: [u64; 3],
     cost: [u64; 3],
+    #[serde(default)]
+    handed_over: bool,
     credentials: Vec<One>,
 }
 
@@ -65,6 +68,7 @@ struct One {
 enum Public {
     Token { audience: String },
     Certificate { serial: String, chain: String },
+    Login(login::Public),
 }
 
 /// What to send of one held answer: the head, and the secrets in its order.
@@ -88,6 +92,7 @@ pub(super) fn tell<'h>(task: TaskId, key: &Key, held: &'h Held) -> (Head, Vec<&'
                 };
                 (public, key.expose())
             }
+            Body::Login(login) => (Public::Login(login.public.clone()), login.password.expose()),
         };
         credentials.push(One {
             id: credential.id,
@@ -117,6 +122,7 @@ pub(super) fn tell<'h>(task: TaskId, key: &Key, held: &'h Held) -> (Head, Vec<&'
         held_subject: held.subject.clone(),
         lifetime: [life.asked, life.refresh, life.end].map(Boottime::as_millis),
         cost: [cost.attest, cost.decide, cost.issue],
+        handed_over: held.is_handed_over(),
         credentials,
     };
     (head, secrets)
@@ -153,6 +159,10 @@ pub(super) fn told(message: &Message, trust: &Arc<TrustStore>) -> Result<Told, F
                     trust: Arc::clone(trust),
                     key: secret,
                 },
+                Public::Login(public) => Body::Login(Arc::new(Login {
+                    public,
+                    password: secret,
+                })),
             },
         });
     }
@@ -189,6 +199,7 @@ pub(super) fn told(message: &Message, trust: &Arc<TrustStore>) -> Result<Told, F
                 decide,
                 issue,
             },
+            handed_over: head.handed_over,
         },
     })
 }

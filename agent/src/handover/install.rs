@@ -30,6 +30,10 @@ pub fn install(agent: &Agent, memory: Memory) {
         let held = Arc::new(Held::again(one.held, Arc::clone(asker)));
         let key = Arc::new(one.key);
         if agent.hold.put(one.task, &key, &held) {
+            // Whether the agent before was heard is not known; the broker takes it twice.
+            if held.is_handed_over() {
+                agent.confirmations.add(held.at_targets());
+            }
             agent.renewer.keep(one.task, key, &held);
             put += 1;
         }

@@ -1,5 +1,6 @@
 //! One held answer: its lifetimes, and the bytes that go out.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -10,9 +11,11 @@ use ephor_crypto::x509::{Leaf, pem, secret_pem};
 use ephor_proto::grpc::v1;
 use ephor_proto::http::agent as wire;
 use ephor_proto::id::{BadId, CredentialId, DecisionId, RequestId, TaskId};
+use ephor_proto::kind::Kind;
 use ephor_proto::time::{Boottime, UnixMillis};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::login::Login;
 use crate::request::Asker;
 
 /// Both clocks, read together.
@@ -126,6 +129,8 @@ pub enum Body {
         /// PKCS#8 in PEM. It was made here and is nowhere else.
         key: Secret,
     },
+    /// A database login; renewing extends it, so it is the same for as long as the task lives.
+    Login(Arc<Login>),
 }
 
 /// What a certificate needs beside itself to be used.
@@ -153,6 +158,8 @@ pub struct Held {
     /// What getting it took; of those who asked for it then, not of a later hit.
     pub cost: Cost,
     task: TaskId,
+    /// Somebody has it, or is about to.
+    handed_over: AtomicBool,
     full: OnceLock<Bytes>,
     flat: OnceLock<Bytes>,
 }
@@ -171,6 +178,8 @@ pub struct Again {
     pub lifetime: Lifetime,
     /// See [`Held`].
     pub cost: Cost,
+    /// See [`Held::hand_over`].
+    pub handed_over: bool,
 }
 
 /// Why an answer of the broker cannot be kept.
@@ -182,20 +191,25 @@ pub enum BadAnswer {
     /// A certificate is not one, or not for the key that was sent.
     #[error("the broker's answer holds a certificate that cannot be used: {0}")]
     Certificate(String),
+    /// A login that says not enough to connect, or a renewal of one that is not held.
+    #[error("the broker's answer holds a login that cannot be used: {0}")]
+    Login(&'static str),
     /// No credential at all.
     #[error("the broker's answer holds no credential")]
     Empty,
 }
 
 impl Held {
-    /// Takes over an answer; the token's bytes move, they are not copied.
+    /// Takes over an answer; the token's bytes move, they are not copied. `renews` is what a renewal
+    /// extends: a login is not in its answer, and stays as it was handed out.
     ///
     /// # Errors
-    /// When the answer has no credential, a bad id, or a certificate for another key.
+    /// When the answer has no credential, a bad id, a certificate for another key, or a login that says
+    /// not enough.
     pub fn new(
         answer: v1::IssueResponse,
         asker: Arc<Asker>,
-        beside: Option<&Beside>,
+        (beside, renews): (Option<&Beside>, Option<&Self>),
         (sent, now): (Now, Now),
     ) -> Result<Self, BadAnswer> {
         let request = RequestId::from_slice(&answer.request_id)?;
@@ -207,7 +221,7 @@ impl Held {
         };
         let mut lifetime: Option<Lifetime> = None;
         let mut credentials = Vec::with_capacity(answer.credentials.len());
-        for given in answer.credentials {
+        for mut given in answer.credentials {
             let [issued_at, refresh_at, expires_at] =
                 [given.issued_at, given.refresh_at, given.expires_at].map(UnixMillis::from_millis);
             let one = Lifetime::of(issued_at, refresh_at, expires_at, sent, now);
@@ -219,25 +233,35 @@ impl Held {
                 },
                 None => one,
             });
+            let id = CredentialId::from_slice(&given.id)?;
+            let body = if let Some(login) = given.login.take() {
+                Body::Login(Arc::new(Login::new(login)?))
+            } else if let Some(login) = renews.and_then(|held| held.login(id)) {
+                Body::Login(login)
+            } else if given.kind == Kind::Postgres.as_str() {
+                return Err(BadAnswer::Login("it renews one that is not held here"));
+            } else if given.certificate_chain_der.is_empty() {
+                Body::Token {
+                    audience: given.audience,
+                    token: Secret::from_string(given.token),
+                }
+            } else {
+                certificate(&given.certificate_chain_der, beside)?
+            };
             credentials.push(HeldCredential {
-                id: CredentialId::from_slice(&given.id)?,
+                id,
                 kind: given.kind,
                 expires_at,
                 refresh_at,
                 capped_by: given.capped_by,
-                body: if given.certificate_chain_der.is_empty() {
-                    Body::Token {
-                        audience: given.audience,
-                        token: Secret::from_string(given.token),
-                    }
-                } else {
-                    certificate(&given.certificate_chain_der, beside)?
-                },
+                body,
             });
         }
         let lifetime = lifetime.ok_or(BadAnswer::Empty)?;
         let (full, flat) = (OnceLock::new(), OnceLock::new());
         let task = asker.task.id;
+        // Who has what is renewed has that.
+        let handed_over = renews.is_some_and(Self::is_handed_over).into();
         Ok(Self {
             request,
             decision,
@@ -247,9 +271,25 @@ impl Held {
             asker,
             cost,
             task,
+            handed_over,
             full,
             flat,
         })
+    }
+
+    /// Several answers as one: the credentials of one request, each renewed by itself.
+    #[must_use]
+    pub fn joined(mut self, others: Vec<Self>) -> Self {
+        for other in others {
+            let (both, one) = (self.lifetime, other.lifetime);
+            self.lifetime = Lifetime {
+                asked: both.asked,
+                refresh: both.refresh.min(one.refresh),
+                end: both.end.min(one.end),
+            };
+            self.credentials.extend(other.credentials);
+        }
+        self
     }
 
     /// As another agent of this host held it.
@@ -264,9 +304,17 @@ impl Held {
             cost: parts.cost,
             task: asker.task.id,
             asker,
+            handed_over: parts.handed_over.into(),
             full: OnceLock::new(),
             flat: OnceLock::new(),
         }
+    }
+
+    /// Whether one of its credentials is a certificate.
+    #[must_use]
+    pub fn is_certificate(&self, id: CredentialId) -> bool {
+        let mut all = self.credentials.iter();
+        all.any(|one| one.id == id && matches!(one.body, Body::Certificate { .. }))
     }
 
     /// Whether its credentials are certificates, among others.
@@ -275,6 +323,33 @@ impl Held {
         self.credentials
             .iter()
             .any(|one| matches!(one.body, Body::Certificate { .. }))
+    }
+
+    /// The login of a credential, which its renewal keeps.
+    fn login(&self, id: CredentialId) -> Option<Arc<Login>> {
+        let one = self.credentials.iter().find(|one| one.id == id)?;
+        match &one.body {
+            Body::Login(login) => Some(Arc::clone(login)),
+            Body::Token { .. } | Body::Certificate { .. } => None,
+        }
+    }
+
+    /// The ids of what exists at a target: kept by its renewal, and the broker wants to be told of its
+    /// hand-over.
+    pub fn at_targets(&self) -> impl Iterator<Item = CredentialId> {
+        let at_target = |one: &&HeldCredential| matches!(one.body, Body::Login(_));
+        self.credentials.iter().filter(at_target).map(|one| one.id)
+    }
+
+    /// It is about to be handed over. True the first time.
+    pub fn hand_over(&self) -> bool {
+        !self.handed_over.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether anyone has it.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
     }
 
     /// Whether it may still be served.
@@ -323,7 +398,7 @@ impl Held {
         })
     }
 
-    /// The body of `GET /v1/token` and `GET /v1/certificate`, when this is exactly one credential.
+    /// The body of `GET /v1/token`, `GET /v1/certificate` and `GET /v1/database`, when this is exactly one credential.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
@@ -382,6 +457,7 @@ impl Held {
                         .sum::<usize>();
                     serial.len() + (chain.len() + cas + key.len()) / 5
                 }
+                Body::Login(login) => login.size(),
             };
             512 + 6 * (body + c.kind.len() + c.capped_by.len())
         };
@@ -391,8 +467,8 @@ impl Held {
 
 impl HeldCredential {
     fn to_wire(&self) -> wire::Credential {
-        let (audience, token, certificate) = match &self.body {
-            Body::Token { audience, token } => (Some(audience), Some(token), None),
+        let (audience, token, certificate, login) = match &self.body {
+            Body::Token { audience, token } => (Some(audience), Some(token), None, None),
             Body::Certificate {
                 serial,
                 chain,
@@ -405,8 +481,9 @@ impl HeldCredential {
                     private_key: key.expose_str().map(str::to_owned).unwrap_or_default(),
                     bundle: bundle_pem(trust),
                 };
-                (None, None, Some(certificate))
+                (None, None, Some(certificate), None)
             }
+            Body::Login(login) => (None, None, None, Some(login.to_wire())),
         };
         wire::Credential {
             kind: self.kind.clone(),
@@ -417,6 +494,7 @@ impl HeldCredential {
             audience: audience.filter(|audience| !audience.is_empty()).cloned(),
             token: token.and_then(|token| token.expose_str().ok().map(str::to_owned)),
             certificate,
+            login,
         }
     }
 }
@@ -427,6 +505,10 @@ fn wipe(credential: &mut wire::Credential) {
     }
     if let Some(certificate) = credential.certificate.as_mut() {
         certificate.private_key.zeroize();
+    }
+    if let Some(login) = credential.login.as_mut() {
+        login.url.zeroize();
+        login.password.zeroize();
     }
 }
 

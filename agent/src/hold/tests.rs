@@ -116,7 +116,7 @@ fn held(n: u8, credentials: u8) -> Arc<Held> {
         credentials: (0..credentials).map(credential).collect(),
         ..Default::default()
     };
-    let held = Held::new(answer, asker, None, (now(0), now(5)));
+    let held = Held::new(answer, asker, (None, None), (now(0), now(5)));
     Arc::new(held.unwrap_or_else(|error| panic!("{error}")))
 }
 
@@ -345,7 +345,7 @@ fn a_certificate_is_handed_out_with_the_cas_of_that_moment() {
         ..Default::default()
     };
     let asker = Arc::clone(&held(1, 1).asker);
-    let held = Held::new(answer, asker, Some(&beside), (now(0), now(5)));
+    let held = Held::new(answer, asker, (Some(&beside), None), (now(0), now(5)));
     let held = held.unwrap_or_else(|error| panic!("{error}"));
     let bundle = || {
         let flat = held.flat().unwrap().unwrap();

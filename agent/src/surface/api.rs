@@ -1,6 +1,6 @@
 //! The native API on the Unix socket: parse, call a stage, encode, nothing else.
 //!
-//! A hyper service without a router in front: ten paths, and this is a per-API-call path of
+//! A hyper service without a router in front: a dozen paths, and this is a per-API-call path of
 //! the applications. No browser and no proxy may speak here, whatever else the request says.
 
 pub mod answer;
@@ -138,6 +138,7 @@ enum Route {
     CompleteOther(TaskId),
     Token,
     Certificate,
+    Database,
     Bundle,
     Whoami,
     Task,
@@ -159,6 +160,10 @@ async fn handle(caller: &Caller, head: &Parts, body: Incoming) -> Result<Answer,
         Route::Certificate => {
             no_body(head).map_err(refuse)?;
             flat(caller, &Requested::certificate(query).map_err(refuse)?).await
+        }
+        Route::Database => {
+            no_body(head).map_err(refuse)?;
+            flat(caller, &Requested::database(query).map_err(refuse)?).await
         }
         Route::Bundle => {
             no_body(head).map_err(refuse)?;
@@ -217,6 +222,7 @@ fn route(head: &Parts) -> Result<Route, BadRequest> {
     let (method, route) = match path {
         "/v1/token" => (get, Route::Token),
         "/v1/certificate" => (get, Route::Certificate),
+        "/v1/database" => (get, Route::Database),
         "/v1/bundle" => (get, Route::Bundle),
         "/v1/credentials" => (post, Route::Credentials),
         "/v1/whoami" => (get, Route::Whoami),
@@ -267,6 +273,7 @@ async fn credential(
         let key = deliver::key_of(&asker, requested);
         if let Some(held) = deliver::held(agent, &asker, key) {
             caller.check_at_once(&asker)?;
+            agent.confirmations.handed_over(&held);
             return Ok((held, None));
         }
         let attested = attesting.micros();
@@ -283,6 +290,7 @@ async fn credential(
                 caller
                     .check_before_write(&asker)
                     .inspect_err(|_| STAGES.refused(Stage::Deliver))?;
+                agent.confirmations.handed_over(&held);
                 STAGES.passed(Stage::Deliver, attesting.micros());
                 let cost = cost.map(|cost| Cost {
                     attest: cost.attest + attested,

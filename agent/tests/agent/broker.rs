@@ -27,6 +27,12 @@ pub struct State {
     pub issues: Vec<v1::IssueRequest>,
     pub completes: Vec<v1::CompleteRequest>,
     pub confirmed: Vec<Vec<u8>>,
+    /// Answers so many confirmations with this first.
+    pub refuse_confirm: Option<(u32, Code)>,
+    /// Entitlements that give a login.
+    pub logins: Vec<&'static str>,
+    /// Entitlements that give a token beside it.
+    pub with_token: Vec<&'static str>,
     pub refuse_issue: Option<Code>,
     /// Answers hello and heartbeats with this.
     pub refuse_agent: Option<Code>,
@@ -70,6 +76,9 @@ impl Broker {
             issues: Vec::new(),
             completes: Vec::new(),
             confirmed: Vec::new(),
+            refuse_confirm: None,
+            logins: Vec::new(),
+            with_token: Vec::new(),
             refuse_issue: None,
             refuse_agent: None,
             replaced: None,
@@ -171,11 +180,50 @@ impl Broker {
             subject: "spiffe://td.test/tests".into(),
             owner: "team:tests".into(),
             rule: "tests.toml:1".into(),
-            credentials: vec![self.credential(&request, ttl_millis)],
+            credentials: self.credentials(&request, ttl_millis),
             attest_microseconds: 1_040,
             decide_microseconds: 80,
             issue_microseconds: 4_200,
         })
+    }
+
+    /// One, or a login and a token; a renewal is of one.
+    fn credentials(&self, request: &v1::IssueRequest, ttl_millis: u64) -> Vec<v1::Credential> {
+        let is_in = |list: &[&'static str]| list.contains(&request.entitlement.as_str());
+        let (login, both) = {
+            let state = self.state();
+            (is_in(&state.logins), is_in(&state.with_token))
+        };
+        let first = self.credential(request, ttl_millis);
+        if !login {
+            return vec![first];
+        }
+        // Ids of logins are odd here, so that a renewal tells which it is.
+        let number = first.token.trim_start_matches("token-").to_owned();
+        let is_login = request.renews.is_empty() || request.renews.last() == Some(&0xdb);
+        let mut login = first.clone();
+        if let Some(last) = login.id.last_mut().filter(|_| request.renews.is_empty()) {
+            *last = 0xdb;
+        }
+        login.kind = "postgres".into();
+        login.token.clear();
+        login.login = request.renews.is_empty().then(|| v1::Login {
+            target: "orders".into(),
+            host: "db1".into(),
+            port: 5432,
+            database: "orders".into(),
+            user: format!("eph_orders_{number}"),
+            password: format!("password-{number}"),
+            sslmode: "verify-full".into(),
+            sslrootcert: String::new(),
+            group: "orders_rw".into(),
+            ..v1::Login::default()
+        });
+        match (request.renews.is_empty(), is_login, both) {
+            (true, _, true) => vec![login, self.credential(request, ttl_millis)],
+            (false, false, _) => vec![first],
+            (true, _, false) | (false, true, _) => vec![login],
+        }
     }
 
     fn credential(&self, request: &v1::IssueRequest, ttl_millis: u64) -> v1::Credential {
@@ -309,9 +357,12 @@ impl Uplink for Broker {
         &self,
         request: Request<v1::ConfirmRequest>,
     ) -> Result<Response<v1::ConfirmResponse>, Status> {
-        self.state()
-            .confirmed
-            .extend(request.into_inner().credential_ids);
+        let mut state = self.state();
+        if let Some((left @ 1.., code)) = state.refuse_confirm {
+            state.refuse_confirm = Some((left - 1, code));
+            return Err(self.refusal(code));
+        }
+        state.confirmed.extend(request.into_inner().credential_ids);
         Ok(Response::new(v1::ConfirmResponse {}))
     }
 

@@ -374,6 +374,7 @@ fn flat(
             audience: None,
             token,
             certificate,
+            login: None,
         },
     }
 }

@@ -122,7 +122,7 @@ pub struct Credentials {
 /// One credential as delivered. Holds a secret: no `Debug`.
 #[derive(Serialize, Deserialize)]
 pub struct Credential {
-    /// `jwt` or `x509`
+    /// `jwt`, `x509` or `postgres`
     pub kind: String,
     /// Its id; for a token its `jti`.
     pub id: CredentialId,
@@ -141,6 +141,37 @@ pub struct Credential {
     /// For certificates: what they are used with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
+    /// For database logins: all that is needed to connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
+}
+
+/// A database login. It stays as it is for as long as its task lives: renewing moves its expiry only.
+/// Holds a secret: no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct Login {
+    /// All of it as `DATABASE_URL`, password included; `sslrootcert` is not in it, because that is a
+    /// file's path.
+    pub url: String,
+    /// The target in policy.
+    pub target: String,
+    /// Name, address, or directory of a Unix socket (`PGHOST`).
+    pub host: String,
+    /// `PGPORT`
+    pub port: u16,
+    /// `PGDATABASE`
+    pub database: String,
+    /// `PGUSER`: the role that was made for the task.
+    pub user: String,
+    /// `PGPASSWORD`
+    pub password: String,
+    /// `PGSSLMODE`: `verify-full`, or `disable`.
+    pub sslmode: String,
+    /// PEM of the CAs that the server's certificate is checked against; absent: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslrootcert: Option<String>,
+    /// The role that sessions start as.
+    pub role: String,
 }
 
 /// A certificate with its key. Holds a secret: no `Debug`.
@@ -159,6 +190,9 @@ pub struct Certificate {
 /// `GET /v1/certificate[?entitlement=E][&bind=…][&ttl_seconds=N]`: one credential, flat. No
 /// `Debug`.
 pub type FlatCertificate = Token;
+
+/// `GET /v1/database?entitlement=E[&bind=…][&ttl_seconds=N]`: one login, flat. No `Debug`.
+pub type FlatLogin = Token;
 
 /// `GET /v1/bundle`: what certificates of the trust domain are checked with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -168,6 +168,7 @@ mod tests {
             audience: Some(audience.into()),
             token: Some(format!("token for {audience}")),
             certificate: None,
+            login: None,
         }
     }
 

@@ -18,10 +18,12 @@ use crate::app::Broker;
 use crate::approve::Approved;
 use crate::decide::{Decided, Given};
 use crate::deliver::Delivery;
+use crate::kind::effect::{Content, Failed};
 use crate::kind::{jwt, x509};
 use crate::ledger::{
     Batch, CredentialRow, DecisionRow, GrantRow, Lane, RequestRow, Require, Row, TaskRow,
 };
+use crate::limits;
 use crate::policy::Give;
 use crate::request::Refusal;
 use crate::revoke::{ListError, Place, Slot};
@@ -110,7 +112,7 @@ impl Broker {
                     places.push(Place::Crl(list));
                     rows.push(self.x509_row(decided, (grant, life), list, (key, dns))?);
                 }
-                Give::Postgres { .. } => return Err(no_logins(decided)),
+                Give::Postgres { .. } => rows.push(self.login_row(decided, (grant, life), give)?),
                 // A right to ask, checked where the question is asked; there is nothing to hold.
                 Give::Introspect { .. } => {}
             }
@@ -155,6 +157,36 @@ impl Broker {
         Ok(row)
     }
 
+    /// A login, of which so far only the intent exists. Where its target cannot be reached by what
+    /// policy says of it, nothing is recorded.
+    fn login_row(
+        &self,
+        decided: &Decided,
+        under: (GrantId, &Granted),
+        give: &Give,
+    ) -> Result<CredentialRow, Refusal> {
+        if self.handovers.is_full() {
+            let detail = "too many logins wait for their hand-over to be confirmed";
+            return Err(Refusal::new(Code::Busy, detail));
+        }
+        let name = self.name_at_target(decided.attested().requested().entitlement())?;
+        let deadline = self
+            .clock
+            .wall()
+            .saturating_add_millis(limits::MINT_WITHIN_MILLIS);
+        let Some(content) = Content::planned(give, name.clone(), deadline) else {
+            let detail = "a login with a certificate cannot be made by this version";
+            return Err(Refusal::new(Code::NotSupported, detail));
+        };
+        let unreachable = |failed: Failed| {
+            Refusal::new(Code::TargetFailed, format!("nothing was made: {failed}"))
+        };
+        self.target(&content.target).map_err(unreachable)?;
+        let mut row = self.bare_row(decided, under, (Kind::Postgres, name))?;
+        row.content = content.to_json().map_err(defect)?;
+        Ok(row)
+    }
+
     /// A row that says everything but where it is listed and what is signed.
     fn bare_row(
         &self,
@@ -179,7 +211,11 @@ impl Broker {
             decision: decided.id(),
             rule: allowed.rule.clone(),
             grant,
-            state: CredentialState::Live,
+            state: if kind.is_signed() {
+                CredentialState::Live
+            } else {
+                CredentialState::Intended
+            },
             issued_at: life.issued_at,
             expires_at: life.expires_at,
             capped_by: life.capped_by.to_string(),
@@ -226,13 +262,6 @@ pub(super) fn key_for(decided: &Decided) -> Result<&P256Public, Refusal> {
         );
         Refusal::new(Code::KeyNeeded, detail)
     })
-}
-
-/// A login is made at its target, after its intent is recorded; that is not built yet.
-fn no_logins(decided: &Decided) -> Refusal {
-    let name = decided.attested().requested().entitlement();
-    let detail = format!("`{name}` gives a database login, which this broker cannot make yet");
-    Refusal::new(Code::NotSupported, detail)
 }
 
 pub(super) fn allowed_row(decided: &Decided) -> DecisionRow {

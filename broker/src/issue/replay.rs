@@ -185,7 +185,7 @@ impl Broker {
         }
         request.version += 1;
         request.credentials = intended.iter().map(|row| row.id).collect();
-        let new = intended.iter().filter(|row| row.version == 1);
+        let new = intended.iter().filter(|row| !row.kind.is_signed());
         let mut rows: Vec<Row> = vec![Row::Request(request)];
         rows.extend(new.chain(&replaced).cloned().map(Row::from));
         let batch = Batch {

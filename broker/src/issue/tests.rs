@@ -8,6 +8,7 @@
 )]
 
 pub(crate) mod harness;
+mod logins;
 mod x509;
 
 use ephor_crypto::jwt::{Expected, TokenKind, verify};

@@ -13,6 +13,7 @@ use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::CredentialRow;
+use crate::policy::{Give, LoginBy};
 
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -60,6 +61,41 @@ impl Content {
             return None;
         }
         serde_json::from_str(&row.content).ok()
+    }
+
+    /// Of a login that policy gives; `None` for what is no login with a password.
+    #[must_use]
+    pub fn planned(give: &Give, name: String, deadline: UnixMillis) -> Option<Self> {
+        match give {
+            Give::Postgres {
+                target,
+                roles,
+                database,
+                connection_limit,
+                settings,
+                login: LoginBy::Password,
+                reassign,
+            } => Some(Self {
+                target: target.clone(),
+                name,
+                groups: roles.clone(),
+                database: database.clone(),
+                connection_limit: *connection_limit,
+                settings: settings.clone(),
+                reassign: *reassign,
+                deadline,
+                minted: None,
+                confirmed: false,
+                gone: None,
+            }),
+            Give::Postgres {
+                login: LoginBy::Certificate,
+                ..
+            }
+            | Give::Jwt { .. }
+            | Give::X509 { .. }
+            | Give::Introspect { .. } => None,
+        }
     }
 
     /// As it is stored.

@@ -184,7 +184,9 @@ impl Queues {
                 queue.running < limits::TARGET_CALLS && jobs.any(|job| job.is_due(now, may_sweep))
             };
             let ready = inner.queues.iter().filter(|(_, queue)| is_ready(queue));
-            ready.map(|(name, _)| name.clone()).collect()
+            let mut ready: Vec<String> = ready.map(|(name, _)| name.clone()).collect();
+            ready.sort_unstable();
+            ready
         })
     }
 

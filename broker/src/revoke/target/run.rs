@@ -187,7 +187,7 @@ impl Broker {
     }
 
     /// Flags what was not ended in time: in its row, in the log, in the metrics.
-    pub(in crate::revoke) async fn flag_late(&self) {
+    pub(crate) async fn flag_late(&self) {
         let late = self.queues.late(self.clock.boottime(), self.may_sweep());
         for late in late {
             if let Err(error) = self.flag_one_late(&late).await {

@@ -303,3 +303,44 @@ pub const RETENTION_COMMITS: usize = 1_000;
 pub const RETENTION_PAUSE: Duration = Duration::from_millis(20);
 /// Dead credentials whose listings one pruning commit forgets.
 pub const LEDGER_PRUNE_CHUNK: usize = 500;
+
+/// From the first packet to a connection at a target that can be used.
+pub const PG_CONNECT: Duration = Duration::from_secs(5);
+/// A target's server ends a statement of ours after this.
+pub const PG_STATEMENT: Duration = Duration::from_secs(8);
+/// How long we wait for an answer of a target.
+pub const PG_ANSWER: Duration = Duration::from_secs(10);
+/// How long a call waits for one of a target's connections.
+pub const PG_PLACE_WAIT: Duration = Duration::from_secs(5);
+/// Idle time before a connection to a target is probed.
+pub const PG_KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long making or extending a login waits for a lock.
+pub const PG_MINT_LOCK: Duration = Duration::from_secs(2);
+/// How long revoking waits for a lock before it ends whoever holds it.
+pub const PG_REVOKE_LOCK: Duration = Duration::from_millis(200);
+/// Connections of a target that only revoking takes.
+pub const PG_REVOKE_PLACES: usize = 4;
+/// Connections into each further database of a target, and to each standby.
+pub const PG_MEMBER_PLACES: usize = 4;
+/// Connections of a target that look who is in the way.
+pub const PG_WATCH_PLACES: usize = 2;
+/// Whoever is in the way of a revocation for this long is ended, if the right is there.
+pub const PG_UNBLOCK_AFTER: Duration = Duration::from_millis(50);
+/// Between two looks at who is in the way.
+pub const PG_UNBLOCK_PAUSE: Duration = Duration::from_millis(25);
+/// Tries at a fence within one revocation.
+pub const PG_FENCE_TRIES: usize = 4;
+/// Between two looks at sessions that were told to end.
+pub const PG_LOOK_PAUSE: Duration = Duration::from_millis(3);
+/// How long sessions that were told to end may take; then the revocation is tried again later.
+pub const PG_SESSIONS_END: Duration = Duration::from_secs(5);
+/// How long a standby may take to replay a fence before it counts as behind.
+pub const PG_STANDBY_REPLAY: Duration = Duration::from_secs(2);
+/// Logins that are revoked with the same statements.
+pub const PG_BATCH: usize = 64;
+/// Rows of the fence are kept this long after a login died, in seconds.
+pub const PG_FENCE_KEEP_SECONDS: i64 = 7 * 24 * 3600;
+/// Largest file of CAs for a target, in bytes.
+pub const PG_CA_FILE: u64 = 1024 * 1024;
+/// Largest file with a target's password, in bytes.
+pub const PG_PASSWORD_FILE: usize = 1024;

@@ -22,6 +22,7 @@ pub mod ed25519;
 pub mod p256;
 
 pub mod seal;
+pub mod scram;
 
 pub mod jwk;
 pub mod jws;

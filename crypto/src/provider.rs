@@ -7,23 +7,19 @@
 mod aws_lc;
 #[cfg(feature = "aws-lc-rs")]
 pub(crate) use aws_lc::{
-    NAME, aead, digest, ecdsa_from_pkcs8, install_jwt, rand, signature, tls_provider,
+    NAME, aead, digest, ecdsa_from_pkcs8, hmac, install_jwt, pbkdf2, rand, signature, tls_provider,
 };
 
 #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
 mod ring;
 #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
 pub(crate) use self::ring::{
-    NAME, aead, digest, ecdsa_from_pkcs8, install_jwt, rand, signature, tls_provider,
+    NAME, aead, digest, ecdsa_from_pkcs8, hmac, install_jwt, pbkdf2, rand, signature, tls_provider,
 };
 
 /// HMAC-SHA256, only to show that a public key is no HMAC secret.
 #[cfg(test)]
 pub(crate) fn hmac_sha256_for_tests(key: &[u8], message: &[u8]) -> Vec<u8> {
-    #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
-    use ::ring::hmac;
-    #[cfg(feature = "aws-lc-rs")]
-    use aws_lc_rs::hmac;
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message)
         .as_ref()
         .to_vec()

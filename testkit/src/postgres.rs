@@ -6,6 +6,7 @@
 //! test: it ends when a pipe closes that the test process holds, however that process ends.
 
 mod server;
+mod session;
 mod standby;
 
 use std::fmt::Write as _;
@@ -21,6 +22,7 @@ use tempfile::TempDir;
 
 use crate::wait;
 use server::Server;
+pub use session::Session;
 
 /// How long a server may take to start, to stop or to follow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -380,5 +382,4 @@ fn said(output: &Output) -> String {
 }
 
 #[cfg(test)]
-#[path = "postgres/tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! aws-lc-rs, the default provider.
 
-pub(crate) use aws_lc_rs::{aead, digest, rand, signature};
+pub(crate) use aws_lc_rs::{aead, digest, hmac, pbkdf2, rand, signature};
 
 use aws_lc_rs::error::KeyRejected;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};

@@ -1,7 +1,7 @@
 //! ring, the alternative provider: no post-quantum key exchange, and our own
 //! implementation of jsonwebtoken's provider interface, which has none for ring.
 
-pub(crate) use ::ring::{aead, digest, rand, signature};
+pub(crate) use ::ring::{aead, digest, hmac, pbkdf2, rand, signature};
 
 use ::ring::error::KeyRejected;
 use ::ring::rand::SystemRandom;

@@ -1,0 +1,248 @@
+//! One connection to a server, with the broker's own login.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ephor_crypto::Secret;
+use tokio::time::timeout;
+use tokio_postgres::config::{ChannelBinding, SslMode};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+
+use super::access::{Access, Host, Tls};
+use super::failed::{Failed, Said, not_connected, said};
+use super::tls::VerifyFull;
+use crate::limits;
+use crate::tasks::Tasks;
+
+/// Parameters of a call.
+pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// What a connection is opened for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Purpose<'a> {
+    /// Into which database.
+    pub(super) database: &'a str,
+    /// How long one of its statements waits for a lock.
+    pub(super) lock_wait: Duration,
+}
+
+/// An open connection. Its other half runs in the background until this one is dropped.
+pub(super) struct Conn {
+    client: Client,
+    /// The server's process of it.
+    pub(super) pid: i32,
+    /// Whether the server follows another one.
+    pub(super) in_recovery: bool,
+    /// Guards only the map: held for a look-up or an insertion.
+    statements: Mutex<HashMap<&'static str, Statement>>,
+}
+
+impl Conn {
+    /// Connects to `host`.
+    ///
+    /// # Errors
+    /// [`Failed`], with nothing done.
+    pub(super) async fn open(
+        access: &Access,
+        host: &Host,
+        purpose: Purpose<'_>,
+        tasks: &Tasks,
+    ) -> Result<Self, Failed> {
+        let unreachable = |why: String| Failed::Unreachable {
+            target: access.name.clone(),
+            why: format!("{host}: {why}"),
+        };
+        let mut config = config(&access.user, host, purpose);
+        if let Some(file) = &access.password_file {
+            let password = password(file).await.map_err(unreachable)?;
+            config.password(password.expose());
+        }
+        let opened = connected(&config, host, &access.tls, tasks);
+        let client = timeout(limits::PG_CONNECT, opened).await;
+        let client = client.map_err(|_| unreachable("no answer".to_owned()))?;
+        let client = client.map_err(|why| match why {
+            NotConnected::Tls(why) => unreachable(why),
+            NotConnected::Server(why) => not_connected(&access.name, &host.to_string(), &why),
+        })?;
+        Self::greeted(access, client).await
+    }
+
+    /// Learns what must be known of every connection, and makes its commits durable.
+    async fn greeted(access: &Access, client: Client) -> Result<Self, Failed> {
+        const GREETING: &str = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),
+            CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
+                 THEN pg_catalog.set_config('synchronous_commit', 'on', false) END";
+        let mut conn = Self {
+            client,
+            pid: 0,
+            in_recovery: false,
+            statements: Mutex::default(),
+        };
+        let rows = conn.call(access, "greeting", GREETING, &[]).await;
+        let rows = rows.map_err(|said| said.failed(&access.name))?;
+        if let Some(row) = rows.first() {
+            conn.pid = field(access, row, 0)?;
+            conn.in_recovery = field(access, row, 1)?;
+        }
+        Ok(conn)
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Runs `sql`, a constant, prepared once per connection. `asked` says in words what it is.
+    pub(super) async fn call(
+        &self,
+        access: &Access,
+        asked: &str,
+        sql: &'static str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, Said> {
+        let work = async {
+            let known = self.statements().get(sql).cloned();
+            let statement = match known {
+                Some(statement) => statement,
+                None => {
+                    let statement = self.client.prepare(sql).await?;
+                    self.statements().insert(sql, statement.clone());
+                    statement
+                }
+            };
+            self.client.query(&statement, params).await
+        };
+        match timeout(limits::PG_ANSWER, work).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => Err(said(&access.name, asked, &error)),
+            Err(_) => Err(Said::Failed(Failed::Unknown {
+                target: access.name.clone(),
+                why: format!("{asked}: nothing within {:?}", limits::PG_ANSWER),
+            })),
+        }
+    }
+
+    fn statements(&self) -> std::sync::MutexGuard<'_, HashMap<&'static str, Statement>> {
+        self.statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Said {
+    /// The failure, where an epoch can play no part.
+    pub(super) fn failed(self, target: &str) -> Failed {
+        match self {
+            Self::Failed(failed) => failed,
+            Self::OtherEpoch => Failed::Fenced {
+                target: target.to_owned(),
+                why: "the epoch there is another one".to_owned(),
+            },
+        }
+    }
+}
+
+/// One column; a server that answers in another form is not one of ours.
+pub(super) fn field<'a, T: tokio_postgres::types::FromSql<'a>>(
+    access: &Access,
+    row: &'a Row,
+    place: usize,
+) -> Result<T, Failed> {
+    row.try_get(place).map_err(|why| Failed::Missing {
+        target: access.name.clone(),
+        what: format!("an answer in the form of this version: {why}"),
+        mend: "run `ephor target init` again".to_owned(),
+    })
+}
+
+fn config(user: &str, host: &Host, purpose: Purpose<'_>) -> Config {
+    let mut config = Config::new();
+    config.user(user).dbname(purpose.database);
+    config.application_name("ephor-broker");
+    config.options(format!(
+        "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={} \
+         -c client_min_messages=warning -c search_path=pg_catalog -c jit=off -c DateStyle=ISO \
+         -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed",
+        limits::PG_STATEMENT.as_millis(),
+        purpose.lock_wait.as_millis(),
+        limits::PG_STATEMENT.as_millis(),
+    ));
+    match host {
+        Host::Tcp(name, port) => config.host(name.as_str()).port(*port),
+        Host::Unix(dir, port) => config.host_path(dir).port(*port),
+    };
+    config.connect_timeout(limits::PG_CONNECT);
+    config.tcp_user_timeout(limits::PG_ANSWER);
+    config.keepalives_idle(limits::PG_KEEPALIVE);
+    config.keepalives_interval(limits::PG_KEEPALIVE);
+    config
+}
+
+pub(super) enum NotConnected {
+    Tls(String),
+    Server(tokio_postgres::Error),
+}
+
+/// Connects and lets the connection's other half run in the group.
+pub(super) async fn connected(
+    config: &Config,
+    host: &Host,
+    tls: &Tls,
+    tasks: &Tasks,
+) -> Result<Client, NotConnected> {
+    let mut config = config.clone();
+    match (tls, host) {
+        (Tls::VerifyFull { ca_file }, Host::Tcp(..)) => {
+            let verify = VerifyFull::read(ca_file).await.map_err(NotConnected::Tls)?;
+            config.ssl_mode(SslMode::Require);
+            config.channel_binding(ChannelBinding::Prefer);
+            let (client, connection) =
+                config.connect(verify).await.map_err(NotConnected::Server)?;
+            background(tasks, connection);
+            Ok(client)
+        }
+        (Tls::VerifyFull { .. }, Host::Unix(..)) | (Tls::Off, _) => {
+            config.ssl_mode(SslMode::Disable);
+            let (client, connection) = config.connect(NoTls).await.map_err(NotConnected::Server)?;
+            background(tasks, connection);
+            Ok(client)
+        }
+    }
+}
+
+fn background<S, T>(tasks: &Tasks, connection: tokio_postgres::Connection<S, T>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let stop = tasks.stop_token();
+    tasks.spawn("connection to a target", async move {
+        // Whoever waits for an answer learns the error himself.
+        tokio::select! {
+            _ = connection => {}
+            () = stop.cancelled() => {}
+        }
+    });
+}
+
+/// The password of our own login: the first line of its file.
+async fn password(file: &Path) -> Result<Arc<Secret>, String> {
+    let about = |why: String| format!("credential file {}: {why}", file.display());
+    let bytes = tokio::fs::read(file)
+        .await
+        .map_err(|why| about(why.to_string()))?;
+    let bytes = Secret::new(bytes);
+    if bytes.len() > limits::PG_PASSWORD_FILE {
+        return Err(about("too long for a password".to_owned()));
+    }
+    let line = bytes.expose().split(|byte| *byte == b'\n').next();
+    let line = line.unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.is_empty() {
+        return Err(about("it is empty".to_owned()));
+    }
+    Ok(Arc::new(Secret::new(line.to_vec())))
+}

@@ -1,0 +1,323 @@
+//! `ephor target init`: what is put into a server before the broker can work there. And `check`:
+//! whether it is there and enough.
+//!
+//! What is run and what `--sql` prints come from the same pieces, so a DBA who types it alone does
+//! exactly the same. All of it may be run again; a newer version replaces an older one.
+
+mod check;
+
+use ephor_crypto::scram::ScramVerifier;
+use tokio::time::timeout;
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
+
+pub use check::{Finding, Grade, check};
+
+use super::access::{Host, Tls, Url};
+use super::connect::{NotConnected, connected};
+use super::failed::chain;
+use super::name::{Ident, literal, quoted};
+use crate::limits;
+use crate::tasks::Tasks;
+
+/// Of what is installed; a broker works with its own version only.
+pub const SCHEMA_VERSION: i32 = 1;
+
+const ROLES: &str = include_str!("sql/roles.sql");
+const GROUP: &str = include_str!("sql/group.sql");
+const ADMIN: &str = include_str!("sql/admin.sql");
+const MEMBER: &str = include_str!("sql/member.sql");
+const DONE: &str = include_str!("sql/done.sql");
+
+/// What is installed.
+pub struct Options {
+    /// The broker's own login.
+    pub login: Ident,
+    /// Its password; absent: it stays as it is.
+    pub verifier: Option<ScramVerifier>,
+    /// Group roles that logins may be made of.
+    pub groups: Vec<Ident>,
+    /// Makes those of them that are not there, as NOLOGIN roles without any right.
+    pub make_groups: bool,
+    /// Where the schema with the fence goes; made if it is not there.
+    pub admin_database: Ident,
+    /// Every database where a login may own something.
+    pub databases: Vec<Ident>,
+}
+
+/// Why it was not installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The options do not fit together.
+    #[error("{0}")]
+    Options(String),
+    /// Nobody answers, or we are not let in.
+    #[error("{host}: {why}")]
+    Connect {
+        /// Which server.
+        host: String,
+        /// What it said.
+        why: String,
+    },
+    /// A statement failed; the database it was in is as before.
+    #[error("database {database}: {why}")]
+    Statement {
+        /// Where.
+        database: String,
+        /// What the server said.
+        why: String,
+    },
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    /// Which server.
+    pub host: String,
+    /// Its version, as it says it.
+    pub server: String,
+    /// Databases, the one with the fence first.
+    pub databases: Vec<String>,
+}
+
+/// Statements for one database.
+struct Section {
+    /// None is where we are.
+    database: Option<String>,
+    /// Gives a statement to run, or nothing: what a transaction cannot do.
+    first: Option<String>,
+    /// One transaction.
+    sql: String,
+}
+
+/// As a script for `psql`, to be started in any database as a superuser.
+///
+/// # Errors
+/// [`InstallError::Options`].
+pub fn install_sql(options: &Options) -> Result<String, InstallError> {
+    let mut script = format!(
+        "-- Ephor's schema, version {SCHEMA_VERSION}. For psql, as a superuser or as whoever may make roles:\n\
+         --   psql -v ON_ERROR_STOP=1 -f FILE 'postgres://ADMIN@HOST/postgres'\n\
+         -- It may be run again.\n"
+    );
+    for section in sections(options)? {
+        if let Some(database) = &section.database {
+            script.push_str(&format!("\n\\connect {}\n", quoted(database)));
+        }
+        if let Some(first) = &section.first {
+            script.push_str(&format!("\n{first}\n\\gexec\n"));
+        }
+        script.push_str(&format!("\nBEGIN;\n{}\nCOMMIT;\n", section.sql.trim_end()));
+    }
+    Ok(script)
+}
+
+/// Installs at the first host of `url` that answers and takes writes.
+///
+/// # Errors
+/// [`InstallError`].
+pub async fn install(
+    url: &Url,
+    tls: &Tls,
+    options: &Options,
+    tasks: &Tasks,
+) -> Result<Installed, InstallError> {
+    let sections = sections(options)?;
+    let mut failed = None;
+    for host in &url.hosts {
+        match admin(url, host, tls, url.database.as_str(), tasks).await {
+            Ok(client) => return run(client, (url, host, tls, tasks), options, sections).await,
+            Err(why) => failed = failed.or(Some(why)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| InstallError::Options("the URL names no host".to_owned())))
+}
+
+async fn run(
+    mut client: Client,
+    (url, host, tls, tasks): (&Url, &Host, &Tls, &Tasks),
+    options: &Options,
+    sections: Vec<Section>,
+) -> Result<Installed, InstallError> {
+    let mut current = url.database.as_str().to_owned();
+    let server = texts(&client, &current, "SHOW server_version").await?;
+    for section in sections {
+        if let Some(database) = section.database {
+            client = admin(url, host, tls, &database, tasks).await?;
+            current = database;
+        }
+        if let Some(first) = &section.first {
+            for statement in texts(&client, &current, first).await? {
+                run_one(&client, &current, &statement).await?;
+            }
+        }
+        run_one(
+            &client,
+            &current,
+            &format!("BEGIN;\n{}\nCOMMIT;", section.sql),
+        )
+        .await?;
+    }
+    let databases = std::iter::once(&options.admin_database).chain(&options.databases);
+    Ok(Installed {
+        host: host.to_string(),
+        server: server.into_iter().next().unwrap_or_default(),
+        databases: databases.map(|name| name.as_str().to_owned()).collect(),
+    })
+}
+
+async fn admin(
+    url: &Url,
+    host: &Host,
+    tls: &Tls,
+    database: &str,
+    tasks: &Tasks,
+) -> Result<Client, InstallError> {
+    let mut config = Config::new();
+    config.user(&url.user).dbname(database);
+    config.application_name("ephor target");
+    config.options("-c client_min_messages=warning -c statement_timeout=60s");
+    if let Some(password) = &url.password {
+        config.password(password.expose());
+    }
+    match host {
+        Host::Tcp(name, port) => config.host(name.as_str()).port(*port),
+        Host::Unix(dir, port) => config.host_path(dir).port(*port),
+    };
+    let failed = |why: String| InstallError::Connect {
+        host: host.to_string(),
+        why,
+    };
+    let opened = timeout(limits::PG_CONNECT, connected(&config, host, tls, tasks)).await;
+    let opened = opened.map_err(|_| failed("no answer".to_owned()))?;
+    opened.map_err(|why| match why {
+        NotConnected::Tls(why) => failed(why),
+        NotConnected::Server(why) => failed(chain(&why)),
+    })
+}
+
+async fn run_one(client: &Client, database: &str, sql: &str) -> Result<(), InstallError> {
+    client
+        .batch_execute(sql)
+        .await
+        .map_err(|why| failed(database, &why))
+}
+
+/// The first column of every row.
+async fn texts(client: &Client, database: &str, sql: &str) -> Result<Vec<String>, InstallError> {
+    let answer = client.simple_query(sql).await;
+    let answer = answer.map_err(|why| failed(database, &why))?;
+    let text = |message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        // The library's enum may grow; rows are all that is asked for.
+        _ => None,
+    };
+    Ok(answer.into_iter().filter_map(text).collect())
+}
+
+fn failed(database: &str, why: &tokio_postgres::Error) -> InstallError {
+    InstallError::Statement {
+        database: database.to_owned(),
+        why: chain(why),
+    }
+}
+
+fn sections(options: &Options) -> Result<Vec<Section>, InstallError> {
+    if options.databases.is_empty() {
+        return Err(InstallError::Options(
+            "name at least one database that logins are for".to_owned(),
+        ));
+    }
+    if options.databases.contains(&options.admin_database) {
+        return Err(InstallError::Options(format!(
+            "{} is for the broker alone; logins need another database",
+            options.admin_database
+        )));
+    }
+    let admin = options.admin_database.as_str();
+    let mut all = vec![
+        Section {
+            database: None,
+            first: None,
+            sql: roles(options),
+        },
+        Section {
+            database: None,
+            first: Some(format!(
+                "SELECT {} WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = {});",
+                literal(&format!("CREATE DATABASE {}", quoted(admin))),
+                literal(admin)
+            )),
+            sql: connect(options, admin, true),
+        },
+        Section {
+            database: Some(admin.to_owned()),
+            first: None,
+            sql: filled(ADMIN, options),
+        },
+    ];
+    for database in &options.databases {
+        let mut sql = connect(options, database.as_str(), false);
+        sql.push_str(&filled(MEMBER, options));
+        all.push(Section {
+            database: Some(database.as_str().to_owned()),
+            first: None,
+            sql,
+        });
+    }
+    all.push(Section {
+        database: None,
+        first: None,
+        sql: DONE.to_owned(),
+    });
+    Ok(all)
+}
+
+fn connect(options: &Options, database: &str, alone: bool) -> String {
+    let (database, login) = (quoted(database), options.login.quoted());
+    let mut sql = String::new();
+    if alone {
+        sql.push_str(&format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC;\n"));
+    }
+    sql.push_str(&format!(
+        "GRANT CONNECT ON DATABASE {database} TO {login};\n"
+    ));
+    sql
+}
+
+fn roles(options: &Options) -> String {
+    let password = options.verifier.as_ref().map_or(String::new(), |verifier| {
+        let verifier = literal(verifier.expose());
+        format!("ALTER ROLE {} PASSWORD {verifier};", options.login.quoted())
+    });
+    let group = |group: &Ident| {
+        let make = match options.make_groups {
+            true => format!(
+                "DO $ephor$ BEGIN\n    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {}) THEN\n        \
+                 CREATE ROLE {} NOLOGIN;\n    END IF;\nEND $ephor$;\n",
+                literal(group.as_str()),
+                group.quoted()
+            ),
+            false => String::new(),
+        };
+        let sql = GROUP.replace("@group_text@", &literal(group.as_str()));
+        make + &sql.replace("@group@", &group.quoted())
+    };
+    let groups: String = options.groups.iter().map(group).collect();
+    filled(ROLES, options)
+        .replace("@password@", &password)
+        .replace("@groups@", &groups)
+}
+
+/// A piece with the names in it. Names come last, so that none can bring a placeholder.
+fn filled(piece: &str, options: &Options) -> String {
+    let allow = |group: &Ident| {
+        let name = literal(group.as_str());
+        format!("INSERT INTO ephor.allowed (role) VALUES ({name}) ON CONFLICT DO NOTHING;\n")
+    };
+    let allowed: String = options.groups.iter().map(allow).collect();
+    piece
+        .replace("@version@", &SCHEMA_VERSION.to_string())
+        .replace("@login_text@", &literal(options.login.as_str()))
+        .replace("@login@", &options.login.quoted())
+        .replace("@allowed@", &allowed)
+}

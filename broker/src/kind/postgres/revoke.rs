@@ -1,0 +1,485 @@
+//! The end of logins, in an order of which each step was found necessary:
+//!
+//! 1. fence, NOLOGIN and no groups, committed: nobody makes it any more, nobody comes in;
+//! 2. sessions end, those that the server does not show too, here and on standbys;
+//! 3. what it owns is dropped, in every database, because the role cannot be while it owns anything;
+//! 4. a last look at sessions, while the right to end hidden ones still tells whose they are;
+//! 5. the role is dropped;
+//! 6. a census, here and on standbys. Only that is a proof.
+//!
+//! Any step may be repeated, and a revocation that failed is simply begun again.
+
+use std::collections::{HashMap, HashSet};
+
+use ephor_proto::id::CredentialId;
+use futures_util::StreamExt;
+use futures_util::future::{join_all, try_join_all};
+use futures_util::stream;
+use tokio::time::{sleep, timeout};
+
+use super::census::{Evidence, Left, Seen, census};
+use super::connect::{Params, field};
+use super::failed::{Failed, Said};
+use super::name::{Ident, RoleName};
+use super::pool::Pool;
+use super::{Access, Position, Target};
+use crate::limits;
+
+/// One login to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Whose it is.
+    pub credential: CredentialId,
+    /// Its name, as it was planned: it need not exist.
+    pub role: RoleName,
+    /// Tables and sequences that it owns go to this group instead of being dropped.
+    pub reassign: Option<Ident>,
+}
+
+impl Target {
+    /// Ends one login and proves it. A login that is gone already, or was never made, is proven
+    /// as well, and never made from then on.
+    ///
+    /// # Errors
+    /// [`Failed`]: then it may live, or be half dead; it is to be begun again, for ever.
+    pub async fn revoke(&self, epoch: u32, ending: &Ending) -> Result<Evidence, Failed> {
+        let one = std::slice::from_ref(ending);
+        let mut all = Act::new(self, epoch, one).together().await?;
+        all.pop()
+            .ok_or_else(|| self.not_dead("no census".to_owned()))
+    }
+
+    /// Ends many with the same statements, in the order of `endings`. One that cannot be ended holds
+    /// up none of the others.
+    pub async fn revoke_many(
+        &self,
+        epoch: u32,
+        endings: &[Ending],
+    ) -> Vec<Result<Evidence, Failed>> {
+        let mut places: Vec<usize> = (0..endings.len()).collect();
+        places.sort_by_key(|place| endings.get(*place).map(|ending| &ending.reassign));
+        let mut batches: Vec<Vec<(usize, Ending)>> = Vec::new();
+        for place in places {
+            let Some(ending) = endings.get(place) else {
+                continue;
+            };
+            let fits = |batch: &&mut Vec<(usize, Ending)>| {
+                let like = batch
+                    .first()
+                    .is_some_and(|(_, first)| first.reassign == ending.reassign);
+                like && batch.len() < limits::PG_BATCH
+            };
+            match batches.last_mut().filter(fits) {
+                Some(batch) => batch.push((place, ending.clone())),
+                None => batches.push(vec![(place, ending.clone())]),
+            }
+        }
+        let done = stream::iter(batches)
+            .map(|batch| self.batch(epoch, batch))
+            .buffer_unordered(limits::PG_REVOKE_PLACES)
+            .collect::<Vec<_>>();
+        let mut done: Vec<_> = done.await.into_iter().flatten().collect();
+        done.sort_by_key(|(place, _)| *place);
+        done.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    async fn batch(
+        &self,
+        epoch: u32,
+        batch: Vec<(usize, Ending)>,
+    ) -> Vec<(usize, Result<Evidence, Failed>)> {
+        let (places, endings): (Vec<usize>, Vec<Ending>) = batch.into_iter().unzip();
+        match Act::new(self, epoch, &endings).together().await {
+            Ok(all) => places.into_iter().zip(all.into_iter().map(Ok)).collect(),
+            // Each for himself: one of them is in the way of the others.
+            Err(Failed::Refused { .. } | Failed::Busy { .. } | Failed::Missing { .. })
+                if endings.len() > 1 =>
+            {
+                let mut all = Vec::with_capacity(endings.len());
+                for (place, ending) in places.into_iter().zip(&endings) {
+                    all.push((place, self.revoke(epoch, ending).await));
+                }
+                all
+            }
+            Err(failed) => {
+                let each = |place| (place, Err(failed.clone()));
+                places.into_iter().map(each).collect()
+            }
+        }
+    }
+
+    fn not_dead(&self, why: String) -> Failed {
+        Failed::Busy {
+            target: self.name().to_owned(),
+            why,
+        }
+    }
+}
+
+/// One revocation of logins that are ended together.
+struct Act<'a> {
+    target: &'a Target,
+    epoch: u32,
+    credentials: Vec<String>,
+    roles: Vec<&'a str>,
+    reassign: Option<&'a Ident>,
+}
+
+/// Sessions that were told to end.
+#[derive(Default)]
+struct Told {
+    /// By process, with the oid of the login.
+    shown: HashMap<i32, u32>,
+    hidden: HashSet<i32>,
+    /// Starting sessions that could not be told from others'.
+    unknown: u32,
+}
+
+impl Told {
+    fn of(&self, oid: Option<u32>) -> u32 {
+        let of = |seen: &&u32| Some(**seen) == oid;
+        let shown = self.shown.values().filter(of).count() + self.hidden.len();
+        u32::try_from(shown).unwrap_or(u32::MAX)
+    }
+}
+
+impl<'a> Act<'a> {
+    fn new(target: &'a Target, epoch: u32, endings: &'a [Ending]) -> Self {
+        Self {
+            target,
+            epoch,
+            credentials: endings
+                .iter()
+                .map(|one| one.credential.to_string())
+                .collect(),
+            roles: endings.iter().map(|one| one.role.as_str()).collect(),
+            reassign: endings.first().and_then(|one| one.reassign.as_ref()),
+        }
+    }
+
+    fn access(&self) -> &'a Access {
+        self.target.access()
+    }
+
+    /// All steps.
+    async fn together(&self) -> Result<Vec<Evidence>, Failed> {
+        let mut told = Told::default();
+        let names = self.fence(&mut told).await?;
+        let (here, standbys) = tokio::join!(
+            self.end_sessions(&self.target.inner.revoking, &mut told),
+            self.end_on_standbys(),
+        );
+        here?;
+        let dropped = self.drop_logins(&names, &mut told).await?;
+        let census = census(
+            self.access(),
+            &self.target.inner.revoking,
+            &self.credentials,
+        )
+        .await?;
+        let standbys = self.seen_on_standbys(standbys).await;
+        self.evidence((names, dropped), &told, census, &standbys)
+    }
+
+    /// Step 1. Gives the names that the roles have had, by credential. A session of the login itself can
+    /// hold what is needed for it (`ALTER ROLE` of its own role in an open transaction): then the
+    /// fence alone is committed first, and with it the right to end that session.
+    async fn fence(&self, told: &mut Told) -> Result<HashMap<String, Option<String>>, Failed> {
+        const LOGIN: &str = "SELECT f.credential::text, f.was_named
+            FROM ephor.fence_login($1, $2::text[]::uuid[], $3) f";
+        const ALONE: &str = "SELECT ephor.fence_only($1, $2::text[]::uuid[], $3)";
+        let epoch = i64::from(self.epoch);
+        let params: Params<'_> = &[&epoch, &self.credentials, &self.roles];
+        let mut tries = 1;
+        loop {
+            let rows = match self.unblocked("fencing a login", LOGIN, params).await {
+                Err(Failed::Busy { .. }) if tries < limits::PG_FENCE_TRIES => {
+                    tries += 1;
+                    match self.unblocked("fencing", ALONE, params).await {
+                        Ok(_) => self.end_sessions(&self.target.inner.revoking, told).await?,
+                        Err(Failed::Busy { .. }) => {}
+                        Err(other) => return Err(other),
+                    }
+                    continue;
+                }
+                other => other?,
+            };
+            let name = |row| Ok((field(self.access(), row, 0)?, field(self.access(), row, 1)?));
+            return rows.iter().map(name).collect();
+        }
+    }
+
+    async fn unblocked(
+        &self,
+        asked: &str,
+        sql: &'static str,
+        params: Params<'_>,
+    ) -> Result<Vec<tokio_postgres::Row>, Failed> {
+        let target = self.target;
+        match target.unblocked(asked, sql, params).await {
+            Err(Said::OtherEpoch) => target.begin_epoch(self.epoch).await?,
+            other => return other.map_err(|said| said.failed(target.name())),
+        }
+        let again = target.unblocked(asked, sql, params).await;
+        again.map_err(|said| said.failed(target.name()))
+    }
+
+    /// Steps 2 and 4: tells sessions to end until there is none.
+    async fn end_sessions(&self, pool: &Pool, told: &mut Told) -> Result<(), Failed> {
+        let ended = async {
+            while !self.look(pool, told).await? {
+                sleep(limits::PG_LOOK_PAUSE).await;
+            }
+            Ok(())
+        };
+        match timeout(limits::PG_SESSIONS_END, ended).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let mut pids: Vec<_> = told.shown.keys().chain(&told.hidden).collect();
+                pids.sort();
+                let why = format!("sessions were told to end and have not: process {pids:?}");
+                Err(self.target.not_dead(why))
+            }
+        }
+    }
+
+    /// One look; whether there was no session.
+    async fn look(&self, pool: &Pool, told: &mut Told) -> Result<bool, Failed> {
+        const SQL: &str = "SELECT e.pids, e.oids, e.hidden, e.unknown
+            FROM ephor.end_sessions($1::text[]::uuid[]) e";
+        let access = self.access();
+        let rows = pool
+            .call("ending sessions", SQL, &[&self.credentials])
+            .await;
+        let rows = rows.map_err(|said| said.failed(&access.name))?;
+        let row = self.target.only(&rows)?;
+        let pids: Vec<i32> = field(access, row, 0)?;
+        let oids: Vec<u32> = field(access, row, 1)?;
+        let hidden: Vec<i32> = field(access, row, 2)?;
+        let none = pids.is_empty() && hidden.is_empty();
+        told.hidden.extend(hidden);
+        // What was hidden a moment ago may show itself while it ends.
+        let shown = pids
+            .into_iter()
+            .zip(oids)
+            .filter(|(pid, _)| !told.hidden.contains(pid));
+        let shown: Vec<_> = shown.collect();
+        told.shown.extend(shown);
+        told.unknown = super::census::count(field(access, row, 3)?);
+        Ok(none)
+    }
+
+    /// Steps 3 to 5. Gives the number of roles that were dropped.
+    async fn drop_logins(
+        &self,
+        names: &HashMap<String, Option<String>>,
+        told: &mut Told,
+    ) -> Result<bool, Failed> {
+        const SQL: &str = "SELECT ephor.drop_logins($1, $2::text[]::uuid[])";
+        if names.is_empty() {
+            return Ok(false);
+        }
+        self.drop_owned().await?;
+        self.end_sessions(&self.target.inner.revoking, told).await?;
+        let params: Params<'_> = &[&i64::from(self.epoch), &self.credentials];
+        match self.unblocked("dropping a login", SQL, params).await {
+            Ok(_) => Ok(true),
+            Err(failed) => Err(self.why_not_dropped(failed).await),
+        }
+    }
+
+    /// Step 3, in all databases side by side.
+    async fn drop_owned(&self) -> Result<(), Failed> {
+        const SQL: &str = "SELECT ephor.drop_owned($1, $2)";
+        let group = self.reassign.map(Ident::as_str);
+        let in_one = |(database, pool): (&'a String, &'a Pool)| async move {
+            let params: Params<'_> = &[&self.roles, &group];
+            let done = pool.call("dropping what it owns", SQL, params).await;
+            done.map_err(|said| in_database(said.failed(self.target.name()), database))
+        };
+        try_join_all(self.target.inner.members.iter().map(in_one)).await?;
+        Ok(())
+    }
+
+    /// A prepared transaction holds on to a role for ever, and only a superuser may end one.
+    async fn why_not_dropped(&self, failed: Failed) -> Failed {
+        if !matches!(failed, Failed::Busy { .. } | Failed::Refused { .. }) {
+            return failed;
+        }
+        let looked = census(
+            self.access(),
+            &self.target.inner.revoking,
+            &self.credentials,
+        )
+        .await;
+        let left = looked.map(|(left, _, _)| left).unwrap_or_default();
+        let gids: Vec<String> = left.into_iter().flat_map(|one| one.prepared).collect();
+        if gids.is_empty() {
+            return failed;
+        }
+        Failed::Refused {
+            target: self.target.name().to_owned(),
+            why: format!("{failed}; {}", prepared(&gids)),
+        }
+    }
+
+    /// Step 2 at those that follow, as soon as they know of the fence.
+    async fn end_on_standbys(&self) -> Vec<Result<u32, Failed>> {
+        let at_one = |(_, pool): &'a (super::Host, Pool)| async move {
+            let mut told = Told::default();
+            let known = |left: &[Left]| {
+                left.iter().filter(|one| one.fenced).count() >= self.credentials.len()
+            };
+            self.replayed(pool, known).await?;
+            self.end_sessions(pool, &mut told).await?;
+            Ok(u32::try_from(told.shown.len() + told.hidden.len()).unwrap_or(u32::MAX))
+        };
+        join_all(self.target.inner.standbys.iter().map(at_one)).await
+    }
+
+    /// Waits until a standby shows `state` of what is left.
+    async fn replayed(
+        &self,
+        pool: &Pool,
+        state: impl Fn(&[Left]) -> bool,
+    ) -> Result<Position, Failed> {
+        let looking = async {
+            loop {
+                let (left, position, _) = census(self.access(), pool, &self.credentials).await?;
+                if state(&left) {
+                    return Ok(position);
+                }
+                sleep(limits::PG_LOOK_PAUSE).await;
+            }
+        };
+        let looked = timeout(limits::PG_STANDBY_REPLAY, looking).await;
+        looked.unwrap_or_else(|_| {
+            let behind = format!("not replayed within {:?}", limits::PG_STANDBY_REPLAY);
+            Err(self.target.not_dead(behind))
+        })
+    }
+
+    /// Step 6 at those that follow.
+    async fn seen_on_standbys(&self, ended: Vec<Result<u32, Failed>>) -> Vec<(String, Seen)> {
+        let standbys = self.target.inner.standbys.iter().zip(ended);
+        let at_one = |((host, pool), ended): (&'a (super::Host, Pool), Result<u32, Failed>)| async move {
+            let seen = match ended {
+                Ok(sessions_ended) => {
+                    let gone = |left: &[Left]| left.iter().all(Left::is_dead);
+                    let position = self.replayed(pool, gone).await;
+                    position.map(|at| Seen::Absent {
+                        lsn: at.lsn,
+                        sessions_ended,
+                    })
+                }
+                Err(why) => Err(why),
+            };
+            let seen = seen.unwrap_or_else(|failed| match failed {
+                Failed::Busy { why, .. } => Seen::Behind { why },
+                other => Seen::Unreachable {
+                    why: other.to_string(),
+                },
+            });
+            (host.to_string(), seen)
+        };
+        join_all(standbys.map(at_one)).await
+    }
+
+    /// What the census proves; an error when something is left.
+    fn evidence(
+        &self,
+        (mut names, dropped): (HashMap<String, Option<String>>, bool),
+        told: &Told,
+        (left, position, followers): (Vec<Left>, Position, u32),
+        standbys: &[(String, Seen)],
+    ) -> Result<Vec<Evidence>, Failed> {
+        let mut by_credential: HashMap<String, Left> = left
+            .into_iter()
+            .map(|one| (one.credential.clone(), one))
+            .collect();
+        let databases: Vec<String> = self.target.inner.members.keys().cloned().collect();
+        let mut all = Vec::with_capacity(self.credentials.len());
+        for (credential, role) in self.credentials.iter().zip(&self.roles) {
+            let left = by_credential.remove(credential).filter(Left::is_dead);
+            let left = left.ok_or_else(|| {
+                self.target
+                    .not_dead(format!("the census still finds {role}, or a session of it"))
+            })?;
+            let had_role = names.contains_key(credential);
+            all.push(Evidence {
+                role_absent: true,
+                role_oid: left.role_oid,
+                dropped: dropped && had_role,
+                sessions_ended: told.of(left.role_oid),
+                hidden_ended: u32::try_from(told.hidden.len()).unwrap_or(u32::MAX),
+                was_named: names.remove(credential).flatten(),
+                system_id: position.system_id.clone(),
+                timeline: position.timeline,
+                lsn: position.lsn.clone(),
+                databases: databases.clone(),
+                standbys: standbys.to_vec(),
+                partial: partial(&left, told, followers, standbys),
+                at: position.at,
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// How far the proof does not reach, if anywhere.
+fn partial(
+    left: &Left,
+    told: &Told,
+    followers: u32,
+    standbys: &[(String, Seen)],
+) -> Option<String> {
+    let mut said = Vec::new();
+    let mut absent = 0;
+    for (host, seen) in standbys {
+        match seen {
+            Seen::Absent { .. } => absent += 1,
+            Seen::Behind { why } => said.push(format!("standby {host}: {why}")),
+            Seen::Unreachable { why } => said.push(format!("standby {host} was not asked: {why}")),
+        }
+    }
+    let listed = u32::try_from(standbys.len()).unwrap_or(u32::MAX);
+    if followers > listed.max(absent) {
+        let more = followers - listed.max(absent);
+        said.push(format!(
+            "{more} of the servers that follow are not listed in `standbys`"
+        ));
+    }
+    if !left.prepared.is_empty() {
+        said.push(prepared(&left.prepared));
+    }
+    if told.unknown > 0 {
+        said.push(format!(
+            "{} sessions that were just starting could not be told from others'",
+            told.unknown
+        ));
+    }
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
+fn prepared(gids: &[String]) -> String {
+    let gids: Vec<String> = gids.iter().map(|gid| super::name::literal(gid)).collect();
+    format!(
+        "a prepared transaction of it is left, which only a superuser can end: ROLLBACK PREPARED {}",
+        gids.join(", ")
+    )
+}
+
+fn in_database(failed: Failed, database: &str) -> Failed {
+    match failed {
+        Failed::Refused { target, why } => Failed::Refused {
+            target,
+            why: format!("database {database}: {why}"),
+        },
+        Failed::Missing { target, what, mend } => Failed::Missing {
+            target,
+            what: format!("database {database}: {what}"),
+            mend,
+        },
+        other => other,
+    }
+}

@@ -1,0 +1,521 @@
+-- Schema of Ephor in a database that only it uses: the fence, and what the broker may call.
+-- Every function is owned by a role that nobody logs in as, and finds only what the server itself
+-- and this schema define. Nothing here calls SET ROLE.
+
+CREATE SCHEMA IF NOT EXISTS ephor;
+DO $ephor$
+BEGIN
+    IF (SELECT r.rolname FROM pg_catalog.pg_namespace n
+        JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner WHERE n.nspname = 'ephor')
+       NOT IN ('ephor_owner', current_user) THEN
+        RAISE 'a schema "ephor" of somebody else is in the way';
+    END IF;
+    IF pg_catalog.to_regclass('ephor.version') IS NOT NULL THEN
+        IF (SELECT max(version) FROM ephor.version) > @version@ THEN
+            RAISE 'a newer Ephor has installed version % here; this is version @version@',
+                (SELECT max(version) FROM ephor.version);
+        END IF;
+    END IF;
+END
+$ephor$;
+ALTER SCHEMA ephor OWNER TO ephor_owner;
+REVOKE ALL ON SCHEMA ephor FROM PUBLIC;
+GRANT USAGE ON SCHEMA ephor TO ephor_owner, ephor_signal, @login@;
+-- To be given functions it needs this for a moment.
+GRANT CREATE ON SCHEMA ephor TO ephor_signal;
+
+CREATE TABLE IF NOT EXISTS ephor.version (version int PRIMARY KEY, installed_at timestamptz NOT NULL DEFAULT now());
+
+-- Which login speaks for which installation, and since which epoch. Reading it takes a lock that is
+-- held until the transaction ends; raising the epoch waits for those who read.
+CREATE TABLE IF NOT EXISTS ephor.installation (
+    installation text PRIMARY KEY,
+    login name NOT NULL,
+    epoch bigint NOT NULL
+);
+
+-- The fence: one row per credential. What is dead here is never made again.
+CREATE TABLE IF NOT EXISTS ephor.fence (
+    credential uuid PRIMARY KEY,
+    role name NOT NULL,
+    role_oid oid,
+    dead boolean NOT NULL,
+    -- Of what was asked for: the same call again has the same answer, another one is refused.
+    digest bytea,
+    -- When the intent is void, by this server's clock.
+    deadline timestamptz,
+    epoch bigint NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS fence_role_oid ON ephor.fence (role_oid);
+CREATE INDEX IF NOT EXISTS fence_role ON ephor.fence (role);
+CREATE INDEX IF NOT EXISTS fence_dead_at ON ephor.fence (at) WHERE dead;
+
+-- Group roles that logins may be made of: what whoever installs allows, not what the broker asks.
+CREATE TABLE IF NOT EXISTS ephor.allowed (role name PRIMARY KEY);
+
+ALTER TABLE ephor.version OWNER TO ephor_owner;
+ALTER TABLE ephor.installation OWNER TO ephor_owner;
+ALTER TABLE ephor.fence OWNER TO ephor_owner;
+ALTER TABLE ephor.allowed OWNER TO ephor_owner;
+REVOKE ALL ON ALL TABLES IN SCHEMA ephor FROM PUBLIC;
+GRANT SELECT ON ephor.fence TO ephor_signal;
+GRANT SELECT ON ephor.version, ephor.allowed TO @login@;
+
+-- Where this server stands: who it is, and how far it has come.
+CREATE OR REPLACE FUNCTION ephor.place(OUT system_id text, OUT timeline bigint, OUT lsn text, OUT at_ms bigint)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    BEGIN
+        SELECT s.system_identifier::text INTO system_id FROM pg_control_system() s;
+    EXCEPTION WHEN insufficient_privilege THEN
+        system_id := '';
+    END;
+    IF pg_is_in_recovery() THEN
+        lsn := pg_last_wal_replay_lsn()::text;
+        BEGIN
+            SELECT c.timeline_id INTO timeline FROM pg_control_checkpoint() c;
+        EXCEPTION WHEN insufficient_privilege THEN
+            timeline := 0;
+        END;
+    ELSE
+        lsn := pg_current_wal_lsn()::text;
+        timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint;
+    END IF;
+    at_ms := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+END
+$ephor$;
+
+-- The installation that a login's name belongs to; NULL if it is no name of ours.
+CREATE OR REPLACE FUNCTION ephor.installation_of(p_role text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $ephor$
+    SELECT substring(p_role FROM '^eph_[a-z0-9_]{1,20}_([a-z2-7]{6})_[0-9a-hjkmnp-tv-z]{26}$')
+$ephor$;
+
+-- Refuses a caller that does not speak for the installation, or of an earlier epoch. Whoever
+-- passed holds the table's lock until the end of the transaction.
+CREATE OR REPLACE FUNCTION ephor.pass(p_installation text, p_epoch bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    known ephor.installation;
+BEGIN
+    LOCK TABLE ephor.installation IN ACCESS SHARE MODE;
+    SELECT * INTO known FROM ephor.installation i WHERE i.installation = p_installation;
+    IF NOT FOUND THEN
+        RAISE 'unknown installation %', p_installation USING ERRCODE = 'EPH02';
+    ELSIF known.login <> session_user THEN
+        RAISE 'installation % belongs to the login %, not to %', p_installation, known.login, session_user
+            USING ERRCODE = 'EPH05';
+    ELSIF p_epoch < known.epoch THEN
+        RAISE 'epoch % is over; epoch % has begun', p_epoch, known.epoch USING ERRCODE = 'EPH01';
+    ELSIF p_epoch > known.epoch THEN
+        RAISE 'epoch % has not begun', p_epoch USING ERRCODE = 'EPH02';
+    END IF;
+END
+$ephor$;
+
+-- Begins an epoch, or makes an installation known: the login that speaks for it first keeps it.
+-- Waits until every transaction of the epoch before has ended.
+CREATE OR REPLACE FUNCTION ephor.begin_epoch(p_installation text, p_epoch bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    known ephor.installation;
+BEGIN
+    IF p_installation !~ '^[a-z2-7]{6}$' OR p_epoch < 0 THEN
+        RAISE 'not an installation: %', p_installation USING ERRCODE = 'EPH05';
+    END IF;
+    LOCK TABLE ephor.installation IN ACCESS EXCLUSIVE MODE;
+    SELECT * INTO known FROM ephor.installation i WHERE i.installation = p_installation;
+    IF NOT FOUND THEN
+        INSERT INTO ephor.installation VALUES (p_installation, session_user, p_epoch);
+        RETURN p_epoch;
+    ELSIF known.login <> session_user THEN
+        RAISE 'installation % belongs to the login %, not to %', p_installation, known.login, session_user
+            USING ERRCODE = 'EPH05';
+    ELSIF p_epoch < known.epoch THEN
+        RAISE 'epoch % is over; epoch % has begun', p_epoch, known.epoch USING ERRCODE = 'EPH01';
+    END IF;
+    UPDATE ephor.installation i SET epoch = p_epoch WHERE i.installation = p_installation;
+    RETURN p_epoch;
+END
+$ephor$;
+
+-- Refuses a group that could do more than it should: one that was not allowed at installing, that
+-- logs in, or from which a superuser, a maker of roles or the server's own files can be reached.
+CREATE OR REPLACE FUNCTION ephor.check_groups(p_groups name[]) RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    bad text;
+BEGIN
+    SELECT g INTO bad FROM unnest(p_groups) g
+    WHERE NOT EXISTS (SELECT FROM ephor.allowed a WHERE a.role = g) LIMIT 1;
+    IF FOUND THEN
+        RAISE 'logins of the role % are not allowed here', bad USING ERRCODE = 'EPH04';
+    END IF;
+    SELECT g INTO bad FROM unnest(p_groups) g
+    WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = g AND NOT r.rolcanlogin) LIMIT 1;
+    IF FOUND THEN
+        RAISE 'the role % does not exist, or can log in itself', bad USING ERRCODE = 'EPH04';
+    END IF;
+    WITH RECURSIVE reach(oid) AS (
+        SELECT r.oid FROM pg_roles r WHERE r.rolname = ANY (p_groups)
+        UNION
+        SELECT m.roleid FROM pg_auth_members m JOIN reach ON m.member = reach.oid
+    )
+    SELECT r.rolname INTO bad FROM reach JOIN pg_roles r USING (oid)
+    WHERE r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+       OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files',
+                        'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
+                        'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal', session_user)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE 'a login of this role could act as %, which reaches beyond it', bad USING ERRCODE = 'EPH04';
+    END IF;
+END
+$ephor$;
+
+-- Makes one login, or says again what was made: the one call of a mint. The fence row comes first, so
+-- whoever revokes waits for this transaction, and the deadline is judged while the row is held.
+CREATE OR REPLACE FUNCTION ephor.mint(
+    p_epoch bigint, p_credential uuid, p_role text, p_groups text[], p_valid_until_ms bigint,
+    p_connections int, p_verifier text, p_settings text[], p_deadline_ms bigint,
+    OUT role_oid oid, OUT system_id text, OUT timeline bigint, OUT lsn text, OUT at_ms bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    asked bytea := sha256(convert_to(concat_ws(chr(31), p_role, p_groups::text, p_verifier, p_settings::text,
+                                               p_connections::text, p_deadline_ms::text), 'UTF8'));
+    until text := quote_literal(to_timestamp(p_valid_until_ms / 1000.0)::text);
+    known ephor.fence;
+    n int;
+BEGIN
+    PERFORM ephor.pass(coalesce(ephor.installation_of(p_role), '?'), p_epoch);
+    INSERT INTO ephor.fence (credential, role, dead, digest, deadline, epoch)
+    VALUES (p_credential, p_role, false, asked, to_timestamp(p_deadline_ms / 1000.0), p_epoch)
+    ON CONFLICT (credential) DO NOTHING;
+    IF NOT FOUND THEN
+        SELECT * INTO known FROM ephor.fence f WHERE f.credential = p_credential;
+        IF known.dead THEN
+            RAISE 'credential % was revoked', p_credential USING ERRCODE = 'EPH01';
+        ELSIF known.digest <> asked THEN
+            RAISE 'credential % was made with another content', p_credential USING ERRCODE = 'EPH05';
+        END IF;
+        role_oid := known.role_oid;
+        SELECT p.system_id, p.timeline, p.lsn, p.at_ms INTO system_id, timeline, lsn, at_ms FROM ephor.place() p;
+        RETURN;
+    END IF;
+    IF clock_timestamp() >= to_timestamp(p_deadline_ms / 1000.0) THEN
+        RAISE 'the deadline was %; it is %', to_timestamp(p_deadline_ms / 1000.0), clock_timestamp()
+            USING ERRCODE = 'EPH03';
+    END IF;
+    IF coalesce(array_length(p_groups, 1), 0) = 0 THEN
+        RAISE 'no group role' USING ERRCODE = 'EPH04';
+    END IF;
+    PERFORM ephor.check_groups(p_groups::name[]);
+    EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT '
+                   'CONNECTION LIMIT %s VALID UNTIL %s %s IN ROLE %s',
+                   p_role, coalesce(p_connections, -1), until,
+                   CASE WHEN p_verifier IS NULL THEN '' ELSE 'PASSWORD ' || quote_literal(p_verifier) END,
+                   (SELECT string_agg(quote_ident(g), ', ') FROM unnest(p_groups) g));
+    -- The server refuses ALTER ROLE .. SET role in a function that runs as its owner: that sessions
+    -- start as the group is asked at their start, by what the client is handed.
+    FOR n IN 1 .. coalesce(array_length(p_settings, 1), 0) BY 2 LOOP
+        IF p_settings[n] !~ '^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)?$'
+           OR p_settings[n] IN ('role', 'session_authorization') THEN
+            RAISE 'not a setting for a login: %', p_settings[n] USING ERRCODE = 'EPH04';
+        END IF;
+        EXECUTE format('ALTER ROLE %I SET %s = %L', p_role, p_settings[n], p_settings[n + 1]);
+    END LOOP;
+    UPDATE ephor.fence f SET role_oid = to_regrole(p_role)::oid WHERE f.credential = p_credential
+    RETURNING f.role_oid INTO role_oid;
+    SELECT p.system_id, p.timeline, p.lsn, p.at_ms INTO system_id, timeline, lsn, at_ms FROM ephor.place() p;
+END
+$ephor$;
+
+-- Moves the end of one login that lives; never of one that was revoked.
+CREATE OR REPLACE FUNCTION ephor.extend(p_epoch bigint, p_credential uuid, p_role text, p_valid_until_ms bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    known ephor.fence;
+BEGIN
+    PERFORM ephor.pass(coalesce(ephor.installation_of(p_role), '?'), p_epoch);
+    -- Until the end of the transaction nobody marks it dead.
+    SELECT * INTO known FROM ephor.fence f WHERE f.credential = p_credential AND f.role = p_role FOR SHARE;
+    IF NOT FOUND OR known.dead THEN
+        RAISE 'credential % was revoked, or never made', p_credential USING ERRCODE = 'EPH01';
+    END IF;
+    PERFORM FROM pg_roles r WHERE r.oid = known.role_oid AND r.rolname = p_role;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('ALTER ROLE %I VALID UNTIL %L', p_role, to_timestamp(p_valid_until_ms / 1000.0)::text);
+    RETURN true;
+END
+$ephor$;
+
+-- Marks credentials dead: from here on nothing makes them. Waits for whoever is making one.
+CREATE OR REPLACE FUNCTION ephor.fence_only(p_epoch bigint, p_credentials uuid[], p_roles text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    one text;
+BEGIN
+    FOR one IN SELECT DISTINCT coalesce(ephor.installation_of(r), '?') FROM unnest(p_roles) r LOOP
+        PERFORM ephor.pass(one, p_epoch);
+    END LOOP;
+    -- In one order, so that two of these never wait for each other.
+    INSERT INTO ephor.fence AS f (credential, role, dead, epoch)
+    SELECT c, r, true, p_epoch FROM unnest(p_credentials, p_roles) AS u(c, r) ORDER BY c
+    ON CONFLICT (credential) DO UPDATE SET dead = true, epoch = excluded.epoch,
+        at = CASE WHEN f.dead THEN f.at ELSE clock_timestamp() END
+    WHERE f.role = excluded.role;
+    -- A login of that name that was made without its row, or again after it was dropped.
+    UPDATE ephor.fence f SET role_oid = r.oid FROM pg_roles r
+    WHERE f.credential = ANY (p_credentials) AND f.dead AND r.rolname = f.role
+      AND NOT EXISTS (SELECT FROM pg_roles o WHERE o.oid = f.role_oid);
+    IF (SELECT count(*) FROM ephor.fence f JOIN unnest(p_credentials, p_roles) AS u(c, r)
+        ON f.credential = u.c AND f.role = u.r AND f.dead) <> cardinality(p_credentials) THEN
+        RAISE 'a credential was made with another name' USING ERRCODE = 'EPH05';
+    END IF;
+END
+$ephor$;
+
+-- Marks credentials dead and lets nobody in any more: NOLOGIN, no password, no groups. The owner of
+-- this function becomes a member of exactly these logins: by that right, and by nothing else, it
+-- may end their sessions and drop what they own.
+CREATE OR REPLACE FUNCTION ephor.fence_login(p_epoch bigint, p_credentials uuid[], p_roles text[])
+RETURNS TABLE (credential uuid, role_oid oid, was_named text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+#variable_conflict use_column
+DECLARE
+    one record;
+    had record;
+    names text := '';
+BEGIN
+    PERFORM ephor.fence_only(p_epoch, p_credentials, p_roles);
+    FOR one IN
+        SELECT f.credential, f.role, r.oid, r.rolname FROM ephor.fence f
+        JOIN pg_roles r ON r.oid = f.role_oid WHERE f.credential = ANY (p_credentials) ORDER BY f.credential
+    LOOP
+        IF one.rolname <> one.role THEN
+            -- An administrator has renamed it; it is ours all the same.
+            EXECUTE format('ALTER ROLE %I RENAME TO %I', one.rolname, one.role);
+        END IF;
+        EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD NULL', one.role);
+        names := names || CASE names WHEN '' THEN '' ELSE ', ' END || quote_ident(one.role);
+        credential := one.credential;
+        role_oid := one.oid;
+        was_named := nullif(one.rolname, one.role);
+        RETURN NEXT;
+    END LOOP;
+    IF names = '' THEN
+        RETURN;
+    END IF;
+    -- One statement a group, and not one a login.
+    FOR had IN
+        SELECT g.rolname AS group_name, string_agg(quote_ident(f.role), ', ' ORDER BY f.role) AS members
+        FROM ephor.fence f
+        JOIN pg_auth_members m ON m.member = f.role_oid JOIN pg_roles g ON g.oid = m.roleid
+        WHERE f.credential = ANY (p_credentials) GROUP BY g.rolname ORDER BY g.rolname
+    LOOP
+        BEGIN
+            EXECUTE format('REVOKE %I FROM %s', had.group_name, had.members);
+        EXCEPTION WHEN insufficient_privilege THEN
+            -- Granted by somebody stronger; it goes when the login is dropped.
+            NULL;
+        END;
+    END LOOP;
+    IF current_setting('server_version_num')::int >= 160000 THEN
+        EXECUTE format('GRANT %s TO ephor_owner WITH INHERIT TRUE, SET TRUE', names);
+    ELSE
+        EXECUTE format('GRANT %s TO ephor_owner', names);
+    END IF;
+END
+$ephor$;
+
+-- Ends the sessions that show which login they are of, if it is dead. With its name or without:
+-- a session outlives its role.
+CREATE OR REPLACE FUNCTION ephor.signal(p_oids oid[], OUT pids int[], OUT oids oid[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    SELECT coalesce(array_agg(s.pid), '{}'), coalesce(array_agg(s.usesysid), '{}') INTO pids, oids
+    FROM (SELECT a.pid, a.usesysid FROM pg_stat_get_activity(NULL) a
+          WHERE a.usesysid = ANY (p_oids)
+            AND EXISTS (SELECT FROM ephor.fence f WHERE f.role_oid = a.usesysid AND f.dead)) s;
+    PERFORM pg_terminate_backend(p) FROM unnest(pids) p;
+END
+$ephor$;
+
+-- Looks for sessions of dead logins and tells them to end. A backend that is still starting
+-- (post_auth_delay, preloaded libraries) is not in pg_stat_activity and has no name anywhere, but it
+-- holds a lock of its own; the right to end it is then what tells whose it is.
+CREATE OR REPLACE FUNCTION ephor.end_sessions(
+    p_credentials uuid[], OUT pids int[], OUT oids oid[], OUT hidden int[], OUT unknown int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    dead oid[];
+    locks int[];
+    one int;
+BEGIN
+    dead := ARRAY(SELECT f.role_oid FROM ephor.fence f
+                  WHERE f.credential = ANY (p_credentials) AND f.dead AND f.role_oid IS NOT NULL);
+    hidden := '{}';
+    unknown := 0;
+    -- In this order: who shows himself in between is found the second time.
+    locks := ARRAY(SELECT DISTINCT l.pid FROM pg_lock_status() l WHERE l.pid IS NOT NULL);
+    PERFORM pg_stat_clear_snapshot();
+    SELECT s.pids, s.oids INTO pids, oids FROM ephor.signal(dead) s;
+    FOR one IN SELECT l FROM unnest(locks) l EXCEPT SELECT a.pid FROM pg_stat_get_activity(NULL) a LOOP
+        BEGIN
+            -- While a dead login is still in some group, the right would reach further than it.
+            IF EXISTS (SELECT FROM pg_auth_members m WHERE m.member = ANY (dead)) THEN
+                unknown := unknown + 1;
+            ELSIF pg_terminate_backend(one) THEN
+                hidden := hidden || one;
+            END IF;
+        EXCEPTION WHEN insufficient_privilege THEN
+            -- Somebody else's, or of nobody yet: that one will be refused when it asks for a name.
+            NULL;
+        END;
+    END LOOP;
+END
+$ephor$;
+
+-- Drops dead logins. All of them, or none: one that cannot be dropped is an error.
+CREATE OR REPLACE FUNCTION ephor.drop_logins(p_epoch bigint, p_credentials uuid[]) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    names text;
+    n int;
+    one text;
+BEGIN
+    FOR one IN SELECT DISTINCT ephor.installation_of(f.role) FROM ephor.fence f
+               WHERE f.credential = ANY (p_credentials) LOOP
+        PERFORM ephor.pass(coalesce(one, '?'), p_epoch);
+    END LOOP;
+    SELECT string_agg(quote_ident(r.rolname), ', '), count(*) INTO names, n
+    FROM ephor.fence f JOIN pg_roles r ON r.oid = f.role_oid
+    WHERE f.credential = ANY (p_credentials) AND f.dead AND r.rolname = f.role AND NOT r.rolcanlogin;
+    IF n > 0 THEN
+        EXECUTE 'DROP ROLE ' || names;
+    END IF;
+    RETURN n;
+END
+$ephor$;
+
+-- What is left of dead logins, as this server sees it: roles by oid or name, sessions, prepared
+-- transactions, and where it stands. Also on a standby.
+CREATE OR REPLACE FUNCTION ephor.census(p_credentials uuid[])
+RETURNS TABLE (credential uuid, fenced boolean, role_oid oid, present boolean, sessions int, prepared text[])
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+    WITH activity AS MATERIALIZED (SELECT a.usesysid FROM pg_stat_get_activity(NULL) a WHERE a.usesysid IS NOT NULL),
+    waiting AS MATERIALIZED (SELECT p.gid, p.ownerid FROM pg_prepared_xact() p)
+    SELECT f.credential, f.dead, f.role_oid,
+        EXISTS (SELECT FROM pg_roles r WHERE r.oid = f.role_oid) OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = f.role),
+        (SELECT count(*)::int FROM activity a WHERE a.usesysid = f.role_oid),
+        ARRAY(SELECT w.gid FROM waiting w WHERE w.ownerid = f.role_oid)
+    FROM ephor.fence f WHERE f.credential = ANY (p_credentials)
+$ephor$;
+
+-- Servers that follow this one now, for whoever wants to know whether all were looked at.
+CREATE OR REPLACE FUNCTION ephor.followers() RETURNS int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+    SELECT count(*)::int FROM pg_stat_get_wal_senders() w WHERE w.state IN ('streaming', 'catchup')
+$ephor$;
+
+-- A second look, by the oid and the name that an earlier proof was about; ends what it finds.
+CREATE OR REPLACE FUNCTION ephor.look_again(p_oids oid[], p_names text[])
+RETURNS TABLE (role_oid oid, present boolean, sessions int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH activity AS MATERIALIZED (SELECT a.usesysid FROM pg_stat_get_activity(NULL) a WHERE a.usesysid IS NOT NULL)
+    SELECT u.o, EXISTS (SELECT FROM pg_roles r WHERE r.oid = u.o) OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = u.n),
+        (SELECT count(*)::int FROM activity a WHERE a.usesysid = u.o)
+    FROM unnest(p_oids, p_names) AS u(o, n);
+    PERFORM ephor.signal(p_oids);
+END
+$ephor$;
+
+-- Every login with our prefix, whoever made it, and those of the fence that live under another name.
+CREATE OR REPLACE FUNCTION ephor.logins()
+RETURNS TABLE (role text, role_oid oid, credential uuid, dead boolean, can_login boolean, attributes text[],
+               groups text[], granted_to text[], valid_until_ms bigint, connections int, sessions int)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+    WITH activity AS MATERIALIZED (
+        SELECT a.usesysid, count(*)::int AS n FROM pg_stat_get_activity(NULL) a
+        WHERE a.usesysid IS NOT NULL GROUP BY a.usesysid),
+    up AS MATERIALIZED (
+        SELECT m.member, array_agg(DISTINCT g.rolname::text ORDER BY g.rolname::text) AS names
+        FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid GROUP BY m.member),
+    down AS MATERIALIZED (
+        SELECT m.roleid, array_agg(DISTINCT g.rolname::text ORDER BY g.rolname::text) AS names
+        FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.member
+        WHERE g.rolname <> 'ephor_owner' GROUP BY m.roleid)
+    SELECT r.rolname::text, r.oid, f.credential, f.dead, r.rolcanlogin,
+        array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'superuser' END, CASE WHEN r.rolcreaterole THEN 'createrole' END,
+            CASE WHEN r.rolcreatedb THEN 'createdb' END, CASE WHEN r.rolreplication THEN 'replication' END,
+            CASE WHEN r.rolbypassrls THEN 'bypassrls' END, CASE WHEN NOT r.rolinherit THEN 'noinherit' END], NULL),
+        coalesce(up.names, '{}'), coalesce(down.names, '{}'),
+        CASE WHEN isfinite(r.rolvaliduntil) THEN (extract(epoch FROM r.rolvaliduntil) * 1000)::bigint END,
+        r.rolconnlimit, coalesce(activity.n, 0)
+    FROM pg_roles r LEFT JOIN ephor.fence f ON f.role_oid = r.oid
+    LEFT JOIN up ON up.member = r.oid LEFT JOIN down ON down.roleid = r.oid
+    LEFT JOIN activity ON activity.usesysid = r.oid
+    WHERE r.rolname ^@ 'eph_' OR f.credential IS NOT NULL
+$ephor$;
+
+-- Who is connected with a login of ours, since when and from where.
+CREATE OR REPLACE FUNCTION ephor.uses()
+RETURNS TABLE (role text, role_oid oid, pid int, address text, database text, since_ms bigint, last_ms bigint)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+    SELECT r.rolname::text, r.oid, a.pid, host(a.client_addr), d.datname::text,
+        (extract(epoch FROM a.backend_start) * 1000)::bigint,
+        (extract(epoch FROM coalesce(a.state_change, a.backend_start)) * 1000)::bigint
+    FROM pg_stat_get_activity(NULL) a JOIN pg_roles r ON r.oid = a.usesysid
+    LEFT JOIN pg_database d ON d.oid = a.datid
+    WHERE r.rolname ^@ 'eph_'
+$ephor$;
+
+-- Forgets rows of the fence that nothing can need any more: dead for long, and past their deadline.
+CREATE OR REPLACE FUNCTION ephor.prune(p_seconds bigint) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    n int;
+BEGIN
+    DELETE FROM ephor.fence f USING (
+        SELECT o.credential FROM ephor.fence o WHERE o.dead
+          AND o.at < clock_timestamp() - make_interval(secs => greatest(p_seconds, 86400))
+          AND coalesce(o.deadline, o.at) < clock_timestamp() - interval '1 day'
+          AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = o.role_oid OR r.rolname = o.role)
+        LIMIT 10000) old
+    WHERE f.credential = old.credential;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END
+$ephor$;
+
+-- Who may call what.
+DO $ephor$
+DECLARE
+    one record;
+BEGIN
+    FOR one IN
+        SELECT p.oid::regprocedure AS signature, p.proname FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace = 'ephor'::regnamespace
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', one.signature);
+        EXECUTE format('ALTER FUNCTION %s OWNER TO %I', one.signature,
+            CASE WHEN one.proname IN ('signal', 'census', 'followers', 'look_again', 'uses')
+                 THEN 'ephor_signal' ELSE 'ephor_owner' END);
+        IF one.proname NOT IN ('pass', 'check_groups', 'installation_of', 'signal') THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', one.signature, @login_text@);
+        END IF;
+    END LOOP;
+END
+$ephor$;
+GRANT EXECUTE ON FUNCTION ephor.signal(oid[]) TO ephor_owner;
+REVOKE CREATE ON SCHEMA ephor FROM ephor_signal;
+
+INSERT INTO ephor.version (version) VALUES (@version@) ON CONFLICT DO NOTHING;
+@allowed@

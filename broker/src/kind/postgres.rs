@@ -24,17 +24,20 @@ mod install; //   `ephor target init` and `check`
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ephor_proto::postgres::Address;
+
 use tokio_postgres::Row;
 
-pub use access::{Access, BadUrl, DEFAULT_PORT, Host, Tls, Url};
+pub use access::{Access, Tls};
 pub use census::{Census, Evidence, Seen};
 pub use failed::Failed;
 pub use install::{
-    Finding, Grade, InstallError, Installed, Options, SCHEMA_VERSION, check, install, install_sql,
+    Admin, Finding, Grade, InstallError, Installed, Options, SCHEMA_VERSION, check, install,
+    install_sql,
 };
 pub use look::{Found, Use, Uses};
 pub use mint::{Login, Minted};
-pub use name::{BadName, Ident, NAME_BYTES, PREFIX, Parsed, RoleName, installation_part};
+pub use name::{BadName, Ident, RoleName};
 pub use revoke::Ending;
 
 use self::connect::{Params, field};
@@ -57,7 +60,7 @@ struct Inner {
     revoking: Pool,
     /// `DROP OWNED` acts on one database.
     members: BTreeMap<String, Pool>,
-    standbys: Vec<(Host, Pool)>,
+    standbys: Vec<(Address, Pool)>,
     /// Looks who is in the way of the others.
     watching: Pool,
 }
@@ -104,7 +107,7 @@ impl Target {
             let pool = pool(Servers::Primary, database.as_str(), places, lock);
             (database.as_str().to_owned(), pool)
         };
-        let standby = |host: &Host| {
+        let standby = |host: &Address| {
             let server = Servers::One(host.clone());
             (
                 host.clone(),

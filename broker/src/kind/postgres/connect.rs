@@ -1,5 +1,6 @@
 //! One connection to a server, with the broker's own login.
 
+use ephor_proto::postgres::Address;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
-use super::access::{Access, Host, Tls};
+use super::access::{Access, Tls};
 use super::failed::{Failed, Said, not_connected, said};
 use super::tls::VerifyFull;
 use crate::limits;
@@ -47,7 +48,7 @@ impl Conn {
     /// [`Failed`], with nothing done.
     pub(super) async fn open(
         access: &Access,
-        host: &Host,
+        host: &Address,
         purpose: Purpose<'_>,
         tasks: &Tasks,
     ) -> Result<Self, Failed> {
@@ -158,7 +159,7 @@ pub(super) fn field<'a, T: tokio_postgres::types::FromSql<'a>>(
     })
 }
 
-fn config(user: &str, host: &Host, purpose: Purpose<'_>) -> Config {
+fn config(user: &str, host: &Address, purpose: Purpose<'_>) -> Config {
     let mut config = Config::new();
     config.user(user).dbname(purpose.database);
     config.application_name("ephor-broker");
@@ -171,8 +172,8 @@ fn config(user: &str, host: &Host, purpose: Purpose<'_>) -> Config {
         limits::PG_STATEMENT.as_millis(),
     ));
     match host {
-        Host::Tcp(name, port) => config.host(name.as_str()).port(*port),
-        Host::Unix(dir, port) => config.host_path(dir).port(*port),
+        Address::Tcp { host, port } => config.host(host.as_str()).port(*port),
+        Address::Socket { dir, port } => config.host_path(dir).port(*port),
     };
     config.connect_timeout(limits::PG_CONNECT);
     config.tcp_user_timeout(limits::PG_ANSWER);
@@ -189,13 +190,13 @@ pub(super) enum NotConnected {
 /// Connects and lets the connection's other half run in the group.
 pub(super) async fn connected(
     config: &Config,
-    host: &Host,
+    host: &Address,
     tls: &Tls,
     tasks: &Tasks,
 ) -> Result<Client, NotConnected> {
     let mut config = config.clone();
     match (tls, host) {
-        (Tls::VerifyFull { ca_file }, Host::Tcp(..)) => {
+        (Tls::VerifyFull { ca_file }, Address::Tcp { .. }) => {
             let verify = VerifyFull::read(ca_file).await.map_err(NotConnected::Tls)?;
             config.ssl_mode(SslMode::Require);
             config.channel_binding(ChannelBinding::Prefer);
@@ -204,7 +205,7 @@ pub(super) async fn connected(
             background(tasks, connection);
             Ok(client)
         }
-        (Tls::VerifyFull { .. }, Host::Unix(..)) | (Tls::Off, _) => {
+        (Tls::VerifyFull { .. }, Address::Socket { .. }) | (Tls::Off, _) => {
             config.ssl_mode(SslMode::Disable);
             let (client, connection) = config.connect(NoTls).await.map_err(NotConnected::Server)?;
             background(tasks, connection);

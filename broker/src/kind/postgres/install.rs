@@ -6,13 +6,15 @@
 
 mod check;
 
+use ephor_crypto::Secret;
 use ephor_crypto::scram::ScramVerifier;
+use ephor_proto::postgres::Address;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 pub use check::{Finding, Grade, check};
 
-use super::access::{Host, Tls, Url};
+use super::access::Tls;
 use super::connect::{NotConnected, connected};
 use super::failed::chain;
 use super::name::{Ident, literal, quoted};
@@ -42,6 +44,20 @@ pub struct Options {
     pub admin_database: Ident,
     /// Every database where a login may own something.
     pub databases: Vec<Ident>,
+}
+
+/// Who installs, and where.
+pub struct Admin {
+    /// The server.
+    pub address: Address,
+    /// A superuser, or whoever may make roles and databases.
+    pub user: String,
+    /// Its password, if it needs one.
+    pub password: Option<Secret>,
+    /// A database to begin in, such as `postgres`.
+    pub database: String,
+    /// How it is known that it is the right server.
+    pub tls: Tls,
 }
 
 /// Why it was not installed.
@@ -111,38 +127,22 @@ pub fn install_sql(options: &Options) -> Result<String, InstallError> {
     Ok(script)
 }
 
-/// Installs at the first host of `url` that answers and takes writes.
+/// Installs.
 ///
 /// # Errors
 /// [`InstallError`].
 pub async fn install(
-    url: &Url,
-    tls: &Tls,
+    admin: &Admin,
     options: &Options,
     tasks: &Tasks,
 ) -> Result<Installed, InstallError> {
     let sections = sections(options)?;
-    let mut failed = None;
-    for host in &url.hosts {
-        match admin(url, host, tls, url.database.as_str(), tasks).await {
-            Ok(client) => return run(client, (url, host, tls, tasks), options, sections).await,
-            Err(why) => failed = failed.or(Some(why)),
-        }
-    }
-    Err(failed.unwrap_or_else(|| InstallError::Options("the URL names no host".to_owned())))
-}
-
-async fn run(
-    mut client: Client,
-    (url, host, tls, tasks): (&Url, &Host, &Tls, &Tasks),
-    options: &Options,
-    sections: Vec<Section>,
-) -> Result<Installed, InstallError> {
-    let mut current = url.database.as_str().to_owned();
+    let mut current = admin.database.clone();
+    let mut client = connect_to(admin, &current, tasks).await?;
     let server = texts(&client, &current, "SHOW server_version").await?;
     for section in sections {
         if let Some(database) = section.database {
-            client = admin(url, host, tls, &database, tasks).await?;
+            client = connect_to(admin, &database, tasks).await?;
             current = database;
         }
         if let Some(first) = &section.first {
@@ -159,35 +159,30 @@ async fn run(
     }
     let databases = std::iter::once(&options.admin_database).chain(&options.databases);
     Ok(Installed {
-        host: host.to_string(),
+        host: admin.address.to_string(),
         server: server.into_iter().next().unwrap_or_default(),
         databases: databases.map(|name| name.as_str().to_owned()).collect(),
     })
 }
 
-async fn admin(
-    url: &Url,
-    host: &Host,
-    tls: &Tls,
-    database: &str,
-    tasks: &Tasks,
-) -> Result<Client, InstallError> {
+async fn connect_to(admin: &Admin, database: &str, tasks: &Tasks) -> Result<Client, InstallError> {
     let mut config = Config::new();
-    config.user(&url.user).dbname(database);
+    config.user(&admin.user).dbname(database);
     config.application_name("ephor target");
     config.options("-c client_min_messages=warning -c statement_timeout=60s");
-    if let Some(password) = &url.password {
+    if let Some(password) = &admin.password {
         config.password(password.expose());
     }
-    match host {
-        Host::Tcp(name, port) => config.host(name.as_str()).port(*port),
-        Host::Unix(dir, port) => config.host_path(dir).port(*port),
+    match &admin.address {
+        Address::Tcp { host, port } => config.host(host.as_str()).port(*port),
+        Address::Socket { dir, port } => config.host_path(dir).port(*port),
     };
     let failed = |why: String| InstallError::Connect {
-        host: host.to_string(),
+        host: admin.address.to_string(),
         why,
     };
-    let opened = timeout(limits::PG_CONNECT, connected(&config, host, tls, tasks)).await;
+    let opened = connected(&config, &admin.address, &admin.tls, tasks);
+    let opened = timeout(limits::PG_CONNECT, opened).await;
     let opened = opened.map_err(|_| failed("no answer".to_owned()))?;
     opened.map_err(|why| match why {
         NotConnected::Tls(why) => failed(why),

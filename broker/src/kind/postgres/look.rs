@@ -5,7 +5,6 @@ use ephor_proto::time::UnixMillis;
 
 use super::connect::{Params, field};
 use super::failed::Failed;
-use super::name::RoleName;
 use super::{Target, census};
 use crate::limits;
 
@@ -14,7 +13,7 @@ use crate::limits;
 pub struct Found {
     /// Its name now.
     pub role: String,
-    /// Whose it is, when the name is of our form: see [`super::installation_part`].
+    /// Whose it is, when the name is of our form: see [`crate::kind::name::installation_part`].
     pub installation: Option<String>,
     /// Its oid.
     pub oid: u32,
@@ -89,11 +88,11 @@ impl Target {
         pruned.map_err(|said| said.failed(self.name()))?;
         let found = |row| {
             let role: String = field(access, row, 0)?;
-            let parsed = RoleName::parse(&role).ok();
+            let parsed = crate::kind::name::parse(&role);
             let credential: Option<String> = field(access, row, 2)?;
             let valid_until: Option<i64> = field(access, row, 8)?;
             Ok(Found {
-                installation: parsed.map(|name| name.parsed().installation.to_owned()),
+                installation: parsed.map(|name| name.installation.to_owned()),
                 role,
                 oid: field(access, row, 1)?,
                 credential: credential.and_then(|text| text.parse().ok()),

@@ -5,11 +5,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ephor_proto::postgres::Address;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
-use super::access::{Access, Host};
+use super::access::Access;
 use super::connect::{Conn, Params, Purpose};
 use super::failed::{Failed, Said};
 use crate::limits;
@@ -21,7 +22,7 @@ pub(super) enum Servers {
     /// The first host of the target that takes writes.
     Primary,
     /// One that follows, or is asked whatever it is.
-    One(Host),
+    One(Address),
 }
 
 /// See the module.

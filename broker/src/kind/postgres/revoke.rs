@@ -9,6 +9,7 @@
 //!
 //! Any step may be repeated, and a revocation that failed is simply begun again.
 
+use ephor_proto::postgres::Address;
 use std::collections::{HashMap, HashSet};
 
 use ephor_proto::id::CredentialId;
@@ -325,7 +326,7 @@ impl<'a> Act<'a> {
 
     /// Step 2 at those that follow, as soon as they know of the fence.
     async fn end_on_standbys(&self) -> Vec<Result<u32, Failed>> {
-        let at_one = |(_, pool): &'a (super::Host, Pool)| async move {
+        let at_one = |(_, pool): &'a (Address, Pool)| async move {
             let mut told = Told::default();
             let known = |left: &[Left]| {
                 left.iter().filter(|one| one.fenced).count() >= self.credentials.len()
@@ -362,7 +363,7 @@ impl<'a> Act<'a> {
     /// Step 6 at those that follow.
     async fn seen_on_standbys(&self, ended: Vec<Result<u32, Failed>>) -> Vec<(String, Seen)> {
         let standbys = self.target.inner.standbys.iter().zip(ended);
-        let at_one = |((host, pool), ended): (&'a (super::Host, Pool), Result<u32, Failed>)| async move {
+        let at_one = |((host, pool), ended): (&'a (Address, Pool), Result<u32, Failed>)| async move {
             let seen = match ended {
                 Ok(sessions_ended) => {
                     let gone = |left: &[Left]| left.iter().all(Left::is_dead);

@@ -1,8 +1,9 @@
 //! What is missing at a target, with the statement that mends it.
 
+use ephor_proto::postgres::Address;
 use tokio_postgres::Row;
 
-use crate::kind::postgres::access::{Access, Host, Tls};
+use crate::kind::postgres::access::{Access, Tls};
 use crate::kind::postgres::connect::{Conn, Params, Purpose, field};
 use crate::kind::postgres::failed::Failed;
 use crate::kind::postgres::name::{Ident, quoted};
@@ -102,7 +103,12 @@ pub async fn check(access: &Access, groups: &[Ident], tasks: &Tasks) -> Vec<Find
     found
 }
 
-async fn open(access: &Access, host: &Host, database: &str, tasks: &Tasks) -> Result<Conn, Failed> {
+async fn open(
+    access: &Access,
+    host: &Address,
+    database: &str,
+    tasks: &Tasks,
+) -> Result<Conn, Failed> {
     let purpose = Purpose {
         database,
         lock_wait: limits::PG_MINT_LOCK,
@@ -110,11 +116,11 @@ async fn open(access: &Access, host: &Host, database: &str, tasks: &Tasks) -> Re
     Conn::open(access, host, purpose, tasks).await
 }
 
-fn not_reached(access: &Access, host: &Host, database: &str, why: &Failed) -> Finding {
+fn not_reached(access: &Access, host: &Address, database: &str, why: &Failed) -> Finding {
     let user = quoted(&access.user);
     let line = match host {
-        Host::Unix(..) => format!("local   {} {user}   scram-sha-256", quoted(database)),
-        Host::Tcp(..) => {
+        Address::Socket { .. } => format!("local   {} {user}   scram-sha-256", quoted(database)),
+        Address::Tcp { .. } => {
             let kind = match access.tls {
                 Tls::Off => "host",
                 Tls::VerifyFull { .. } => "hostssl",
@@ -141,7 +147,7 @@ fn not_reached(access: &Access, host: &Host, database: &str, why: &Failed) -> Fi
     Finding::not(Grade::Wrong, format!("{host}: {said}"), mend)
 }
 
-async fn standby(access: &Access, host: &Host, tasks: &Tasks) -> Finding {
+async fn standby(access: &Access, host: &Address, tasks: &Tasks) -> Finding {
     match open(access, host, access.admin_database.as_str(), tasks).await {
         Ok(conn) if conn.in_recovery => Finding::ok(format!("standby {host} answers and follows")),
         Ok(_) => Finding::not(
@@ -357,7 +363,7 @@ impl Look<'_> {
 /// A database where logins may own something.
 async fn member(
     access: &Access,
-    host: &Host,
+    host: &Address,
     database: &Ident,
     groups: &[Ident],
     tasks: &Tasks,

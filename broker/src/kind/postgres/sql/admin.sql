@@ -89,7 +89,7 @@ $ephor$;
 -- The installation that a login's name belongs to; NULL if it is no name of ours.
 CREATE OR REPLACE FUNCTION ephor.installation_of(p_role text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $ephor$
-    SELECT substring(p_role FROM '^eph_[a-z0-9_]{1,20}_([a-z2-7]{6})_[0-9a-hjkmnp-tv-z]{26}$')
+    SELECT substring(p_role FROM '^eph_[a-z0-9_]{0,20}_([0-9a-hjkmnp-tv-z]{6})_[0-9a-hjkmnp-tv-z]{26}$')
 $ephor$;
 
 -- Refuses a caller that does not speak for the installation, or of an earlier epoch. Whoever
@@ -121,7 +121,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
     known ephor.installation;
 BEGIN
-    IF p_installation !~ '^[a-z2-7]{6}$' OR p_epoch < 0 THEN
+    IF p_installation !~ '^[0-9a-hjkmnp-tv-z]{6}$' OR p_epoch < 0 THEN
         RAISE 'not an installation: %', p_installation USING ERRCODE = 'EPH05';
     END IF;
     LOCK TABLE ephor.installation IN ACCESS EXCLUSIVE MODE;

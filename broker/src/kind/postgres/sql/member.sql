@@ -32,7 +32,7 @@ BEGIN
     SELECT string_agg(quote_ident(r.rolname), ', '), count(*) INTO names, n
     FROM pg_roles r
     WHERE r.rolname = ANY (p_roles) AND NOT r.rolcanlogin
-      AND r.rolname ~ '^eph_[a-z0-9_]{1,20}_[a-z2-7]{6}_[0-9a-hjkmnp-tv-z]{26}$'
+      AND r.rolname ~ '^eph_[a-z0-9_]{0,20}_[0-9a-hjkmnp-tv-z]{6}_[0-9a-hjkmnp-tv-z]{26}$'
       AND EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.member = to_regrole('ephor_owner'));
     IF n = 0 THEN
         RETURN 0;

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use ephor_crypto::scram::{ScramVerifier, password};
 use ephor_crypto::{Secret, random};
 use ephor_proto::id::CredentialId;
+use ephor_proto::postgres::Address;
 use ephor_proto::time::{Clock, UnixMillis};
 use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
 
@@ -13,7 +14,6 @@ use crate::clock::SystemClock;
 use crate::kind::postgres::*;
 use crate::tasks::Tasks;
 
-pub(super) const INSTALLATION: &str = "abcdef";
 pub(super) const EPOCH: u32 = 3;
 
 /// A server, and what `target init` was told.
@@ -97,9 +97,8 @@ impl World {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let tasks = Tasks::new();
-            let url = Url::of_admin(&world.cluster.socket_url("postgres", "postgres")).unwrap();
             let secret = Secret::from_string("first".to_owned());
-            install(&url, &Tls::Off, &options(Some(&secret)), &tasks)
+            install(&world.admin(), &options(Some(&secret)), &tasks)
                 .await
                 .unwrap();
         });
@@ -116,6 +115,21 @@ impl World {
         made.await.unwrap()
     }
 
+    /// The superuser, by the socket.
+    pub(super) fn admin(&self) -> Admin {
+        Admin {
+            address: Address::of(
+                self.cluster.socket_dir().to_str().unwrap(),
+                self.cluster.port(),
+            )
+            .unwrap(),
+            user: "postgres".to_owned(),
+            password: None,
+            database: "postgres".to_owned(),
+            tls: Tls::Off,
+        }
+    }
+
     pub(super) fn password_file(&self) -> PathBuf {
         self.dir.path().join("password")
     }
@@ -127,11 +141,10 @@ impl World {
     pub(super) fn access(&self) -> Access {
         Access {
             name: "orders".to_owned(),
-            installation: INSTALLATION.to_owned(),
-            hosts: vec![Host::Tcp("127.0.0.1".to_owned(), self.cluster.port())],
+            installation: crate::kind::name::installation_part("test"),
+            hosts: vec![Address::of("127.0.0.1", self.cluster.port()).unwrap()],
             user: "ephor".to_owned(),
             password_file: Some(self.password_file()),
-            database: ident("orders"),
             admin_database: ident("ephor"),
             databases: vec![ident("orders"), ident("billing")],
             standbys: Vec::new(),
@@ -191,7 +204,12 @@ pub(super) fn login(groups: &[&str]) -> (Login, Secret) {
     let credential = CredentialId::from_parts(now(), random::bytes().unwrap());
     let login = Login {
         credential,
-        role: RoleName::make("orders-db", INSTALLATION, random::bytes().unwrap()).unwrap(),
+        role: RoleName::parse(&crate::kind::name::make(
+            "orders-db",
+            "test",
+            random::bytes().unwrap(),
+        ))
+        .unwrap(),
         groups: groups.iter().map(|group| ident(group)).collect(),
         database: ident("orders"),
         valid_until: UnixMillis::from_millis(now() + 60_000),

@@ -33,7 +33,7 @@ async fn a_login_is_made_used_extended_and_proven_gone() {
         .await
         .unwrap();
     let until = format!(
-        "select extract(epoch from rolvaliduntil)::bigint from pg_roles where oid = {}",
+        "select floor(extract(epoch from rolvaliduntil))::bigint from pg_roles where oid = {}",
         out.oid
     );
     assert_eq!(world.ask(&until), (later.as_millis() / 1000).to_string());

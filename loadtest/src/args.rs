@@ -22,6 +22,8 @@ pub enum What {
     Chaos(Chaos),
     /// Half of capacity while keys, policies, broker and agent change; exit 1 if an application notices
     Operate(Operate),
+    /// `ephor inventory scan` on a PostgreSQL server full of left-overs; exit 1 if it takes too long
+    Inventory(Inventory),
     /// A process that is a task (internal).
     #[command(name = "__task", hide = true)]
     Task {
@@ -158,4 +160,18 @@ pub struct Operate {
     /// New requests a second beside the cached ones
     #[arg(long, default_value_t = 20)]
     pub new_rate: u64,
+}
+
+/// `ephor-loadtest inventory`
+#[derive(Debug, Args)]
+pub struct Inventory {
+    /// The `ephor` binary under test
+    #[arg(long, default_value = "target/release/ephor")]
+    pub ephor: PathBuf,
+    /// Logins that somebody left
+    #[arg(long, default_value_t = 2_000)]
+    pub left_overs: usize,
+    /// Scans
+    #[arg(long, default_value_t = 9)]
+    pub rounds: usize,
 }

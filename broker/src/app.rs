@@ -27,7 +27,7 @@ use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
 use crate::keys::server::Names;
-use crate::kind::targets::Targets;
+use crate::kind::targets::{Secrets, Targets};
 use crate::ledger::{Ledger, ReadError};
 use crate::metrics::Counted;
 use crate::policy::Snapshot;
@@ -91,6 +91,8 @@ pub struct Broker {
     pub pending: Pending,
     /// Where things have effects, by the names of policy.
     pub targets: Targets,
+    /// Where our own passwords at them are.
+    pub(crate) target_secrets: Secrets,
     /// Ends that wait at their targets.
     pub queues: Queues,
     /// Hand-overs that are not confirmed yet.
@@ -181,6 +183,7 @@ pub(crate) struct Parts {
     pub(crate) fleet: Fleet,
     pub(crate) installation: Installation,
     pub(crate) paths: Paths,
+    pub(crate) target_secrets: Secrets,
 }
 
 impl Broker {
@@ -199,6 +202,7 @@ impl Broker {
             fleet,
             installation,
             paths,
+            target_secrets,
         } = parts;
         let signer = Arc::clone(keys.token_signer(TokenKind::StatusList));
         let readmission = Readmission::load(&ledger, clock.wall())?;
@@ -229,6 +233,7 @@ impl Broker {
             deadlines: Timers::default(),
             pending: Pending::default(),
             targets: Targets::default(),
+            target_secrets,
             queues: Queues::default(),
             handovers: Handovers::default(),
             uses: Uses::default(),

@@ -334,17 +334,6 @@ impl Config {
         Ok(())
     }
 
-    /// Where the password of the broker's own login at a target is: a file of the configured
-    /// directory, else a systemd credential. There may be none, for a server that asks for none.
-    #[must_use]
-    pub fn target_secret(&self, target: &str, credentials: Option<&Path>) -> Option<PathBuf> {
-        match (&self.target_secrets_dir, credentials) {
-            (Some(dir), _) => Some(dir.join(format!("target-{target}"))),
-            (None, Some(dir)) => Some(dir.join(format!("ephor-target-{target}"))),
-            (None, None) => None,
-        }
-    }
-
     /// The database file.
     #[must_use]
     pub fn database(&self) -> PathBuf {

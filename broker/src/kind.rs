@@ -4,8 +4,8 @@
 pub mod effect;
 pub mod jwt;
 pub mod name;
-pub mod targets;
 pub mod postgres;
+pub mod targets;
 pub mod x509;
 
 use ephor_proto::kind::Kind;

@@ -21,6 +21,7 @@ use crate::inforce::{Checked, NoPolicy, at_start};
 use crate::keys::master::{MasterKeyError, Provider};
 use crate::keys::rotate::{keep_rotated, stored_keys};
 use crate::keys::{Keys, KeysError, server};
+use crate::kind::targets::Secrets;
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::LoadErrors;
 use crate::recover::Paths;
@@ -281,6 +282,10 @@ async fn open_on(config: &Config, source: Source) -> Result<(Arc<Broker>, Socket
         paths: Paths {
             master_key,
             backups: config.state_dir.join("backup"),
+        },
+        target_secrets: Secrets {
+            dir: config.target_secrets_dir.clone(),
+            credentials,
         },
     };
     let broker = Arc::new(Broker::new(parts)?);

@@ -144,6 +144,7 @@ fn assemble(ledger: Ledger, dir: &Path, clock: &Arc<FakeClock>) -> Arc<Broker> {
                 master_key: dir.join("master.key"),
                 backups: dir.join("backup"),
             },
+            target_secrets: Default::default(),
         })
         .unwrap(),
     );

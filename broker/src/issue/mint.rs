@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::{Made, Permit, Planned, Sealed, Unsigned, defect, refused_by_store};
 use crate::app::Broker;
-use crate::kind::effect::{Content, Failed, Minted};
+use crate::kind::effect::{Content, Failed, Minted, Verifier};
 use crate::kind::targets::Known;
 use crate::ledger::{Batch, CommitError, CredentialRow, Lane};
 use crate::request::Refusal;
@@ -32,6 +32,8 @@ const PASSWORD_BYTES: usize = 32;
 pub struct Access {
     /// The password: it is nowhere else, and never stored.
     pub password: Secret,
+    /// What the target is given instead.
+    verifier: Verifier,
     /// Where.
     pub target: Arc<Known>,
 }
@@ -47,7 +49,12 @@ impl Broker {
         let bytes: [u8; PASSWORD_BYTES] =
             random::bytes().map_err(|error| Unsigned::Random(error.to_string()))?;
         let password = Secret::from_string(URL_SAFE_NO_PAD.encode(bytes));
-        let access = Access { password, target };
+        let verifier = target.at.verifier(&password)?;
+        let access = Access {
+            password,
+            verifier,
+            target,
+        };
         Ok(Made::Access(Sealed::new(planned.id(), Box::new(access))))
     }
 
@@ -107,7 +114,7 @@ impl Broker {
             crash_point!("mint.before_call");
             let minted = self.mint_one(row, &content, access).await;
             crash_point!("mint.after_call");
-            let minted = minted.map_err(|failed| not_made(&content.target, &failed))?;
+            let minted = minted.map_err(|failed| not_made(&failed))?;
             rows.push(live(row, content, minted)?);
         }
         Ok(rows)
@@ -123,7 +130,7 @@ impl Broker {
         let call = access
             .target
             .at
-            .mint(self.installation.epoch, intent, &access.password);
+            .mint(self.installation.epoch, intent, &access.verifier);
         tokio::time::timeout(limits::MINT_CALL, call)
             .await
             .unwrap_or(Err(Failed::NoAnswer(limits::MINT_CALL)))
@@ -198,7 +205,7 @@ impl Broker {
                 continue;
             };
             crash_point!("renew.before_extend");
-            let failed = |failed: Failed| not_made(&content.target, &failed);
+            let failed = |failed: Failed| not_made(&failed);
             let known = self.target(&content.target).map_err(failed)?;
             let named = (row.id, content.name.as_str());
             let call = known
@@ -245,9 +252,9 @@ fn live(
     Ok(row)
 }
 
-fn not_made(target: &str, failed: &Failed) -> Refusal {
+fn not_made(failed: &Failed) -> Refusal {
     let detail = format!(
-        "target {target}: {failed}. Nothing was handed out, and what may be left there is being ended; ask again"
+        "{failed}. Nothing was handed out, and what may be left there is being ended; ask again"
     );
     Refusal::new(Code::TargetFailed, detail)
 }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use ephor_crypto::Secret;
+use ephor_crypto::scram::ScramVerifier;
 use ephor_proto::id::CredentialId;
 use ephor_proto::state::credential::Proof;
 use ephor_proto::time::UnixMillis;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::ledger::CredentialRow;
 use crate::policy::{Give, LoginBy};
 
+pub mod logins;
 #[cfg(test)]
 pub(crate) mod scripted;
 
@@ -123,6 +125,9 @@ pub struct Minted {
 pub struct Gone {
     /// `dropped` when this call ended it, `absent` when it was not there.
     pub proof: Proof,
+    /// The target's own number of it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
     /// Sessions that were ended.
     pub sessions_ended: u32,
     /// Which server, and how far it was then: system id, timeline, LSN.
@@ -144,14 +149,27 @@ pub struct Ending {
     pub credential: CredentialId,
     /// See [`Content::name`].
     pub name: String,
-    /// See [`Content::reassign`].
-    pub reassign: bool,
+    /// Group that gets what it owns; none: that is dropped.
+    pub reassign: Option<String>,
+}
+
+impl Ending {
+    /// Of a credential whose content is known.
+    #[must_use]
+    pub fn of(credential: CredentialId, content: Content) -> Self {
+        let group = content.groups.into_iter().next();
+        Self {
+            credential,
+            name: content.name,
+            reassign: group.filter(|_| content.reassign),
+        }
+    }
 }
 
 /// Why a target did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failed {
-    /// It said no; nothing was done.
+    /// It said no, or could not be asked; nothing was done.
     #[error("{0}")]
     Refused(String),
     /// It, or this broker's whole epoch, was revoked there before.
@@ -171,13 +189,35 @@ pub enum Failed {
 /// A target, by kind: a closed set, with one match for each thing to do.
 #[derive(Clone)]
 pub enum AtTarget {
+    /// A PostgreSQL server.
+    Postgres(logins::Server),
     /// Behaves as a test says.
     #[cfg(test)]
     Scripted(std::sync::Arc<scripted::Script>),
 }
 
-#[cfg_attr(not(test), allow(unused_variables))]
+/// What a target is given instead of the password.
+pub enum Verifier {
+    /// For SCRAM.
+    Scram(ScramVerifier),
+    /// The scripted target keeps passwords.
+    #[cfg(test)]
+    Plain(String),
+}
+
 impl AtTarget {
+    /// What it will be given instead of this password. Takes a millisecond or more of work.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn verifier(&self, password: &Secret) -> Result<Verifier, Failed> {
+        match self {
+            Self::Postgres(server) => server.verifier(password).map(Verifier::Scram),
+            #[cfg(test)]
+            Self::Scripted(_) => Ok(Verifier::Plain(password.expose_str().unwrap().to_owned())),
+        }
+    }
+
     /// Makes what an intent says, once. The same intent again makes no second one.
     ///
     /// # Errors
@@ -186,11 +226,12 @@ impl AtTarget {
         &self,
         epoch: u32,
         intent: (CredentialId, &Content, UnixMillis),
-        password: &Secret,
+        verifier: &Verifier,
     ) -> Result<Minted, Failed> {
-        match *self {
+        match self {
+            Self::Postgres(server) => server.mint(epoch, intent, verifier).await,
             #[cfg(test)]
-            Self::Scripted(ref script) => script.mint(epoch, intent, password).await,
+            Self::Scripted(script) => script.mint(epoch, intent, verifier).await,
         }
     }
 
@@ -204,17 +245,19 @@ impl AtTarget {
         (id, name): (CredentialId, &str),
         until: UnixMillis,
     ) -> Result<(), Failed> {
-        match *self {
+        match self {
+            Self::Postgres(server) => server.extend(epoch, (id, name), until).await,
             #[cfg(test)]
-            Self::Scripted(ref script) => script.extend(epoch, (id, name), until).await,
+            Self::Scripted(script) => script.extend(epoch, (id, name), until).await,
         }
     }
 
     /// Ends them, behind a fence, and looks that they are gone: one answer for each, in order.
     pub async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
-        match *self {
+        match self {
+            Self::Postgres(server) => server.revoke(epoch, endings).await,
             #[cfg(test)]
-            Self::Scripted(ref script) => script.revoke(epoch, endings).await,
+            Self::Scripted(script) => script.revoke(epoch, endings).await,
         }
     }
 }

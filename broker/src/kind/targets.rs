@@ -5,11 +5,16 @@
 //! is left there must still be ended.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::effect::{AtTarget, Failed};
+use ephor_proto::postgres::Address;
+
+use super::effect::{AtTarget, Failed, logins};
 use super::name;
+use crate::app::Broker;
 use crate::issue::defect;
+use crate::policy::{PostgresTarget, Target, Tls};
 use crate::request::Refusal;
 
 /// A target and how to reach it.
@@ -20,6 +25,17 @@ pub struct Known {
     pub at: AtTarget,
     /// What its users are told.
     pub endpoint: Endpoint,
+    /// What policy said of it; none for one that a test put here.
+    pub(crate) policy: Option<Arc<Target>>,
+}
+
+impl Known {
+    /// Whether policy says the same now. Where it is written may have changed.
+    fn is_as(&self, policy: &Target) -> bool {
+        let same =
+            |known: &Arc<Target>| known.owner == policy.owner && known.postgres == policy.postgres;
+        self.policy.as_ref().is_none_or(same)
+    }
 }
 
 /// How a login reaches its server.
@@ -60,16 +76,80 @@ impl Targets {
     }
 }
 
-impl crate::app::Broker {
-    /// A target by its name.
+/// Where the passwords of the broker's own logins at targets are.
+#[derive(Debug, Clone, Default)]
+pub struct Secrets {
+    /// Directory of the files `target-NAME`.
+    pub dir: Option<PathBuf>,
+    /// Directory of systemd's credentials, with `ephor-target-NAME`.
+    pub credentials: Option<PathBuf>,
+}
+
+impl Secrets {
+    /// The file of one target, if there is one: a server may ask for no password.
+    fn file(&self, target: &str) -> Option<PathBuf> {
+        let file = match (&self.dir, &self.credentials) {
+            (Some(dir), _) => dir.join(format!("target-{target}")),
+            (None, Some(dir)) => dir.join(format!("ephor-target-{target}")),
+            (None, None) => return None,
+        };
+        file.exists().then_some(file)
+    }
+}
+
+impl Endpoint {
+    /// # Errors
+    /// When the file of CAs cannot be read: a client could not check the server.
+    fn of(policy: &PostgresTarget) -> Result<Self, Failed> {
+        let is_tcp = matches!(policy.address, Address::Tcp { .. });
+        let sslmode = match policy.tls {
+            Tls::VerifyFull if is_tcp => "verify-full",
+            Tls::VerifyFull | Tls::Off => "disable",
+        };
+        let sslrootcert = match &policy.ca_file {
+            Some(file) if sslmode == "verify-full" => std::fs::read_to_string(file)
+                .map_err(|e| Failed::Refused(format!("cannot read {}: {e}", file.display())))?,
+            Some(_) | None => String::new(),
+        };
+        Ok(Self {
+            host: policy.address.host().to_owned(),
+            port: policy.address.port(),
+            sslmode: sslmode.to_owned(),
+            sslrootcert,
+        })
+    }
+}
+
+impl Broker {
+    /// A target by its name, as the policy in force has it; else as it was known last.
     ///
     /// # Errors
     /// When policy does not name it, or not so that it can be reached.
     pub(crate) fn target(&self, name: &str) -> Result<Arc<Known>, Failed> {
-        self.targets.known(name).ok_or_else(|| {
-            Failed::Refused(format!(
+        let known = self.targets.known(name);
+        let policy = self.policy.load().target(name).cloned();
+        match (known, policy) {
+            (Some(known), None) => Ok(known),
+            (Some(known), Some(policy)) if known.is_as(&policy) => Ok(known),
+            (_, Some(policy)) => Ok(self.targets.put(name, self.reach(&policy)?)),
+            (None, None) => Err(Failed::Refused(format!(
                 "policy has no `[target.{name}]` any more; put it back, so that what is left there can be ended"
-            ))
+            ))),
+        }
+    }
+
+    fn reach(&self, policy: &Arc<Target>) -> Result<Known, Failed> {
+        let server = logins::Server::new(
+            (&policy.name, &policy.postgres),
+            &self.installation.id,
+            self.target_secrets.file(&policy.name),
+            &self.tasks,
+        )?;
+        Ok(Known {
+            owner: policy.owner.clone(),
+            at: AtTarget::Postgres(server),
+            endpoint: Endpoint::of(&policy.postgres)?,
+            policy: Some(Arc::clone(policy)),
         })
     }
 

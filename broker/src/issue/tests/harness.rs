@@ -118,6 +118,12 @@ impl Bench {
         self.dir.path().join("ephor.db")
     }
 
+    /// The password of the broker's own login at a target.
+    pub(crate) fn put_target_secret(&self, target: &str, password: &str) {
+        let file = self.dir.path().join(format!("target-{target}"));
+        std::fs::write(file, password).unwrap();
+    }
+
     /// The receipt of a closed task, as it is handed out.
     pub(crate) fn receipt(&self, task: TaskId) -> String {
         let signer = self.broker.log_signer();
@@ -394,6 +400,10 @@ fn broker_on(ledger: Ledger, clock: &Arc<FakeClock>, dir: &std::path::Path) -> A
             paths: crate::recover::Paths {
                 master_key: dir.join("master.key"),
                 backups: dir.join("backup"),
+            },
+            target_secrets: crate::kind::targets::Secrets {
+                dir: Some(dir.to_owned()),
+                credentials: None,
             },
         })
         .unwrap(),

@@ -1,5 +1,7 @@
 //! Logins at a target: made after their record, let out after their outcome, ended there.
 
+mod real;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -65,6 +67,7 @@ impl Kit {
                     sslmode: "verify-full".to_owned(),
                     sslrootcert: String::new(),
                 },
+                policy: None,
             };
             self.bench.broker.targets.put(name, known);
         }

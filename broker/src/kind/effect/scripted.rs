@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use ephor_crypto::Secret;
 use ephor_proto::id::CredentialId;
 use ephor_proto::state::credential::Proof;
 use ephor_proto::time::UnixMillis;
 
-use super::{Content, Ending, Failed, Gone, Minted};
+use super::{Content, Ending, Failed, Gone, Minted, Verifier};
 
 /// How the next calls go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,15 +70,19 @@ impl Script {
         &self,
         epoch: u32,
         (id, content, until): (CredentialId, &Content, UnixMillis),
-        password: &Secret,
+        verifier: &Verifier,
     ) -> Result<Minted, Failed> {
         self.with(|inner| inner.calls.push(format!("mint {}", content.name)));
-        let password = password.expose_str().unwrap().to_owned();
+        let Verifier::Plain(password) = verifier else {
+            panic!("it keeps passwords")
+        };
         self.answer(|inner| {
             if inner.fenced.contains(&id) || epoch < inner.epoch {
                 return Err(Failed::Fenced);
             }
-            inner.alive.insert(content.name.clone(), (password, until));
+            inner
+                .alive
+                .insert(content.name.clone(), (password.clone(), until));
             Ok(Minted {
                 number: 7,
                 seen: "system id 1, timeline 1, lsn 0/1".to_owned(),
@@ -108,6 +111,9 @@ impl Script {
     pub(super) async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
         self.with(|inner| inner.calls.push(format!("revoke {}", endings.len())));
         let mut done = Vec::new();
+        if self.with(|inner| epoch < inner.epoch) {
+            return endings.iter().map(|_| Err(Failed::Fenced)).collect();
+        }
         for ending in endings {
             let gone = self.answer(|inner| {
                 inner.epoch = inner.epoch.max(epoch);
@@ -119,6 +125,7 @@ impl Script {
                     } else {
                         Proof::Absent
                     },
+                    number: None,
                     sessions_ended: 0,
                     seen: "system id 1, timeline 1, lsn 0/2".to_owned(),
                     partial: String::new(),

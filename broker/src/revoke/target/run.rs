@@ -12,7 +12,7 @@ use super::Late;
 use crate::app::Broker;
 use crate::clock::Stopwatch;
 use crate::kind::effect::{Content, Ending, Failed, Gone};
-use crate::ledger::{Batch, CredentialRow, Lane, ReadError, Ticket};
+use crate::ledger::{Batch, CredentialRow, Lane, Ticket};
 use crate::revoke::{NotEnded, Work, machine, written};
 use crate::{crash_point, limits, metrics};
 
@@ -61,29 +61,61 @@ impl Broker {
         crash_point!("revoke.before_target");
         let answers = self.revoke_at(target, &endings).await;
         crash_point!("revoke.after_target");
-        let mut submitted = Vec::new();
+        let mut gone = Vec::new();
         for (row, answer) in rows.into_iter().zip(answers) {
-            let id = row.id;
-            match self.submit_answer(row, answer) {
-                Ok((row, ticket)) => submitted.push((row, ticket)),
-                Err(why) => {
-                    tracing::warn!(credential = %id, target, why, "not ended at its target yet");
-                    queues.failed(target, id, self.clock.boottime(), &why);
+            match answer {
+                Ok(said) => gone.push((row, said)),
+                Err(failed) => {
+                    tracing::warn!(credential = %row.id, target, %failed, "not ended at its target yet");
+                    queues.failed(target, row.id, self.clock.boottime(), &failed.to_string());
                 }
             }
         }
-        for (row, ticket) in submitted {
-            match written(ticket.await) {
-                Ok(Some(_)) => {
-                    crash_point!("revoke.gone");
-                    metrics::STAGES.passed(Stage::Revoke, watch.micros());
-                    self.is_gone(target, &row);
-                }
-                Ok(None) => queues.again(target, row.id),
-                Err(error) => {
-                    queues.failed(target, row.id, self.clock.boottime(), &error.to_string());
+        self.store_gone(target, gone, watch).await;
+    }
+
+    /// Stores what a target said; together, so that they share commits. Whoever wrote to a row
+    /// meanwhile, such as that it is late, did not make it untrue.
+    async fn store_gone(
+        &self,
+        target: &str,
+        mut gone: Vec<(CredentialRow, Gone)>,
+        watch: Stopwatch,
+    ) {
+        let queues = &self.queues;
+        for _ in 0..limits::CONFLICT_TRIES {
+            let mut submitted = Vec::new();
+            for (row, said) in std::mem::take(&mut gone) {
+                let id = row.id;
+                match self.submit_gone(row, said.clone()) {
+                    Ok((row, ticket)) => submitted.push((row, said, ticket)),
+                    Err(error) => {
+                        queues.failed(target, id, self.clock.boottime(), &error.to_string());
+                    }
                 }
             }
+            for (row, said, ticket) in submitted {
+                match written(ticket.await) {
+                    Ok(Some(_)) => {
+                        crash_point!("revoke.gone");
+                        metrics::STAGES.passed(Stage::Revoke, watch.micros());
+                        self.is_gone(target, &row);
+                    }
+                    Ok(None) => match self.ending_of(row.id) {
+                        Ok(Some((row, _))) => gone.push((row, said)),
+                        Ok(None) | Err(_) => queues.again(target, row.id),
+                    },
+                    Err(error) => {
+                        queues.failed(target, row.id, self.clock.boottime(), &error.to_string());
+                    }
+                }
+            }
+            if gone.is_empty() {
+                return;
+            }
+        }
+        for (row, _) in gone {
+            queues.again(target, row.id);
         }
     }
 
@@ -109,18 +141,13 @@ impl Broker {
         (rows, endings)
     }
 
-    fn ending_of(&self, id: CredentialId) -> Result<Option<(CredentialRow, Ending)>, ReadError> {
+    fn ending_of(&self, id: CredentialId) -> Result<Option<(CredentialRow, Ending)>, NotEnded> {
         let row = self.ledger.reader().credential(id)?;
-        let row = row.filter(|row| row.state == CredentialState::Revoking);
-        Ok(row.and_then(|row| {
-            let content = Content::of(&row)?;
-            let ending = Ending {
-                credential: id,
-                name: content.name,
-                reassign: content.reassign,
-            };
-            Some((row, ending))
-        }))
+        let Some(row) = row.filter(|row| row.state == CredentialState::Revoking) else {
+            return Ok(None);
+        };
+        let content = Content::of(&row).ok_or_else(unreadable)?;
+        Ok(Some((row, Ending::of(id, content))))
     }
 
     async fn revoke_at(&self, target: &str, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
@@ -136,16 +163,6 @@ impl Broker {
         }
     }
 
-    fn submit_answer(
-        &self,
-        row: CredentialRow,
-        answer: Result<Gone, Failed>,
-    ) -> Result<(CredentialRow, Ticket), String> {
-        let gone = answer.map_err(|failed| failed.to_string())?;
-        self.submit_gone(row, gone)
-            .map_err(|error| error.to_string())
-    }
-
     /// Submits that it is dead, with the evidence.
     fn submit_gone(
         &self,
@@ -154,9 +171,7 @@ impl Broker {
     ) -> Result<(CredentialRow, Ticket), NotEnded> {
         let event = CredentialEvent::Proven(gone.proof);
         let (next, _) = credential::step(machine(&row), event, self.clock.wall())?;
-        let content = Content::of(&row);
-        let mut content =
-            content.ok_or_else(|| NotEnded::Defect("its content cannot be read".to_owned()))?;
+        let mut content = Content::of(&row).ok_or_else(unreadable)?;
         row.state = next.state;
         row.version += 1;
         row.overdue = None;
@@ -245,9 +260,17 @@ impl Late {
             "" => String::new(),
             owner => format!("; {owner} answers for the target"),
         };
-        let (target, attempts) = (&self.target, self.attempts);
-        format!("target {target}: {why}; tried {attempts} times, tried on{owner}")
+        let attempts = self.attempts;
+        let target = match why.contains(&self.target) {
+            true => String::new(),
+            false => format!("target {}: ", self.target),
+        };
+        format!("{target}{why}; tried {attempts} times, tried on{owner}")
     }
+}
+
+fn unreadable() -> NotEnded {
+    NotEnded::defect("what it is called at its target cannot be read from its row; the log says it")
 }
 
 /// One call at a target. What it took goes back, and its place too, however it ends.

@@ -1,0 +1,149 @@
+//! The same at a real PostgreSQL server, judged by `psql`.
+
+use ephor_crypto::Secret;
+use ephor_crypto::scram::ScramVerifier;
+use ephor_proto::state::credential::{CredentialState, Proof};
+use ephor_testkit::postgres::Cluster;
+
+use super::super::harness::{Bench, POLICY};
+use super::login;
+use crate::kind::effect::Content;
+use crate::kind::postgres::{Ident, Options, install_sql};
+
+struct World {
+    bench: Bench,
+    cluster: Cluster,
+}
+
+impl World {
+    async fn new() -> Self {
+        let cluster = tokio::task::spawn_blocking(|| Cluster::start().unwrap());
+        let cluster = cluster.await.unwrap();
+        let ident = |name: &str| Ident::parse(name).unwrap();
+        let options = Options {
+            login: ident("ephor"),
+            verifier: Some(
+                ScramVerifier::new(
+                    &Secret::from_string("of-ephor".to_owned()),
+                    4096.try_into().unwrap(),
+                )
+                .unwrap(),
+            ),
+            groups: vec![ident("orders_rw")],
+            make_groups: true,
+            admin_database: ident("ephor"),
+            databases: vec![ident("orders")],
+        };
+        cluster.psql("postgres", "create database orders").unwrap();
+        cluster
+            .psql("postgres", &install_sql(&options).unwrap())
+            .unwrap();
+        cluster
+            .psql("orders", "grant all on schema public to orders_rw")
+            .unwrap();
+        let world = Self {
+            bench: Bench::new().await,
+            cluster,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&self) {
+        let port = self.cluster.port();
+        self.bench.put_target_secret("orders", "of-ephor\n");
+        self.bench.put_policy(&format!(
+            r#"{POLICY}
+[target.orders]
+owner = "team:dba"
+postgres = {{ url = "postgres://ephor@127.0.0.1:{port}/orders", tls = "off" }}
+[entitlement.orders-db]
+owner = "team:orders"
+purpose = "Serve the order page"
+who = ["orders/web"]
+gives = [{{ postgres = {{ target = "orders", role = "orders_rw", connection_limit = 3, settings = {{ statement_timeout = "30s" }} }} }}]
+"#
+        ));
+        self.bench.broker.start_timers();
+    }
+
+    fn roles(&self) -> String {
+        let sql = "select count(*) from pg_roles where rolname like 'eph\\_%'";
+        self.cluster.psql("postgres", sql).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_works_until_its_task_ends_and_its_sessions_end_with_it() {
+    let world = World::new().await;
+    let bench = &world.bench;
+    let task = bench.new_task();
+    let answer = bench.issue(bench.request(task, "orders-db")).await.unwrap();
+    let (id, given) = login(&answer);
+    let pair = (given.user.as_str(), given.password.as_str());
+    let who = world
+        .cluster
+        .psql_as(pair, "orders", "select session_user")
+        .unwrap();
+    assert_eq!(who, given.user);
+    let mut open = world
+        .cluster
+        .session(pair, "orders", "-c role=orders_rw")
+        .unwrap();
+    open.send("create table made_by_a_task (n int); begin;")
+        .unwrap();
+    let is_there = "select count(*) = 1 from pg_stat_activity where usename like 'eph\\_%' and xact_start is not null";
+    world.cluster.wait_true("orders", is_there).unwrap();
+
+    let ended = bench.complete(task, "exited").await.unwrap();
+    assert_eq!((ended.dead, ended.listed), (1, 0));
+    let receipt = bench.verified(&ended.receipt);
+    let seen = &receipt.evidence[0];
+    assert_eq!(
+        (seen.credential, seen.proof),
+        (id, Some(Proof::Dropped)),
+        "{seen:?}"
+    );
+    assert!(
+        seen.place.starts_with("orders (system id "),
+        "{}",
+        seen.place
+    );
+    let gone = Content::of(&bench.row(id)).unwrap().gone.unwrap();
+    assert_eq!(gone.sessions_ended, 1, "{gone:?}");
+    assert_eq!(world.roles(), "0");
+    let refused = world.cluster.psql_as(pair, "orders", "select 1");
+    assert!(refused.is_err());
+    let said = open.finish().unwrap();
+    assert!(!said.contains("still here"), "{said}");
+    // What a migration made belongs to the group and stays.
+    let owner = "select tableowner from pg_tables where tablename = 'made_by_a_task'";
+    assert_eq!(world.cluster.psql("orders", owner).unwrap(), "orders_rw");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_is_told_and_asked_until_it_is_back() {
+    let mut world = World::new().await;
+    let task = world.bench.new_task();
+    let r = world.bench.request(task, "orders-db");
+    let (id, _) = login(&world.bench.issue(r).await.unwrap());
+    world.cluster.crash().unwrap();
+    let problem = world.bench.complete(task, "exited").await.unwrap_err();
+    assert_eq!(problem.code, ephor_proto::problem::Code::Overdue);
+    world.bench.clock.advance_millis(5_000);
+    world.bench.broker.flag_late().await;
+    let row = world.bench.row(id);
+    assert_eq!(row.state, CredentialState::Revoking);
+    let why = row.overdue.unwrap();
+    assert!(
+        why.contains("target orders") && why.contains("team:dba"),
+        "{why}"
+    );
+    world.cluster.boot().unwrap();
+    assert_eq!(world.roles(), "1");
+    world.bench.clock.advance_millis(60_000);
+    let ended = world.bench.complete(task, "exited").await.unwrap();
+    assert_eq!(ended.dead, 1);
+    assert_eq!(world.roles(), "0");
+    assert_eq!(world.bench.row(id).overdue, None);
+}

@@ -1,0 +1,206 @@
+//! A PostgreSQL server as the stages see it: their words on one side, those of
+//! [`postgres`](crate::kind::postgres) on the other.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use ephor_crypto::Secret;
+use ephor_crypto::scram::ScramVerifier;
+use ephor_proto::id::CredentialId;
+use ephor_proto::state::credential::Proof;
+use ephor_proto::time::UnixMillis;
+
+use super::{Content, Ending, Failed, Gone, Minted, Verifier};
+use crate::kind::name::installation_part;
+use crate::kind::postgres::{self, Access, BadName, Ident, Login, RoleName, Seen};
+use crate::policy::{PostgresTarget, Tls};
+use crate::tasks::Tasks;
+
+/// One server.
+#[derive(Clone)]
+pub struct Server {
+    target: postgres::Target,
+    scram_iterations: NonZeroU32,
+}
+
+impl Server {
+    /// As policy says; nothing is connected yet. `installation` is our whole id.
+    ///
+    /// # Errors
+    /// When a name cannot be one at a server.
+    pub fn new(
+        (name, policy): (&str, &PostgresTarget),
+        installation: &str,
+        password_file: Option<PathBuf>,
+        tasks: &Tasks,
+    ) -> Result<Self, Failed> {
+        let databases = policy.databases.iter().map(|name| ident(name));
+        let access = Access {
+            name: name.to_owned(),
+            installation: installation_part(installation),
+            hosts: vec![policy.address.clone()],
+            user: policy.user.clone(),
+            password_file,
+            admin_database: ident(&policy.admin_database)?,
+            databases: databases.collect::<Result<_, _>>()?,
+            standbys: policy.standbys.clone(),
+            tls: tls(policy),
+            connections: usize::try_from(policy.connections).unwrap_or(1),
+        };
+        let scram_iterations = NonZeroU32::new(policy.scram_iterations);
+        Ok(Self {
+            target: postgres::Target::new(access, tasks),
+            scram_iterations: scram_iterations.unwrap_or(NonZeroU32::MIN),
+        })
+    }
+
+    /// The server itself, for looks at it.
+    #[must_use]
+    pub fn target(&self) -> &postgres::Target {
+        &self.target
+    }
+
+    pub(super) fn verifier(&self, password: &Secret) -> Result<ScramVerifier, Failed> {
+        let made = ScramVerifier::new(password, self.scram_iterations);
+        made.map_err(|error| Failed::Refused(error.to_string()))
+    }
+
+    pub(super) async fn mint(
+        &self,
+        epoch: u32,
+        (id, content, until): (CredentialId, &Content, UnixMillis),
+        verifier: &Verifier,
+    ) -> Result<Minted, Failed> {
+        let groups = content.groups.iter().map(|name| ident(name));
+        let login = Login {
+            credential: id,
+            role: role(&content.name)?,
+            groups: groups.collect::<Result<_, _>>()?,
+            database: ident(&content.database)?,
+            valid_until: until,
+            connection_limit: content.connection_limit,
+            settings: content.settings.clone(),
+            deadline: content.deadline,
+        };
+        let verifier = match verifier {
+            Verifier::Scram(verifier) => Some(verifier),
+            #[cfg(test)]
+            Verifier::Plain(_) => None,
+        };
+        let minted = self.target.mint(epoch, &login, verifier).await?;
+        Ok(Minted {
+            number: minted.oid,
+            seen: place(&minted.system_id, minted.timeline, &minted.lsn),
+            at: minted.at,
+        })
+    }
+
+    pub(super) async fn extend(
+        &self,
+        epoch: u32,
+        (id, name): (CredentialId, &str),
+        until: UnixMillis,
+    ) -> Result<(), Failed> {
+        let role = role(name)?;
+        Ok(self.target.extend(epoch, id, &role, until).await?)
+    }
+
+    pub(super) async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
+        let mut planned = Vec::with_capacity(endings.len());
+        for ending in endings {
+            match planned_ending(ending) {
+                Ok(ending) => planned.push(ending),
+                // A name that we did not make: a defect, and none of the others goes on before it is
+                // looked at.
+                Err(failed) => return endings.iter().map(|_| Err(failed.clone())).collect(),
+            }
+        }
+        let answers = self.target.revoke_many(epoch, &planned).await;
+        let answers = answers.into_iter();
+        answers
+            .map(|answer| answer.map(gone).map_err(Failed::from))
+            .collect()
+    }
+}
+
+fn planned_ending(ending: &Ending) -> Result<postgres::Ending, Failed> {
+    Ok(postgres::Ending {
+        credential: ending.credential,
+        role: role(&ending.name)?,
+        reassign: ending.reassign.as_deref().map(ident).transpose()?,
+    })
+}
+
+fn gone(evidence: postgres::Evidence) -> Gone {
+    let mut seen = place(&evidence.system_id, evidence.timeline, &evidence.lsn);
+    let mut partial: Vec<String> = evidence.partial.into_iter().collect();
+    for (standby, said) in &evidence.standbys {
+        match said {
+            Seen::Absent { lsn, .. } => seen.push_str(&format!(", standby {standby} at {lsn}")),
+            Seen::Behind { why } | Seen::Unreachable { why } => {
+                partial.push(format!("standby {standby}: {why}"));
+            }
+        }
+    }
+    Gone {
+        proof: match evidence.dropped {
+            true => Proof::Dropped,
+            false => Proof::Absent,
+        },
+        number: evidence.role_oid,
+        sessions_ended: evidence.sessions_ended,
+        seen,
+        partial: partial.join("; "),
+        at: evidence.at,
+        looked_again: false,
+    }
+}
+
+fn place(system_id: &str, timeline: u32, lsn: &str) -> String {
+    format!("system id {system_id}, timeline {timeline}, lsn {lsn}")
+}
+
+fn tls(policy: &PostgresTarget) -> postgres::Tls {
+    match (policy.tls, &policy.ca_file) {
+        (Tls::VerifyFull, Some(ca_file)) => postgres::Tls::VerifyFull {
+            ca_file: ca_file.clone(),
+        },
+        (Tls::VerifyFull, None) => postgres::Tls::VerifyFull {
+            ca_file: PathBuf::from(SYSTEM_CAS),
+        },
+        (Tls::Off, _) => postgres::Tls::Off,
+    }
+}
+
+/// Where Debian and its like keep the CAs that the system trusts.
+pub(crate) const SYSTEM_CAS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+fn ident(name: &str) -> Result<Ident, Failed> {
+    Ident::parse(name).map_err(bad_name)
+}
+
+fn role(name: &str) -> Result<RoleName, Failed> {
+    RoleName::parse(name).map_err(bad_name)
+}
+
+fn bad_name(error: BadName) -> Failed {
+    Failed::Refused(error.to_string())
+}
+
+impl From<postgres::Failed> for Failed {
+    fn from(failed: postgres::Failed) -> Self {
+        use postgres::Failed as F;
+        let text = failed.to_string();
+        match failed {
+            F::Fenced { .. } => Self::Fenced,
+            F::TooLate { .. } => Self::TooLate,
+            F::Unknown { .. } => Self::Unknown(text),
+            F::Refused { .. }
+            | F::Unreachable { .. }
+            | F::Unauthorized { .. }
+            | F::NotPrimary { .. }
+            | F::Missing { .. }
+            | F::Busy { .. } => Self::Refused(text),
+        }
+    }
+}

@@ -39,6 +39,7 @@ pub use look::{Found, Use, Uses};
 pub use mint::{Login, Minted};
 pub use name::{BadName, Ident, RoleName};
 pub use revoke::Ending;
+pub use tls::Encrypt;
 
 use self::connect::{Params, field};
 use self::failed::Said;

@@ -1,25 +1,18 @@
 //! One connection. An error names the server and what it said, never the password. A password is
 //! only ever sent as its server asks for it; who may be asked is [`Tls`]'s to decide.
 
-use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ephor_broker::kind::postgres::Encrypt;
 use ephor_crypto::Secret;
-use ephor_crypto::tls::server_end_point;
 use ephor_proto::postgres::Address;
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config, Connection, Socket};
-use tokio_rustls::TlsConnector;
+use tokio_postgres::{Client, Config, NoTls};
 
 /// Whether a connection is encrypted; the configuration says whom it trusts.
 #[derive(Debug, Clone)]
@@ -76,18 +69,14 @@ pub enum ConnectError {
     },
 }
 
-/// What keeps an open connection going; see [`tokio_postgres::Connection`].
-pub type Driver = Connection<Socket, Encrypted>;
+/// What keeps an open connection going, as long as it is polled.
+pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>>>>;
 
 /// Opens one. The second part must be polled for the first to get on.
 ///
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect(endpoint: Endpoint<'_>) -> Result<(Client, Driver), ConnectError> {
-    let unreachable = |why: String| ConnectError::Unreachable {
-        address: endpoint.address.clone(),
-        why,
-    };
     let (mode, tls) = match (endpoint.address, endpoint.tls) {
         (Address::Socket { .. }, _) | (_, Tls::Off) => (SslMode::Disable, None),
         (Address::Tcp { .. }, Tls::IfOffered(tls)) => (SslMode::Prefer, Some(tls)),
@@ -106,11 +95,30 @@ pub async fn connect(endpoint: Endpoint<'_>) -> Result<(Client, Driver), Connect
     if let Some(password) = endpoint.password {
         config.password(password.expose());
     }
-    let connecting = config.connect(MakeEncrypted(tls.map(Arc::clone)));
-    match tokio::time::timeout(endpoint.within, connecting).await {
+    match tokio::time::timeout(endpoint.within, open(&config, tls)).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(why)) => Err(explained(&endpoint, &why)),
-        Err(_) => Err(unreachable(format!("no answer in {:?}", endpoint.within))),
+        Err(_) => Err(ConnectError::Unreachable {
+            address: endpoint.address.clone(),
+            why: format!("no answer in {:?}", endpoint.within),
+        }),
+    }
+}
+
+async fn open(
+    config: &Config,
+    tls: Option<&Arc<ClientConfig>>,
+) -> Result<(Client, Driver), tokio_postgres::Error> {
+    match tls {
+        Some(tls) => {
+            let encrypt = Encrypt::of(Arc::clone(tls));
+            let (client, connection) = config.connect(encrypt).await?;
+            Ok((client, Box::pin(connection)))
+        }
+        None => {
+            let (client, connection) = config.connect(NoTls).await?;
+            Ok((client, Box::pin(connection)))
+        }
     }
 }
 
@@ -158,81 +166,4 @@ fn chain(why: &dyn std::error::Error) -> String {
         cause = why.source();
     }
     said
-}
-
-/// Puts TLS on a connection, if there is to be any.
-struct MakeEncrypted(Option<Arc<ClientConfig>>);
-
-/// The same, for a name: looked at only once TLS is to begin.
-struct Encrypt {
-    tls: Option<Arc<ClientConfig>>,
-    name: String,
-}
-
-/// A connection with TLS on it.
-pub struct Encrypted(tokio_rustls::client::TlsStream<Socket>);
-
-impl MakeTlsConnect<Socket> for MakeEncrypted {
-    type Stream = Encrypted;
-    type TlsConnect = Encrypt;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, domain: &str) -> io::Result<Encrypt> {
-        Ok(Encrypt {
-            tls: self.0.clone(),
-            name: domain.to_owned(),
-        })
-    }
-}
-
-impl TlsConnect<Socket> for Encrypt {
-    type Stream = Encrypted;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Encrypted>> + Send>>;
-
-    fn connect(self, socket: Socket) -> Self::Future {
-        Box::pin(async move {
-            let tls = self.tls.ok_or_else(|| io::Error::other("no TLS wanted"))?;
-            let name = ServerName::try_from(self.name).map_err(io::Error::other)?;
-            let stream = TlsConnector::from(tls).connect(name, socket).await?;
-            Ok(Encrypted(stream))
-        })
-    }
-}
-
-impl TlsStream for Encrypted {
-    fn channel_binding(&self) -> ChannelBinding {
-        let certificates = self.0.get_ref().1.peer_certificates();
-        certificates
-            .and_then(|chain| server_end_point(chain.first()?))
-            .map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
-    }
-}
-
-impl AsyncRead for Encrypted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
-    }
-}
-
-impl AsyncWrite for Encrypted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        from: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, from)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
 use super::access::{Access, Tls};
 use super::failed::{Failed, Said, not_connected, said};
-use super::tls::VerifyFull;
+use super::tls::Encrypt;
 use crate::limits;
 use crate::tasks::Tasks;
 
@@ -197,7 +197,9 @@ pub(super) async fn connected(
     let mut config = config.clone();
     match (tls, host) {
         (Tls::VerifyFull { ca_file }, Address::Tcp { .. }) => {
-            let verify = VerifyFull::read(ca_file).await.map_err(NotConnected::Tls)?;
+            let verify = Encrypt::verify_full(ca_file)
+                .await
+                .map_err(NotConnected::Tls)?;
             config.ssl_mode(SslMode::Require);
             config.channel_binding(ChannelBinding::Prefer);
             let (client, connection) =

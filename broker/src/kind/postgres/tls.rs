@@ -20,16 +20,22 @@ use tokio_rustls::client;
 
 use crate::limits;
 
-/// A server is believed under the CAs of one file.
+/// Puts TLS on connections; the configuration says whom it believes.
 #[derive(Clone)]
-pub(super) struct VerifyFull(Arc<ClientConfig>);
+pub struct Encrypt(Arc<ClientConfig>);
 
-impl VerifyFull {
-    /// Reads the CAs.
+impl Encrypt {
+    /// As a configuration says, such as one of [`database_client`].
+    #[must_use]
+    pub fn of(config: Arc<ClientConfig>) -> Self {
+        Self(config)
+    }
+
+    /// A server is believed for its name under the CAs of one file, which is read now.
     ///
     /// # Errors
     /// Says which file and what is wrong with it.
-    pub(super) async fn read(ca_file: &Path) -> Result<Self, String> {
+    pub(super) async fn verify_full(ca_file: &Path) -> Result<Self, String> {
         let about = |why: String| format!("CA file {}: {why}", ca_file.display());
         let file = tokio::fs::metadata(ca_file).await;
         let size = file.map_err(|why| about(why.to_string()))?.len();
@@ -44,7 +50,7 @@ impl VerifyFull {
     }
 }
 
-impl<S> MakeTlsConnect<S> for VerifyFull
+impl<S> MakeTlsConnect<S> for Encrypt
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -60,7 +66,7 @@ where
 }
 
 /// One handshake to come.
-pub(super) struct Connect(TlsConnector, ServerName<'static>);
+pub struct Connect(TlsConnector, ServerName<'static>);
 
 impl<S> TlsConnect<S> for Connect
 where
@@ -76,7 +82,7 @@ where
 }
 
 /// An encrypted connection.
-pub(super) struct Stream<S>(client::TlsStream<S>);
+pub struct Stream<S>(client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
     fn channel_binding(&self) -> ChannelBinding {

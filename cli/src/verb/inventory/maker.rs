@@ -14,11 +14,6 @@ const VAULT_RANDOM: usize = 20;
 const VAULT_TIME: usize = 10;
 /// How much of the random part is kept when a name is shortened for people.
 const SHOWN_RANDOM: usize = 4;
-/// Characters of an installation's part of our names.
-const INSTALLATION: usize = 6;
-/// Characters of the random part of our names: 128 bits in base 32.
-const OUR_RANDOM: usize = 26;
-
 /// Who made a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Maker {
@@ -86,7 +81,8 @@ pub fn maker(name: &str, is_bootstrap: bool, groups: &[&str]) -> Maker {
     if groups.contains(&TELEPORT_GROUP) {
         return Maker::Teleport;
     }
-    if let Some(installation) = ephor(name) {
+    if let Some(ours) = ephor_broker::kind::name::parse(name) {
+        let installation = ours.installation.to_owned();
         return Maker::Ephor { installation };
     }
     if let Some(made_at) = vault(name) {
@@ -96,19 +92,6 @@ pub fn maker(name: &str, is_bootstrap: bool, groups: &[&str]) -> Maker {
         return Maker::Person;
     }
     Maker::Other
-}
-
-/// `eph_<entitlement>_<installation>_<random>`
-fn ephor(name: &str) -> Option<String> {
-    let ours = |part: &str, len: usize| {
-        part.len() == len
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    };
-    let (rest, random) = name.strip_prefix("eph_")?.rsplit_once('_')?;
-    let (_, installation) = rest.rsplit_once('_')?;
-    (ours(random, OUR_RANDOM) && ours(installation, INSTALLATION)).then(|| installation.to_owned())
 }
 
 /// `v-<display name>-<role>-<20 random>-<Unix time>`: what Vault and OpenBao make unless told

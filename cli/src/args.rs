@@ -554,8 +554,8 @@ pub enum Inventory {
 /// `ephor inventory scan`
 #[derive(Debug, Args)]
 pub struct Scan {
-    /// postgres://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE[?sslmode=...]; also PG* variables and
-    /// ~/.pgpass
+    /// The server, as psql takes it: postgres://USER@HOST:PORT/DATABASE?sslmode=...; the password
+    /// better from PGPASSWORD, PGPASSFILE or ~/.pgpass
     pub url: String,
     /// Print SQL that removes what is past its end, for psql; nothing of it is run
     #[arg(long, conflicts_with = "output")]

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ephor_confine::Report;
+use ephor_confine::logs::QUIET;
+use ephor_confine::supervise::Inherited;
 use ephor_crypto::tls;
 use ephor_proto::problem::{FirstWord, wrong_usage};
 use ephor_proto::spiffe::HostName;
@@ -20,7 +22,6 @@ use crate::app;
 use crate::clock::SystemClock;
 use crate::config::{Config, ConfigError, LogFormat, Partial};
 use crate::harden;
-use crate::supervise::Inherited;
 use crate::tasks::Tasks;
 use crate::uplink::join::{Join, JoinError, Token, join};
 
@@ -322,17 +323,6 @@ fn join_code(error: &JoinError) -> u8 {
         | JoinError::Crypto(_) => CONFIG,
     }
 }
-
-/// Libraries that see bytes off the wire, secrets among them. What they say below `info` is not
-/// ours to vouch for, so no setting turns it on.
-const QUIET: [&str; 6] = [
-    "h2=info",
-    "hyper=info",
-    "hyper_util=info",
-    "rustls=info",
-    "tonic=info",
-    "tower=info",
-];
 
 /// Logs go to standard error; `EPHOR_LOG` says which.
 fn logs(format: LogFormat) {

@@ -22,5 +22,4 @@ pub mod handover; // memory and sockets to a successor, without a gap
 pub mod harden; //    own user, few rights, few system calls
 pub mod limits; //    every bound, by name
 pub mod metrics; //   what is counted, and the listener that tells it
-pub mod supervise; // sockets from the service manager, and telling it how we are
 pub mod tasks; //     every spawned task belongs to a group

@@ -60,8 +60,6 @@ pub const MAX_HANDOVER_FRAME: usize = 1024 * 1024;
 pub const BROKER_PORT: u16 = 8443;
 /// How long making a connection to the broker may take, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a start waits for the service manager to take its word.
-pub const NOTIFY_WITHIN: Duration = Duration::from_secs(5);
 /// Connections served at once on the metrics listener.
 pub const METRICS_CONNECTIONS: usize = 16;
 /// How long one of them may last.

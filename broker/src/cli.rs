@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use ephor_confine::logs::QUIET;
+use ephor_confine::supervise::Inherited;
 use ephor_proto::problem::wrong_usage;
 use tracing_subscriber::EnvFilter;
 
@@ -15,7 +17,6 @@ use crate::config::{Config, LogFormat, Settings};
 use crate::harden;
 use crate::policy::Snapshot;
 use crate::recover::{self, RestoreOptions};
-use crate::supervise::Inherited;
 
 const USAGE: u8 = 64;
 const CONFIG: u8 = 78;
@@ -194,17 +195,6 @@ fn stop_when_stdin_ends() -> std::io::Result<()> {
         .spawn(watch)
         .map(drop)
 }
-
-/// Libraries that see bytes off the wire, secrets among them. What they say below `info` is not
-/// ours to vouch for, so no setting turns it on.
-const QUIET: [&str; 6] = [
-    "h2=info",
-    "hyper=info",
-    "hyper_util=info",
-    "rustls=info",
-    "tonic=info",
-    "tower=info",
-];
 
 /// Logs go to stderr; what is logged is `EPHOR_LOG`'s to say.
 fn start_log(format: LogFormat) {

@@ -30,5 +30,4 @@ pub mod files; //     private files, whole and durable
 pub mod harden; //    own user, own files, few system calls
 pub mod limits; //    every bound, by name
 pub mod metrics; //   what is counted, and the listener that tells it
-pub mod supervise; // sockets from the service manager, and telling it how we are
 pub mod tasks; //     every spawned task belongs to a group

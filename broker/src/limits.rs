@@ -9,8 +9,6 @@ use std::time::Duration;
 pub const HTTPS_CONNECTIONS: usize = 4096;
 /// Connections served at once on the plain listener.
 pub const HTTP_CONNECTIONS: usize = 1024;
-/// How long a start waits for the service manager to take its word.
-pub const NOTIFY_WITHIN: Duration = Duration::from_secs(5);
 /// Connections served at once on the metrics listener.
 pub const METRICS_CONNECTIONS: usize = 16;
 /// The store is counted for metrics at most this often.

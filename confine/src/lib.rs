@@ -1,8 +1,9 @@
 //! What a daemon of Ephor gives up before it holds a secret, so that a fault in it reaches less:
 //! core dumps, other users' memory, rights of root, system calls it never makes, files it has no
-//! business with.
+//! business with. And the rest of what both daemons share of being a process: the service manager
+//! above them, and what their logs never say.
 //!
-//! Everything here is done once, in one order, before the first thread is started, and is read
+//! What is given up is given up once, in one order, before the first thread is started, and is read
 //! back from the kernel afterwards: a report never says more than what is in force. Nothing here
 //! knows what the daemon is for.
 
@@ -12,6 +13,8 @@ pub mod identity; //  which user, which capabilities
 pub mod files; //     Landlock: which files and ports
 pub mod calls; //     seccomp: which system calls
 pub mod report; //    what is in force
+pub mod supervise; // sockets from the service manager, and telling it how we are
+pub mod logs; //      what no setting of a log turns on
 
 use std::path::PathBuf;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -249,19 +249,9 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = ([Labelled; L], u64)>,
     ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in values {
-            if L == 0 {
-                metric.encode_counter::<NoLabelSet, u64, f64>(&value, None)?;
-            } else {
-                metric
-                    .encode_family(&words(labels))?
-                    .encode_counter::<NoLabelSet, u64, f64>(&value, None)?;
-            }
-        }
-        Ok(())
+        self.series(name, help, MetricType::Counter, values, |one, value| {
+            one.encode_counter::<NoLabelSet, u64, f64>(&value, None)
+        })
     }
 
     /// Numbers as they are now.
@@ -274,17 +264,9 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = ([Labelled; L], u64)>,
     ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            if L == 0 {
-                metric.encode_gauge(&value)?;
-            } else {
-                metric.encode_family(&words(labels))?.encode_gauge(&value)?;
-            }
-        }
-        Ok(())
+        self.series(name, help, MetricType::Gauge, values, |one, value| {
+            one.encode_gauge(&value)
+        })
     }
 
     /// Distributions since the start.
@@ -297,17 +279,33 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = ([Labelled; L], &'h Histogram<N>)>,
     ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, histogram) in values {
-            let (sum, count, buckets) = histogram.shown();
+        self.series(
+            name,
+            help,
+            MetricType::Histogram,
+            values,
+            |one, histogram| {
+                let (sum, count, buckets) = histogram.shown();
+                one.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+            },
+        )
+    }
+
+    /// One metric: with its labels each, or the one without any.
+    fn series<const L: usize, V>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        values: impl IntoIterator<Item = ([Labelled; L], V)>,
+        encode: impl Fn(&mut MetricEncoder<'_>, V) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in values {
             if L == 0 {
-                metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+                encode(&mut metric, value)?;
             } else {
-                metric
-                    .encode_family(&words(labels))?
-                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+                encode(&mut metric.encode_family(&words(labels))?, value)?;
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use ephor_confine::supervise::{self, Inherited};
 use ephor_crypto::tls::{
     self, CertificateSlot, Peer as TlsPeer, PinnedCa, TrustStore, certified_key,
 };
@@ -17,7 +18,6 @@ use crate::config::{Config, PeerPidfd};
 use crate::handover::{self, Given, Giver, Memory, Taken, Taking};
 use crate::limits;
 use crate::metrics;
-use crate::supervise::{self, Inherited};
 use crate::surface::api::Api;
 use crate::surface::listener::{self, Threads};
 use crate::surface::pause::{Parked, Pause};

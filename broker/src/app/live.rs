@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use ephor_confine::supervise::Inherited;
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::tls::{
     CertificateSlot, Peer, PinnedCa, TrustStore, ca_name, certified_key, client_config,
@@ -28,7 +29,6 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::start::{listen, open, start_background};
 use super::*;
-use crate::supervise::Inherited;
 
 struct Live {
     broker: Arc<Broker>,

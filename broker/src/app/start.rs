@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ephor_confine::supervise::{self, Inherited};
 use ephor_crypto::tls::CertificateSlot;
 use ephor_proto::event::{AuditEvent, Outcome};
 use ephor_proto::id::{CredentialId, TaskId};
@@ -25,7 +26,6 @@ use crate::kind::targets::Secrets;
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::LoadErrors;
 use crate::recover::Paths;
-use crate::supervise::{self, Inherited};
 use crate::surface;
 use crate::surface::listener::{BindError, Server, bind_unix};
 use crate::surface::tls::Tls;

@@ -40,3 +40,26 @@ pub fn user(path: &Path) -> std::io::Result<u32> {
     let place = parent.join(std::fs::read_link(path)?);
     Ok(std::fs::symlink_metadata(place)?.uid())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_socket_it_is_no_link_of_who_serves_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, inner) = (dir.path().join("link"), dir.path().join("inner"));
+        std::os::unix::fs::symlink("inner", &link).unwrap();
+        // What it leads to is not there: whoever follows it fails.
+        std::os::unix::fs::symlink("nowhere", &inner).unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!((user(&link).unwrap(), user(&inner).is_err()), (own, true));
+        if own == 0 {
+            std::os::unix::fs::lchown(&inner, Some(12_345), None).unwrap();
+            assert_eq!(user(&link).unwrap(), 12_345);
+            // Not even where it is asked for directly.
+            assert_eq!(user(&inner).unwrap(), 12_345);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ephor_client::{Closed, Connector, Identity, Listener, Peers};
+use ephor_client::{Closed, Connection, Connector, Identity, Listener, Peers};
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::x509::{Ca, CaCertificate};
 use rustls::AlertDescription;
@@ -259,13 +259,12 @@ async fn a_list_that_cannot_be_brought_up_to_date_is_not_a_fresh_one() {
     let (server, client) = (fake.builder("svc").max_staleness(most), fake.builder("web"));
     let pair = Pair::of(server, client).await;
     for broken in [b"it is fine".to_vec(), vec![0; TOO_LARGE]] {
-        pair.connect().await.unwrap();
+        connected(&pair).await;
         fake.publish_body(0, broken);
         let is_stale = || pair.server.lists_seen().is_some_and(|seen| seen > most);
         until("too stale", is_stale).await;
         assert_eq!(pair.alert().await, UNKNOWN);
         fake.publish(0, &[]);
-        fake.seen().await;
     }
 }
 
@@ -279,8 +278,7 @@ async fn a_list_that_is_too_large_hides_none_of_the_others() {
     fake.state().list = 1;
     fake.publish(1, &[]);
     let pair = Pair::start(&mut fake).await;
-    fake.seen().await;
-    pair.connect().await.unwrap();
+    connected(&pair).await;
 }
 
 #[tokio::test]
@@ -311,8 +309,7 @@ async fn a_list_of_another_trusted_ca_says_nothing() {
     fake.seen().await;
     assert_eq!(pair.alert().await, UNKNOWN);
     fake.publish_body(0, fake.signed(&ca, 0, 2_000, &[]));
-    fake.seen().await;
-    pair.connect().await.unwrap();
+    connected(&pair).await;
 }
 
 #[tokio::test]
@@ -345,9 +342,20 @@ async fn lists_go_with_their_ca() {
     .await;
     // Its number is far below that of the list which went.
     fake.publish(0, &[]);
-    fake.seen().await;
-    pair.connect().await.unwrap();
+    let (served, _called) = connected(&pair).await;
     fake.publish(0, &[serial(&pair.client.status().serial)]);
-    fake.seen().await;
-    assert_eq!(pair.alert().await, REVOKED);
+    until("the end", || served.closed() == Some(Closed::Revoked)).await;
+}
+
+/// A connection as soon as both sides have seen what lets them have one.
+async fn connected(pair: &Pair) -> (Connection, Connection) {
+    let mut tries = 0;
+    loop {
+        match pair.connect().await {
+            Ok(both) => break both,
+            Err((refused, _)) => assert!(tries < 300, "{refused}"),
+        }
+        tries += 1;
+        tokio::time::sleep(POLL).await;
+    }
 }

@@ -91,6 +91,15 @@ fn prepared(runs: impl Fn(&Installation) -> String) -> Installation {
     kit
 }
 
+/// All its files; gives the uid.
+fn give_to_nobody(kit: &Installation) -> String {
+    let nobody = NOBODY.to_string();
+    let mut chown = Command::new("chown");
+    chown.args(["-R", &nobody]).arg(kit.path(""));
+    assert!(chown.status().unwrap().success());
+    nobody
+}
+
 fn open(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -457,12 +466,7 @@ fn attack_11_a_hidden_or_forged_proc_stops_the_agent() {
     refused_start(&kit, &under, "is not the kernel's proc file system");
     // Whoever may look at every process sees through hidepid; without that right nobody does.
     let hidden = mounted("proc -o hidepid=2 proc");
-    let nobody = NOBODY.to_string();
-    let owned = Command::new("chown")
-        .args(["-R", &nobody])
-        .arg(kit.path(""))
-        .status();
-    assert!(owned.unwrap().success());
+    let nobody = give_to_nobody(&kit);
     let under = [
         "unshare",
         "--mount",
@@ -488,12 +492,7 @@ fn attack_14_the_daemons_own_user_cannot_look_into_them() {
         return;
     }
     let kit = prepared(trusted);
-    let nobody = NOBODY.to_string();
-    let owned = Command::new("chown")
-        .args(["-R", &nobody])
-        .arg(kit.path(""))
-        .status();
-    assert!(owned.unwrap().success());
+    let nobody = give_to_nobody(&kit);
     kit.start_daemon(Side::Broker, &[("EPHOR_BROKER_USER", "nobody")])
         .unwrap();
     kit.join_with(&kit.path("token"), &[("EPHOR_AGENT_USER", "nobody")])

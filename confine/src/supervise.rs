@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use listenfd::ListenFd;
 
-use crate::limits;
+/// How long the service manager may take to hear that we serve.
+const NOTIFY_WITHIN: Duration = Duration::from_secs(5);
 
 /// Listening sockets that were open when we were started, by their names (`FileDescriptorName=`).
 pub struct Inherited {
@@ -93,10 +94,7 @@ const TAKEN: char = '\0';
 
 /// Everything is served from now on. Waits until the manager takes it, for a while.
 pub fn ready(status: &str) {
-    tell(
-        &format!("READY=1\nSTATUS={status}"),
-        Some(limits::NOTIFY_WITHIN),
-    );
+    tell(&format!("READY=1\nSTATUS={status}"), Some(NOTIFY_WITHIN));
 }
 
 /// Nothing new is taken from now on.

@@ -55,9 +55,8 @@ pub fn harden(config: &Config, purpose: For<'_>) -> Result<Report, ConfineError>
             Files::NotApplicable("init writes where it is told to"),
         ),
         For::Run { ready } => {
-            let parent = config.admin_socket.parent().map(Path::to_owned);
-            let made = parent.map(|parent| (parent, 0o755)).into_iter().collect();
-            (made, files(config, ready))
+            let made = vec![(directory_of(&config.admin_socket)?, 0o755)];
+            (made, files(config, ready)?)
         }
     };
     ephor_confine::confine(Plan {
@@ -70,7 +69,7 @@ pub fn harden(config: &Config, purpose: For<'_>) -> Result<Report, ConfineError>
 }
 
 /// A new file, socket or policy may come anywhere in the directories of the old ones.
-fn files(config: &Config, ready: Option<&Path>) -> Files {
+fn files(config: &Config, ready: Option<&Path>) -> Result<Files, ConfineError> {
     let mut read: Vec<PathBuf> = (SYSTEM.iter().chain(&OF_TARGETS))
         .map(PathBuf::from)
         .collect();
@@ -83,14 +82,37 @@ fn files(config: &Config, ready: Option<&Path>) -> Files {
     // As a whole: a password for a new target comes while we run.
     read.extend(config.target_secrets_dir.clone().or(credentials));
     let mut write = vec![config.state_dir.clone()];
-    write.extend(config.admin_socket.parent().map(Path::to_owned));
-    write.extend(ready.and_then(Path::parent).map(Path::to_owned));
-    Files::Only {
+    write.push(directory_of(&config.admin_socket)?);
+    if let Some(ready) = ready {
+        write.push(directory_of(ready)?);
+    }
+    Ok(Files::Only {
         read,
         write,
         listen: listeners(config).map(|address| address.port()).collect(),
         connect: config.target_ports.clone(),
+    })
+}
+
+/// Where a file that the broker makes lies: it may write everything there.
+fn directory_of(path: &Path) -> Result<PathBuf, ConfineError> {
+    let refused = |problem: &str| ConfineError::Directory {
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let directory = match path.parent() {
+        Some(here) if here.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Err(refused("it names no file")),
+    };
+    let real = directory.canonicalize();
+    if real.is_ok_and(|real| real.parent().is_none()) {
+        return Err(refused(
+            "it would lie in /, and the broker may write everything in the directory of a socket or ready \
+             file; name a directory of its own, such as /run/ephor",
+        ));
     }
+    Ok(directory.to_owned())
 }
 
 fn around(path: &Path) -> Vec<PathBuf> {
@@ -119,5 +141,27 @@ fn capabilities(config: &Config) -> CapabilitySet {
         CapabilitySet::NET_BIND_SERVICE
     } else {
         CapabilitySet::empty()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_lies_in_a_directory_of_its_own() {
+        let of = |path: &str| directory_of(Path::new(path));
+        assert_eq!(
+            of("/run/ephor/admin.sock").unwrap(),
+            Path::new("/run/ephor")
+        );
+        assert_eq!(of("admin.sock").unwrap(), Path::new("."));
+        assert_eq!(of("run/ready").unwrap(), Path::new("run"));
+        for root in ["/admin.sock", "//ready", "/proc/../ready"] {
+            let refused = of(root).unwrap_err().to_string();
+            assert!(refused.contains("in /"), "{refused}");
+        }
+        assert!(of("/").is_err());
     }
 }

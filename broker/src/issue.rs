@@ -42,7 +42,7 @@ use crate::deliver::{self, Delivery, Timings};
 use crate::fleet::Peer;
 use crate::kind::effect::{Content, Failed};
 use crate::kind::{Signed, jwt, x509};
-use crate::ledger::{Batch, CommitError, CredentialRow, Key, Reader, Reason, TaskRow};
+use crate::ledger::{Batch, CommitError, CredentialRow, Key, Reader, Reason, Require, TaskRow};
 use crate::limits;
 use crate::metrics;
 use crate::policy::Snapshot;
@@ -116,10 +116,12 @@ impl Broker {
             .throttle
             .admit(peer.host(), self.clock.boottime())
             .inspect_err(|_| metrics::STAGES.refused(Stage::Request))?;
-        for _ in 0..limits::CONFLICT_TRIES {
+        for attempt in 0..limits::CONFLICT_TRIES {
             let requested = Requested::parse(peer.host(), r.clone())
                 .inspect_err(|_| metrics::STAGES.refused(Stage::Request))?;
-            metrics::STAGES.passed(Stage::Request, parsing.micros());
+            if attempt == 0 {
+                metrics::STAGES.passed(Stage::Request, parsing.micros());
+            }
             let now = self.ready_to_issue(peer, &requested)?;
             match self.try_issue(peer, requested, now, correlation).await? {
                 Tried::Done(response) => return Ok(response),
@@ -166,10 +168,14 @@ impl Broker {
             }
         };
         let attest_micros = attesting.micros();
-        let renews = match attested.requested().renews() {
-            Some(credential) if self.is_of_a_retired_ca(&attested, credential, now)? => None,
-            renews => renews,
-        };
+        let mut renews = attested.requested().renews();
+        let mut follows = None;
+        if let Some(credential) = renews
+            && let Some(version) = self.of_a_retired_ca(&attested, credential, now)?
+        {
+            renews = None;
+            follows = Some(Require::Version(Key::Credential(credential), version));
+        }
         let (before, task) = {
             let reader = self.ledger.reader();
             let before = self.replay(&reader, &attested, now, attest_micros)?;
@@ -213,7 +219,8 @@ impl Broker {
             issue: 0,
         };
         let issuing = Stopwatch::start();
-        let plan = self.plan(Approved::by_rule(decided), task.as_ref(), correlation)?;
+        let mut plan = self.plan(Approved::by_rule(decided), task.as_ref(), correlation)?;
+        plan.batch.require.extend(follows);
         crash_point!("issue.before_commit");
         let Some((permit, sealed, delivery)) = self.record(plan).await? else {
             return Ok(Tried::Again);

@@ -45,8 +45,8 @@ pub use copy::{Inspected, holder_of, inspect, keep_out, mark};
 pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{
-    Counts, CredentialFilter, Expiry, Listing, LiveCredential, PolicyEntry, ReadError, Reader,
-    ShortId, StoredEvent, TaskFilter,
+    Counts, CredentialFilter, Expiry, Listing, LiveCredential, LongReader, PolicyEntry, ReadError,
+    Reader, ShortId, StoredEvent, TaskFilter,
 };
 pub use retain::{Prunable, Prune, Pruned};
 pub use row::{
@@ -196,6 +196,15 @@ impl Ledger {
             self.inner.pool.clone(),
             self.inner.shared.overlay.load_full(),
         )
+    }
+
+    /// A reader for what may take long: while it lives, the write-ahead log is not made to start over,
+    /// which would hold up writers.
+    pub fn long_reader(&self) -> LongReader {
+        LongReader {
+            reader: self.reader(),
+            _held: self.inner.shared.wal.hold(),
+        }
     }
 
     /// Size and root of the log as of the last commit.

@@ -188,6 +188,8 @@ pub const CRL_WHOLE_PAUSE_MILLIS: u64 = 2_000;
 pub const BUNDLE_REFRESH_SECONDS: u64 = 60;
 /// Most status lists of 2^17 bits.
 pub const STATUS_LISTS_MAX: u32 = 1_024;
+/// Status lists of earlier epochs that are kept as they were signed; about 17 KiB each.
+pub const FORMER_LISTS_KEPT: usize = 64;
 /// Guesses at a free index before a list counts as full; it is at most half full.
 pub const STATUS_INDEX_TRIES: usize = 64;
 /// Life of a signed status list, in seconds.

@@ -4,7 +4,7 @@ use ephor_proto::event::{AuditEvent, Outcome};
 use ephor_proto::grpc::v1;
 use ephor_proto::id::CorrelationId;
 use ephor_proto::stage::Stage;
-use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
+use ephor_proto::state::credential::{self, CredentialEvent};
 use ephor_proto::state::grant::{self, GrantEnd, GrantEvent};
 use ephor_proto::state::task::{self, EndCause, TaskEvent};
 use ephor_proto::time::UnixMillis;
@@ -24,9 +24,7 @@ impl Broker {
         let mut live = 0;
         let mut revoking = Vec::new();
         for credential in stored {
-            let is_live =
-                credential.state.is_usable() || credential.state == CredentialState::Intended;
-            if is_live {
+            if credential.state.is_out() {
                 live += 1;
                 let mut credential = revoke_row(credential, end.cause, now)?;
                 credential.narrowed_by = end.by.policy().map(str::to_owned);

@@ -74,22 +74,23 @@ impl Broker {
         Ok(Tried::Done(response))
     }
 
-    /// Whether what the caller holds is a certificate of a CA that no longer issues. It is then not
-    /// renewed but followed by a new one: its list is that CA's, which is trusted only until what it
-    /// had issued at its retirement has expired. What cannot be renewed anyhow is not followed either.
-    pub(super) fn is_of_a_retired_ca(
+    /// The version of the row, if what the caller holds is a certificate of a CA that no longer issues.
+    /// It is then not renewed but followed by a new one: its list is that CA's, which is trusted only
+    /// until what it had issued at its retirement has expired. What cannot be renewed anyhow is not
+    /// followed either, nor what ends before the new one is recorded: the version is a precondition.
+    pub(super) fn of_a_retired_ca(
         &self,
         attested: &Attested,
         id: CredentialId,
         now: UnixMillis,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Option<u64>, Refusal> {
         let issuing = self.keys.load().issuing().version;
         if issuing == FIRST_CA {
-            return Ok(false);
+            return Ok(None);
         }
         let reader = self.ledger.reader();
         let Some(row) = reader.credential(id).map_err(store_unavailable)? else {
-            return Ok(false);
+            return Ok(None);
         };
         let requested = attested.requested();
         let is_theirs = row.host == attested.host()
@@ -98,7 +99,7 @@ impl Broker {
             && holder_matches(attested, &row.subject);
         let is_live = row.state.is_usable() && now < row.expires_at;
         let is_retired = row.kind == Kind::X509 && Crls::ca_of(row.status_list) != issuing;
-        Ok(is_theirs && is_live && is_retired)
+        Ok((is_theirs && is_live && is_retired).then_some(row.version))
     }
 
     /// The credential, its grant and its task, if all of them still take a renewal.

@@ -14,6 +14,7 @@ use ephor_crypto::p256::P256Public;
 use ephor_crypto::x509::{Serial, Svid, X509Error};
 use ephor_proto::id::CredentialId;
 use ephor_proto::kind::Kind;
+use ephor_proto::limits::VERIFIER_LEEWAY_MILLIS;
 use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ pub struct Content {
     pub dns: Vec<String>,
     /// URL of the list that would revoke it.
     pub crl: String,
-    /// Certificates of this credential before it that have not expired yet.
+    /// Certificates of this credential before it that some verifier may still take.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<Earlier>,
 }
@@ -92,7 +93,16 @@ impl Content {
             certificate: self.certificate,
             not_after: self.not_after,
         });
-        earlier.retain(|one| one.not_after >= issued_at.as_unix_seconds());
+        // As long as a verifier whose clock is late may take it. Not for the day that an ended
+        // credential stays listed: renewed every few minutes, it would have hundreds by then and be
+        // refused as `TooMany`.
+        let now = issued_at.as_millis();
+        earlier.retain(|one| {
+            let end = UnixMillis::from_unix_seconds(one.not_after);
+            end.saturating_add_millis(VERIFIER_LEEWAY_MILLIS)
+                .as_millis()
+                >= now
+        });
         if earlier.len() >= limits::CERTIFICATES_PER_CREDENTIAL {
             return Err(TooMany);
         }
@@ -255,8 +265,14 @@ mod tests {
         let stored = second.to_json().unwrap();
         let both = serials(id(), 1, &stored);
         assert_eq!(both, [serial(id(), 0).unwrap(), serial(id(), 1).unwrap()]);
-        let third = second.renewed(&key(), (at(400), at(700))).unwrap();
+        let third = second.clone().renewed(&key(), (at(400), at(700))).unwrap();
         assert_eq!(third.earlier.len(), 1, "the first one has expired");
+        let earlier = |renewed_at| {
+            let third = second.clone().renewed(&key(), (at(renewed_at), at(700)));
+            third.unwrap().earlier.len()
+        };
+        assert_eq!(earlier(360), 2, "within the leeway of verifiers");
+        assert_eq!(earlier(361), 1);
         assert_eq!(third.not_before, at(370).as_unix_seconds());
     }
 

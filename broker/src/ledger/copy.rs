@@ -14,6 +14,7 @@ use tlog_tiles::tlog::{self, Hash};
 use super::codec::{Columns, Stored as _};
 use super::holder::Holder;
 use super::open::{check_pages, check_tree, connect, describe, hold, recognise, refused};
+use super::retain::pruned_below;
 use super::row::KeyRow;
 use super::tree::{Frontier, Head};
 use super::{Installation, Ledger, OpenError};
@@ -73,7 +74,8 @@ pub fn inspect(path: &Path) -> Result<Inspected, OpenError> {
     recognise(path, &connection)?;
     check_pages(path, &connection)?;
     let (_, head) = check_tree(path, &connection)?;
-    let (computed, pruned) = recompute(path, &connection)?;
+    let kept_from = pruned_below(&connection).map_err(sqlite)?;
+    let (computed, pruned) = recompute(path, &connection, kept_from)?;
     if computed != head {
         return Err(damaged(path, "its leaves do not give the root of its log"));
     }
@@ -87,8 +89,13 @@ pub fn inspect(path: &Path) -> Result<Inspected, OpenError> {
     })
 }
 
-/// The tree, made again from the leaves; a leaf whose text was pruned stands as its hash.
-fn recompute(path: &Path, connection: &Connection) -> Result<(Head, u64), OpenError> {
+/// The tree, made again from the leaves; a leaf whose text retention pruned, below `kept_from`, stands
+/// as its hash.
+fn recompute(
+    path: &Path,
+    connection: &Connection,
+    kept_from: u64,
+) -> Result<(Head, u64), OpenError> {
     let sqlite = |error| refused(path, error);
     let wrong = |error: tlog::Error| damaged(path, &error.to_string());
     let sql = "SELECT hash.leaf, hash.hashes, leaf.json FROM hash \
@@ -103,6 +110,12 @@ fn recompute(path: &Path, connection: &Connection) -> Result<(Head, u64), OpenEr
         let first = stored.first_chunk::<32>().map(|hash| Hash(*hash));
         let record = match json {
             Some(json) => tlog::record_hash(json.as_bytes()),
+            None if u64::try_from(index).is_ok_and(|index| index >= kept_from) => {
+                return Err(damaged(
+                    path,
+                    &format!("event {index} is missing, and retention did not prune it"),
+                ));
+            }
             None => {
                 pruned += 1;
                 first.ok_or_else(|| damaged(path, "a leaf has no hash"))?

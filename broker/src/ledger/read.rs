@@ -28,6 +28,7 @@ use super::codec::{BadColumn, Columns, Stored, int};
 use super::overlay::Overlay;
 use super::row::Row;
 use super::tree::Head;
+use super::wal::Held;
 use crate::limits;
 
 /// Why a read failed.
@@ -140,6 +141,21 @@ pub struct Reader {
     /// Ids by table, sorted by their last 20 bits; empty when only one was asked for so far.
     tails: RefCell<HashMap<&'static str, Vec<[u8; 16]>>>,
     not_send: PhantomData<*const ()>,
+}
+
+/// A [`Reader`] for what may take long.
+pub struct LongReader {
+    // Given back before the write-ahead log is let go.
+    pub(super) reader: Reader,
+    pub(super) _held: Held,
+}
+
+impl std::ops::Deref for LongReader {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
 }
 
 struct Lease {

@@ -104,6 +104,15 @@ fn floor(time: UnixMillis) -> [u8; 16] {
     id
 }
 
+/// How many leaves from the first on retention took the text of, as it says.
+pub(super) fn pruned_below(connection: &Connection) -> rusqlite::Result<u64> {
+    let sql = "SELECT value FROM meta WHERE name = ?1";
+    let said: Option<String> = connection
+        .query_row(sql, [LOG_BELOW], |row| row.get(0))
+        .optional()?;
+    Ok(said.and_then(|said| said.parse().ok()).unwrap_or(0))
+}
+
 /// Reads fail with [`ReadError`] when the store cannot be read.
 #[allow(clippy::missing_errors_doc)]
 impl Reader {

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ephor_proto::id::TaskId;
 use ephor_proto::stage::Stage;
-use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::{GrantEnd, GrantState};
 use ephor_proto::state::task::{EndCause, TaskState};
 
@@ -229,7 +228,7 @@ impl Broker {
         let reader = self.ledger.reader();
         let live = |(task, _): &(TaskId, String)| {
             let rows = reader.credentials_of(*task).unwrap_or_default();
-            rows.iter().filter(|row| is_out(row.state)).count() as u64
+            rows.iter().filter(|row| row.state.is_out()).count() as u64
         };
         tasks.iter().map(live).sum()
     }
@@ -248,7 +247,7 @@ impl Broker {
         for id in &grant.credentials {
             let row = readable(reader.credential(*id))?;
             is_all &= row.is_some();
-            let Some(row) = row.filter(|row| is_out(row.state)) else {
+            let Some(row) = row.filter(|row| row.state.is_out()) else {
                 continue;
             };
             let held = Held {
@@ -349,8 +348,4 @@ impl Broker {
             }
         }
     }
-}
-
-fn is_out(state: CredentialState) -> bool {
-    state.is_usable() || state == CredentialState::Intended
 }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use base64::Engine;
@@ -77,6 +77,14 @@ impl Built {
     pub fn is_revoked(&self, index: u32) -> bool {
         bit(&self.bits, index).unwrap_or(true)
     }
+
+    /// Whether it may still be served, if nothing in it changed.
+    fn is_good(&self, now: UnixMillis, kid: &str) -> bool {
+        let age = now.millis_since(self.issued_at);
+        // A clock that went back must not leave a token from the future in place.
+        let is_young = age < limits::STATUS_LIST_RESIGN_MILLIS && now >= self.issued_at;
+        self.kid == kid && is_young
+    }
 }
 
 /// Which numbers lists have. Each epoch begins its own: what an earlier one gave out after the copy
@@ -127,8 +135,24 @@ pub struct StatusLists {
     signer: ArcSwap<JwsSigner>,
     /// Guards which lists exist; each has its own lock.
     lists: RwLock<BTreeMap<u32, Arc<List>>>,
+    former: Former,
     #[cfg(test)]
     broken: std::sync::atomic::AtomicBool,
+}
+
+/// Lists of earlier epochs as they were last made; they never change but in their signature.
+#[derive(Default)]
+struct Former {
+    /// Guards those that are kept; held for a look only.
+    kept: Mutex<BTreeMap<u32, Arc<Built>>>,
+    /// Held while one is compressed and signed.
+    building: tokio::sync::Mutex<()>,
+}
+
+impl Former {
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Built>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct List {
@@ -158,6 +182,7 @@ impl StatusLists {
             places,
             signer: ArcSwap::new(signer),
             lists: RwLock::new(first),
+            former: Former::default(),
             #[cfg(test)]
             broken: false.into(),
         }
@@ -233,7 +258,7 @@ impl StatusLists {
     /// When there is no such list or it cannot be built.
     pub async fn current(&self, number: u32, now: UnixMillis) -> Result<Arc<Built>, ListError> {
         if self.places.is_former(number) {
-            return self.build(&List::void(number), now).map(Arc::new);
+            return self.of_earlier_epoch(number, now).await;
         }
         let list = self.list(number).ok_or(ListError::Unknown(number))?;
         if let Some(built) = list.fresh(now, self.signer.load().kid()) {
@@ -245,6 +270,39 @@ impl StatusLists {
         }
         let built = Arc::new(self.build(&list, now)?);
         list.current.store(Some(Arc::clone(&built)));
+        Ok(built)
+    }
+
+    /// As [`StatusLists::current`]; anybody may ask for any of them, so only a few are kept, and one is
+    /// made at a time.
+    async fn of_earlier_epoch(
+        &self,
+        number: u32,
+        now: UnixMillis,
+    ) -> Result<Arc<Built>, ListError> {
+        let kept = || {
+            let built = self.former.kept().get(&number).map(Arc::clone)?;
+            built
+                .is_good(now, self.signer.load().kid())
+                .then_some(built)
+        };
+        if let Some(built) = kept() {
+            return Ok(built);
+        }
+        let _one_builder = self.former.building.lock().await;
+        if let Some(built) = kept() {
+            return Ok(built);
+        }
+        let built = Arc::new(self.build(&List::void(number), now)?);
+        let mut all = self.former.kept();
+        while all.len() >= limits::FORMER_LISTS_KEPT && !all.contains_key(&number) {
+            let oldest = all.iter().min_by_key(|(_, built)| built.issued_at);
+            match oldest.map(|(oldest, _)| *oldest) {
+                Some(oldest) => drop(all.remove(&oldest)),
+                None => break,
+            }
+        }
+        all.insert(number, Arc::clone(&built));
         Ok(built)
     }
 
@@ -370,10 +428,7 @@ impl List {
     fn fresh(&self, now: UnixMillis, kid: &str) -> Option<Arc<Built>> {
         let built = self.current.load_full()?;
         let version = self.change(|bits| bits.version);
-        let age = now.millis_since(built.issued_at);
-        // A clock that went back must not leave a token from the future in place.
-        let young = age < limits::STATUS_LIST_RESIGN_MILLIS && now >= built.issued_at;
-        (built.version == version && built.kid == kid && young).then_some(built)
+        (built.version == version && built.is_good(now, kid)).then_some(built)
     }
 }
 
@@ -608,6 +663,18 @@ mod tests {
             let built = lists.current(list, NOW).await.unwrap();
             assert!((0..LIST_BITS).all(|index| built.is_revoked(index)));
         }
+        // Anybody may ask for any of them.
+        let again = lists.current(3, NOW).await.unwrap();
+        assert!(Arc::ptr_eq(&again, &lists.current(3, NOW).await.unwrap()));
+        let later = NOW.saturating_add_millis(60_000);
+        assert!(!Arc::ptr_eq(
+            &again,
+            &lists.current(3, later).await.unwrap()
+        ));
+        for list in 0..limits::FORMER_LISTS_KEPT as u32 + 5 {
+            lists.current(list, later).await.unwrap();
+        }
+        assert_eq!(lists.former.kept().len(), limits::FORMER_LISTS_KEPT);
         let slot = lists.reserve().unwrap();
         assert_eq!(slot.list, 1_800_000_000);
         let built = lists.current(slot.list, NOW).await.unwrap();

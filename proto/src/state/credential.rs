@@ -50,6 +50,14 @@ impl CredentialState {
         }
     }
 
+    /// Whether somebody takes it or may take it: recorded, and not on its way to an end.
+    pub const fn is_out(self) -> bool {
+        match self {
+            Self::Intended | Self::Live | Self::Replacing => true,
+            Self::Revoking | Self::Contained | Self::Dead => false,
+        }
+    }
+
     /// Whether it may be used: `live` or `replacing`.
     pub const fn is_usable(self) -> bool {
         match self {

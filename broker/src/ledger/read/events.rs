@@ -77,7 +77,8 @@ impl Reader {
     }
 
     /// The newest events about an id (of a task, request, decision, grant, credential, event,
-    /// join token) written in full, or about a host by its name; in order, at most `limit`.
+    /// join token) written in full, or about a host by its name; in order, at most `limit`. May look
+    /// through the whole log: not for a thread that others wait for.
     pub fn events_about(&self, name: &str, limit: usize) -> Result<Vec<StoredEvent>, ReadError> {
         let mut found = BTreeSet::new();
         self.collect(
@@ -149,12 +150,17 @@ impl Reader {
             let sql = "SELECT idx FROM leaf WHERE event = ?1 LIMIT ?2";
             self.collect(found, sql, params![id, capped(limit)])?;
         }
-        if found.is_empty() {
-            // What led to its task was pruned: only the text tells of it now.
+        if found.is_empty() && self.may_lead_nowhere()? {
+            // Only the text tells of it now: all of it is looked through.
             let sql = "SELECT idx FROM leaf WHERE instr(json, ?1) > 0 ORDER BY idx DESC LIMIT ?2";
             self.collect(found, sql, params![name, capped(limit)])?;
         }
         Ok(())
+    }
+
+    /// Whether rows that led from an id to its events may be gone: by retention, or set aside.
+    fn may_lead_nowhere(&self) -> Result<bool, ReadError> {
+        Ok(self.pruned()?.detail.is_some() || self.quarantined_count()? > 0)
     }
 
     /// The personal values of an event that are still kept, by field.

@@ -91,10 +91,9 @@ impl Reader {
             "SELECT id, task, grant_id, host, subject, entitlement, item, issued_at, expires_at \
              FROM credential WHERE listed = 1 AND state = ?1",
         )?;
-        let live = |state: CredentialState| state.is_usable() || state == CredentialState::Intended;
         for state in CredentialState::ALL
             .into_iter()
-            .filter(|state| live(*state))
+            .filter(|state| state.is_out())
         {
             let mut rows = statement.query([state.as_str()])?;
             while let Some(row) = rows.next()? {

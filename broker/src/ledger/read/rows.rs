@@ -289,8 +289,6 @@ impl Reader {
     /// revoked if either says so.
     pub fn listings(&self, mut each: impl FnMut(Listing)) -> Result<(), ReadError> {
         let connection = self.connection()?;
-        let usable =
-            |state: CredentialState| state.is_usable() || state == CredentialState::Intended;
         let mut statement = connection.prepare_cached(
             "SELECT status_list, status_index, state, id, kind, revoked_at, \
              CASE kind WHEN 'x509' THEN content ELSE '' END FROM credential WHERE listed = 1 \
@@ -303,7 +301,7 @@ impl Reader {
             let (Ok(list), Ok(index)) = (columns.number(0), columns.number(1)) else {
                 continue;
             };
-            let revoked = !columns.word(2).is_ok_and(usable);
+            let revoked = !columns.word(2).is_ok_and(CredentialState::is_out);
             each(Listing {
                 id: columns.id(3).ok(),
                 kind: columns.word(4).ok(),
@@ -322,7 +320,7 @@ impl Reader {
                 index: row.status_index,
                 content: row.content.clone(),
                 revoked_at: row.revoked_at,
-                revoked: !usable(row.state),
+                revoked: !row.state.is_out(),
             });
         }
         Ok(())

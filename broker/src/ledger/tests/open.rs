@@ -278,6 +278,34 @@ fn what_only_a_set_aside_credential_led_to_is_still_found() {
     assert_eq!(found(&ledger).0, (0..13).collect::<Vec<u64>>());
 }
 
+/// Its hash is there, so the tree is whole; only retention may leave it at that.
+#[test]
+fn a_copy_without_an_event_that_was_not_pruned_is_damaged() {
+    let store = Store::new();
+    let ledger = store.open();
+    commit(&ledger, issue(0).1).unwrap();
+    commit(&ledger, issue(1).1).unwrap();
+    let copy = store.dir.path().join("copy.db");
+    ledger.copy_to(&copy).unwrap();
+    assert_eq!(inspect(&copy).unwrap().pruned, 0);
+    let copied = rusqlite::Connection::open(&copy).unwrap();
+    assert_eq!(
+        copied
+            .execute("DELETE FROM leaf WHERE idx = 1", [])
+            .unwrap(),
+        1
+    );
+    let refused = inspect(&copy).unwrap_err().to_string();
+    assert!(refused.contains("event 1 is missing"), "{refused}");
+    let pruned = |below: u64| {
+        let sql = "INSERT OR REPLACE INTO meta (name, value) VALUES ('retention.log_below', ?1)";
+        copied.execute(sql, [below.to_string()]).unwrap();
+        inspect(&copy).map(|found| found.pruned)
+    };
+    assert!(pruned(1).is_err());
+    assert_eq!(pruned(2).unwrap(), 1);
+}
+
 #[test]
 fn a_damaged_reserve_is_kept_beside_and_does_not_stop_the_start() {
     let store = Store::new();

@@ -239,6 +239,27 @@ fn short_ids_find_one_and_grow_until_they_are_unique() {
     assert!(reader.find::<TaskId>(&other_kind).unwrap().is_empty());
 }
 
+/// Every id leads to its events by index, until retention takes what leads there.
+#[test]
+fn an_unknown_id_is_looked_for_in_the_texts_only_where_rows_were_pruned() {
+    let store = Store::new();
+    let ledger = store.open();
+    let (_, mut first) = issue(0);
+    let named = task_id().to_string();
+    first.events[0]
+        .event
+        .facts
+        .insert("said".to_owned(), format!("of {named}"));
+    commit(&ledger, first).unwrap();
+    let about = || ledger.long_reader().events_about(&named, 100).unwrap();
+    assert_eq!(about().len(), 0);
+    for name in ["retention.detail_before", "retention.detail_at"] {
+        let row = Row::Meta(name.to_owned(), "1800000000000".to_owned());
+        commit(&ledger, batch(vec![row], vec![])).unwrap();
+    }
+    assert_eq!(about().len(), 1);
+}
+
 #[test]
 fn events_are_found_by_anything_they_are_about() {
     let store = Store::new();

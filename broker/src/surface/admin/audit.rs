@@ -1,5 +1,7 @@
 //! The audit log, by range or about one thing.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use ephor_proto::http::admin::Record;
@@ -25,28 +27,32 @@ pub(super) async fn range(
     State(broker): Shared,
     asked: Result<Query<Range>, QueryRejection>,
 ) -> Answer<Vec<Record>> {
-    refuse(
-        &broker,
-        query(asked).and_then(|asked| records(&broker, &asked)),
-    )
+    let found = match query(asked) {
+        Ok(asked) => records_beside(&broker, asked).await,
+        Err(refusal) => Err(refusal),
+    };
+    refuse(&broker, found)
 }
 
 pub(super) async fn about(State(broker): Shared, Path(id): Path<String>) -> Answer<Vec<Record>> {
-    refuse(
-        &broker,
-        records(
-            &broker,
-            &Range {
-                after: None,
-                limit: None,
-                about: Some(id),
-            },
-        ),
-    )
+    let asked = Range {
+        after: None,
+        limit: None,
+        about: Some(id),
+    };
+    let found = records_beside(&broker, asked).await;
+    refuse(&broker, found)
+}
+
+/// Beside the runtime's threads: a look for what is about one thing may go through the whole log.
+async fn records_beside(broker: &Arc<Broker>, asked: Range) -> Result<Vec<Record>, Refusal> {
+    let broker = Arc::clone(broker);
+    let look = tokio::task::spawn_blocking(move || records(&broker, &asked));
+    look.await.map_err(defect)?
 }
 
 fn records(broker: &Broker, asked: &Range) -> Result<Vec<Record>, Refusal> {
-    let reader = broker.ledger.reader();
+    let reader = broker.ledger.long_reader();
     let limit = asked
         .limit
         .unwrap_or(limits::ADMIN_ROWS)

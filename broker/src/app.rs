@@ -34,7 +34,7 @@ use crate::policy::Snapshot;
 use crate::recover::{Backups, Paths, Readmission, Standing, former_origins, places};
 use crate::request::{Refusal, Refusals, Throttle};
 use crate::retain::{Retained, Retention};
-use crate::revoke::{Crls, Pending, Queues, StatusLists, Timers, Uses};
+use crate::revoke::{Crls, Pending, Queues, StatusLists, Timers, UsedLogins, Uses};
 use crate::tasks::Tasks;
 
 pub use init::{InitOptions, init};
@@ -97,6 +97,10 @@ pub struct Broker {
     pub queues: Queues,
     /// Hand-overs that are not confirmed yet.
     pub handovers: Handovers,
+    /// When to look again for what is gone at its target.
+    pub later_looks: Timers,
+    /// Uses seen at targets.
+    pub logins_used: UsedLogins,
     /// Uses seen by introspection.
     pub uses: Uses,
     /// What the store counted last, for metrics.
@@ -236,6 +240,8 @@ impl Broker {
             target_secrets,
             queues: Queues::default(),
             handovers: Handovers::default(),
+            later_looks: Timers::default(),
+            logins_used: UsedLogins::default(),
             uses: Uses::default(),
             counted: Counted::default(),
             standing: Standing::default(),

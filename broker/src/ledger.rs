@@ -45,7 +45,8 @@ pub use copy::{Inspected, holder_of, inspect, keep_out, mark};
 pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{
-    Counts, CredentialFilter, Expiry, Listing, LiveCredential, LongReader, PolicyEntry, ReadError,
+    Counts, CredentialFilter, Expiry, Listing, LiveCredential, LiveEffect, LongReader, PolicyEntry,
+    ReadError,
     Reader, ShortId, StoredEvent, TaskFilter,
 };
 pub use retain::{Prunable, Prune, Pruned};

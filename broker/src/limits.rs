@@ -232,6 +232,21 @@ pub const TARGET_ANSWER: Duration = Duration::from_secs(5);
 pub const MINT_WITHIN_MILLIS: u64 = 10_000;
 /// How long a mint or an extension waits for its target.
 pub const MINT_CALL: Duration = Duration::from_secs(10);
+/// Between two comparisons of a target with the store.
+pub const RECONCILE_EVERY: Duration = Duration::from_secs(300);
+/// What was issued this long ago is at its target, or never will be, in milliseconds.
+pub const SURELY_MADE_MILLIS: u64 = 30_000;
+/// Ends of a login that differ by no more than this are the same, in milliseconds.
+pub const DRIFT_MILLIS: u64 = 2_000;
+/// From the proof that something is gone to the later look, in milliseconds: longer than a server lets
+/// a connection start (PostgreSQL's `authentication_timeout`).
+pub const LOOK_AGAIN_MILLIS: u64 = 65_000;
+/// What was proven this long before a start is looked at again after it, in milliseconds.
+pub const LOOK_AGAIN_BEFORE_MILLIS: u64 = 600_000;
+/// Later looks in one tick.
+pub const LOOKS_AT_ONCE: usize = 64;
+/// Between two looks at who uses what was made at targets.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 /// Hand-overs awaited at once; beyond it, nothing more with an effect outside is made.
 pub const HANDOVERS: usize = 100_000;
 /// Ends driven side by side.

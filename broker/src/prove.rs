@@ -170,15 +170,21 @@ impl Broker {
             .collect()
     }
 
-    /// What introspection saw of its use; nobody else can tell.
+    /// What introspection, or its target when it was asked, saw of its use; nobody else can tell.
     pub(crate) fn used(&self, row: &CredentialRow) -> Used {
-        match self.uses.of(row.id) {
+        let (seen, source) = match row.kind {
+            Kind::Postgres => (self.logins_used.of(&row.item), "pg_stat_activity"),
+            Kind::Jwt | Kind::X509 | Kind::Ssh | Kind::Sudo | Kind::Secret | Kind::Exec => {
+                (self.uses.of(row.id), "introspection")
+            }
+        };
+        match seen {
             Some(seen) => Used {
                 place: seen.by,
                 first: Some(seen.first),
                 last: Some(seen.last),
                 count: Some(u32::try_from(seen.count).unwrap_or(u32::MAX)),
-                source: "introspection".to_owned(),
+                source: source.to_owned(),
             },
             None => Used {
                 place: "unknown".to_owned(),

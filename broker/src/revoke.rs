@@ -12,6 +12,7 @@ mod listing;
 mod narrow;
 mod pending;
 mod prune;
+mod reconcile;
 mod restore;
 mod status_list;
 mod sweep;
@@ -29,7 +30,7 @@ pub(crate) use narrow::{Narrowed, Narrowing};
 pub use pending::{Failed, Pending, Work};
 pub use status_list::{Built, ListError, Places, Slot, StatusLists, TYP as STATUS_LIST_TYP};
 pub use target::{Late, Queues, Urgency, Waiting, Wanted};
-pub use uses::{Use, Uses};
+pub use uses::{Use, UsedLogins, Uses};
 
 use ephor_proto::state::credential::{Credential, CredentialState, Proof};
 

@@ -167,7 +167,8 @@ impl Broker {
         let mut event = self.about(Stage::Issue, "minted", row)?;
         event.outcome = Outcome::Ok;
         if let Some(content) = Content::of(row) {
-            let seen = content.minted.map(|minted| minted.seen).unwrap_or_default();
+            let minted = content.minted.map(|minted| minted.seen.to_string());
+            let seen = minted.unwrap_or_default();
             let facts = [
                 ("target", content.target),
                 ("name", content.name),

@@ -13,6 +13,7 @@ use ephor_proto::state::credential::Proof;
 use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use crate::kind::postgres::{Found, Uses};
 use crate::ledger::CredentialRow;
 use crate::policy::{Give, LoginBy};
 
@@ -114,10 +115,42 @@ impl Content {
 pub struct Minted {
     /// The target's own number of it; a role's oid.
     pub number: u32,
-    /// Which server, and how far it was then: system id, timeline, LSN.
-    pub seen: String,
-    /// When, by our clock.
+    /// Which server, and how far it was then.
+    pub seen: Seen,
+    /// When, by the target's clock.
     pub at: UnixMillis,
+}
+
+/// Which server said something, and where its history was then: a server that goes back takes its
+/// proofs with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Of the cluster.
+    pub system_id: String,
+    /// Goes up with each failover and each restore to a point in time.
+    pub timeline: u32,
+    /// Of its log.
+    pub lsn: String,
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            system_id,
+            timeline,
+            lsn,
+        } = self;
+        write!(f, "system id {system_id}, timeline {timeline}, lsn {lsn}")
+    }
+}
+
+/// A later look at something that was gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Again {
+    /// There is nothing of that name or number.
+    pub is_absent: bool,
+    /// Sessions that were found, and told to end.
+    pub sessions: u32,
 }
 
 /// What a target said of something that is no more.
@@ -130,16 +163,16 @@ pub struct Gone {
     pub number: Option<u32>,
     /// Sessions that were ended.
     pub sessions_ended: u32,
-    /// Which server, and how far it was then: system id, timeline, LSN.
-    pub seen: String,
+    /// Which server, and how far it was then.
+    pub seen: Seen,
+    /// Servers that follow and do not have it either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<String>,
     /// What could not be looked at; empty is nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub partial: String,
-    /// When, by our clock.
+    /// When, by the target's clock.
     pub at: UnixMillis,
-    /// A later look found it as it was left.
-    #[serde(default)]
-    pub looked_again: bool,
 }
 
 /// Something to end at its target.
@@ -252,6 +285,54 @@ impl AtTarget {
         }
     }
 
+    /// From here on no call of an earlier epoch of this installation does anything there.
+    ///
+    /// # Errors
+    /// When it could not be told, or a later epoch has begun.
+    pub async fn begin_epoch(&self, epoch: u32) -> Result<(), Failed> {
+        match self {
+            Self::Postgres(server) => Ok(server.target().begin_epoch(epoch).await?),
+            #[cfg(test)]
+            Self::Scripted(script) => script.begin_epoch(epoch),
+        }
+    }
+
+    /// Everything there that is called as we call things, whichever installation made it.
+    ///
+    /// # Errors
+    /// When it could not be asked.
+    pub async fn ours(&self) -> Result<Vec<Found>, Failed> {
+        match self {
+            Self::Postgres(server) => Ok(server.target().ours().await?),
+            #[cfg(test)]
+            Self::Scripted(script) => script.ours(),
+        }
+    }
+
+    /// Who uses what we made there, now.
+    ///
+    /// # Errors
+    /// When it could not be asked.
+    pub async fn uses(&self) -> Result<Uses, Failed> {
+        match self {
+            Self::Postgres(server) => Ok(server.target().uses().await?),
+            #[cfg(test)]
+            Self::Scripted(script) => Ok(script.uses()),
+        }
+    }
+
+    /// Looks again for something that was gone; what is found is ended.
+    ///
+    /// # Errors
+    /// When it could not be asked.
+    pub async fn look_again(&self, name: &str, gone: &Gone) -> Result<Again, Failed> {
+        match self {
+            Self::Postgres(server) => server.look_again(name, gone).await,
+            #[cfg(test)]
+            Self::Scripted(script) => script.look_again(name),
+        }
+    }
+
     /// Ends them, behind a fence, and looks that they are gone: one answer for each, in order.
     pub async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
         match self {
@@ -277,10 +358,13 @@ impl Gone {
     /// Where it was looked for, and what could not be looked at.
     #[must_use]
     pub fn place(&self, target: &str) -> String {
-        let seen = &self.seen;
-        match self.partial.as_str() {
-            "" => format!("{target} ({seen})"),
-            partial => format!("{target} ({seen}); partial: {partial}"),
+        let mut place = format!("{target} ({})", self.seen);
+        for standby in &self.standbys {
+            place.push_str(&format!(", standby {standby}"));
         }
+        if !self.partial.is_empty() {
+            place.push_str(&format!("; partial: {}", self.partial));
+        }
+        place
     }
 }

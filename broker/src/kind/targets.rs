@@ -4,7 +4,7 @@
 //! A target that policy no longer names stays as it was known, for as long as this process runs: what
 //! is left there must still be ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,6 +56,8 @@ pub struct Endpoint {
 pub struct Targets {
     /// Guards the map; held for one look-up.
     known: Mutex<HashMap<String, Arc<Known>>>,
+    /// Guards the names of those that are being compared with the store; held for one look-up.
+    looked_at: Mutex<HashSet<String>>,
 }
 
 impl Targets {
@@ -69,6 +71,24 @@ impl Targets {
         let known = Arc::new(known);
         self.with(|all| all.insert(name.to_owned(), Arc::clone(&known)));
         known
+    }
+
+    /// False when one is under way.
+    pub(crate) fn begin_look(&self, name: &str) -> bool {
+        let mut looked_at = self
+            .looked_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        looked_at.insert(name.to_owned())
+    }
+
+    /// It came to its end.
+    pub(crate) fn end_look(&self, name: &str) {
+        let mut looked_at = self
+            .looked_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        looked_at.remove(name);
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Arc<Known>>) -> T) -> T {

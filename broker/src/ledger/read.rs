@@ -21,7 +21,7 @@ pub use counts::Counts;
 pub use events::StoredEvent;
 pub use find::ShortId;
 pub use policy::{LiveCredential, PolicyEntry};
-pub use rows::{CredentialFilter, Expiry, Listing, TaskFilter};
+pub use rows::{CredentialFilter, Expiry, Listing, LiveEffect, TaskFilter};
 
 use super::batch::Key;
 use super::codec::{BadColumn, Columns, Stored, int};

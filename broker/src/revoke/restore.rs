@@ -8,6 +8,7 @@ use ephor_proto::state::task::TaskState;
 use super::Work;
 use crate::app::Broker;
 use crate::ledger::{CredentialFilter, ReadError};
+use crate::limits;
 
 impl Broker {
     /// Rebuilds lists and timers and finds unfinished ends. Call before anything is served.
@@ -57,6 +58,17 @@ impl Broker {
         // Of which nobody knows whether it was made.
         for id in reader.intended()? {
             self.pending.add(Work::Credential(id), now);
+        }
+        let since = self
+            .clock
+            .wall()
+            .saturating_sub_millis(limits::LOOK_AGAIN_BEFORE_MILLIS);
+        let later = self
+            .clock
+            .wall()
+            .saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
+        for id in reader.gone_since(since)? {
+            self.later_looks.set(id, later);
         }
         for id in reader.unconfirmed()? {
             self.handovers.expect(id, now);

@@ -42,6 +42,33 @@ impl Broker {
             }
         });
         let broker = Arc::clone(self);
+        self.tasks.spawn_vital("revoke.reconcile", async move {
+            // The first time as soon as it may.
+            let mut wait = limits::SWEEP_TICK;
+            while broker.tick(wait).await {
+                if broker.may_sweep() {
+                    broker.reconcile_targets();
+                    wait = limits::RECONCILE_EVERY;
+                }
+            }
+        });
+        let broker = Arc::clone(self);
+        self.tasks.spawn_vital("revoke.look_again", async move {
+            while broker.tick(limits::EXPIRY_TICK).await {
+                if broker.may_sweep() {
+                    broker.look_again(broker.clock.wall()).await;
+                }
+            }
+        });
+        let broker = Arc::clone(self);
+        self.tasks.spawn_vital("prove.uses", async move {
+            while broker.tick(limits::SAMPLE_EVERY).await {
+                if broker.behind().is_none() {
+                    broker.sample_uses();
+                }
+            }
+        });
+        let broker = Arc::clone(self);
         self.tasks.spawn_vital("request.refusals", async move {
             while broker.tick(limits::REFUSAL_TICK).await {
                 broker.write_refusals(false).await;

@@ -70,6 +70,48 @@ impl Uses {
     }
 }
 
+/// Uses of logins that have not ended, as their targets told when they were asked.
+#[derive(Default)]
+pub struct UsedLogins {
+    /// Guards the uses by name at the target; held for one look-up.
+    seen: Mutex<HashMap<String, Use>>,
+}
+
+impl UsedLogins {
+    /// A session of `name` from there, which began and was last busy at these times. Beyond the limit
+    /// new ones are not counted.
+    pub fn saw(&self, name: &str, from: &str, (first, last): (UnixMillis, UnixMillis)) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= limits::USES_KEPT && !seen.contains_key(name) {
+            return;
+        }
+        let used = seen.entry(name.to_owned()).or_insert_with(|| Use {
+            by: String::new(),
+            first,
+            last,
+            count: 0,
+        });
+        used.count += 1;
+        used.first = used.first.min(first);
+        used.last = used.last.max(last);
+        if used.by != from {
+            from.clone_into(&mut used.by);
+        }
+    }
+
+    /// What is known of it; stays known until [`UsedLogins::forget`].
+    pub fn of(&self, name: &str) -> Option<Use> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(name).cloned()
+    }
+
+    /// Its end was recorded.
+    pub fn forget(&self, name: &str) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.remove(name);
+    }
+}
+
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,

@@ -434,6 +434,126 @@ async fn an_intent_without_outcome_is_ended_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_a_target_has_is_compared_with_the_store() {
+    let kit = Kit::new().await;
+    let bench = &kit.bench;
+    kit.orders
+        .with(|inner| inner.groups = vec!["orders_rw".to_owned()]);
+    let (kept, of_kept) = login(&kit.ask(bench.new_task()).await.unwrap());
+    let (missing, of_missing) = login(&kit.ask(bench.new_task()).await.unwrap());
+    let (dead, of_dead) = login(&kit.ask(bench.new_task()).await.unwrap());
+    kit.confirm(&[kept, missing]).await;
+    bench.broker.revoke(dead, "a test").await.unwrap();
+    let until = bench.row(kept).expires_at;
+    let longer = until.saturating_add_millis(3_600_000);
+    let stray = crate::kind::name::make("orders-db", "inst-1", [9; 16]);
+    let foreign = crate::kind::name::make("orders-db", "another", [9; 16]);
+    kit.orders.with(|inner| {
+        inner.alive.remove(&of_missing.user);
+        inner.alive.get_mut(&of_kept.user).unwrap().1 = longer;
+        for name in [&of_dead.user, &stray, &foreign] {
+            inner.alive.insert(name.clone(), ("x".to_owned(), longer));
+        }
+        inner.epoch = 0;
+    });
+    bench.clock.advance_millis(31_000);
+    bench.broker.reconcile("orders").await;
+    kit.until("only what is held live, and another's, is there", |kit| {
+        let mut expected = [&of_kept.user, &foreign];
+        expected.sort();
+        kit.orders.with(|inner| inner.alive.keys().eq(expected))
+    })
+    .await;
+    assert_eq!(kit.orders.with(|inner| inner.alive[&of_kept.user].1), until);
+    assert_eq!(kit.orders.with(|inner| inner.epoch), 1, "begun there");
+    kit.until("what was missing is dead", |kit| {
+        [missing, dead]
+            .iter()
+            .all(|id| kit.bench.row(*id).state == CredentialState::Dead)
+    })
+    .await;
+    assert_eq!(bench.row(kept).state, CredentialState::Live);
+    let names = |verb: &str| {
+        let events = bench.events_of(verb);
+        let mut names: Vec<_> = events
+            .iter()
+            .map(|event| event.facts.get("name").cloned())
+            .collect();
+        names.sort();
+        names
+    };
+    let mut drifted = [Some(of_kept.user.clone()), Some(of_missing.user)];
+    drifted.sort();
+    assert_eq!(names("revoke.drift"), drifted);
+    assert_eq!(names("revoke.stray"), [Some(stray.clone())]);
+    assert_eq!(names("revoke.stray_ended"), [Some(stray)]);
+    assert_eq!(bench.events_of("revoke.reopened").len(), 1);
+    // More than it was made: ended.
+    kit.orders
+        .with(|inner| inner.attributes = vec!["createrole".to_owned()]);
+    bench.broker.reconcile("orders").await;
+    kit.until("it is dead", |kit| {
+        kit.bench.row(kept).state == CredentialState::Dead
+    })
+    .await;
+    assert!(kit.orders.with(|inner| inner.alive.contains_key(&foreign)));
+}
+
+#[tokio::test]
+async fn a_later_look_reopens_what_was_hidden() {
+    let kit = Kit::new().await;
+    let (id, _) = login(&kit.ask(kit.bench.new_task()).await.unwrap());
+    kit.bench.broker.revoke(id, "a test").await.unwrap();
+    kit.bench.broker.look_again(kit.bench.clock.wall()).await;
+    kit.orders.with(|inner| inner.hidden = 1);
+    kit.bench.clock.advance_millis(66_000);
+    // Also across a restart.
+    let kit = kit.restarted().await;
+    kit.bench.clock.advance_millis(66_000);
+    kit.bench.broker.look_again(kit.bench.clock.wall()).await;
+    let reopened = kit.bench.events_of("revoke.reopened");
+    assert_eq!(reopened.len(), 1);
+    assert!(
+        reopened[0].facts["why"].contains("1 sessions"),
+        "{reopened:?}"
+    );
+    kit.all_dead().await;
+    assert_eq!(kit.bench.events_of("prove.dead").len(), 2);
+    kit.bench.clock.advance_millis(66_000);
+    kit.bench.broker.look_again(kit.bench.clock.wall()).await;
+    assert_eq!(kit.bench.events_of("revoke.reopened").len(), 1);
+}
+
+#[tokio::test]
+async fn its_use_is_sampled_and_stands_where_its_end_is_told() {
+    let kit = Kit::new().await;
+    let (id, login) = login(&kit.ask(kit.bench.new_task()).await.unwrap());
+    let at = ephor_proto::time::UnixMillis::from_millis;
+    kit.orders.with(|inner| {
+        inner.uses = vec![crate::kind::postgres::Use {
+            role: login.user.clone(),
+            oid: 7,
+            pid: 1,
+            from: Some("10.0.0.7".to_owned()),
+            database: None,
+            first: at(1_000),
+            last: at(2_000),
+        }];
+    });
+    kit.bench.broker.sample("orders").await.unwrap();
+    kit.bench.broker.revoke(id, "a test").await.unwrap();
+    let used = kit.bench.events_of("prove.dead")[0].used.clone().unwrap();
+    assert_eq!(
+        (used.place.as_str(), used.source.as_str()),
+        ("10.0.0.7", "pg_stat_activity")
+    );
+    assert_eq!(
+        (used.first, used.last, used.count),
+        (Some(at(1_000)), Some(at(2_000)), Some(1))
+    );
+}
+
+#[tokio::test]
 async fn a_person_ends_one_and_waits_until_it_is_gone() {
     let kit = Kit::new().await;
     let (id, _) = login(&kit.ask(kit.bench.new_task()).await.unwrap());

@@ -10,9 +10,9 @@ use ephor_proto::id::CredentialId;
 use ephor_proto::state::credential::Proof;
 use ephor_proto::time::UnixMillis;
 
-use super::{Content, Ending, Failed, Gone, Minted, Verifier};
+use super::{Again, Content, Ending, Failed, Gone, Minted, Seen, Verifier};
 use crate::kind::name::installation_part;
-use crate::kind::postgres::{self, Access, BadName, Ident, Login, RoleName, Seen};
+use crate::kind::postgres::{self, Access, BadName, Ident, Login, RoleName, Seen as OnStandby};
 use crate::policy::{PostgresTarget, Tls};
 use crate::tasks::Tasks;
 
@@ -90,7 +90,11 @@ impl Server {
         let minted = self.target.mint(epoch, &login, verifier).await?;
         Ok(Minted {
             number: minted.oid,
-            seen: place(&minted.system_id, minted.timeline, &minted.lsn),
+            seen: Seen {
+                system_id: minted.system_id,
+                timeline: minted.timeline,
+                lsn: minted.lsn,
+            },
             at: minted.at,
         })
     }
@@ -103,6 +107,15 @@ impl Server {
     ) -> Result<(), Failed> {
         let role = role(name)?;
         Ok(self.target.extend(epoch, id, &role, until).await?)
+    }
+
+    pub(super) async fn look_again(&self, name: &str, gone: &Gone) -> Result<Again, Failed> {
+        let role = role(name)?;
+        let census = self.target.census_again(gone.number, &role).await?;
+        Ok(Again {
+            is_absent: census.role_absent,
+            sessions: census.sessions,
+        })
     }
 
     pub(super) async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
@@ -132,12 +145,12 @@ fn planned_ending(ending: &Ending) -> Result<postgres::Ending, Failed> {
 }
 
 fn gone(evidence: postgres::Evidence) -> Gone {
-    let mut seen = place(&evidence.system_id, evidence.timeline, &evidence.lsn);
+    let mut standbys = Vec::new();
     let mut partial: Vec<String> = evidence.partial.into_iter().collect();
     for (standby, said) in &evidence.standbys {
         match said {
-            Seen::Absent { lsn, .. } => seen.push_str(&format!(", standby {standby} at {lsn}")),
-            Seen::Behind { why } | Seen::Unreachable { why } => {
+            OnStandby::Absent { lsn, .. } => standbys.push(format!("{standby} at {lsn}")),
+            OnStandby::Behind { why } | OnStandby::Unreachable { why } => {
                 partial.push(format!("standby {standby}: {why}"));
             }
         }
@@ -149,15 +162,15 @@ fn gone(evidence: postgres::Evidence) -> Gone {
         },
         number: evidence.role_oid,
         sessions_ended: evidence.sessions_ended,
-        seen,
+        seen: Seen {
+            system_id: evidence.system_id,
+            timeline: evidence.timeline,
+            lsn: evidence.lsn,
+        },
+        standbys,
         partial: partial.join("; "),
         at: evidence.at,
-        looked_again: false,
     }
-}
-
-fn place(system_id: &str, timeline: u32, lsn: &str) -> String {
-    format!("system id {system_id}, timeline {timeline}, lsn {lsn}")
 }
 
 fn tls(policy: &PostgresTarget) -> postgres::Tls {

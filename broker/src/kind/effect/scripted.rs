@@ -9,7 +9,8 @@ use ephor_proto::id::CredentialId;
 use ephor_proto::state::credential::Proof;
 use ephor_proto::time::UnixMillis;
 
-use super::{Content, Ending, Failed, Gone, Minted, Verifier};
+use super::{Again, Content, Ending, Failed, Found, Gone, Minted, Seen, Uses, Verifier};
+use crate::kind::name;
 
 /// How the next calls go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +39,12 @@ pub struct Inner {
     pub(crate) alive: BTreeMap<String, (String, UnixMillis)>,
     pub(crate) fenced: BTreeSet<CredentialId>,
     pub(crate) epoch: u32,
+    /// What everything there is a member of, and what it may beyond that.
+    pub(crate) groups: Vec<String>,
+    pub(crate) attributes: Vec<String>,
+    /// Sessions that the next later look finds.
+    pub(crate) hidden: u32,
+    pub(crate) uses: Vec<crate::kind::postgres::Use>,
     /// Calls that came: `mint NAME`, `revoke N`.
     pub(crate) calls: Vec<String>,
 }
@@ -85,11 +92,54 @@ impl Script {
                 .insert(content.name.clone(), (password.clone(), until));
             Ok(Minted {
                 number: 7,
-                seen: "system id 1, timeline 1, lsn 0/1".to_owned(),
+                seen: seen("0/1"),
                 at: UnixMillis::from_millis(1),
             })
         })
         .await?
+    }
+
+    pub(super) fn begin_epoch(&self, epoch: u32) -> Result<(), Failed> {
+        self.with(|inner| {
+            if epoch < inner.epoch {
+                return Err(Failed::Fenced);
+            }
+            inner.epoch = epoch;
+            Ok(())
+        })
+    }
+
+    pub(super) fn ours(&self) -> Result<Vec<Found>, Failed> {
+        self.with(|inner| {
+            let found = |(role, (_, until)): (&String, &(String, UnixMillis))| Found {
+                installation: name::parse(role).map(|name| name.installation.to_owned()),
+                role: role.clone(),
+                oid: 7,
+                credential: None,
+                fenced: false,
+                can_login: true,
+                attributes: inner.attributes.clone(),
+                groups: inner.groups.clone(),
+                granted_to: Vec::new(),
+                valid_until: Some(*until),
+                connection_limit: -1,
+                sessions: 0,
+            };
+            Ok(inner.alive.iter().map(found).collect())
+        })
+    }
+
+    pub(super) fn uses(&self) -> Uses {
+        self.with(|inner| Uses::Seen(inner.uses.clone()))
+    }
+
+    pub(super) fn look_again(&self, name: &str) -> Result<Again, Failed> {
+        self.with(|inner| {
+            Ok(Again {
+                is_absent: !inner.alive.contains_key(name),
+                sessions: std::mem::take(&mut inner.hidden),
+            })
+        })
     }
 
     pub(super) async fn extend(
@@ -127,14 +177,22 @@ impl Script {
                     },
                     number: None,
                     sessions_ended: 0,
-                    seen: "system id 1, timeline 1, lsn 0/2".to_owned(),
+                    seen: seen("0/2"),
+                    standbys: Vec::new(),
                     partial: String::new(),
                     at: UnixMillis::from_millis(2),
-                    looked_again: false,
                 }
             });
             done.push(gone.await);
         }
         done
+    }
+}
+
+fn seen(lsn: &str) -> Seen {
+    Seen {
+        system_id: "1".to_owned(),
+        timeline: 1,
+        lsn: lsn.to_owned(),
     }
 }

@@ -63,6 +63,19 @@ impl Expiry {
     }
 }
 
+/// A usable credential with an effect outside: as much as a comparison needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveEffect {
+    /// The credential.
+    pub id: CredentialId,
+    /// Its target.
+    pub target: String,
+    /// What it is called there.
+    pub name: String,
+    /// When it was (last) issued.
+    pub issued_at: UnixMillis,
+}
+
 /// A place in a list that is in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
@@ -271,6 +284,58 @@ impl Reader {
         let keep = |row: &CredentialRow| row.state == CredentialState::Intended;
         let rows = self.list(condition, [], keep)?;
         Ok(rows.into_iter().map(|row| row.id).collect())
+    }
+
+    /// Credentials with an effect outside that ended since then and are dead.
+    pub fn gone_since(&self, since: UnixMillis) -> Result<Vec<CredentialId>, ReadError> {
+        let condition = "WHERE listed = 1 AND state = 'dead' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \
+                         AND revoked_at >= ?1";
+        let keep = |row: &CredentialRow| {
+            let is_since = row.revoked_at.is_some_and(|at| at >= since);
+            row.state == CredentialState::Dead && !row.kind.is_signed() && is_since
+        };
+        let rows = self.list(condition, [millis(since)], keep)?;
+        Ok(rows.into_iter().map(|row| row.id).collect())
+    }
+
+    /// The newest credential of this item: of a login, its name at the target.
+    pub fn credential_of_item(&self, item: &str) -> Result<Option<CredentialRow>, ReadError> {
+        let keep = |row: &CredentialRow| row.item == item;
+        let condition = "WHERE item = ?1 ORDER BY id DESC LIMIT 1";
+        Ok(self.list(condition, [item], keep)?.into_iter().next())
+    }
+
+    /// Calls `each` for every usable credential with an effect outside, without its whole row.
+    pub fn live_effects(&self, mut each: impl FnMut(LiveEffect)) -> Result<(), ReadError> {
+        let connection = self.connection()?;
+        let mut statement = connection.prepare_cached(
+            "SELECT id, item, issued_at, json_extract(content, '$.target') FROM credential \
+             WHERE listed = 1 AND state = ?1 AND kind IN ('postgres', 'sudo', 'secret', 'exec')",
+        )?;
+        for state in [CredentialState::Live, CredentialState::Replacing] {
+            let mut rows = statement.query([state.as_str()])?;
+            while let Some(row) = rows.next()? {
+                let columns = Columns(row);
+                let (Ok(id), Ok(name), Ok(issued_at), Ok(target)) = (
+                    columns.id(0),
+                    columns.string(1),
+                    columns.time(2),
+                    columns.string(3),
+                ) else {
+                    continue;
+                };
+                // What lies in the reserve is newer; of credentials it only holds ends.
+                if self.overlay.row(&Key::Credential(id)).is_none() {
+                    each(LiveEffect {
+                        id,
+                        target,
+                        name,
+                        issued_at,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Live credentials with an effect outside whose hand-over was not confirmed.

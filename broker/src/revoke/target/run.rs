@@ -192,7 +192,12 @@ impl Broker {
     /// After that commit: who waited goes on, and a task that only waited for this one is closed at
     /// the next tick.
     fn is_gone(&self, target: &str, row: &CredentialRow) {
-        self.uses.forget(row.id);
+        self.logins_used.forget(&row.item);
+        let later = self
+            .clock
+            .wall()
+            .saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
+        self.later_looks.set(row.id, later);
         self.queues.done(target, row.id, self.clock.boottime());
         let task = self.ledger.reader().task(row.task).ok().flatten();
         if let Some(TaskState::Completing(cause)) = task.map(|task| task.state) {

@@ -1,0 +1,402 @@
+//! What is at a target and what the store holds live, compared: now and then, and at a start.
+//!
+//! Ours that the store does not hold live is ended. Ours that is not as it was made is told, and
+//! mended or ended. What another installation made is never touched. Nothing of it happens while
+//! this store may be older than what others have seen of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ephor_proto::event::{AuditEvent, Outcome};
+use ephor_proto::id::CredentialId;
+use ephor_proto::stage::Stage;
+use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
+use ephor_proto::time::UnixMillis;
+
+use super::{NotEnded, Work, machine, written};
+use crate::app::Broker;
+use crate::kind::effect::{Content, Ending, Failed};
+use crate::kind::name::installation_part;
+use crate::kind::postgres::{Found, Uses};
+use crate::kind::targets::Known;
+use crate::ledger::{Batch, CredentialRow, Lane, LiveEffect};
+use crate::limits;
+
+const DIFFERS: &str = "at its target it is not what it was made as";
+
+/// Why a comparison did not come to its end; it is made again.
+#[derive(Debug, thiserror::Error)]
+enum NotCompared {
+    #[error(transparent)]
+    Target(#[from] Failed),
+    #[error(transparent)]
+    Store(#[from] NotEnded),
+}
+
+impl From<crate::ledger::ReadError> for NotCompared {
+    fn from(error: crate::ledger::ReadError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<crate::request::Refusal> for NotCompared {
+    fn from(refusal: crate::request::Refusal) -> Self {
+        Self::Store(refusal.into())
+    }
+}
+
+impl Broker {
+    /// Compares each target of policy for itself, so that one that hangs holds up no other.
+    pub(super) fn reconcile_targets(self: &Arc<Self>) {
+        for name in self.target_names() {
+            if !self.targets.begin_look(&name) {
+                continue;
+            }
+            let look = Look {
+                broker: Arc::clone(self),
+                name,
+            };
+            self.tasks.spawn("revoke.reconcile", look.run());
+        }
+    }
+
+    /// Compares one target once.
+    pub(crate) async fn reconcile(&self, name: &str) {
+        match self.compare(name).await {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(target = name, %error, "a target could not be compared with the store; it is tried again");
+            }
+        }
+    }
+
+    async fn compare(&self, name: &str) -> Result<(), NotCompared> {
+        let known = self.target(name)?;
+        // Whatever an earlier epoch of this installation still has under way there ends in nothing.
+        known.at.begin_epoch(self.installation.epoch).await?;
+        let before = self.clock.wall();
+        let found = tokio::time::timeout(limits::TARGET_CALL, known.at.ours()).await;
+        let found = found.unwrap_or(Err(Failed::NoAnswer(limits::TARGET_CALL)))?;
+        let ours = installation_part(&self.installation.id);
+        let is_ours = |one: &&Found| one.installation.as_deref() == Some(ours.as_str());
+        let mut there = HashMap::new();
+        for one in found.iter().filter(is_ours) {
+            there.insert(one.role.as_str(), one);
+        }
+        let mut here = Vec::new();
+        self.ledger.reader().live_effects(|live| {
+            if live.target == name {
+                here.push(live);
+            }
+        })?;
+        for live in here {
+            // There may be many, and each is a read.
+            tokio::task::yield_now().await;
+            match there.remove(live.name.as_str()) {
+                Some(one) => self.compare_one(&known, name, &live, one).await?,
+                // Made before the look began, and not there.
+                None if live
+                    .issued_at
+                    .saturating_add_millis(limits::SURELY_MADE_MILLIS)
+                    < before =>
+                {
+                    self.end_missing(&live).await?;
+                }
+                None => {}
+            }
+        }
+        for one in there.into_values() {
+            self.end_stray(&known, name, one).await?;
+        }
+        Ok(())
+    }
+
+    /// Something that the store holds live, as it is there.
+    async fn compare_one(
+        &self,
+        known: &Known,
+        target: &str,
+        live: &LiveEffect,
+        found: &Found,
+    ) -> Result<(), NotCompared> {
+        let Some(row) = self.ledger.reader().credential(live.id)? else {
+            return Ok(());
+        };
+        let Some(content) = Content::of(&row).filter(|_| row.state.is_usable()) else {
+            return Ok(());
+        };
+        if let Some(what) = differs(&content, found) {
+            self.tell_drift(&row, target, &what).await?;
+            self.end_differing(row.id).await?;
+            return Ok(());
+        }
+        let until = found.valid_until;
+        let is_later = until
+            .is_none_or(|until| until > row.expires_at.saturating_add_millis(limits::DRIFT_MILLIS));
+        let is_earlier = until.is_some_and(|until| {
+            until.saturating_add_millis(limits::DRIFT_MILLIS) < row.expires_at
+        });
+        if is_later || is_earlier {
+            if is_later {
+                let what = "it would live longer than it was given; mended";
+                self.tell_drift(&row, target, what).await?;
+            }
+            let named = (row.id, content.name.as_str());
+            let mended = known
+                .at
+                .extend(self.installation.epoch, named, row.expires_at);
+            mended.await?;
+        }
+        Ok(())
+    }
+
+    async fn end_missing(&self, live: &LiveEffect) -> Result<(), NotCompared> {
+        let row = self.ledger.reader().credential(live.id)?;
+        let Some(row) = row.filter(|row| row.state.is_usable()) else {
+            return Ok(());
+        };
+        self.tell_drift(&row, &live.target, "it is not there")
+            .await?;
+        self.end_differing(row.id).await?;
+        Ok(())
+    }
+
+    async fn end_differing(&self, id: CredentialId) -> Result<(), NotEnded> {
+        let work = Work::Credential(id);
+        self.pending.add(work.clone(), self.clock.boottime());
+        self.drive_credential(id, DIFFERS).await?;
+        self.pending.done(&work);
+        Ok(())
+    }
+
+    /// Something of ours that the store does not hold live.
+    async fn end_stray(
+        &self,
+        known: &Known,
+        target: &str,
+        found: &Found,
+    ) -> Result<(), NotCompared> {
+        let stored = match found.credential {
+            Some(id) => self.ledger.reader().credential(id)?,
+            None => self.ledger.reader().credential_of_item(&found.role)?,
+        };
+        match stored {
+            Some(row) => match row.state {
+                // On its way, or just made.
+                CredentialState::Intended | CredentialState::Live | CredentialState::Replacing => {
+                    Ok(())
+                }
+                CredentialState::Revoking => {
+                    self.end_at_target(&row, false);
+                    Ok(())
+                }
+                CredentialState::Contained | CredentialState::Dead => {
+                    Ok(self.reopen(row, "it is there again").await?)
+                }
+            },
+            None => self.end_unknown(known, target, found).await,
+        }
+    }
+
+    /// Ours by its name, and nothing here knows of it: told first, then ended.
+    async fn end_unknown(
+        &self,
+        known: &Known,
+        target: &str,
+        found: &Found,
+    ) -> Result<(), NotCompared> {
+        let event = self.stray_event("stray", target, found)?;
+        self.write_told("revoke.stray", event).await?;
+        let ending = Ending {
+            credential: match found.credential {
+                Some(id) => id,
+                None => self.new_id()?,
+            },
+            name: found.role.clone(),
+            reassign: None,
+        };
+        let endings = [ending];
+        let call = known.at.revoke(self.installation.epoch, &endings);
+        let answers = tokio::time::timeout(limits::TARGET_CALL, call).await;
+        let answers = answers.map_err(|_| Failed::NoAnswer(limits::TARGET_CALL))?;
+        for gone in answers {
+            let mut event = self.stray_event("stray_ended", target, found)?;
+            let seen = gone?.place(target);
+            event.outcome = Outcome::Ok;
+            event.facts.insert("seen".to_owned(), seen);
+            self.write_told("revoke.stray_ended", event).await?;
+        }
+        Ok(())
+    }
+
+    fn stray_event(
+        &self,
+        verb: &str,
+        target: &str,
+        found: &Found,
+    ) -> Result<AuditEvent, NotCompared> {
+        let mut event = self.event(Stage::Revoke, verb, Outcome::Failed)?;
+        let facts = [
+            ("target", target.to_owned()),
+            ("name", found.role.clone()),
+            ("sessions", found.sessions.to_string()),
+        ];
+        event
+            .facts
+            .extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        Ok(event)
+    }
+
+    /// `revoke.drift`
+    async fn tell_drift(
+        &self,
+        row: &CredentialRow,
+        target: &str,
+        what: &str,
+    ) -> Result<(), NotEnded> {
+        let mut event = self.about(Stage::Revoke, "drift", row)?;
+        event.outcome = Outcome::Failed;
+        let facts = [
+            ("target", target.to_owned()),
+            ("name", row.item.clone()),
+            ("differs", what.to_owned()),
+        ];
+        event
+            .facts
+            .extend(facts.map(|(name, value)| (name.to_owned(), value)));
+        self.write_told("revoke.drift", event).await
+    }
+
+    async fn write_told(&self, name: &'static str, event: AuditEvent) -> Result<(), NotEnded> {
+        let batch = Batch {
+            name,
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: Vec::new(),
+            events: vec![event.into()],
+        };
+        written(self.ledger.submit(batch)?.await).map(drop)
+    }
+
+    /// What was proven dead is there again, or was: its proof does not hold, and it is ended anew.
+    async fn reopen(&self, mut row: CredentialRow, why: &str) -> Result<(), NotEnded> {
+        let now = self.clock.wall();
+        let event = CredentialEvent::Reopened;
+        row.state = credential::step(machine(&row), event, now)?.0.state;
+        row.version += 1;
+        row.evidence = None;
+        let mut event = self.about(Stage::Revoke, "reopened", &row)?;
+        event.outcome = Outcome::Failed;
+        event.facts.insert("why".to_owned(), why.to_owned());
+        let batch = Batch {
+            name: "revoke.reopened",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![row.clone().into()],
+            events: vec![event.into()],
+        };
+        if written(self.ledger.submit(batch)?.await)?.is_some() {
+            tracing::error!(credential = %row.id, why, "what was proven dead is not");
+            self.end_at_target(&row, false);
+        }
+        Ok(())
+    }
+
+    /// Looks again for what was gone a while ago: a connection that was starting then may have hidden.
+    pub(crate) async fn look_again(&self, now: UnixMillis) {
+        for id in self.later_looks.due(now, limits::LOOKS_AT_ONCE) {
+            if let Err(error) = self.look_again_for(id).await {
+                tracing::warn!(credential = %id, %error, "a later look at a target failed; it is made again");
+                let later = now.saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
+                self.later_looks.set(id, later);
+            }
+        }
+    }
+
+    async fn look_again_for(&self, id: CredentialId) -> Result<(), NotCompared> {
+        let row = self.ledger.reader().credential(id)?;
+        let Some(row) = row.filter(|row| row.state == CredentialState::Dead) else {
+            return Ok(());
+        };
+        let Some(content) = Content::of(&row) else {
+            return Ok(());
+        };
+        let Some(gone) = &content.gone else {
+            return Ok(());
+        };
+        let known = self.target(&content.target)?;
+        let call = known.at.look_again(&content.name, gone);
+        let again = tokio::time::timeout(limits::TARGET_CALL, call).await;
+        let again = again.unwrap_or(Err(Failed::NoAnswer(limits::TARGET_CALL)))?;
+        if again.sessions > 0 || !again.is_absent {
+            let why = format!(
+                "a later look found {} sessions{}",
+                again.sessions,
+                if again.is_absent { "" } else { ", and itself" }
+            );
+            self.reopen(row, &why).await?;
+        }
+        Ok(())
+    }
+
+    /// Who uses what was made at the targets, as far as they tell.
+    pub(super) fn sample_uses(self: &Arc<Self>) {
+        for name in self.target_names() {
+            let broker = Arc::clone(self);
+            self.tasks.spawn("prove.uses", async move {
+                let sampled = tokio::time::timeout(limits::TARGET_CALL, broker.sample(&name)).await;
+                if let Ok(Err(error)) = sampled {
+                    tracing::debug!(target = name, %error, "who uses a target is not known");
+                }
+            });
+        }
+    }
+
+    pub(crate) async fn sample(&self, name: &str) -> Result<(), Failed> {
+        let known = self.target(name)?;
+        match known.at.uses().await? {
+            Uses::Seen(seen) => {
+                for one in seen {
+                    let from = one.from.as_deref().unwrap_or("local");
+                    self.logins_used.saw(&one.role, from, (one.first, one.last));
+                }
+            }
+            Uses::Unknown(why) => tracing::debug!(target = name, why, "it does not tell its use"),
+        }
+        Ok(())
+    }
+
+    fn target_names(&self) -> Vec<String> {
+        let policy = self.policy.load();
+        policy.targets().map(|target| target.name.clone()).collect()
+    }
+}
+
+/// What makes it more, or another, than it was made.
+fn differs(content: &Content, found: &Found) -> Option<String> {
+    if !found.attributes.is_empty() {
+        return Some(format!("it has {}", found.attributes.join(", ")));
+    }
+    let (mut is, mut was) = (found.groups.clone(), content.groups.clone());
+    is.sort();
+    was.sort();
+    (is != was).then(|| format!("it is in {}, not in {}", is.join(", "), was.join(", ")))
+}
+
+/// One comparison under way; another of the same target waits for its end, however that comes.
+struct Look {
+    broker: Arc<Broker>,
+    name: String,
+}
+
+impl Look {
+    async fn run(self) {
+        self.broker.reconcile(&self.name).await;
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.broker.targets.end_look(&self.name);
+    }
+}

@@ -99,6 +99,7 @@ pub mod armed {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     const VARIABLE: &str = "EPHOR_CRASH";
+    const PAUSE: &str = "EPHOR_PAUSE";
 
     struct Plan {
         name: String,
@@ -106,6 +107,7 @@ pub mod armed {
     }
 
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+    static PAUSED: OnceLock<Option<Plan>> = OnceLock::new();
 
     fn parse(text: &str) -> Result<Plan, String> {
         let (name, nth) = text.split_once(':').unwrap_or((text, "1"));
@@ -129,11 +131,20 @@ pub mod armed {
     /// # Errors
     /// When it names no point.
     pub fn check() -> Result<(), String> {
-        std::env::var(VARIABLE).map_or(Ok(()), |text| parse(&text).map(drop))
+        for variable in [VARIABLE, PAUSE] {
+            std::env::var(variable).map_or(Ok(()), |text| parse(&text).map(drop))?;
+        }
+        Ok(())
     }
 
-    /// Passes a point; kills this process when it is the planned pass.
+    /// Passes a point; kills or stops this process when it is the planned pass.
     pub fn hit(name: &str) {
+        let pause = PAUSED.get_or_init(|| parse(&std::env::var(PAUSE).ok()?).ok());
+        let is_here = pause.as_ref().filter(|plan| plan.name == name);
+        if is_here.is_some_and(|plan| plan.passes_left.fetch_sub(1, Ordering::SeqCst) == 1) {
+            let me = rustix::process::getpid();
+            let _ = rustix::process::kill_process(me, rustix::process::Signal::STOP);
+        }
         let plan = PLAN.get_or_init(|| parse(&std::env::var(VARIABLE).ok()?).ok());
         let Some(plan) = plan.as_ref().filter(|plan| plan.name == name) else {
             return;

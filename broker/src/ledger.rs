@@ -46,8 +46,7 @@ pub use open::OpenError;
 pub use quarantine::Quarantined;
 pub use read::{
     Counts, CredentialFilter, Expiry, Listing, LiveCredential, LiveEffect, LongReader, PolicyEntry,
-    ReadError,
-    Reader, ShortId, StoredEvent, TaskFilter,
+    ReadError, Reader, ShortId, StoredEvent, TaskFilter,
 };
 pub use retain::{Prunable, Prune, Pruned};
 pub use row::{

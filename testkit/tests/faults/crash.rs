@@ -43,6 +43,50 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "crash::killed_while_a_policy_takes_another_ones_place",
     ),
     (
+        "mint.before_call",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "mint.after_call",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "mint.after_commit",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "mint.successor",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "deliver.confirmed",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "renew.before_extend",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "renew.after_extend",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "revoke.before_target",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "revoke.after_target",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "revoke.gone",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
+        "revoke.after_expiry",
+        "issue::tests::logins::real::crash of the broker",
+    ),
+    (
         "keys.before_commit",
         "rotate::killed_at_every_point_of_a_rotation",
     ),

@@ -1,5 +1,6 @@
 //! A broker on a temporary store with a clock that tests move, two hosts and a policy.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use ephor_crypto::Secret;
@@ -61,8 +62,29 @@ const HOSTS: [&str; 2] = ["web-1", "web-2"];
 pub(crate) struct Bench {
     pub(crate) broker: Arc<Broker>,
     pub(crate) clock: Arc<FakeClock>,
-    dir: tempfile::TempDir,
+    dir: Dir,
     next: std::cell::Cell<u64>,
+}
+
+/// Where the store is; removed with it, unless it is another process's.
+struct Dir {
+    path: std::path::PathBuf,
+    _own: Option<tempfile::TempDir>,
+}
+
+impl Dir {
+    fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+}
+
+impl From<tempfile::TempDir> for Dir {
+    fn from(own: tempfile::TempDir) -> Self {
+        Self {
+            path: own.path().to_owned(),
+            _own: Some(own),
+        }
+    }
 }
 
 fn instance() -> InstanceId {
@@ -79,8 +101,50 @@ fn sealer() -> SealingKey {
 
 impl Bench {
     pub(crate) async fn new() -> Self {
+        Self::create_in(tempfile::tempdir().unwrap().into()).await
+    }
+
+    /// A new store in a directory of somebody else's, who looks at it when this process is dead.
+    pub(crate) async fn create_at(path: &Path, epoch: u32) -> Self {
+        let dir = Dir {
+            path: path.to_owned(),
+            _own: None,
+        };
+        let mut bench = Self::create_in(dir).await;
+        bench.begin_epoch(epoch);
+        bench
+    }
+
+    fn begin_epoch(&mut self, epoch: u32) {
+        Arc::get_mut(&mut self.broker).unwrap().installation.epoch = epoch;
+    }
+
+    /// Another broker on a store that is there, which takes it over; `seconds` after it was made.
+    pub(crate) fn take_over_at(path: &Path, seconds: u64, epoch: u32) -> Self {
         ephor_crypto::tls::install();
-        let dir = tempfile::tempdir().unwrap();
+        let clock = FakeClock::new();
+        clock.advance_millis(seconds * 1000);
+        let dir = Dir {
+            path: path.to_owned(),
+            _own: None,
+        };
+        let ledger = open_with(&dir, &clock, true);
+        let broker = broker_on(ledger, &clock, dir.path());
+        broker.restore().unwrap();
+        // As when an agent has shown that it knows the log.
+        broker.confirmed();
+        let mut bench = Self {
+            broker,
+            clock,
+            dir,
+            next: std::cell::Cell::new(10_000),
+        };
+        bench.begin_epoch(epoch);
+        bench
+    }
+
+    async fn create_in(dir: Dir) -> Self {
+        ephor_crypto::tls::install();
         let clock = FakeClock::new();
         Ledger::create(
             &dir.path().join("ephor.db"),
@@ -334,9 +398,13 @@ pub(crate) fn only(answer: &v1::IssueResponse) -> (CredentialId, String) {
     )
 }
 
-fn open(dir: &tempfile::TempDir, clock: &Arc<FakeClock>) -> Ledger {
+fn open(dir: &Dir, clock: &Arc<FakeClock>) -> Ledger {
+    open_with(dir, clock, false)
+}
+
+fn open_with(dir: &Dir, clock: &Arc<FakeClock>, take_over: bool) -> Ledger {
     let options = Options {
-        take_over: false,
+        take_over,
         reserve_path: dir.path().join("reserve"),
         clock: Arc::clone(clock) as _,
     };

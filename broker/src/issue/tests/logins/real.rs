@@ -10,6 +10,8 @@ use super::login;
 use crate::kind::effect::Content;
 use crate::kind::postgres::{Ident, Options, install_sql};
 
+mod crash;
+
 struct World {
     bench: Bench,
     cluster: Cluster,
@@ -17,43 +19,50 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let cluster = tokio::task::spawn_blocking(|| Cluster::start().unwrap());
-        let cluster = cluster.await.unwrap();
-        let ident = |name: &str| Ident::parse(name).unwrap();
-        let options = Options {
-            login: ident("ephor"),
-            verifier: Some(
-                ScramVerifier::new(
-                    &Secret::from_string("of-ephor".to_owned()),
-                    4096.try_into().unwrap(),
-                )
-                .unwrap(),
-            ),
-            groups: vec![ident("orders_rw")],
-            make_groups: true,
-            admin_database: ident("ephor"),
-            databases: vec![ident("orders")],
-        };
-        cluster.psql("postgres", "create database orders").unwrap();
-        cluster
-            .psql("postgres", &install_sql(&options).unwrap())
-            .unwrap();
-        cluster
-            .psql("orders", "grant all on schema public to orders_rw")
-            .unwrap();
-        let world = Self {
-            bench: Bench::new().await,
-            cluster,
-        };
-        world.begin();
-        world
+        let cluster = tokio::task::spawn_blocking(cluster).await.unwrap();
+        let bench = Bench::new().await;
+        begin(&bench, cluster.port());
+        Self { bench, cluster }
     }
 
-    fn begin(&self) {
-        let port = self.cluster.port();
-        self.bench.put_target_secret("orders", "of-ephor\n");
-        self.bench.put_policy(&format!(
-            r#"{POLICY}
+    fn roles(&self) -> String {
+        roles(&self.cluster)
+    }
+}
+
+/// A server with our schema.
+fn cluster() -> Cluster {
+    let cluster = Cluster::start().unwrap();
+    let ident = |name: &str| Ident::parse(name).unwrap();
+    let options = Options {
+        login: ident("ephor"),
+        verifier: Some(
+            ScramVerifier::new(
+                &Secret::from_string("of-ephor".to_owned()),
+                4096.try_into().unwrap(),
+            )
+            .unwrap(),
+        ),
+        groups: vec![ident("orders_rw")],
+        make_groups: true,
+        admin_database: ident("ephor"),
+        databases: vec![ident("orders")],
+    };
+    cluster.psql("postgres", "create database orders").unwrap();
+    cluster
+        .psql("postgres", &install_sql(&options).unwrap())
+        .unwrap();
+    cluster
+        .psql("orders", "grant all on schema public to orders_rw")
+        .unwrap();
+    cluster
+}
+
+/// What a start would find in its configuration and policy.
+fn begin(bench: &Bench, port: u16) {
+    bench.put_target_secret("orders", "of-ephor\n");
+    bench.put_policy(&format!(
+        r#"{POLICY}
 [target.orders]
 owner = "team:dba"
 postgres = {{ url = "postgres://ephor@127.0.0.1:{port}/orders", tls = "off" }}
@@ -63,14 +72,13 @@ purpose = "Serve the order page"
 who = ["orders/web"]
 gives = [{{ postgres = {{ target = "orders", role = "orders_rw", connection_limit = 3, settings = {{ statement_timeout = "30s" }} }} }}]
 "#
-        ));
-        self.bench.broker.start_timers();
-    }
+    ));
+    bench.broker.start_timers();
+}
 
-    fn roles(&self) -> String {
-        let sql = "select count(*) from pg_roles where rolname like 'eph\\_%'";
-        self.cluster.psql("postgres", sql).unwrap()
-    }
+fn roles(cluster: &Cluster) -> String {
+    let sql = "select count(*) from pg_roles where rolname like 'eph\\_%'";
+    cluster.psql("postgres", sql).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,6 +43,11 @@ impl Environment {
         self.0.push((name.into(), Zeroizing::new(value.to_vec())));
     }
 
+    /// Removes a variable.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
+    }
+
     /// Removes variables whose name begins with `prefix`.
     pub fn remove_prefix(&mut self, prefix: &str) {
         self.0

@@ -142,6 +142,24 @@ fn what_is_composed_is_escaped() {
 }
 
 #[test]
+fn logins_as_people_read_them() {
+    for (name, short) in [
+        (
+            "eph_orders_db_ab3c5d_0123456789abcdefghjkmn7kq2",
+            "eph_orders_db_7kq2",
+        ),
+        (
+            "eph_orders_db_ab3c5d_tooshort",
+            "eph_orders_db_ab3c5d_tooshort",
+        ),
+        ("alice", "alice"),
+        ("", ""),
+    ] {
+        assert_eq!(short_login(name), short);
+    }
+}
+
+#[test]
 fn identifiers() {
     let long = "a".repeat(63);
     for good in [

@@ -124,6 +124,9 @@ pub struct Run {
     /// File of such lines; absent: ./ephor.env if there is one
     #[arg(long, value_name = "FILE")]
     pub env_file: Option<PathBuf>,
+    /// Beside each URL of a database, set libpq's variables (PGHOST, PGUSER, ...), too
+    #[arg(long)]
+    pub pg_env: bool,
     /// Why, this time
     #[arg(long)]
     pub reason: Option<String>,

@@ -21,10 +21,8 @@ pub async fn db(args: args::Db) -> Outcome {
         args.command
     };
     let with = args::Run {
-        env: vec![
-            format!("PGUSER={reference}"),
-            format!("DATABASE_URL={reference}"),
-        ],
+        env: vec![format!("DATABASE_URL={reference}")],
+        pg_env: true,
         reason: args.reason,
         report: args.report,
         command,

@@ -104,6 +104,8 @@ struct Prepared {
     memory: Vec<OwnedFd>,
     kept: Vec<Kept>,
     issued: usize,
+    /// libpq's variables go beside each URL.
+    pg_env: bool,
     /// Until when a login is kept, for people.
     until: String,
 }
@@ -165,7 +167,7 @@ async fn prepare(
     environment.set("EPHOR_SOCKET", socket.as_os_str().as_bytes());
     environment.set("EPHOR_TASK", task.to_string().as_bytes());
     let mut forms = wants.list.iter().map(|wanted| Form::of(&wanted.name));
-    if forms.any(Form::is_libpqs) {
+    if args.pg_env || forms.any(Form::is_libpqs) {
         // What was inherited must not lead elsewhere.
         MISLEADING.iter().for_each(|name| environment.remove(name));
     }
@@ -180,6 +182,7 @@ async fn prepare(
         memory: Vec::new(),
         kept: Vec::new(),
         issued: fetched.len(),
+        pg_env: args.pg_env,
         until: args
             .called
             .map_or_else(|| end_of(&args.command), str::to_owned),

@@ -86,7 +86,11 @@ fn deliver_login(
         None => None,
     };
     let shaped = login.shaped(form, ca.as_deref());
-    for (name, value) in &shaped.beside {
+    let mut beside = shaped.beside;
+    if prepared.pg_env && form == Form::Url {
+        beside = login.shaped(Form::Variables, ca.as_deref()).beside;
+    }
+    for (name, value) in &beside {
         prepared.environment.set(name, value.expose());
     }
     let place = match wanted.delivery() {

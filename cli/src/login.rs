@@ -13,7 +13,7 @@ use ephor_proto::postgres::{DEFAULT_SOCKET_DIR, Parts, compose, composed_len, sh
 use zeroize::{Zeroize, Zeroizing};
 
 /// libpq's variables that say where and who; naming one of them gets all.
-const VARIABLES: [&str; 7] = [
+const VARIABLES: [&str; 8] = [
     "PGHOST",
     "PGPORT",
     "PGDATABASE",
@@ -21,7 +21,10 @@ const VARIABLES: [&str; 7] = [
     "PGPASSWORD",
     "PGSSLMODE",
     "PGSSLROOTCERT",
+    OPTIONS,
 ];
+/// Appended to what is inherited.
+pub const OPTIONS: &str = "PGOPTIONS";
 /// Variables that would lead libpq elsewhere, whatever the others say.
 pub const MISLEADING: [&str; 6] = [
     "PGPASSWORD",
@@ -157,7 +160,11 @@ impl Login {
             password: &given.password,
             address: &address,
             database: &given.database,
-            parameters: &[("sslmode", &given.sslmode), ("sslrootcert", ca)],
+            parameters: &[
+                ("sslmode", &given.sslmode),
+                ("sslrootcert", ca),
+                ("options", &given.options),
+            ],
         };
         let mut url = String::with_capacity(composed_len(&parts));
         compose(&mut url, &parts);
@@ -178,6 +185,7 @@ impl Login {
             "sslmode": given.sslmode,
             "sslrootcert": Some(ca).filter(|path| !path.is_empty()),
             "role": given.role,
+            "options": given.options,
         });
         Secret::from_string(body.to_string())
     }
@@ -192,6 +200,7 @@ impl Login {
             ("PGUSER", &given.user),
             ("PGSSLMODE", &given.sslmode),
             ("PGSSLROOTCERT", ca),
+            (OPTIONS, &given.options),
         ];
         let said = all.into_iter().filter(|(_, value)| !value.is_empty());
         said.map(|(name, value)| (name, secret(value))).collect()
@@ -244,6 +253,7 @@ impl Login {
             ("password", &given.password),
             ("sslmode", &given.sslmode),
             ("sslrootcert", ca),
+            ("options", &given.options),
         ] {
             if !value.is_empty() {
                 let _ = writeln!(text, "{key}={value}");
@@ -289,6 +299,7 @@ pub mod tests {
             sslmode: "verify-full".into(),
             sslrootcert: Some("PEM".into()),
             role: "orders_rw".into(),
+            options: "-c role=orders_rw".into(),
         };
         Login::new("orders-db", given)
     }
@@ -322,7 +333,8 @@ pub mod tests {
     #[test]
     fn each_form_is_escaped_as_its_readers_want_it() {
         let url = format!(
-            "postgresql://{USER}:p%3Aa%5Cs%2Fs@db1:5433/or%20ders?sslmode=verify-full&sslrootcert=%2Frun%2Fca"
+            "postgresql://{USER}:p%3Aa%5Cs%2Fs@db1:5433/or%20ders?sslmode=verify-full&sslrootcert=%2Frun%2Fca\
+             &options=-c%20role%3Dorders_rw"
         );
         assert_eq!(shaped("DATABASE_URL"), (url.clone(), Vec::new()));
         let (nothing, variables) = shaped("PGUSER");
@@ -331,7 +343,7 @@ pub mod tests {
             variables.join(" "),
             format!(
                 "PGHOST=db1 PGPORT=5433 PGDATABASE=or ders PGUSER={USER} PGSSLMODE=verify-full \
-                 PGSSLROOTCERT=/run/ca PGPASSWORD=p:a\\s/s"
+                 PGSSLROOTCERT=/run/ca PGOPTIONS=-c role=orders_rw PGPASSWORD=p:a\\s/s"
             )
         );
         let (line, beside) = shaped("PGPASSFILE");
@@ -342,7 +354,7 @@ pub mod tests {
             service,
             format!(
                 "[orders-db]\nhost=db1\nport=5433\ndbname=or ders\nuser={USER}\npassword=p:a\\s/s\n\
-                 sslmode=verify-full\nsslrootcert=/run/ca\n"
+                 sslmode=verify-full\nsslrootcert=/run/ca\noptions=-c role=orders_rw\n"
             )
         );
         assert_eq!(beside, ["PGSERVICE=orders-db"]);

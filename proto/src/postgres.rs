@@ -394,6 +394,23 @@ pub fn short_login(name: &str) -> String {
     }
 }
 
+/// What a client puts into `options` (`PGOPTIONS`), so that its sessions start as `role` and what they
+/// make belongs to that: the server lets nobody set it as a login's default from inside a function.
+pub fn start_as(role: &str) -> String {
+    if role.is_empty() {
+        return String::new();
+    }
+    let mut options = "-c role=".to_owned();
+    for c in role.chars() {
+        // Blanks and backslashes are escaped (libpq, "options").
+        if c == '\\' || c.is_whitespace() {
+            options.push('\\');
+        }
+        options.push(c);
+    }
+    options
+}
+
 /// Why a text is no identifier that can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadIdentifier {

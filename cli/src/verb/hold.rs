@@ -51,6 +51,7 @@ struct Held {
     password: String,
     sslmode: String,
     role: String,
+    options: String,
 }
 
 impl Drop for Held {
@@ -81,13 +82,14 @@ fn shown(variable: &str, json: &[u8]) -> Result<Zeroizing<String>, Failure> {
         HoldOutput::Json => format!("{}\n", String::from_utf8_lossy(json)),
         HoldOutput::Table => format!(
             "host      {}\nport      {}\ndatabase  {}\nuser      {}\npassword  {}\nsslmode   {}\n\
-             {} works as {}. Held until Ctrl-C.\n",
+options   {}\n{} works as {}. Held until Ctrl-C.\n",
             held.host,
             held.port,
             held.database,
             held.user,
             held.password,
             held.sslmode,
+            held.options,
             short_login(&held.user),
             held.role,
         ),

@@ -160,6 +160,13 @@ fn logins_as_people_read_them() {
 }
 
 #[test]
+fn sessions_start_as_a_role() {
+    assert_eq!(start_as("orders_rw"), "-c role=orders_rw");
+    assert_eq!(start_as("Orders RW\\"), "-c role=Orders\\ RW\\\\");
+    assert_eq!(start_as(""), "");
+}
+
+#[test]
 fn identifiers() {
     let long = "a".repeat(63);
     for good in [

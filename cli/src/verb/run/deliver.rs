@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use ephor_proto::cred::As;
 use rustix::fs::{MemfdFlags, SealFlags};
+use zeroize::Zeroizing;
 
 use super::Prepared;
 use super::fetch::Fetched;
@@ -13,7 +14,7 @@ use super::keep::Kept;
 use crate::clock;
 use crate::cred::Wanted;
 use crate::exit::Failure;
-use crate::login::{Form, Login};
+use crate::login::{Form, Login, OPTIONS};
 use crate::words::{span, time_of_day};
 
 /// Puts one credential where the command will look for it; says so in words.
@@ -91,7 +92,13 @@ fn deliver_login(
         beside = login.shaped(Form::Variables, ca.as_deref()).beside;
     }
     for (name, value) in &beside {
-        prepared.environment.set(name, value.expose());
+        let inherited = prepared.environment.get(name).filter(|_| *name == OPTIONS);
+        let value = match inherited {
+            // The last one wins.
+            Some(inherited) => [inherited, b" ", value.expose()].concat(),
+            None => value.expose().to_vec(),
+        };
+        prepared.environment.set(name, &Zeroizing::new(value));
     }
     let place = match wanted.delivery() {
         As::Env if form == Form::Variables => String::new(),

@@ -24,6 +24,10 @@ pub enum Verb {
     Dev(Dev),
     /// Run a command as a task: credentials by env, file or fd; at the end all is revoked
     Run(Run),
+    /// A database login for one command, psql unless another is named
+    Db(Db),
+    /// Hold a database login for a program that is started elsewhere, until Ctrl-C
+    Hold(Hold),
     /// Fetch one token for the calling process
     Token(Token),
     /// Fetch one certificate with its key for the calling process
@@ -63,6 +67,12 @@ pub enum Verb {
         /// Directory to remove when standard input ends.
         dir: PathBuf,
     },
+    /// Shows what `ephor hold` holds (internal).
+    #[command(name = "__hold", hide = true)]
+    Holding {
+        /// The variable that names its JSON.
+        variable: String,
+    },
     /// The workload of the demo (internal).
     #[command(name = "__demo-app", hide = true)]
     DemoApp {
@@ -92,13 +102,17 @@ pub struct Dev {
     /// A policy directory instead of the built-in one
     #[arg(long, value_name = "DIR")]
     pub policy: Option<PathBuf>,
+    /// A PostgreSQL server to make logins at, such as postgres:///shop, as a user who may make roles
+    /// there: CMD gets DATABASE_URL and libpq's variables
+    #[arg(long, value_name = "URL", conflicts_with = "policy")]
+    pub pg: Option<String>,
     /// Run this as a task, print the receipt, and stop
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
 
 /// `ephor run`
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Run {
     /// References to credentials, by variable name; may be repeated
     #[arg(
@@ -110,6 +124,9 @@ pub struct Run {
     /// File of such lines; absent: ./ephor.env if there is one
     #[arg(long, value_name = "FILE")]
     pub env_file: Option<PathBuf>,
+    /// Beside each URL of a database, set libpq's variables (PGHOST, PGUSER, ...), too
+    #[arg(long)]
+    pub pg_env: bool,
     /// Why, this time
     #[arg(long)]
     pub reason: Option<String>,
@@ -126,9 +143,73 @@ pub struct Run {
     /// Write what happened as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// No file of references is read, not even ./ephor.env.
+    #[arg(skip)]
+    pub no_file: bool,
+    /// What people call the command, where that is not its name.
+    #[arg(skip)]
+    pub called: Option<&'static str>,
     /// Command and arguments, verbatim
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+impl Run {
+    /// With the references of its own only.
+    pub fn alone(self) -> Self {
+        Self {
+            no_file: true,
+            ..self
+        }
+    }
+
+    /// With another name of the command in what is said.
+    pub fn called(self, name: &'static str) -> Self {
+        Self {
+            called: Some(name),
+            ..self
+        }
+    }
+}
+
+/// `ephor db`
+#[derive(Debug, Args)]
+pub struct Db {
+    /// Entitlement that gives the login
+    pub entitlement: String,
+    /// Why, this time
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Write what happened as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Command that reads libpq's variables or DATABASE_URL
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `ephor hold`
+#[derive(Debug, Args)]
+pub struct Hold {
+    /// Entitlement that gives the login
+    pub entitlement: String,
+    /// Why, this time
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = HoldOutput::Table)]
+    pub output: HoldOutput,
+}
+
+/// Forms of `ephor hold`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HoldOutput {
+    /// What a dialog asks for, one a line
+    Table,
+    /// The connection URL alone
+    Url,
+    /// One object
+    Json,
 }
 
 /// `ephor token`

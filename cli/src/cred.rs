@@ -5,9 +5,10 @@
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use ephor_proto::cred::CredRef;
+use ephor_proto::cred::{As, CredRef};
 
 use crate::exit::Failure;
+use crate::login::Form;
 
 /// Looked for in the working directory when no file is named.
 pub const DEFAULT_FILE: &str = "ephor.env";
@@ -30,6 +31,15 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// How it is handed over: as the reference says, or as its readers insist on.
+    pub fn delivery(&self) -> As {
+        if Form::of(&self.name).is_always_a_file() {
+            As::File
+        } else {
+            self.cred.delivery()
+        }
+    }
+
     /// The entitlement, with the item if there is one: `identity/billing`.
     pub fn what(&self) -> String {
         match self.cred.item() {
@@ -49,13 +59,18 @@ pub struct Wants {
 }
 
 impl Wants {
-    /// From `--env` and the file; `--env` wins over the file.
+    /// From `--env` and the file; `--env` wins over the file. `no_file`: not even the default one.
     ///
     /// # Errors
     /// Exit 64, naming file and line or the option.
-    pub fn collect(options: &[String], file: Option<&Path>) -> Result<Self, Failure> {
+    pub fn collect(
+        options: &[String],
+        file: Option<&Path>,
+        no_file: bool,
+    ) -> Result<Self, Failure> {
         let (path, text) = match file {
             Some(path) => (Some(path.to_owned()), Some(read(path)?)),
+            None if no_file => (None, None),
             None => default_file()?,
         };
         let mut list = match (&path, &text) {
@@ -213,7 +228,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.env");
         std::fs::write(&file, "A=cred://one\nB=cred://two\n").unwrap();
-        let wants = Wants::collect(&["A=cred://three".into()], Some(&file)).unwrap();
+        let wants = Wants::collect(&["A=cred://three".into()], Some(&file), false).unwrap();
         let seen: Vec<_> = wants
             .list
             .iter()
@@ -222,17 +237,17 @@ mod tests {
         assert_eq!(seen, ["B=cred://two", "A=cred://three"]);
         assert_eq!(wants.file, Some(file.clone()));
 
-        let failure = Wants::collect(&["A=s3cret".into()], Some(&file)).unwrap_err();
+        let failure = Wants::collect(&["A=s3cret".into()], Some(&file), false).unwrap_err();
         assert!(
             failure.message.contains("--env A: A must be") && !failure.message.contains("s3cret")
         );
-        let failure = Wants::collect(&[], Some(&dir.path().join("absent"))).unwrap_err();
+        let failure = Wants::collect(&[], Some(&dir.path().join("absent")), false).unwrap_err();
         assert!(
             failure.message.contains("absent: No such file"),
             "{}",
             failure.message
         );
         std::fs::write(&file, "#".repeat(70_000)).unwrap();
-        assert!(Wants::collect(&[], Some(&file)).is_err());
+        assert!(Wants::collect(&[], Some(&file), false).is_err());
     }
 }

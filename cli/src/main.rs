@@ -7,6 +7,7 @@ mod client; //  HTTP over the agent's and the broker's Unix sockets
 mod cred; //    `cred://` references: where from
 mod postgres; // a PostgreSQL server as people name it
 mod pems; //    a certificate as files of PEM
+mod login; //   a database login as a URL, variables, files or JSON
 mod process; // starting processes with a chosen signal mask, and waiting for them
 mod signals; // signals as a stream that says who sent them
 mod show; //    tables, JSON, CSV; times and ids as people read them

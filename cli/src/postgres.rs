@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ephor_broker::kind::postgres as install;
 use ephor_crypto::Secret;
 use ephor_crypto::tls::{ServerCheck, database_client};
 use ephor_proto::postgres::Address;
@@ -44,6 +45,9 @@ pub struct Target {
     pub database: String,
     password: Option<Secret>,
     tls: Tls,
+    /// As `sslmode` and `sslrootcert` said it.
+    mode: Mode,
+    roots: Option<PathBuf>,
     within: Duration,
 }
 
@@ -65,6 +69,8 @@ impl Target {
         };
         Ok(Self {
             tls: tls(words.mode, words.roots.as_deref())?,
+            mode: words.mode,
+            roots: words.roots,
             address: words.address,
             user: words.user,
             database: words.database,
@@ -78,6 +84,77 @@ impl Target {
         match &self.address {
             Address::Tcp { host, .. } => host.clone(),
             Address::Socket { .. } => self.address.to_string(),
+        }
+    }
+
+    /// A copy of its password, if it needs one.
+    pub fn password(&self) -> Option<Secret> {
+        let copy = |secret: &Secret| Secret::new(secret.expose().to_vec());
+        self.password.as_ref().map(copy)
+    }
+
+    /// How a broker would know that it is the right server: by TLS with a verified name, or because it is
+    /// on this host. With the file of roots that was named.
+    ///
+    /// # Errors
+    /// When it is elsewhere and need not prove who it is.
+    pub fn verified(&self) -> Result<(install::Tls, Option<PathBuf>), Failure> {
+        match self.mode {
+            Mode::VerifyFull => {
+                let system = || {
+                    SYSTEM_ROOTS
+                        .iter()
+                        .map(PathBuf::from)
+                        .find(|file| file.exists())
+                };
+                let ca_file = self.roots.clone().or_else(system).unwrap_or_default();
+                let tls = install::Tls::VerifyFull {
+                    ca_file: ca_file.clone(),
+                };
+                Ok((tls, Some(ca_file)))
+            }
+            Mode::Disable | Mode::Prefer | Mode::Require | Mode::VerifyCa
+                if words::is_here(&self.address) =>
+            {
+                Ok((install::Tls::Off, None))
+            }
+            Mode::Disable | Mode::Prefer | Mode::Require | Mode::VerifyCa => {
+                Err(Failure::usage(format!(
+                    "{} must prove who it is: add ?sslmode=verify-full, and &sslrootcert=FILE if its CA is your own.",
+                    self.name()
+                )))
+            }
+        }
+    }
+
+    /// The same server and user, in another database.
+    pub fn in_database(&self, database: &str) -> Self {
+        let password = self.password();
+        self.changed(self.address.clone(), &self.user, password, database)
+    }
+
+    /// The same server for another login.
+    pub fn of_login(&self, address: Address, user: &str, password: &Secret) -> Self {
+        let password = Some(Secret::new(password.expose().to_vec()));
+        self.changed(address, user, password, &self.database)
+    }
+
+    fn changed(
+        &self,
+        address: Address,
+        user: &str,
+        password: Option<Secret>,
+        database: &str,
+    ) -> Self {
+        Self {
+            address,
+            user: user.to_owned(),
+            database: database.to_owned(),
+            password,
+            tls: self.tls.clone(),
+            mode: self.mode,
+            roots: self.roots.clone(),
+            within: self.within,
         }
     }
 

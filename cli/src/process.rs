@@ -43,6 +43,17 @@ impl Environment {
         self.0.push((name.into(), Zeroizing::new(value.to_vec())));
     }
 
+    /// What a variable is set to.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        let found = self.0.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    /// Removes a variable.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
+    }
+
     /// Removes variables whose name begins with `prefix`.
     pub fn remove_prefix(&mut self, prefix: &str) {
         self.0

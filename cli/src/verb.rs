@@ -2,6 +2,8 @@
 
 mod run;
 mod cert;
+mod db;
+mod hold;
 mod token;
 mod whoami;
 mod dev;
@@ -71,6 +73,9 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Demo(args) => demo::demo(args).await,
         Verb::Dev(args) => dev::dev(args).await,
         Verb::Run(args) => run::run(args).await,
+        Verb::Db(args) => db::db(args).await,
+        Verb::Hold(args) => hold::hold(args).await,
+        Verb::Holding { variable } => hold::holding(&variable).await,
         Verb::Token(args) => token::token(args).await,
         Verb::Cert(args) => cert::cert(args).await,
         Verb::Task(args) => task::task(args).await,

@@ -379,6 +379,38 @@ fn escape(out: &mut String, text: &str) {
     }
 }
 
+/// A login that we made as people read it, `eph_orders_7kq2`: what it is for, and the end of its random
+/// part. Any other name stays whole.
+pub fn short_login(name: &str) -> String {
+    let mut parts = name.rsplitn(3, '_');
+    let (random, installation, kind) = (parts.next(), parts.next(), parts.next());
+    match (kind, installation, random) {
+        (Some(kind), Some(installation), Some(random))
+            if kind.starts_with("eph_") && installation.len() == 6 && random.len() == 26 =>
+        {
+            format!("{kind}_{}", random.get(22..).unwrap_or(random))
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// What a client puts into `options` (`PGOPTIONS`), so that its sessions start as `role` and what they
+/// make belongs to that: the server lets nobody set it as a login's default from inside a function.
+pub fn start_as(role: &str) -> String {
+    if role.is_empty() {
+        return String::new();
+    }
+    let mut options = "-c role=".to_owned();
+    for c in role.chars() {
+        // Blanks and backslashes are escaped (libpq, "options").
+        if c == '\\' || c.is_whitespace() {
+            options.push('\\');
+        }
+        options.push(c);
+    }
+    options
+}
+
 /// Why a text is no identifier that can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadIdentifier {

@@ -6,7 +6,7 @@
 use ephor_crypto::Secret;
 use ephor_proto::grpc::v1;
 use ephor_proto::http::agent as wire;
-use ephor_proto::postgres::{Address, Parts, compose, composed_len};
+use ephor_proto::postgres::{Address, Parts, compose, composed_len, start_as};
 use serde::{Deserialize, Serialize};
 
 use super::entry::BadAnswer;
@@ -82,6 +82,7 @@ impl Login {
             role,
         } = self.public.clone();
         let password = self.password.expose_str().unwrap_or_default();
+        let options = start_as(&role);
         let mut url = String::new();
         // Looked at when it was taken over.
         if let Ok(address) = Address::of(&host, port) {
@@ -90,7 +91,7 @@ impl Login {
                 password,
                 address: &address,
                 database: &database,
-                parameters: &[("sslmode", &sslmode)],
+                parameters: &[("sslmode", &sslmode), ("options", &options)],
             };
             url.reserve_exact(composed_len(&parts));
             compose(&mut url, &parts);
@@ -106,6 +107,7 @@ impl Login {
             sslmode,
             sslrootcert: Some(sslrootcert).filter(|pem| !pem.is_empty()),
             role,
+            options,
         }
     }
 
@@ -124,8 +126,8 @@ impl Login {
         } = &self.public;
         let texts = [target, host, database, user, sslmode, role];
         let texts = texts.into_iter().map(String::len).sum::<usize>() + self.password.len();
-        // The URL escapes a byte as three, of the same texts; PEM has one byte in 65 to escape, with two.
-        4 * texts + 256 + sslrootcert.len() / 5
+        // The role is in `options`, too, there with backslashes; the URL escapes a byte as three. PEM has one byte in 65 to escape, with two.
+        4 * texts + 8 * role.len() + 512 + sslrootcert.len() / 5
     }
 }
 
@@ -155,7 +157,8 @@ mod tests {
         let wire = login.to_wire();
         assert_eq!(
             wire.url,
-            "postgresql://eph_orders_x:se%2Fcret@db1:5433/orders?sslmode=verify-full"
+            "postgresql://eph_orders_x:se%2Fcret@db1:5433/orders?sslmode=verify-full\
+             &options=-c%20role%3Dorders_rw"
         );
         assert_eq!((wire.port, wire.password.as_str()), (5433, "se/cret"));
         assert_eq!(

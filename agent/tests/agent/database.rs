@@ -33,7 +33,9 @@ async fn a_login_comes_with_all_that_is_needed_and_is_confirmed_once() {
     let password = login["password"].as_str().unwrap();
     assert_eq!(
         login["url"],
-        format!("postgresql://{user}:{password}@db1:5432/orders?sslmode=verify-full")
+        format!(
+            "postgresql://{user}:{password}@db1:5432/orders?sslmode=verify-full&options=-c%20role%3Dorders_rw"
+        )
     );
     assert_eq!(
         (&login["port"], &login["role"]),

@@ -36,17 +36,21 @@ impl Mode {
 
     /// Who is not on this host must prove who it is.
     fn default_for(address: &Address) -> Self {
-        let is_here = match address {
-            Address::Socket { .. } => true,
-            Address::Tcp { host, .. } => {
-                let ip = host.parse().map(|ip: std::net::IpAddr| ip.is_loopback());
-                host == "localhost" || ip.unwrap_or(false)
-            }
-        };
-        if is_here {
+        if is_here(address) {
             Self::Prefer
         } else {
             Self::VerifyFull
+        }
+    }
+}
+
+/// Whether a server is on this host.
+pub fn is_here(address: &Address) -> bool {
+    match address {
+        Address::Socket { .. } => true,
+        Address::Tcp { host, .. } => {
+            let ip = host.parse().map(|ip: std::net::IpAddr| ip.is_loopback());
+            host == "localhost" || ip.unwrap_or(false)
         }
     }
 }

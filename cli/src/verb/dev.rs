@@ -4,6 +4,7 @@
 mod daemon;
 mod installation;
 mod layout;
+mod pg;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ pub use installation::Installation;
 pub use layout::{Layout, PolicyFrom};
 
 use ephor_proto::http::admin::Status;
+use pg::Database;
 
 use crate::args;
 use crate::client::Peer;
@@ -24,24 +26,52 @@ use crate::words::shell_quoted;
 /// Starts both, then waits for the end: of the command, or by a signal.
 pub async fn dev(args: args::Dev) -> Outcome {
     let signals = Signals::take()?;
-    let policy = match args.policy {
-        Some(dir) => PolicyFrom::Directory(dir),
-        None => PolicyFrom::File("dev.toml", built_in_policy()),
+    let mut layout = Layout::make(args.dir.as_deref(), "ephor-dev.")?;
+    let database = match &args.pg {
+        None => None,
+        Some(url) => Some(tokio::select! {
+            prepared = Database::prepare(url, &layout) => prepared?,
+            caught = signals.next_ending() => return Err(interrupted(caught)),
+        }),
     };
-    let layout = Layout::make(args.dir.as_deref(), "ephor-dev.")?.with_policy(policy)?;
+    layout = match (args.policy, &database) {
+        (Some(dir), _) => layout.with_policy(PolicyFrom::Directory(dir))?,
+        (None, None) => layout.with_policy(PolicyFrom::File("dev.toml", built_in_policy()))?,
+        (None, Some(database)) => {
+            let target = database.settings(&layout)?;
+            layout
+                .with_policy(PolicyFrom::File("dev.toml", policy_with(database)))?
+                .with_target(target)
+        }
+    };
+    let outcome = serve_in(layout, &signals, &args.command).await;
+    if let Some(database) = &database {
+        database.clean_up().await;
+    }
+    outcome
+}
+
+async fn serve_in(layout: Layout, signals: &Signals, command: &[OsString]) -> Outcome {
+    let env = layout.has_target().then_some(pg::ENTITLEMENT);
     let starting = Installation::start(layout, signals.mask_before());
     let installation = tokio::select! {
         started = starting => started?,
         caught = signals.next_ending() => return Err(interrupted(caught)),
     };
     say_which_policy(&installation).await;
-    let outcome = if args.command.is_empty() {
-        serve(&installation, &signals).await
+    let outcome = if command.is_empty() {
+        serve(&installation, signals).await
     } else {
-        one_command(&installation, &signals, &args.command).await
+        one_command(&installation, signals, command, env).await
     };
     installation.stop().await;
     outcome
+}
+
+fn policy_with(database: &Database) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let path = ephor_broker::policy::dev_path(uid, &user_name(uid));
+    built_in_policy() + &database.policy(&path)
 }
 
 /// The policy of one user on a laptop.
@@ -100,13 +130,19 @@ async fn one_command(
     installation: &Installation,
     signals: &Signals,
     command: &[OsString],
+    login: Option<&str>,
 ) -> Outcome {
     let mut environment = Environment::inherited();
     for (name, value) in installation.variables() {
         environment.set(name, value.as_bytes());
     }
     // A process of its own: it is the reaper of its command's children, we are not.
-    let mut argv: Vec<OsString> = vec!["ephor".into(), "run".into(), "--".into()];
+    let mut argv: Vec<OsString> = vec!["ephor".into(), "run".into()];
+    if let Some(entitlement) = login {
+        let url = format!("DATABASE_URL=cred://{entitlement}");
+        argv.extend(["--pg-env".into(), "--env".into(), url.into()]);
+    }
+    argv.push("--".into());
     argv.extend_from_slice(command);
     let run = Command {
         program: OsStr::new(SELF),

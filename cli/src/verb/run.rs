@@ -32,12 +32,14 @@ use crate::client::Peer;
 use crate::clock;
 use crate::cred::Wants;
 use crate::exit::{Failure, Outcome};
+use crate::login::{Form, MISLEADING};
 use crate::process::{Child, Command, Environment};
 use crate::show::to_stderr;
 use crate::signals::Signals;
 
 pub use cleaner::cleaner_main;
 use ending::{Ended, Report};
+use fetch::Fetched;
 use files::TaskDir;
 use keep::{Keeper, Kept};
 use reload::Reload;
@@ -53,7 +55,7 @@ pub async fn run(args: args::Run) -> Outcome {
 }
 
 async fn in_task(args: &args::Run, report: &mut Report) -> Result<u8, Failure> {
-    let wants = Wants::collect(&args.env, args.env_file.as_deref())?;
+    let wants = Wants::collect(&args.env, args.env_file.as_deref(), args.no_file)?;
     let reload = Reload::parse(args)?;
     let signals = Signals::take()?;
     let agent = Peer::agent();
@@ -102,6 +104,10 @@ struct Prepared {
     memory: Vec<OwnedFd>,
     kept: Vec<Kept>,
     issued: usize,
+    /// libpq's variables go beside each URL.
+    pg_env: bool,
+    /// Until when a login is kept, for people.
+    until: String,
 }
 
 /// Files of the task, and the process that removes them if we cannot.
@@ -160,6 +166,11 @@ async fn prepare(
     let socket = std::path::absolute(agent.path()).unwrap_or_else(|_| agent.path().to_owned());
     environment.set("EPHOR_SOCKET", socket.as_os_str().as_bytes());
     environment.set("EPHOR_TASK", task.to_string().as_bytes());
+    let mut forms = wants.list.iter().map(|wanted| Form::of(&wanted.name));
+    if args.pg_env || forms.any(Form::is_libpqs) {
+        // What was inherited must not lead elsewhere.
+        MISLEADING.iter().for_each(|name| environment.remove(name));
+    }
     let mut fetched = Vec::new();
     for wanted in &wants.list {
         let one = fetch::fetch(agent, wanted, args.reason.as_deref()).await;
@@ -171,23 +182,38 @@ async fn prepare(
         memory: Vec::new(),
         kept: Vec::new(),
         issued: fetched.len(),
+        pg_env: args.pg_env,
+        until: args
+            .called
+            .map_or_else(|| end_of(&args.command), str::to_owned),
     };
-    let needs_files = wants
-        .list
-        .iter()
-        .any(|wanted| wanted.cred.delivery() == As::File);
+    let mut list = wants.list.iter();
+    let needs_files =
+        list.any(|wanted| wanted.delivery() == As::File) || fetched.iter().any(Fetched::has_ca);
     if needs_files {
         prepared.files = Some(Files::make(task)?);
     }
     let mut lines = announce::header(agent, task, wants).await;
     let columns = announce::Columns::of(&wants.list);
+    let mut renewed = Vec::new();
     for (wanted, one) in wants.list.iter().zip(fetched) {
+        // A login is extended, not replaced.
+        renewed.extend(one.login.is_none().then_some(wanted));
         let how = deliver::deliver(&mut prepared, wanted, one, args.reason.as_deref())?;
         lines.push_str(&columns.line(wanted, &how));
     }
-    lines.push_str(&announce::stale_warning(&wants.list));
+    lines.push_str(&announce::stale_warning(renewed.into_iter()));
     to_stderr(&lines);
     Ok(prepared)
+}
+
+/// `npm ends` of `/usr/bin/npm start`.
+fn end_of(command: &[OsString]) -> String {
+    let name = command
+        .first()
+        .and_then(|first| Path::new(first).file_name());
+    let name = name.map_or_else(|| "it".into(), |name| name.to_string_lossy());
+    format!("{} ends", name.escape_debug())
 }
 
 fn start(

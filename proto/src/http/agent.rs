@@ -172,6 +172,8 @@ pub struct Login {
     pub sslrootcert: Option<String>,
     /// The role that sessions start as.
     pub role: String,
+    /// `PGOPTIONS`, which makes them do so; in `url`, too.
+    pub options: String,
 }
 
 /// A certificate with its key. Holds a secret: no `Debug`.

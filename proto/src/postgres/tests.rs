@@ -142,6 +142,31 @@ fn what_is_composed_is_escaped() {
 }
 
 #[test]
+fn logins_as_people_read_them() {
+    for (name, short) in [
+        (
+            "eph_orders_db_ab3c5d_0123456789abcdefghjkmn7kq2",
+            "eph_orders_db_7kq2",
+        ),
+        (
+            "eph_orders_db_ab3c5d_tooshort",
+            "eph_orders_db_ab3c5d_tooshort",
+        ),
+        ("alice", "alice"),
+        ("", ""),
+    ] {
+        assert_eq!(short_login(name), short);
+    }
+}
+
+#[test]
+fn sessions_start_as_a_role() {
+    assert_eq!(start_as("orders_rw"), "-c role=orders_rw");
+    assert_eq!(start_as("Orders RW\\"), "-c role=Orders\\ RW\\\\");
+    assert_eq!(start_as(""), "");
+}
+
+#[test]
 fn identifiers() {
     let long = "a".repeat(63);
     for good in [

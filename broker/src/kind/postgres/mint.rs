@@ -2,6 +2,7 @@
 
 use ephor_crypto::scram::ScramVerifier;
 use ephor_proto::id::CredentialId;
+use ephor_proto::postgres::start_as;
 use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
@@ -36,18 +37,8 @@ impl Login {
     /// function; a role that is no longer in the group is refused at connect.
     #[must_use]
     pub fn startup_options(&self) -> String {
-        let Some(group) = self.groups.first() else {
-            return String::new();
-        };
-        // Blanks and backslashes are escaped (libpq, "options").
-        let mut escaped = String::new();
-        for c in group.as_str().chars() {
-            if c == '\\' || c.is_whitespace() {
-                escaped.push('\\');
-            }
-            escaped.push(c);
-        }
-        format!("-c role={escaped}")
+        let group = self.groups.first();
+        group.map_or_else(String::new, |group| start_as(group.as_str()))
     }
 }
 

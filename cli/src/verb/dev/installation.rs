@@ -211,6 +211,13 @@ fn broker_settings(layout: &Layout) -> String {
     ] {
         settings.push_str(&setting(key, &value));
     }
+    if let Some((secrets, port)) = layout.target() {
+        settings.push_str(&setting(
+            "target_secrets_dir",
+            &secrets.display().to_string(),
+        ));
+        settings.push_str(&format!("target_ports = [{port}]\n"));
+    }
     settings
 }
 

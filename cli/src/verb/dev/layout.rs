@@ -28,6 +28,8 @@ pub enum PolicyFrom {
 pub struct Layout {
     dir: PathBuf,
     policy: PathBuf,
+    /// Where the passwords of targets are, and the port of the one there is.
+    target: Option<(PathBuf, u16)>,
     /// Held open: another `ephor dev` in the same directory is refused.
     _lock: OwnedFd,
     /// Removes the directory at the end when it was made by us without a name.
@@ -62,6 +64,7 @@ impl Layout {
         Ok(Self {
             dir,
             policy,
+            target: None,
             _lock: lock,
             _temporary: temporary,
         })
@@ -91,6 +94,22 @@ impl Layout {
             }
         }
         Ok(self)
+    }
+
+    /// With a server to make logins at: where its password is, and its port.
+    pub fn with_target(mut self, target: (PathBuf, u16)) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// Whether there is a server to make logins at.
+    pub fn has_target(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// See [`Self::with_target`].
+    pub fn target(&self) -> Option<&(PathBuf, u16)> {
+        self.target.as_ref()
     }
 
     /// The directory.

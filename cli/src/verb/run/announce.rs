@@ -67,10 +67,9 @@ impl Columns {
 }
 
 /// Which names will not follow a renewal.
-pub(super) fn stale_warning(list: &[Wanted]) -> String {
-    let stale = |wanted: &&Wanted| wanted.cred.delivery() != As::File;
-    let names: Vec<&str> = list
-        .iter()
+pub(super) fn stale_warning<'a>(renewed: impl Iterator<Item = &'a Wanted>) -> String {
+    let stale = |wanted: &&Wanted| wanted.delivery() != As::File;
+    let names: Vec<&str> = renewed
         .filter(stale)
         .map(|wanted| wanted.name.as_str())
         .collect();

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use ephor_proto::cred::As;
 use rustix::fs::{MemfdFlags, SealFlags};
+use zeroize::Zeroizing;
 
 use super::Prepared;
 use super::fetch::Fetched;
@@ -13,6 +14,7 @@ use super::keep::Kept;
 use crate::clock;
 use crate::cred::Wanted;
 use crate::exit::Failure;
+use crate::login::{Form, Login, OPTIONS};
 use crate::words::{span, time_of_day};
 
 /// Puts one credential where the command will look for it; says so in words.
@@ -26,10 +28,13 @@ pub(super) fn deliver(
     prepared
         .kept
         .push(Kept::new(wanted.clone(), reason.map(str::to_owned), &one));
+    if let Some(login) = &one.login {
+        return deliver_login(prepared, wanted, &one, login);
+    }
     let life = one
         .life
         .map_or_else(|| span(now, one.expires_at), |life| life.to_string());
-    match wanted.cred.delivery() {
+    match wanted.delivery() {
         As::Env => {
             prepared.environment.set(&wanted.name, one.whole.expose());
             Ok(format!(
@@ -67,6 +72,62 @@ pub(super) fn deliver(
             Ok(format!("{life} {word}, {what} rewritten every {every}"))
         }
     }
+}
+
+/// A login stays as it is while the command lives: nothing of it is ever written anew.
+fn deliver_login(
+    prepared: &mut Prepared,
+    wanted: &Wanted,
+    one: &Fetched,
+    login: &Login,
+) -> Result<String, Failure> {
+    let form = Form::of(&wanted.name);
+    let ca = match &prepared.files {
+        Some(files) => files.dir.put_ca(&wanted.name, login)?,
+        None => None,
+    };
+    let shaped = login.shaped(form, ca.as_deref());
+    let mut beside = shaped.beside;
+    if prepared.pg_env && form == Form::Url {
+        beside = login.shaped(Form::Variables, ca.as_deref()).beside;
+    }
+    for (name, value) in &beside {
+        let inherited = prepared.environment.get(name).filter(|_| *name == OPTIONS);
+        let value = match inherited {
+            // The last one wins.
+            Some(inherited) => [inherited, b" ", value.expose()].concat(),
+            None => value.expose().to_vec(),
+        };
+        prepared.environment.set(name, &Zeroizing::new(value));
+    }
+    let place = match wanted.delivery() {
+        As::Env if form == Form::Variables => String::new(),
+        As::Env => {
+            prepared.environment.set(&wanted.name, shaped.main.expose());
+            String::new()
+        }
+        As::Fd => {
+            let fd = in_memory(&wanted.name, shaped.main.expose()).map_err(|why| {
+                Failure::local(format!("{}: cannot make a descriptor", wanted.name), why)
+            })?;
+            let path = format!("/dev/fd/{}", fd.as_raw_fd());
+            prepared.environment.set(&wanted.name, path.as_bytes());
+            prepared.memory.push(fd);
+            format!(" in {path},")
+        }
+        As::File => {
+            let Some(files) = &prepared.files else {
+                return Err(Failure::local(&wanted.name, "no directory for its file"));
+            };
+            let path = files.dir.put(&wanted.name, one)?;
+            prepared
+                .environment
+                .set(&wanted.name, path.as_os_str().as_bytes());
+            " in a file,".to_owned()
+        }
+    };
+    let (short, until) = (login.short(), &prepared.until);
+    Ok(format!("{} {short},{place} kept until {until}", one.word()))
 }
 
 /// A sealed memory file with these bytes, which a child inherits under the same number.

@@ -200,6 +200,10 @@ async fn end_task(agent: &Peer, task: TaskId) -> Result<Completed, Failure> {
 fn said(completed: &Completed, issued: usize, time: &str) -> String {
     let receipt = completed.receipt_id.short();
     match (&completed.receipt, completed.dead + completed.listed) {
+        (Some(_), 1..) if completed.listed == 0 => {
+            let dead = completed.dead;
+            format!("{dead} of {dead} dead and proven in {time}.  Receipt {receipt}.")
+        }
         (Some(_), 1..) => format!("{}, in {time}.  Receipt {receipt}.", counts(completed)),
         (Some(_), 0) => format!("ended, in {time}.  Receipt {receipt}."),
         (None, _) if issued == 0 && completed.wiped == 0 => {
@@ -285,7 +289,7 @@ mod tests {
             ),
             (
                 completed(2, 0, true),
-                format!("2 dead, in 41 ms.  Receipt {receipt}."),
+                format!("2 of 2 dead and proven in 41 ms.  Receipt {receipt}."),
             ),
         ] {
             assert_eq!(said(&answer, 1, "41 ms"), expected);

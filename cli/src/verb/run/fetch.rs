@@ -12,6 +12,7 @@ use ephor_proto::ttl::Ttl;
 use crate::client::Peer;
 use crate::cred::Wanted;
 use crate::exit::Failure;
+use crate::login::Login;
 use crate::pems::{CERTIFICATE_ITEM, Pems};
 use crate::show::kind_word;
 
@@ -25,6 +26,8 @@ pub struct Fetched {
     pub whole: Secret,
     /// The parts of a certificate, which have files of their own.
     pub pems: Option<Pems>,
+    /// A database login, whose form depends on where it goes.
+    pub login: Option<Login>,
     /// Its whole life, where it can be told.
     pub life: Option<Ttl>,
     /// True expiry.
@@ -36,10 +39,18 @@ pub struct Fetched {
 impl Fetched {
     /// Tells what is handed over from what was before.
     pub fn digest(&self) -> String {
-        match &self.pems {
-            Some(pems) => pems.digest(),
-            None => hex(&sha256(self.whole.expose())),
+        match (&self.pems, &self.login) {
+            (Some(pems), _) => pems.digest(),
+            (None, Some(login)) => login.digest(),
+            (None, None) => hex(&sha256(self.whole.expose())),
         }
+    }
+
+    /// Whether its server's CAs need a file.
+    pub fn has_ca(&self) -> bool {
+        self.login
+            .as_ref()
+            .is_some_and(|login| login.ca().is_some())
     }
 
     /// What people call its kind.
@@ -101,22 +112,28 @@ fn pick(wanted: &Wanted, all: Vec<Credential>) -> Result<Fetched, Failure> {
     }
 }
 
-/// How one of several credentials is named after the entitlement: a token by its audience.
+/// How one of several credentials is named after the entitlement: a token by its audience, a login by
+/// its target.
 fn item_of(one: &Credential) -> Option<String> {
-    match &one.certificate {
-        Some(_) => Some(CERTIFICATE_ITEM.to_owned()),
-        None => one.audience.clone(),
+    match (&one.certificate, &one.login) {
+        (Some(_), _) => Some(CERTIFICATE_ITEM.to_owned()),
+        (None, Some(login)) => Some(login.target.clone()),
+        (None, None) => one.audience.clone(),
     }
 }
 
 fn taken(wanted: &Wanted, one: Credential) -> Result<Fetched, Failure> {
-    let (life, whole, pems) = match (one.token, one.certificate) {
-        (Some(token), _) => (life(&token), Secret::from_string(token), None),
-        (None, Some(certificate)) => {
+    let login = one
+        .login
+        .map(|given| Login::new(wanted.cred.entitlement(), given));
+    let (life, whole, pems) = match (one.token, one.certificate, &login) {
+        (Some(token), _, _) => (life(&token), Secret::from_string(token), None),
+        (None, Some(certificate), _) => {
             let pems = Pems::of(certificate);
             (None, pems.in_one(), Some(pems))
         }
-        (None, None) => {
+        (None, None, Some(_)) => (None, Secret::new(Vec::new()), None),
+        (None, None, None) => {
             return Err(Failure::usage(format!(
                 "{} is a {}, which a command cannot be handed.",
                 wanted.what(),
@@ -130,6 +147,7 @@ fn taken(wanted: &Wanted, one: Credential) -> Result<Fetched, Failure> {
         kind: one.kind,
         whole,
         pems,
+        login,
         expires_at: one.expires_at,
         refresh_at: one.refresh_at,
     })

@@ -17,6 +17,7 @@ use rustix::process::geteuid;
 
 use super::fetch::Fetched;
 use crate::exit::Failure;
+use crate::login::{Form, Login};
 use crate::pems::Pems;
 
 /// How often a parent directory is made again when another run's end removed it meanwhile.
@@ -107,10 +108,26 @@ impl TaskDir {
     /// # Errors
     /// When it cannot be written; what was there before stays.
     pub fn put(&self, name: &str, one: &Fetched) -> Result<PathBuf, Failure> {
-        match &one.pems {
-            None => self.write(name, one.whole.expose()),
-            Some(pems) => self.write_set(name, pems),
+        match (&one.login, &one.pems) {
+            (Some(login), _) => {
+                let ca = self.put_ca(name, login)?;
+                let shaped = login.shaped(Form::of(name), ca.as_deref());
+                self.write(name, shaped.main.expose())
+            }
+            (None, None) => self.write(name, one.whole.expose()),
+            (None, Some(pems)) => self.write_set(name, pems),
         }
+    }
+
+    /// The file with the CAs of a login's server, if it needs one.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_ca(&self, name: &str, login: &Login) -> Result<Option<PathBuf>, Failure> {
+        let ca = login.ca();
+        // A dot is in no variable's name.
+        ca.map(|pem| self.write(&format!("{name}.ca"), pem.as_bytes()))
+            .transpose()
     }
 
     /// Writes files that belong together into a directory of their own and turns the link `name` to
@@ -191,6 +208,7 @@ impl TaskDir {
     /// Removes one file, or one link and what it led to; that it is gone already is as good.
     pub fn remove(&self, name: &str) {
         let _ = unlinkat(&self.dir, name, AtFlags::empty());
+        let _ = unlinkat(&self.dir, format!("{name}.ca"), AtFlags::empty());
         self.remove_sets(name, &[]);
     }
 }

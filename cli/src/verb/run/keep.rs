@@ -56,7 +56,7 @@ impl Kept {
     }
 
     fn is_file(&self) -> bool {
-        self.wanted.cred.delivery() == As::File
+        self.wanted.delivery() == As::File
     }
 }
 

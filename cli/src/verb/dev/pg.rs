@@ -1,0 +1,272 @@
+//! `ephor dev --pg URL`: database logins on a laptop, without a policy file. What `ephor target init` would
+//! put into the server goes there as the URL's user, with a login for this broker alone, which is
+//! removed at the end with whatever it made.
+
+use ephor_broker::kind::postgres::{Admin, Ident, Options, install};
+use ephor_broker::tasks::Tasks;
+use ephor_crypto::Secret;
+use ephor_crypto::scram::{self, ScramVerifier};
+use ephor_proto::postgres::{Address, DEFAULT_PORT};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use super::layout::Layout;
+use crate::exit::Failure;
+use crate::postgres::Target;
+use crate::show::to_stderr;
+
+/// The entitlement of the built-in policy that gives a login.
+pub const ENTITLEMENT: &str = "dev-db";
+/// The target of the built-in policy.
+const TARGET: &str = "dev";
+/// The group role that logins are made of.
+const GROUP: &str = "ephor_dev";
+/// Where the schema goes, as `ephor target init` has it.
+const ADMIN_DATABASE: &str = "ephor";
+/// Rounds of the broker's own verifier: its password has 256 random bits.
+const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
+/// Longest statement of ours.
+const OPTIONS: &str = "-c statement_timeout=30s -c client_min_messages=warning";
+
+/// A server that is prepared for one installation.
+pub struct Database {
+    server: Target,
+    login: String,
+    address: Address,
+    tls: Option<PathBuf>,
+}
+
+impl Database {
+    /// Prepares the server, and says what was done there.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or its user may not do that.
+    pub async fn prepare(url: &str, layout: &Layout) -> Result<Self, Failure> {
+        let server = Target::of(url)?;
+        let (tls, ca) = server.verified()?;
+        let login = login_name(layout)?;
+        let random = |why: &dyn std::fmt::Display| Failure::local("cannot make a password", why);
+        let password = scram::password().map_err(|why| random(&why))?;
+        let verifier = ScramVerifier::new(&password, ITERATIONS).map_err(|why| random(&why))?;
+        let options = Options {
+            login: ident(&login)?,
+            verifier: Some(verifier),
+            groups: vec![ident(GROUP)?],
+            make_groups: true,
+            admin_database: ident(ADMIN_DATABASE)?,
+            databases: vec![ident(&server.database)?],
+        };
+        let admin = Admin {
+            address: server.address.clone(),
+            user: server.user.clone(),
+            password: server.password(),
+            database: server.database.clone(),
+            tls,
+        };
+        let tasks = Tasks::new();
+        let installed = install(&admin, &options, &tasks).await;
+        tasks.shutdown(std::time::Duration::from_secs(1)).await;
+        installed.map_err(|why| {
+            let mend = format!(
+                "`--pg` does as {} what `ephor target init` does: it needs a user who may make roles and databases there.",
+                server.user
+            );
+            Failure::denied(format!("{why}\n       {mend}"))
+        })?;
+        server
+            .with(OPTIONS, async |client| {
+                client.batch_execute(&rights()).await
+            })
+            .await?;
+        let address = reachable(&server, &login, &password).await?;
+        let secret = zeroize::Zeroizing::new(password.expose_str().unwrap_or_default().to_owned());
+        layout.write(&secrets(layout)?.join(format!("target-{TARGET}")), &secret)?;
+        to_stderr(&format!(
+            "ephor: logins at {address} work as {GROUP}, which may do anything in database {}.\n",
+            server.database
+        ));
+        let tls = ca;
+        Ok(Self {
+            server,
+            login,
+            address,
+            tls,
+        })
+    }
+
+    /// What the built-in policy says of it.
+    pub fn policy(&self, path: &str) -> String {
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let url = match &self.address {
+            Address::Tcp { .. } => format!(
+                "postgres://{}@{}/{}",
+                self.login,
+                self.address,
+                escaped(&self.server.database)
+            ),
+            Address::Socket { dir, port } => format!(
+                "postgres://{}@/{}?host={}&port={port}",
+                self.login,
+                escaped(&self.server.database),
+                escaped(dir)
+            ),
+        };
+        let tls = match (&self.tls, &self.address) {
+            (Some(ca), _) => format!(", ca_file = {}", quoted(&ca.display().to_string())),
+            (None, Address::Socket { .. }) => String::new(),
+            (None, Address::Tcp { .. }) => ", tls = \"off\"".to_owned(),
+        };
+        let url = quoted(&url);
+        format!(
+            "\n[target.{TARGET}]\nowner    = \"team:dev\"\npostgres = {{ url = {url}{tls} }}\n\n\
+             [entitlement.{ENTITLEMENT}]\nowner   = \"team:dev\"\npurpose = \"Local development\"\nwho     = [\"{path}\"]\n\
+             gives   = [{{ postgres = {{ target = \"{TARGET}\", role = \"{GROUP}\" }} }}]\n"
+        )
+    }
+
+    /// Settings of the broker that reaches it.
+    pub fn settings(&self, layout: &Layout) -> Result<(PathBuf, u16), Failure> {
+        let port = match &self.address {
+            Address::Tcp { port, .. } => *port,
+            Address::Socket { .. } => DEFAULT_PORT,
+        };
+        Ok((secrets(layout)?, port))
+    }
+
+    /// Removes the broker's login, and whatever it made that is still there. The group, the schema and
+    /// what the group owns stay for the next time.
+    pub async fn clean_up(&self) {
+        if let Err(why) = self.clean().await {
+            let login = &self.login;
+            to_stderr(&format!(
+                "ephor: {why}\n       The role {login} is left at {}; it can do nothing without its password, which is gone.\n",
+                self.address
+            ));
+        }
+    }
+
+    async fn clean(&self) -> Result<(), Failure> {
+        let login = quoted(&self.login);
+        let literal = format!("'{}'", self.login);
+        let admin = self.server.in_database(ADMIN_DATABASE);
+        let end = format!(
+            "DO $$ DECLARE r text; BEGIN \
+               FOR r IN SELECT p.rolname FROM pg_roles p JOIN ephor.installation i \
+                        ON p.rolname ~ ('^eph_.*_' || i.installation || '_[0-9a-z]{{26}}$') WHERE i.login = {literal} LOOP \
+                 EXECUTE format('ALTER ROLE %I NOLOGIN', r); \
+                 PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = r; \
+               END LOOP; END $$;"
+        );
+        let drop_owned = format!(
+            "DO $$ DECLARE r text; BEGIN \
+               FOR r IN SELECT p.rolname FROM pg_roles p JOIN ephor.installation i \
+                        ON p.rolname ~ ('^eph_.*_' || i.installation || '_[0-9a-z]{{26}}$') WHERE i.login = {literal} LOOP \
+                 EXECUTE format('DROP OWNED BY %I', r); EXECUTE format('DROP ROLE %I', r); \
+               END LOOP; \
+               DELETE FROM ephor.installation WHERE login = {literal}; END $$;"
+        );
+        admin
+            .with(OPTIONS, async |client| client.batch_execute(&end).await)
+            .await?;
+        let own = format!("DROP OWNED BY {login}");
+        self.server
+            .with(OPTIONS, async |client| client.batch_execute(&own).await)
+            .await?;
+        let all = format!("{drop_owned} DROP OWNED BY {login}; DROP ROLE {login};");
+        admin
+            .with(OPTIONS, async |client| client.batch_execute(&all).await)
+            .await
+    }
+}
+
+/// What the group may do: everything in the database of the URL, now and with what its user makes
+/// later. What the URL's user may not give is left out.
+fn rights() -> String {
+    let group = quoted(GROUP);
+    format!(
+        "DO $$ DECLARE s text; k text; BEGIN \
+           BEGIN EXECUTE format('GRANT ALL ON DATABASE %I TO {group}', current_database()); \
+           EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+           FOR s IN SELECT nspname FROM pg_namespace \
+                    WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('information_schema', 'ephor') LOOP \
+             BEGIN EXECUTE format('GRANT ALL ON SCHEMA %I TO {group}', s); \
+             EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+             FOREACH k IN ARRAY ARRAY['TABLES', 'SEQUENCES', 'ROUTINES'] LOOP \
+               BEGIN EXECUTE format('GRANT ALL ON ALL %s IN SCHEMA %I TO {group}', k, s); \
+               EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+             END LOOP; \
+           END LOOP; \
+           FOREACH k IN ARRAY ARRAY['TABLES', 'SEQUENCES', 'ROUTINES'] LOOP \
+             EXECUTE format('ALTER DEFAULT PRIVILEGES GRANT ALL ON %s TO {group}', k); \
+           END LOOP; END $$;"
+    )
+}
+
+/// Where a login with a password is let in. Debian's server lets nobody in by its socket but who has
+/// the name of the role on the host, so loopback is tried first.
+async fn reachable(server: &Target, login: &str, password: &Secret) -> Result<Address, Failure> {
+    let own = server.address.clone();
+    let candidates = match &own {
+        Address::Tcp { .. } => vec![own],
+        Address::Socket { port, .. } => {
+            let loopback = Address::Tcp {
+                host: "127.0.0.1".to_owned(),
+                port: *port,
+            };
+            vec![loopback, own]
+        }
+    };
+    let mut said = String::new();
+    for address in candidates {
+        let as_login = server.of_login(address.clone(), login, password);
+        let tried = as_login.with(OPTIONS, async |client| {
+            client.batch_execute("SELECT 1").await
+        });
+        match tried.await {
+            Ok(()) => return Ok(address),
+            Err(why) => said.push_str(&format!("\n       {}", why.message)),
+        }
+    }
+    Err(Failure::denied(format!(
+        "the server lets no login with a password in; pg_hba.conf needs a line such as\n       \
+         host all all 127.0.0.1/32 scram-sha-256{said}"
+    )))
+}
+
+/// The same login for a directory that is used again: the installation in it belongs to that.
+fn login_name(layout: &Layout) -> Result<String, Failure> {
+    let file = layout.file("pg", "login");
+    if let Ok(known) = std::fs::read_to_string(&file) {
+        return Ok(known.trim_end().to_owned());
+    }
+    let random: [u8; 4] =
+        ephor_crypto::random::bytes().map_err(|why| Failure::local("cannot make a name", why))?;
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("ephor_broker_{random}");
+    layout.write(&file, &name)?;
+    Ok(name)
+}
+
+fn secrets(layout: &Layout) -> Result<PathBuf, Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    let dir: &Path = layout.dir();
+    let dir = dir.join("targets");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|why| Failure::local(format!("cannot make {}", dir.display()), why))?;
+    Ok(dir)
+}
+
+fn ident(name: &str) -> Result<Ident, Failure> {
+    Ident::parse(name).map_err(Failure::usage)
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn escaped(text: &str) -> String {
+    crate::words::query_escaped(text)
+}

@@ -1,0 +1,98 @@
+//! `ephor hold NAME`: a database login for a program that we do not start, such as a database GUI. It
+//! lives until Ctrl-C.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use serde::Deserialize;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::db::reference;
+use super::run;
+use crate::args::{self, HoldOutput};
+use crate::exit::{Failure, Outcome};
+use crate::process::SELF;
+use crate::show::to_stdout;
+use crate::signals::Signals;
+use ephor_proto::postgres::short_login;
+
+/// Names the descriptor with the login; its end gives the form, and the rest says how to print it.
+const VARIABLES: [(HoldOutput, &str); 3] = [
+    (HoldOutput::Table, "EPHOR_HOLD_TABLE_JSON"),
+    (HoldOutput::Url, "EPHOR_HOLD_URL_JSON"),
+    (HoldOutput::Json, "EPHOR_HOLD_OBJECT_JSON"),
+];
+
+/// Runs ourselves as the command of a task, which shows the login and waits.
+pub async fn hold(args: args::Hold) -> Outcome {
+    let reference = reference(&args.entitlement)?;
+    let of = |(output, _): &&(HoldOutput, &str)| *output == args.output;
+    let variable = VARIABLES
+        .iter()
+        .find(of)
+        .map_or("EPHOR_HOLD_JSON", |(_, name)| name);
+    let with = args::Run {
+        env: vec![format!("{variable}={reference}?as=fd")],
+        reason: args.reason,
+        command: [SELF, "__hold", variable].map(OsString::from).to_vec(),
+        ..args::Run::default()
+    };
+    run::run(with.alone().called("Ctrl-C")).await
+}
+
+/// What a dialog asks for.
+#[derive(Deserialize)]
+struct Held {
+    url: String,
+    host: String,
+    port: u16,
+    database: String,
+    user: String,
+    password: String,
+    sslmode: String,
+    role: String,
+    options: String,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.url.zeroize();
+        self.password.zeroize();
+    }
+}
+
+/// The command: shows it, and waits to be ended.
+pub async fn holding(variable: &str) -> Outcome {
+    let signals = Signals::take()?;
+    let failed = |why: &dyn std::fmt::Display| Failure::local("cannot read the login", why);
+    let path = std::env::var_os(variable).ok_or_else(|| failed(&"it is not there"))?;
+    let text = Zeroizing::new(std::fs::read(path).map_err(|why| failed(&why))?);
+    to_stdout(&shown(variable, &text)?)?;
+    let ended = signals.next_ending().await;
+    ended.map_err(|why| Failure::local("cannot read signals", why))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shown(variable: &str, json: &[u8]) -> Result<Zeroizing<String>, Failure> {
+    let held: Held =
+        serde_json::from_slice(json).map_err(|why| Failure::local("cannot read the login", why))?;
+    let output = VARIABLES.iter().find(|(_, name)| *name == variable);
+    let text = match output.map_or(HoldOutput::Table, |(output, _)| *output) {
+        HoldOutput::Url => format!("{}\n", held.url),
+        HoldOutput::Json => format!("{}\n", String::from_utf8_lossy(json)),
+        HoldOutput::Table => format!(
+            "host      {}\nport      {}\ndatabase  {}\nuser      {}\npassword  {}\nsslmode   {}\n\
+options   {}\n{} works as {}. Held until Ctrl-C.\n",
+            held.host,
+            held.port,
+            held.database,
+            held.user,
+            held.password,
+            held.sslmode,
+            held.options,
+            short_login(&held.user),
+            held.role,
+        ),
+    };
+    Ok(Zeroizing::new(text))
+}

@@ -215,6 +215,8 @@ pub const RETRY_MOST: Duration = Duration::from_secs(30);
 pub const TARGET_QUEUE: usize = 20_000;
 /// Places beyond that for what people revoke.
 pub const TARGET_QUEUE_PEOPLE: usize = 1_000;
+/// Ends at targets that one scan of the store finds; the rest when they have become fewer.
+pub const TARGET_SCAN: usize = 2 * TARGET_QUEUE;
 /// Calls under way at one target.
 pub const TARGET_CALLS: usize = 4;
 /// Ends that one call takes.

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::app::Broker;
 use crate::ledger::{Counts, Health};
 use crate::limits;
+use crate::revoke::Waiting;
 
 /// Stages passed and refused.
 pub static STAGES: Stages = Stages::new();
@@ -68,10 +69,12 @@ impl Broker {
         let (health, ready) = (self.ledger.health(), self.readiness().ready);
         let agents = self.fleet.states();
         let waiting = [self.pending.len(), self.timers.len()].map(|n| n as u64);
+        let at_targets = self.queues.waiting();
         let page = metrics::page(move |page| {
             STAGES.tell(page, &Stage::ALL)?;
             REFUSALS.tell(page)?;
             tell_now(page, ready, &agents, waiting)?;
+            tell_targets(page, &at_targets)?;
             tell_ledger(page, &health)?;
             counts
                 .as_ref()
@@ -134,6 +137,20 @@ fn tell_now(
         "timers",
         "Credentials whose end by time is awaited",
         [([], timers)],
+    )
+}
+
+/// Without their names: a label is never of the input.
+fn tell_targets(page: &mut Page<'_>, queues: &[Waiting]) -> std::fmt::Result {
+    let (ends, late) = queues.iter().fold((0, 0), |(ends, late), queue| {
+        (ends + queue.ends, late + queue.late)
+    });
+    let states = [("waiting", ends - late), ("overdue", late)];
+    let states = states.map(|(state, n)| ([(Label::State, state)], n));
+    page.gauges(
+        "target_ends",
+        "Credentials that are being ended at their targets",
+        states,
     )
 }
 

@@ -30,6 +30,7 @@
 //! | agent killed and started again; what its callers notice | `handover::after_kill_9_a_caller_that_asks_again_is_served`, `away::agent_killed_and_started_again_adopts_and_completes` |
 //! | damaged database, newer schema, one bad row | `start::*` |
 //! | both daemons killed at random under mixed load | `chaos::two_minutes_of_it`; for longer `ephor-loadtest chaos` |
+//! | broker killed and paused at every step of a login at a real server | broker `issue::tests::logins::real::crash::killed_at_every_step_of_a_login`, `issue::tests::logins::real::crash::paused_at_every_step_while_another_broker_revokes` |
 //! | every key rotated twice under load, `kill -9` at every crash point of it, hosts that were off meanwhile | `rotate::*` |
 
 pub mod wait; //          until a condition holds, with a deadline

@@ -10,8 +10,9 @@ use ephor_proto::id::{CredentialId, DecisionId, GrantId};
 use ephor_proto::state::credential::CredentialState;
 
 use crate::app::Broker;
-use crate::ledger::{CredentialRow, TaskRow};
-use crate::revoke::NotEnded;
+use crate::kind::effect::Content;
+use crate::ledger::{Batch, CredentialRow, Lane, Row, TaskRow};
+use crate::revoke::{NotEnded, written};
 
 impl Broker {
     /// The rows of a task's credentials that the log has and the store has not, as revoking.
@@ -66,6 +67,32 @@ impl Broker {
     }
 }
 
+impl Broker {
+    /// Stores those again that have to be ended at a target first: whoever ends them there looks for
+    /// their rows. The others are stored when they are listed.
+    pub(super) async fn store_set_aside(&self, rows: &[CredentialRow]) -> Result<(), NotEnded> {
+        let at_targets = rows.iter().filter(|row| !row.kind.is_signed());
+        let first = at_targets
+            .cloned()
+            .map(|row| CredentialRow { version: 1, ..row });
+        let rows: Vec<Row> = first.map(Row::from).collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let batch = Batch {
+            name: "complete.set_aside",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows,
+            events: Vec::new(),
+        };
+        match written(self.ledger.submit(batch)?.await)? {
+            Some(_) => Ok(()),
+            None => Err(NotEnded::Contended),
+        }
+    }
+}
+
 fn unreadable(index: u64, why: &str) -> NotEnded {
     NotEnded::Defect(format!(
         "leaf {index} does not say enough of a credential whose row was set aside: {why}"
@@ -83,6 +110,15 @@ fn row_of(
     let fact = |name: &str| event.facts.get(name).cloned();
     let plain = |text: &Option<Text>| text.as_ref().and_then(Text::plain).map(str::to_owned);
     let decision = event.decision?;
+    let (status_list, status_index, content) = if part.kind.is_signed() {
+        let list = fact("list")?.rsplit('/').next()?.parse().ok()?;
+        (list, fact("list_index")?.parse().ok()?, String::new())
+    } else {
+        // As much as its target needs to end it. What it owns is dropped there: to which group it
+        // might have gone is not in the log.
+        let content = Content::named(fact("target")?, fact("name")?, event.time);
+        (0, 0, content.to_json().ok()?)
+    };
     Some(CredentialRow {
         id: part.id,
         version: 0,
@@ -102,9 +138,9 @@ fn row_of(
         issued_at: part.issued_at,
         expires_at: part.expires_at,
         capped_by: fact("capped_by")?,
-        status_list: fact("list")?.rsplit('/').next()?.parse().ok()?,
-        status_index: fact("list_index")?.parse().ok()?,
-        content: String::new(),
+        status_list,
+        status_index,
+        content,
         cause: task.state.cause(),
         revoked_at: task.ended_at,
         evidence: None,

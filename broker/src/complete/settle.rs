@@ -10,7 +10,7 @@ use super::{After, Step};
 use crate::app::Broker;
 use crate::clock::Stopwatch;
 use crate::crash_point;
-use crate::issue::dead_at;
+use crate::issue::over_at;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
 use crate::metrics;
 use crate::prove::Checked;
@@ -24,9 +24,9 @@ impl Broker {
         let set_aside = self.set_aside_of(&row, &all)?;
         for credential in &set_aside {
             tracing::warn!(task = %row.id, credential = %credential.id, "its row was set aside; it is revoked by what the log says of it");
-            self.timers
-                .set(credential.id, dead_at(credential.expires_at));
+            self.timers.set(credential.id, over_at(credential));
         }
+        self.store_set_aside(&set_aside).await?;
         all.extend(set_aside);
         let mut at_targets = Vec::new();
         for credential in &all {

@@ -101,6 +101,24 @@ impl Content {
         }
     }
 
+    /// Of something of which only its name is known any more.
+    #[must_use]
+    pub fn named(target: String, name: String, deadline: UnixMillis) -> Self {
+        Self {
+            target,
+            name,
+            groups: Vec::new(),
+            database: String::new(),
+            connection_limit: None,
+            settings: Vec::new(),
+            reassign: false,
+            deadline,
+            minted: None,
+            confirmed: false,
+            gone: None,
+        }
+    }
+
     /// As it is stored.
     ///
     /// # Errors

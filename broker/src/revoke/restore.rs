@@ -49,11 +49,16 @@ impl Broker {
             ..Default::default()
         };
         for row in reader.credentials(&revoking)? {
-            if !row.kind.is_signed() {
-                self.end_at_target(&row, true);
-            } else if !completing.contains(&row.task) {
+            if row.kind.is_signed() && !completing.contains(&row.task) {
                 self.pending.add(Work::Credential(row.id), now);
             }
+        }
+        let at_targets = reader.revoking_at_targets(limits::TARGET_SCAN)?;
+        if at_targets.len() >= limits::TARGET_SCAN {
+            self.queues.not_all();
+        }
+        for row in at_targets {
+            self.end_at_target(&row, true);
         }
         // Of which nobody knows whether it was made.
         for id in reader.intended()? {

@@ -396,6 +396,11 @@ impl Queues {
         all
     }
 
+    /// There are more in the store than were found.
+    pub(super) fn not_all(&self) {
+        self.with(|inner| inner.overflowed = true);
+    }
+
     /// True once after something did not fit, and there is room: scan the store for it.
     pub(super) fn needs_scan(&self) -> bool {
         self.with(|inner| {

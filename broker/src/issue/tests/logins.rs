@@ -554,6 +554,105 @@ async fn its_use_is_sampled_and_stands_where_its_end_is_told() {
 }
 
 #[tokio::test]
+async fn a_login_whose_row_was_set_aside_is_ended_by_what_the_log_says() {
+    let kit = Kit::new().await;
+    let task = kit.bench.new_task();
+    let (id, _) = login(&kit.ask(task).await.unwrap());
+    let connection = rusqlite::Connection::open(kit.bench.database()).unwrap();
+    let spoilt = connection.execute(
+        "UPDATE credential SET state = 'no state' WHERE id = ?1",
+        [id.to_bytes()],
+    );
+    assert_eq!(spoilt.unwrap(), 1);
+    drop(connection);
+    let kit = kit.restarted().await;
+    assert_eq!(
+        kit.bench
+            .broker
+            .ledger
+            .reader()
+            .quarantined_count()
+            .unwrap(),
+        1
+    );
+    let ended = kit.bench.complete(task, "exited").await.unwrap();
+    assert_eq!((ended.dead, ended.listed), (1, 1));
+    assert!(kit.orders.with(|inner| inner.alive.is_empty()));
+}
+
+/// A restart with many: nothing is forgotten, nothing of them is asked of the target or ended.
+#[tokio::test]
+async fn ten_thousand_live_logins_survive_a_restart_untouched() {
+    const MANY: u64 = 10_000;
+    let kit = Kit::new().await;
+    let (id, _) = login(
+        &kit.bench
+            .issue(kit.bench.request(kit.bench.new_task(), "other-db"))
+            .await
+            .unwrap(),
+    );
+    kit.confirm(&[id]).await;
+    let first = kit.bench.row(id);
+    for some in 0..MANY / 500 {
+        let rows = (0..500).map(|n| {
+            let mut row = first.clone();
+            row.id = CredentialId::from_parts(some * 500 + n + 1, [7; 10]);
+            row.version = 1;
+            row.item = format!("{}_{some}_{n}", first.item);
+            row.content = row.content.replace(&first.item, &row.item);
+            crate::ledger::Row::from(row)
+        });
+        let batch = crate::ledger::Batch {
+            name: "test.many",
+            lane: crate::ledger::Lane::Normal,
+            require: Vec::new(),
+            rows: rows.collect(),
+            events: Vec::new(),
+        };
+        kit.bench
+            .broker
+            .ledger
+            .submit(batch)
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    kit.other.with(|inner| inner.calls.clear());
+    let kit = kit.restarted().await;
+    assert_eq!(kit.bench.broker.timers.len() as u64, MANY + 1);
+    kit.bench.broker.sweep().await;
+    kit.bench.broker.expire_due().await;
+    assert!(kit.bench.broker.queues.waiting().is_empty() && kit.bench.broker.pending.is_empty());
+    assert_eq!(kit.other.with(|inner| inner.calls.len()), 0);
+    assert_eq!(
+        kit.bench.broker.ledger.reader().live_count().unwrap(),
+        MANY + 1
+    );
+    // All of them at once: in batches, the newest request of a person among them.
+    kit.bench.pass_seconds(301);
+    kit.bench.broker.expire_due().await;
+    for _ in 0..6_000 {
+        if kit.bench.broker.ledger.reader().live_count().unwrap() == 0
+            && kit.bench.broker.queues.waiting().is_empty()
+        {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let dead = |row: &crate::ledger::CredentialRow| row.state == CredentialState::Dead;
+    let rows = kit
+        .bench
+        .broker
+        .ledger
+        .reader()
+        .credentials(&Default::default())
+        .unwrap();
+    assert!(rows.iter().filter(|row| !row.kind.is_signed()).all(dead));
+    let calls = kit.other.with(|inner| inner.calls.len());
+    assert!(calls < 1_000, "{calls} calls");
+}
+
+#[tokio::test]
 async fn a_person_ends_one_and_waits_until_it_is_gone() {
     let kit = Kit::new().await;
     let (id, _) = login(&kit.ask(kit.bench.new_task()).await.unwrap());

@@ -286,6 +286,15 @@ impl Reader {
         Ok(rows.into_iter().map(|row| row.id).collect())
     }
 
+    /// Credentials with an effect outside that are being revoked, at most so many.
+    pub fn revoking_at_targets(&self, limit: usize) -> Result<Vec<CredentialRow>, ReadError> {
+        let condition = "WHERE listed = 1 AND state = 'revoking' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \
+                         LIMIT ?1";
+        let keep =
+            |row: &CredentialRow| row.state == CredentialState::Revoking && !row.kind.is_signed();
+        self.list(condition, [int(limit as u64)], keep)
+    }
+
     /// Credentials with an effect outside that ended since then and are dead.
     pub fn gone_since(&self, since: UnixMillis) -> Result<Vec<CredentialId>, ReadError> {
         let condition = "WHERE listed = 1 AND state = 'dead' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \

@@ -170,6 +170,20 @@ impl Target {
         Position::of(self.access(), self.only(&rows)?, 0)
     }
 
+    /// Opens what a revocation needs, where it is not open yet.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn ready_to_revoke(&self) -> Result<(), Failed> {
+        let inner = &self.inner;
+        inner.revoking.ready().await?;
+        inner.watching.ready().await?;
+        for pool in inner.members.values() {
+            pool.ready().await?;
+        }
+        Ok(())
+    }
+
     fn name(&self) -> &str {
         &self.inner.access.name
     }
@@ -194,7 +208,7 @@ impl Target {
     ) -> Result<Vec<Row>, Failed> {
         match pool.call(asked, sql, params).await {
             Err(Said::OtherEpoch) => self.begin_epoch(epoch).await?,
-            Err(Said::Failed(failed)) => return Err(failed),
+            Err(Said::Failed(failed) | Said::Ended(failed)) => return Err(failed),
             Ok(rows) => return Ok(rows),
         }
         let again = pool.call(asked, sql, params).await;

@@ -12,10 +12,13 @@ use crate::wait;
 /// How long a client may take to notice that it was thrown out.
 const NOTICES: Duration = Duration::from_secs(10);
 
+/// Bytes of a client's output that are kept.
+const KEPT: usize = 256 * 1024;
+
 /// See the module. Killed when dropped.
 pub struct Session {
     child: Child,
-    input: ChildStdin,
+    input: Option<ChildStdin>,
 }
 
 impl Cluster {
@@ -48,7 +51,7 @@ impl Cluster {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().context("starting psql")?;
-        let input = child.stdin.take().context("psql's input")?;
+        let input = child.stdin.take();
         Ok(Session { child, input })
     }
 
@@ -69,9 +72,10 @@ impl Session {
     /// # Errors
     /// When `psql` has ended.
     pub fn send(&mut self, sql: &str) -> anyhow::Result<()> {
-        self.input.write_all(sql.as_bytes())?;
-        self.input.write_all(b"\n")?;
-        Ok(self.input.flush()?)
+        let input = self.input.as_mut().context("psql's input")?;
+        input.write_all(sql.as_bytes())?;
+        input.write_all(b"\n")?;
+        Ok(input.flush()?)
     }
 
     /// Asks one thing more and gives all that the client was told, until it ends.
@@ -81,17 +85,33 @@ impl Session {
     pub fn finish(mut self) -> anyhow::Result<String> {
         // It may have ended already.
         let _ = self.send("select 'still here ' || session_user;\n\\q");
+        // In the middle of COPY it waits for more to send, and notices nothing either.
+        drop(self.input.take());
+        // A client that cannot write its output does not notice anything.
+        let out = drained(self.child.stdout.take());
+        let errors = drained(self.child.stderr.take());
         let child = &mut self.child;
         wait::until("a client ends", NOTICES, || child.try_wait().ok().flatten())?;
-        let mut told = String::new();
-        if let Some(mut out) = self.child.stdout.take() {
-            out.read_to_string(&mut told)?;
-        }
-        if let Some(mut errors) = self.child.stderr.take() {
-            errors.read_to_string(&mut told)?;
-        }
+        let mut told = out.join().unwrap_or_default();
+        told.push_str(&errors.join().unwrap_or_default());
         Ok(told)
     }
+}
+
+/// Reads all of it, and keeps the end.
+fn drained(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        let mut part = [0; 64 * 1024];
+        if let Some(mut pipe) = pipe {
+            while let Ok(length @ 1..) = pipe.read(&mut part) {
+                kept.extend(part.iter().take(length));
+                let over = kept.len().saturating_sub(KEPT);
+                kept.drain(..over);
+            }
+        }
+        String::from_utf8_lossy(&kept).into_owned()
+    })
 }
 
 impl Drop for Session {

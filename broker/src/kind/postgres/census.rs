@@ -37,6 +37,10 @@ pub struct Evidence {
     pub databases: Vec<String>,
     /// What servers that follow said.
     pub standbys: Vec<(String, Seen)>,
+    /// Processes of sessions that were just starting and had no name yet, or another one's; a second look
+    /// must not be the last before each has a name or is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starting: Vec<i32>,
     /// What was not looked at, or is left: then the proof says only so much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partial: Option<String>,
@@ -74,6 +78,8 @@ pub struct Census {
     pub role_absent: bool,
     /// Sessions of it, here and on standbys; they were told to end.
     pub sessions: u32,
+    /// Those of [`Evidence::starting`] that have no name yet: look once more.
+    pub starting: Vec<i32>,
     /// Standbys that could not be asked.
     pub not_asked: Vec<String>,
     /// Where the server stands now.
@@ -150,20 +156,22 @@ impl Target {
         &self,
         role_oid: Option<u32>,
         role: &RoleName,
+        starting: &[i32],
     ) -> Result<Census, Failed> {
         let access = self.access();
-        let (role_absent, mut sessions, position) =
-            look_again(access, &self.inner.revoking, role_oid, role).await?;
+        let (role_absent, mut sessions, starting, position) =
+            look_again(access, &self.inner.revoking, (role_oid, role), starting).await?;
         let mut not_asked = Vec::new();
         for (host, pool) in &self.inner.standbys {
-            match look_again(access, pool, role_oid, role).await {
-                Ok((_, found, _)) => sessions = sessions.saturating_add(found),
+            match look_again(access, pool, (role_oid, role), &[]).await {
+                Ok((_, found, _, _)) => sessions = sessions.saturating_add(found),
                 Err(why) => not_asked.push(format!("{host}: {why}")),
             }
         }
         Ok(Census {
             role_absent,
             sessions,
+            starting,
             not_asked,
             position,
         })
@@ -173,14 +181,15 @@ impl Target {
 async fn look_again(
     access: &Access,
     pool: &Pool,
-    role_oid: Option<u32>,
-    role: &RoleName,
-) -> Result<(bool, u32, Position), Failed> {
-    const SQL: &str = "SELECT l.present, l.sessions, p.system_id, p.timeline, p.lsn, p.at_ms
-        FROM ephor.look_again($1, $2) l, ephor.place() p";
+    (role_oid, role): (Option<u32>, &RoleName),
+    starting: &[i32],
+) -> Result<(bool, u32, Vec<i32>, Position), Failed> {
+    const SQL: &str =
+        "SELECT l.present, l.sessions, l.starting, p.system_id, p.timeline, p.lsn, p.at_ms
+        FROM ephor.look_again($1, $2, $3) l, ephor.place() p";
     let oids = [role_oid.unwrap_or(0)];
     let names = [role.as_str()];
-    let params: Params<'_> = &[&oids.as_slice(), &names.as_slice()];
+    let params: Params<'_> = &[&oids.as_slice(), &names.as_slice(), &starting];
     let rows = pool.call("a second census", SQL, params).await;
     let rows = rows.map_err(|said| said.failed(&access.name))?;
     let row = rows.first().ok_or_else(|| Failed::Missing {
@@ -190,5 +199,7 @@ async fn look_again(
     })?;
     let present: bool = field(access, row, 0)?;
     let sessions = count(field(access, row, 1)?);
-    Ok((!present, sessions, Position::of(access, row, 2)?))
+    let starting = field(access, row, 2)?;
+    let position = Position::of(access, row, 3)?;
+    Ok((!present, sessions, starting, position))
 }

@@ -1,6 +1,7 @@
 //! One connection to a server, with the broker's own login.
 
 use ephor_proto::postgres::Address;
+use ephor_proto::time::Clock as _;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,7 @@ use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 use super::access::{Access, Tls};
 use super::failed::{Failed, Said, not_connected, said};
 use super::tls::Encrypt;
+use crate::clock::SystemClock;
 use crate::limits;
 use crate::tasks::Tasks;
 
@@ -37,6 +39,8 @@ pub(super) struct Conn {
     pub(super) pid: i32,
     /// Whether the server follows another one.
     pub(super) in_recovery: bool,
+    /// How far the server's clock is ahead of ours, in milliseconds.
+    pub(super) ahead: i64,
     /// Guards only the map: held for a look-up or an insertion.
     statements: Mutex<HashMap<&'static str, Statement>>,
 }
@@ -74,12 +78,14 @@ impl Conn {
     /// Learns what must be known of every connection, and makes its commits durable.
     async fn greeted(access: &Access, client: Client) -> Result<Self, Failed> {
         const GREETING: &str = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),
+            (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000)::bigint,
             CASE WHEN pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')
                  THEN pg_catalog.set_config('synchronous_commit', 'on', false) END";
         let mut conn = Self {
             client,
             pid: 0,
             in_recovery: false,
+            ahead: 0,
             statements: Mutex::default(),
         };
         let rows = conn.call(access, "greeting", GREETING, &[]).await;
@@ -87,6 +93,8 @@ impl Conn {
         if let Some(row) = rows.first() {
             conn.pid = field(access, row, 0)?;
             conn.in_recovery = field(access, row, 1)?;
+            let ours = i64::try_from(SystemClock.wall().as_millis()).unwrap_or(i64::MAX);
+            conn.ahead = field::<i64>(access, row, 2)?.saturating_sub(ours);
         }
         Ok(conn)
     }
@@ -137,7 +145,7 @@ impl Said {
     /// The failure, where an epoch can play no part.
     pub(super) fn failed(self, target: &str) -> Failed {
         match self {
-            Self::Failed(failed) => failed,
+            Self::Failed(failed) | Self::Ended(failed) => failed,
             Self::OtherEpoch => Failed::Fenced {
                 target: target.to_owned(),
                 why: "the epoch there is another one".to_owned(),

@@ -111,7 +111,9 @@ impl Failed {
 pub(super) enum Said {
     /// The epoch is not the one at the target, which is earlier or does not know us.
     OtherEpoch,
-    /// Something of ours.
+    /// The server ended the connection: told to, or stopped.
+    Ended(Failed),
+    /// Something else.
     Failed(Failed),
 }
 
@@ -125,7 +127,11 @@ pub(super) fn said(target: &str, asked: &str, error: &tokio_postgres::Error) -> 
     if db.code().code() == "EPH02" {
         return Said::OtherEpoch;
     }
-    Said::Failed(answer(target, asked, db))
+    let failed = answer(target, asked, db);
+    match db.code().code() {
+        "57P01" | "57P02" | "57P05" | "25P03" => Said::Ended(failed),
+        _ => Said::Failed(failed),
+    }
 }
 
 fn answer(target: String, asked: &str, db: &DbError) -> Failed {

@@ -288,9 +288,9 @@ fn roles(options: &Options) -> String {
         let make = match options.make_groups {
             true => format!(
                 "DO $ephor$ BEGIN\n    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {}) THEN\n        \
-                 CREATE ROLE {} NOLOGIN;\n    END IF;\nEND $ephor$;\n",
+                 EXECUTE format('CREATE ROLE %I NOLOGIN', {});\n    END IF;\nEND $ephor$;\n",
                 literal(group.as_str()),
-                group.quoted()
+                literal(group.as_str())
             ),
             false => String::new(),
         };

@@ -5,14 +5,17 @@ use ephor_proto::time::UnixMillis;
 
 use super::connect::{Params, field};
 use super::failed::Failed;
+use super::name::RoleName;
 use super::{Target, census};
 use crate::limits;
 
 /// A role at the target with our prefix, or that one of ours was renamed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Its name now.
-    pub role: String,
+    /// Its name now; none when somebody else has dropped it.
+    pub role: Option<String>,
+    /// The name that it was made with, if the fence knows it.
+    pub made_as: Option<RoleName>,
     /// Whose it is, when the name is of our form: see [`crate::kind::name::installation_part`].
     pub installation: Option<String>,
     /// Its oid.
@@ -75,35 +78,41 @@ impl Target {
     ///
     /// # Errors
     /// [`Failed`].
-    pub async fn ours(&self) -> Result<Vec<Found>, Failed> {
-        const SQL: &str = "SELECT l.role, l.role_oid, l.credential::text, coalesce(l.dead, false), l.can_login,
+    pub async fn ours(&self, epoch: u32) -> Result<Vec<Found>, Failed> {
+        const SQL: &str = "SELECT l.role, l.made_as, l.role_oid, l.credential::text, coalesce(l.dead, false), l.can_login,
             l.attributes, l.groups, l.granted_to, l.valid_until_ms, l.connections, l.sessions FROM ephor.logins() l";
         const PRUNE: &str = "SELECT ephor.prune($1)";
         let access = self.access();
         let pool = &self.inner.revoking;
+        // Whoever sweeps speaks for the present epoch, and none before is still at work.
+        self.begin_epoch(epoch).await?;
         let rows = pool.call("its logins", SQL, &[]).await;
         let rows = rows.map_err(|said| said.failed(self.name()))?;
         let params: Params<'_> = &[&limits::PG_FENCE_KEEP_SECONDS];
         let pruned = pool.call("pruning the fence", PRUNE, params).await;
         pruned.map_err(|said| said.failed(self.name()))?;
         let found = |row| {
-            let role: String = field(access, row, 0)?;
-            let parsed = crate::kind::name::parse(&role);
-            let credential: Option<String> = field(access, row, 2)?;
-            let valid_until: Option<i64> = field(access, row, 8)?;
+            let role: Option<String> = field(access, row, 0)?;
+            let made_as: Option<String> = field(access, row, 1)?;
+            let name = made_as.as_ref().or(role.as_ref());
+            let installation = name.and_then(|name| crate::kind::name::parse(name));
+            let installation = installation.map(|name| name.installation.to_owned());
+            let credential: Option<String> = field(access, row, 3)?;
+            let valid_until: Option<i64> = field(access, row, 9)?;
             Ok(Found {
-                installation: parsed.map(|name| name.installation.to_owned()),
+                installation,
+                made_as: made_as.and_then(|name| RoleName::parse(&name).ok()),
                 role,
-                oid: field(access, row, 1)?,
+                oid: field(access, row, 2)?,
                 credential: credential.and_then(|text| text.parse().ok()),
-                fenced: field(access, row, 3)?,
-                can_login: field(access, row, 4)?,
-                attributes: field(access, row, 5)?,
-                groups: field(access, row, 6)?,
-                granted_to: field(access, row, 7)?,
+                fenced: field(access, row, 4)?,
+                can_login: field(access, row, 5)?,
+                attributes: field(access, row, 6)?,
+                groups: field(access, row, 7)?,
+                granted_to: field(access, row, 8)?,
                 valid_until: valid_until.map(time),
-                connection_limit: field(access, row, 9)?,
-                sessions: census::count(field(access, row, 10)?),
+                connection_limit: field(access, row, 10)?,
+                sessions: census::count(field(access, row, 11)?),
             })
         };
         rows.iter().map(found).collect()

@@ -27,7 +27,8 @@ pub struct Login {
     pub connection_limit: Option<u32>,
     /// Settings that its sessions start with.
     pub settings: Vec<(String, String)>,
-    /// The intent is void from then on, by the server's clock.
+    /// The intent is void from then on. By our clock; the server judges it by its own, put right by how
+    /// far that was ahead of ours when the connection was opened.
     pub deadline: UnixMillis,
 }
 
@@ -71,6 +72,11 @@ impl Target {
     ) -> Result<Minted, Failed> {
         const SQL: &str = "SELECT m.role_oid, m.system_id, m.timeline, m.lsn, m.at_ms
             FROM ephor.mint($1, $2::text::uuid, $3, $4, $5, $6, $7, $8, $9) m";
+        // Nothing is made that could not be ended: a server out of connections still has these.
+        self.ready_to_revoke().await?;
+        // A server whose clock is ahead would refuse everything.
+        let ahead = self.inner.making.ahead().await?;
+        let deadline = millis(login.deadline).saturating_add(ahead);
         let credential = login.credential.to_string();
         let groups: Vec<&str> = login.groups.iter().map(Ident::as_str).collect();
         let settings = login.settings.iter();
@@ -89,7 +95,7 @@ impl Target {
             &connections,
             &verifier.map(ScramVerifier::expose),
             &settings,
-            &millis(login.deadline),
+            &deadline,
         ];
         let rows = self
             .under(&self.inner.making, epoch, "making a login", SQL, params)

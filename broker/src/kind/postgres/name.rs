@@ -137,11 +137,13 @@ pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// `text` as a literal of SQL, whatever `standard_conforming_strings` says.
+/// `text` as a literal of SQL, whatever `standard_conforming_strings` says. It holds no `$`, so that it
+/// ends no text that is quoted with dollars around it.
 pub(super) fn literal(text: &str) -> String {
     let quotes = text.replace('\'', "''");
-    if quotes.contains('\\') {
-        format!("E'{}'", quotes.replace('\\', "\\\\"))
+    if quotes.contains(['\\', '$']) {
+        let escaped = quotes.replace('\\', "\\\\").replace('$', "\\x24");
+        format!("E'{escaped}'")
     } else {
         format!("'{quotes}'")
     }
@@ -187,6 +189,7 @@ mod tests {
         }
         assert_eq!(quoted("a\"b; drop role x"), "\"a\"\"b; drop role x\"");
         assert_eq!(literal("a'b\\"), "E'a''b\\\\'");
+        assert_eq!(literal("$x$"), "E'\\x24x\\x24'");
         for name in [
             "eph_x_abcdef_0",
             "eph_X_abcdef_00000000000000000000000000",

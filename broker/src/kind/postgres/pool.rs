@@ -91,6 +91,27 @@ impl Pool {
         })
     }
 
+    /// Opens a connection if none is kept, so that one is there when it is needed in a hurry.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub(super) async fn ready(&self) -> Result<(), Failed> {
+        let held = self.take().await?;
+        self.give_back(held);
+        Ok(())
+    }
+
+    /// How far the server's clock is ahead of ours, in milliseconds, as it was when the connection was opened.
+    ///
+    /// # Errors
+    /// [`Failed`], when there is no connection.
+    pub(super) async fn ahead(&self) -> Result<i64, Failed> {
+        let held = self.take().await?;
+        let ahead = held.conn.ahead;
+        self.give_back(held);
+        Ok(ahead)
+    }
+
     pub(super) fn give_back(&self, held: Held) {
         if !held.conn.is_closed() {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,8 +185,9 @@ impl Pool {
         params: Params<'_>,
     ) -> (Result<Vec<Row>, Said>, bool) {
         let answer = held.conn.call(&self.access, asked, sql, params).await;
-        let unknown = matches!(&answer, Err(Said::Failed(Failed::Unknown { .. })));
-        let ended = unknown && held.conn.is_closed();
+        let told = matches!(&answer, Err(Said::Ended(_)));
+        let unknown = told || matches!(&answer, Err(Said::Failed(Failed::Unknown { .. })));
+        let ended = told || (unknown && held.conn.is_closed());
         let moved = matches!(&answer, Err(Said::Failed(Failed::NotPrimary { .. })));
         // What is not answered may still be at work there, on that connection.
         if !unknown && !moved {

@@ -45,7 +45,9 @@ impl Target {
     /// [`Failed`]: then it may live, or be half dead; it is to be begun again, for ever.
     pub async fn revoke(&self, epoch: u32, ending: &Ending) -> Result<Evidence, Failed> {
         let one = std::slice::from_ref(ending);
-        let mut all = Act::new(self, epoch, one).together().await?;
+        let mut all = Act::new(self, epoch, one)
+            .together(&mut Told::default())
+            .await?;
         all.pop()
             .ok_or_else(|| self.not_dead("no census".to_owned()))
     }
@@ -90,7 +92,8 @@ impl Target {
         batch: Vec<(usize, Ending)>,
     ) -> Vec<(usize, Result<Evidence, Failed>)> {
         let (places, endings): (Vec<usize>, Vec<Ending>) = batch.into_iter().unzip();
-        match Act::new(self, epoch, &endings).together().await {
+        let mut told = Told::default();
+        match Act::new(self, epoch, &endings).together(&mut told).await {
             Ok(all) => places.into_iter().zip(all.into_iter().map(Ok)).collect(),
             // Each for himself: one of them is in the way of the others.
             Err(Failed::Refused { .. } | Failed::Busy { .. } | Failed::Missing { .. })
@@ -98,7 +101,13 @@ impl Target {
             {
                 let mut all = Vec::with_capacity(endings.len());
                 for (place, ending) in places.into_iter().zip(&endings) {
-                    all.push((place, self.revoke(epoch, ending).await));
+                    let one = std::slice::from_ref(ending);
+                    let ended = Act::new(self, epoch, one).together(&mut told).await;
+                    let ended = ended.and_then(|mut all| {
+                        all.pop()
+                            .ok_or_else(|| self.not_dead("no census".to_owned()))
+                    });
+                    all.push((place, ended));
                 }
                 all
             }
@@ -132,8 +141,8 @@ struct Told {
     /// By process, with the oid of the login.
     shown: HashMap<i32, u32>,
     hidden: HashSet<i32>,
-    /// Starting sessions that could not be told from others'.
-    unknown: u32,
+    /// Sessions without a name at the last look, which are not ours to end.
+    starting: Vec<i32>,
 }
 
 impl Told {
@@ -163,15 +172,14 @@ impl<'a> Act<'a> {
     }
 
     /// All steps.
-    async fn together(&self) -> Result<Vec<Evidence>, Failed> {
-        let mut told = Told::default();
-        let names = self.fence(&mut told).await?;
+    async fn together(&self, told: &mut Told) -> Result<Vec<Evidence>, Failed> {
+        let names = self.fence(told).await?;
         let (here, standbys) = tokio::join!(
-            self.end_sessions(&self.target.inner.revoking, &mut told),
+            self.end_sessions(&self.target.inner.revoking, told),
             self.end_on_standbys(),
         );
         here?;
-        let dropped = self.drop_logins(&names, &mut told).await?;
+        let dropped = self.drop_logins(&names, told).await?;
         let census = census(
             self.access(),
             &self.target.inner.revoking,
@@ -179,7 +187,7 @@ impl<'a> Act<'a> {
         )
         .await?;
         let standbys = self.seen_on_standbys(standbys).await;
-        self.evidence((names, dropped), &told, census, &standbys)
+        self.evidence((names, dropped), told, census, &standbys)
     }
 
     /// Step 1. Gives the names that the roles have had, by credential. A session of the login itself can
@@ -191,22 +199,33 @@ impl<'a> Act<'a> {
         const ALONE: &str = "SELECT ephor.fence_only($1, $2::text[]::uuid[], $3)";
         let epoch = i64::from(self.epoch);
         let params: Params<'_> = &[&epoch, &self.credentials, &self.roles];
-        let mut tries = 1;
-        loop {
-            let rows = match self.unblocked("fencing a login", LOGIN, params).await {
-                Err(Failed::Busy { .. }) if tries < limits::PG_FENCE_TRIES => {
-                    tries += 1;
-                    match self.unblocked("fencing", ALONE, params).await {
-                        Ok(_) => self.end_sessions(&self.target.inner.revoking, told).await?,
-                        Err(Failed::Busy { .. }) => {}
-                        Err(other) => return Err(other),
-                    }
-                    continue;
+        let name = |row| Ok((field(self.access(), row, 0)?, field(self.access(), row, 1)?));
+        let mut first = self.unblocked("fencing a login", LOGIN, params).await;
+        for _ in 1..limits::PG_FENCE_TRIES {
+            if !matches!(first, Err(Failed::Busy { .. })) {
+                break;
+            }
+            match self.unblocked("fencing", ALONE, params).await {
+                // Whoever comes back meanwhile is ended again, until he is not let in any more.
+                Ok(_) => {
+                    self.look(&self.target.inner.watching, told).await?;
+                    first = tokio::select! {
+                        fenced = self.unblocked("fencing a login", LOGIN, params) => fenced,
+                        failed = self.keep_ending(told) => failed,
+                    };
                 }
-                other => other?,
-            };
-            let name = |row| Ok((field(self.access(), row, 0)?, field(self.access(), row, 1)?));
-            return rows.iter().map(name).collect();
+                Err(Failed::Busy { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        first?.iter().map(name).collect()
+    }
+
+    /// Ends sessions as they come; itself only when it cannot any more.
+    async fn keep_ending(&self, told: &mut Told) -> Result<Vec<tokio_postgres::Row>, Failed> {
+        loop {
+            self.look(&self.target.inner.watching, told).await?;
+            sleep(limits::PG_LOOK_PAUSE).await;
         }
     }
 
@@ -246,7 +265,7 @@ impl<'a> Act<'a> {
 
     /// One look; whether there was no session.
     async fn look(&self, pool: &Pool, told: &mut Told) -> Result<bool, Failed> {
-        const SQL: &str = "SELECT e.pids, e.oids, e.hidden, e.unknown
+        const SQL: &str = "SELECT e.pids, e.oids, e.hidden, e.starting
             FROM ephor.end_sessions($1::text[]::uuid[]) e";
         let access = self.access();
         let rows = pool
@@ -266,7 +285,7 @@ impl<'a> Act<'a> {
             .filter(|(pid, _)| !told.hidden.contains(pid));
         let shown: Vec<_> = shown.collect();
         told.shown.extend(shown);
-        told.unknown = super::census::count(field(access, row, 3)?);
+        told.starting = field(access, row, 3)?;
         Ok(none)
     }
 
@@ -295,11 +314,47 @@ impl<'a> Act<'a> {
         let group = self.reassign.map(Ident::as_str);
         let in_one = |(database, pool): (&'a String, &'a Pool)| async move {
             let params: Params<'_> = &[&self.roles, &group];
-            let done = pool.call("dropping what it owns", SQL, params).await;
-            done.map_err(|said| in_database(said.failed(self.target.name()), database))
+            let mut tries = 1;
+            loop {
+                let done = pool.call("dropping what it owns", SQL, params).await;
+                match done.map_err(|said| said.failed(self.target.name())) {
+                    // Two at a time at the same group, or at the rights on the same table.
+                    Err(Failed::Busy { .. }) if tries < limits::PG_FENCE_TRIES => tries += 1,
+                    Err(failed) => return Err(self.in_database(failed, database)),
+                    Ok(_) => return Ok(()),
+                }
+            }
         };
         try_join_all(self.target.inner.members.iter().map(in_one)).await?;
         Ok(())
+    }
+
+    /// Where it was, and what a person can do when others have built on what a login owns: to destroy
+    /// that is not for us.
+    fn in_database(&self, failed: Failed, database: &str) -> Failed {
+        match failed {
+            Failed::Refused { target, why }
+                if why.contains("depend") || why.contains("somebody stronger") =>
+            {
+                let roles = self.roles.join(", ");
+                Failed::Refused {
+                    target,
+                    why: format!(
+                        "database {database}: {why}; it cannot log in any more. To drop all of that too, as a superuser there: DROP OWNED BY {roles} CASCADE"
+                    ),
+                }
+            }
+            Failed::Refused { target, why } => Failed::Refused {
+                target,
+                why: format!("database {database}: {why}"),
+            },
+            Failed::Missing { target, what, mend } => Failed::Missing {
+                target,
+                what: format!("database {database}: {what}"),
+                mend,
+            },
+            other => other,
+        }
     }
 
     /// A prepared transaction holds on to a role for ever, and only a superuser may end one.
@@ -419,7 +474,8 @@ impl<'a> Act<'a> {
                 lsn: position.lsn.clone(),
                 databases: databases.clone(),
                 standbys: standbys.to_vec(),
-                partial: partial(&left, told, followers, standbys),
+                starting: told.starting.clone(),
+                partial: partial(&left, followers, standbys),
                 at: position.at,
             });
         }
@@ -428,12 +484,7 @@ impl<'a> Act<'a> {
 }
 
 /// How far the proof does not reach, if anywhere.
-fn partial(
-    left: &Left,
-    told: &Told,
-    followers: u32,
-    standbys: &[(String, Seen)],
-) -> Option<String> {
+fn partial(left: &Left, followers: u32, standbys: &[(String, Seen)]) -> Option<String> {
     let mut said = Vec::new();
     let mut absent = 0;
     for (host, seen) in standbys {
@@ -453,12 +504,6 @@ fn partial(
     if !left.prepared.is_empty() {
         said.push(prepared(&left.prepared));
     }
-    if told.unknown > 0 {
-        said.push(format!(
-            "{} sessions that were just starting could not be told from others'",
-            told.unknown
-        ));
-    }
     (!said.is_empty()).then(|| said.join("; "))
 }
 
@@ -468,19 +513,4 @@ fn prepared(gids: &[String]) -> String {
         "a prepared transaction of it is left, which only a superuser can end: ROLLBACK PREPARED {}",
         gids.join(", ")
     )
-}
-
-fn in_database(failed: Failed, database: &str) -> Failed {
-    match failed {
-        Failed::Refused { target, why } => Failed::Refused {
-            target,
-            why: format!("database {database}: {why}"),
-        },
-        Failed::Missing { target, what, mend } => Failed::Missing {
-            target,
-            what: format!("database {database}: {what}"),
-            mend,
-        },
-        other => other,
-    }
 }

@@ -6,5 +6,13 @@
     clippy::indexing_slicing
 )]
 
-mod kit;
-mod life;
+mod kit; //      a server with the schema, a census that is not ours
+mod life; //     from mint to proof, and every call again
+mod sessions; // what a session can be doing when it is to end
+mod hidden; //   those that the server does not show
+mod hostile; //  what a tenant can do about it
+mod paused; //   a creator that stands still
+mod dba; //      what administrators do meanwhile
+mod standby; //  servers that follow
+mod many; //     thousands at once
+mod setup; //    init and check

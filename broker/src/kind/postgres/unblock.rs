@@ -31,6 +31,9 @@ impl Target {
         params: Params<'_>,
     ) -> Result<Vec<Row>, Said> {
         let pool = &self.inner.revoking;
+        // Not only when somebody is in the way: then there is no time to connect. What is wrong with it
+        // the call itself will say.
+        let _ = self.inner.watching.ready().await;
         let mut again = true;
         loop {
             let held = pool.take().await.map_err(Said::Failed)?;

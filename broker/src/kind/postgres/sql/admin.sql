@@ -124,6 +124,11 @@ BEGIN
     IF p_installation !~ '^[0-9a-hjkmnp-tv-z]{6}$' OR p_epoch < 0 THEN
         RAISE 'not an installation: %', p_installation USING ERRCODE = 'EPH05';
     END IF;
+    PERFORM FROM ephor.installation i
+    WHERE i.installation = p_installation AND i.login = session_user AND i.epoch = p_epoch;
+    IF FOUND THEN
+        RETURN p_epoch;
+    END IF;
     LOCK TABLE ephor.installation IN ACCESS EXCLUSIVE MODE;
     SELECT * INTO known FROM ephor.installation i WHERE i.installation = p_installation;
     IF NOT FOUND THEN
@@ -183,7 +188,7 @@ CREATE OR REPLACE FUNCTION ephor.mint(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     asked bytea := sha256(convert_to(concat_ws(chr(31), p_role, p_groups::text, p_verifier, p_settings::text,
-                                               p_connections::text, p_deadline_ms::text), 'UTF8'));
+                                               p_connections::text), 'UTF8'));
     until text := quote_literal(to_timestamp(p_valid_until_ms / 1000.0)::text);
     known ephor.fence;
     n int;
@@ -198,6 +203,10 @@ BEGIN
             RAISE 'credential % was revoked', p_credential USING ERRCODE = 'EPH01';
         ELSIF known.digest <> asked THEN
             RAISE 'credential % was made with another content', p_credential USING ERRCODE = 'EPH05';
+        END IF;
+        PERFORM FROM pg_roles r WHERE r.oid = known.role_oid;
+        IF NOT FOUND THEN
+            RAISE 'the role % was dropped by somebody else', p_role USING ERRCODE = 'EPH05';
         END IF;
         role_oid := known.role_oid;
         SELECT p.system_id, p.timeline, p.lsn, p.at_ms INTO system_id, timeline, lsn, at_ms FROM ephor.place() p;
@@ -349,7 +358,7 @@ $ephor$;
 -- (post_auth_delay, preloaded libraries) is not in pg_stat_activity and has no name anywhere, but it
 -- holds a lock of its own; the right to end it is then what tells whose it is.
 CREATE OR REPLACE FUNCTION ephor.end_sessions(
-    p_credentials uuid[], OUT pids int[], OUT oids oid[], OUT hidden int[], OUT unknown int)
+    p_credentials uuid[], OUT pids int[], OUT oids oid[], OUT hidden int[], OUT starting int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     dead oid[];
@@ -359,7 +368,7 @@ BEGIN
     dead := ARRAY(SELECT f.role_oid FROM ephor.fence f
                   WHERE f.credential = ANY (p_credentials) AND f.dead AND f.role_oid IS NOT NULL);
     hidden := '{}';
-    unknown := 0;
+    starting := '{}';
     -- In this order: who shows himself in between is found the second time.
     locks := ARRAY(SELECT DISTINCT l.pid FROM pg_lock_status() l WHERE l.pid IS NOT NULL);
     PERFORM pg_stat_clear_snapshot();
@@ -368,13 +377,13 @@ BEGIN
         BEGIN
             -- While a dead login is still in some group, the right would reach further than it.
             IF EXISTS (SELECT FROM pg_auth_members m WHERE m.member = ANY (dead)) THEN
-                unknown := unknown + 1;
+                starting := starting || one;
             ELSIF pg_terminate_backend(one) THEN
                 hidden := hidden || one;
             END IF;
         EXCEPTION WHEN insufficient_privilege THEN
-            -- Somebody else's, or of nobody yet: that one will be refused when it asks for a name.
-            NULL;
+            -- Somebody else's, or of nobody yet; or of a login whose role somebody has dropped.
+            starting := starting || one;
         END;
     END LOOP;
 END
@@ -423,23 +432,28 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $ephor$;
 
 -- A second look, by the oid and the name that an earlier proof was about; ends what it finds.
-CREATE OR REPLACE FUNCTION ephor.look_again(p_oids oid[], p_names text[])
-RETURNS TABLE (role_oid oid, present boolean, sessions int)
+CREATE OR REPLACE FUNCTION ephor.look_again(p_oids oid[], p_names text[], p_starting int[])
+RETURNS TABLE (role_oid oid, present boolean, sessions int, starting int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 #variable_conflict use_column
+DECLARE
+    locks int[] := ARRAY(SELECT DISTINCT l.pid FROM pg_lock_status() l WHERE l.pid = ANY (p_starting));
 BEGIN
+    PERFORM pg_stat_clear_snapshot();
     RETURN QUERY
     WITH activity AS MATERIALIZED (SELECT a.usesysid FROM pg_stat_get_activity(NULL) a WHERE a.usesysid IS NOT NULL)
     SELECT u.o, EXISTS (SELECT FROM pg_roles r WHERE r.oid = u.o) OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = u.n),
-        (SELECT count(*)::int FROM activity a WHERE a.usesysid = u.o)
+        (SELECT count(*)::int FROM activity a WHERE a.usesysid = u.o),
+        ARRAY(SELECT l FROM unnest(locks) l EXCEPT SELECT a.pid FROM pg_stat_get_activity(NULL) a)
     FROM unnest(p_oids, p_names) AS u(o, n);
     PERFORM ephor.signal(p_oids);
 END
 $ephor$;
 
--- Every login with our prefix, whoever made it, and those of the fence that live under another name.
+-- Every login with our prefix, whoever made it, those of the fence that live under another name, and
+-- those that somebody has dropped.
 CREATE OR REPLACE FUNCTION ephor.logins()
-RETURNS TABLE (role text, role_oid oid, credential uuid, dead boolean, can_login boolean, attributes text[],
+RETURNS TABLE (role text, made_as text, role_oid oid, credential uuid, dead boolean, can_login boolean, attributes text[],
                groups text[], granted_to text[], valid_until_ms bigint, connections int, sessions int)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
     WITH activity AS MATERIALIZED (
@@ -452,29 +466,32 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
         SELECT m.roleid, array_agg(DISTINCT g.rolname::text ORDER BY g.rolname::text) AS names
         FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.member
         WHERE g.rolname <> 'ephor_owner' GROUP BY m.roleid)
-    SELECT r.rolname::text, r.oid, f.credential, f.dead, r.rolcanlogin,
+    SELECT r.rolname::text, f.role::text, coalesce(r.oid, f.role_oid), f.credential, f.dead, coalesce(r.rolcanlogin, false),
         array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'superuser' END, CASE WHEN r.rolcreaterole THEN 'createrole' END,
             CASE WHEN r.rolcreatedb THEN 'createdb' END, CASE WHEN r.rolreplication THEN 'replication' END,
             CASE WHEN r.rolbypassrls THEN 'bypassrls' END, CASE WHEN NOT r.rolinherit THEN 'noinherit' END], NULL),
         coalesce(up.names, '{}'), coalesce(down.names, '{}'),
         CASE WHEN isfinite(r.rolvaliduntil) THEN (extract(epoch FROM r.rolvaliduntil) * 1000)::bigint END,
-        r.rolconnlimit, coalesce(activity.n, 0)
-    FROM pg_roles r LEFT JOIN ephor.fence f ON f.role_oid = r.oid
+        coalesce(r.rolconnlimit, -1), coalesce(activity.n, 0)
+    FROM pg_roles r FULL JOIN ephor.fence f ON f.role_oid = r.oid
     LEFT JOIN up ON up.member = r.oid LEFT JOIN down ON down.roleid = r.oid
-    LEFT JOIN activity ON activity.usesysid = r.oid
-    WHERE r.rolname ^@ 'eph_' OR f.credential IS NOT NULL
+    LEFT JOIN activity ON activity.usesysid = coalesce(r.oid, f.role_oid)
+    WHERE r.rolname ^@ 'eph_' OR (r.oid IS NOT NULL AND f.credential IS NOT NULL)
+       -- A role that somebody dropped: its row lives, or a session.
+       OR (r.oid IS NULL AND (NOT f.dead OR activity.n > 0))
 $ephor$;
 
 -- Who is connected with a login of ours, since when and from where.
 CREATE OR REPLACE FUNCTION ephor.uses()
 RETURNS TABLE (role text, role_oid oid, pid int, address text, database text, since_ms bigint, last_ms bigint)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
-    SELECT r.rolname::text, r.oid, a.pid, host(a.client_addr), d.datname::text,
+    SELECT coalesce(f.role, r.rolname)::text, a.usesysid, a.pid, host(a.client_addr), d.datname::text,
         (extract(epoch FROM a.backend_start) * 1000)::bigint,
         (extract(epoch FROM coalesce(a.state_change, a.backend_start)) * 1000)::bigint
-    FROM pg_stat_get_activity(NULL) a JOIN pg_roles r ON r.oid = a.usesysid
+    FROM pg_stat_get_activity(NULL) a LEFT JOIN pg_roles r ON r.oid = a.usesysid
+    LEFT JOIN ephor.fence f ON f.role_oid = a.usesysid
     LEFT JOIN pg_database d ON d.oid = a.datid
-    WHERE r.rolname ^@ 'eph_'
+    WHERE r.rolname ^@ 'eph_' OR f.credential IS NOT NULL
 $ephor$;
 
 -- Forgets rows of the fence that nothing can need any more: dead for long, and past their deadline.
@@ -488,6 +505,7 @@ BEGIN
           AND o.at < clock_timestamp() - make_interval(secs => greatest(p_seconds, 86400))
           AND coalesce(o.deadline, o.at) < clock_timestamp() - interval '1 day'
           AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = o.role_oid OR r.rolname = o.role)
+          AND NOT EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.usesysid = o.role_oid)
         LIMIT 10000) old
     WHERE f.credential = old.credential;
     GET DIAGNOSTICS n = ROW_COUNT;

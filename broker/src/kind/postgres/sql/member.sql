@@ -55,16 +55,46 @@ BEGIN
         PERFORM ephor.as_member(p_group, false);
     END IF;
     EXECUTE format('DROP OWNED BY %s', names);
+    -- Rights that a group has given to the login only the group can take back.
+    IF ephor.owned(p_roles) IS NOT NULL THEN
+        FOR one IN SELECT a.role FROM ephor.allowed a LOOP
+            PERFORM ephor.as_member(one.role, true);
+        END LOOP;
+        EXECUTE format('DROP OWNED BY %s', names);
+        FOR one IN SELECT a.role FROM ephor.allowed a LOOP
+            PERFORM ephor.as_member(one.role, false);
+        END LOOP;
+    END IF;
+    IF ephor.owned(p_roles) IS NOT NULL THEN
+        RAISE 'rights that somebody stronger gave to it: %', ephor.owned(p_roles) USING ERRCODE = 'EPH07';
+    END IF;
     RETURN n;
 END
 $ephor$;
 
--- Takes the right to give a table to the group, and gives it back, within one transaction.
+-- What logins own in this database, or have been given; NULL is nothing.
+CREATE OR REPLACE FUNCTION ephor.owned(p_roles text[]) RETURNS text
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+    SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), ', ')
+    FROM (SELECT d.classid, d.objid, d.objsubid FROM pg_shdepend d JOIN pg_roles r ON r.oid = d.refobjid
+          WHERE d.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (p_roles)
+            AND d.dbid = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
+          LIMIT 10) d
+$ephor$;
+
+-- Takes the rights of a group, and gives them back, within one transaction: nobody else ever sees it.
 CREATE OR REPLACE FUNCTION ephor.as_member(p_group text, p_on boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    is_member boolean := EXISTS (
+        SELECT FROM pg_auth_members m WHERE m.roleid = to_regrole(quote_ident(p_group)) AND m.member = to_regrole('ephor_owner')
+          AND (current_setting('server_version_num')::int < 160000 OR m.grantor = to_regrole('ephor_owner')));
 BEGIN
+    IF p_on = is_member THEN
+        RETURN;
+    END IF;
     IF p_on AND current_setting('server_version_num')::int >= 160000 THEN
-        EXECUTE format('GRANT %I TO ephor_owner WITH SET TRUE, INHERIT FALSE', p_group);
+        EXECUTE format('GRANT %I TO ephor_owner WITH SET TRUE, INHERIT TRUE', p_group);
     ELSIF p_on THEN
         EXECUTE format('GRANT %I TO ephor_owner', p_group);
     ELSIF current_setting('server_version_num')::int >= 160000 THEN
@@ -77,6 +107,8 @@ $ephor$;
 
 REVOKE ALL ON FUNCTION ephor.drop_owned(text[], text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION ephor.as_member(text, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION ephor.owned(text[]) FROM PUBLIC;
+ALTER FUNCTION ephor.owned(text[]) OWNER TO ephor_owner;
 ALTER FUNCTION ephor.drop_owned(text[], text) OWNER TO ephor_owner;
 ALTER FUNCTION ephor.as_member(text, boolean) OWNER TO ephor_owner;
 GRANT EXECUTE ON FUNCTION ephor.drop_owned(text[], text) TO @login@;

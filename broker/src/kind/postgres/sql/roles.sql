@@ -14,7 +14,7 @@ BEGIN
     END IF;
     -- The broker's own login: it may call the functions, and nothing else.
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = @login_text@) THEN
-        CREATE ROLE @login@ LOGIN NOINHERIT;
+        EXECUTE format('CREATE ROLE %I LOGIN NOINHERIT', @login_text@);
     END IF;
     IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = @login_text@
                AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)) THEN

@@ -1,0 +1,401 @@
+//! `target init` and `target check`.
+
+use std::path::PathBuf;
+
+use ephor_crypto::Secret;
+use ephor_proto::postgres::Address;
+use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
+
+use super::kit::{EPOCH, World, ident, options};
+use crate::kind::postgres::*;
+use crate::tasks::Tasks;
+
+/// All that `init` leaves in a server, as text.
+fn dumped(cluster: &Cluster) -> String {
+    let mut all = String::new();
+    for database in ["ephor", "orders", "billing"] {
+        let functions = "select p.oid::regprocedure || ' ' || proowner::regrole || ' ' || prosecdef || ' ' || md5(prosrc)
+            || ' ' || coalesce(proconfig::text, '') || ' ' || coalesce(proacl::text, '') from pg_proc p where pronamespace = 'ephor'::regnamespace order by 1;
+            select relname || ' ' || relowner::regrole || ' ' || coalesce(relacl::text, '') from pg_class where relnamespace = 'ephor'::regnamespace order by 1;
+            select nspacl from pg_namespace where nspname = 'ephor'; select role from ephor.allowed order by 1;
+            select datacl from pg_database where datname = current_database()";
+        all.push_str(&cluster.psql(database, functions).unwrap());
+    }
+    let roles = "select rolname, rolsuper, rolcanlogin, rolcreaterole, rolinherit from pg_roles where rolname !~ '^pg_' order by 1;
+        select roleid::regrole, member::regrole, admin_option from pg_auth_members order by 1, 2";
+    all + &cluster.psql("postgres", roles).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_does_the_same_as_what_is_run_and_both_may_be_repeated() {
+    let world = World::own(ClusterOptions::default()).await;
+    let by_run = dumped(&world.cluster);
+    install(&world.admin(), &options(None), &world.tasks)
+        .await
+        .unwrap();
+    assert_eq!(dumped(&world.cluster), by_run);
+    let script = install_sql(&options(None)).unwrap();
+    world.cluster.psql("postgres", &script).unwrap();
+    assert_eq!(dumped(&world.cluster), by_run);
+
+    let typed = Cluster::start().unwrap();
+    typed
+        .psql(
+            "postgres",
+            "create database orders; create database billing",
+        )
+        .unwrap();
+    for _ in 0..2 {
+        typed.psql("postgres", &script).unwrap();
+    }
+    assert_eq!(dumped(&typed), by_run);
+    // A login lives through it, and the password stays.
+    let target = world.target();
+    let out = world.mint(&target).await;
+    install(&world.admin(), &options(None), &world.tasks)
+        .await
+        .unwrap();
+    target.revoke(EPOCH, &out.ending()).await.unwrap();
+    world.assert_dead(&out);
+
+    // Neither an older version nor somebody else's schema is overwritten.
+    world
+        .cluster
+        .psql("ephor", "insert into ephor.version values (99)")
+        .unwrap();
+    let refused = install(&world.admin(), &options(None), &world.tasks)
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("version 99"), "{refused}");
+    let findings = check(&world.access(), &[], &world.tasks).await;
+    assert!(
+        findings
+            .iter()
+            .any(|one| one.grade == Grade::Wrong && one.what.contains("schema version 99"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_is_refused() {
+    let world = World::own(ClusterOptions::default()).await;
+    let same = Options {
+        admin_database: ident("orders"),
+        ..options(None)
+    };
+    assert!(install(&world.admin(), &same, &world.tasks).await.is_err());
+    let none = Options {
+        make_groups: false,
+        groups: vec![ident("nobody here")],
+        ..options(None)
+    };
+    let refused = install(&world.admin(), &none, &world.tasks)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("the group role nobody here does not exist"),
+        "{refused}"
+    );
+    world
+        .cluster
+        .psql("postgres", "create role strong login superuser")
+        .unwrap();
+    let strong = Options {
+        login: ident("strong"),
+        ..options(None)
+    };
+    let refused = install(&world.admin(), &strong, &world.tasks)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("rights that the broker must not have"),
+        "{refused}"
+    );
+    world
+        .cluster
+        .psql("postgres", "create database tenant")
+        .unwrap();
+    world
+        .cluster
+        .psql(
+            "tenant",
+            "create role tenant; create schema ephor authorization tenant",
+        )
+        .unwrap();
+    let theirs = Options {
+        databases: vec![ident("tenant")],
+        ..options(None)
+    };
+    let refused = install(&world.admin(), &theirs, &world.tasks)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("somebody else is in the way"), "{refused}");
+    // Hostile names are only names.
+    let odd = [
+        "a\"b; drop role ephor",
+        "it's",
+        "back\\slash",
+        "$ephor$",
+        "@login@",
+        "Größe %s %I",
+    ];
+    for name in odd {
+        world
+            .cluster
+            .psql(
+                "postgres",
+                &format!("create role \"{}\" nologin", name.replace('"', "\"\"")),
+            )
+            .unwrap();
+    }
+    let names = Options {
+        groups: odd.iter().map(|name| ident(name)).collect(),
+        ..options(None)
+    };
+    install(&world.admin(), &names, &world.tasks).await.unwrap();
+    let target = world.target();
+    for name in odd {
+        let (wanted, secret) = super::kit::login(&[name]);
+        target
+            .mint(EPOCH, &wanted, Some(&super::kit::verifier(&secret)))
+            .await
+            .unwrap();
+        let ending = Ending {
+            credential: wanted.credential,
+            role: wanted.role,
+            reassign: Some(ident(name)),
+        };
+        target.revoke(EPOCH, &ending).await.unwrap();
+    }
+}
+
+/// As at a managed server: whoever installs may make roles and databases and is no superuser.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_who_is_no_superuser_can_install() {
+    let world = World::own(ClusterOptions::default()).await;
+    let fresh = Cluster::start().unwrap();
+    let make = "create role master login password 'm' createrole createdb;
+        grant pg_signal_backend, pg_read_all_stats to master with admin option;
+        create database orders owner master; create database billing owner master";
+    fresh.psql("postgres", make).unwrap();
+    let admin = Admin {
+        address: Address::of("127.0.0.1", fresh.port()).unwrap(),
+        user: "master".to_owned(),
+        password: Some(Secret::from_string("m".to_owned())),
+        database: "postgres".to_owned(),
+        tls: Tls::Off,
+    };
+    let secret = Secret::from_string("first".to_owned());
+    for _ in 0..2 {
+        install(&admin, &options(Some(&secret)), &world.tasks)
+            .await
+            .unwrap();
+    }
+    let kept = "select count(*) from pg_auth_members where member = 'master'::regrole and roleid::regrole::text ~ '^ephor'";
+    assert_eq!(fresh.psql("postgres", kept).unwrap(), "0");
+    let mut access = world.access();
+    access.hosts = vec![admin.address.clone()];
+    let target = Target::new(access, &world.tasks);
+    let out = world.mint(&target).await;
+    assert_eq!(
+        fresh.psql_as(out.pair(), "orders", "select 1").unwrap(),
+        "1"
+    );
+    target.revoke(EPOCH, &out.ending()).await.unwrap();
+    assert!(fresh.psql_as(out.pair(), "orders", "select 1").is_err());
+    assert_eq!(
+        fresh
+            .psql(
+                "postgres",
+                &format!("select count(*) from pg_roles where oid = {}", out.oid)
+            )
+            .unwrap(),
+        "0"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_is_missing_and_how_to_mend_it() {
+    let world = World::own(ClusterOptions::default()).await;
+    let groups = [ident("orders_rw"), ident("orders_ro")];
+    let wrong = async || -> Vec<Finding> {
+        let all = check(&world.access(), &groups, &world.tasks).await;
+        all.into_iter()
+            .filter(|one| one.grade == Grade::Wrong)
+            .collect()
+    };
+    assert_eq!(wrong().await, []);
+    for (breaks, said, mends) in [
+        (
+            "alter role ephor createrole",
+            "may do more",
+            "alter role ephor nocreaterole",
+        ),
+        (
+            "revoke pg_signal_backend from ephor_signal",
+            "cannot end sessions",
+            "grant pg_signal_backend to ephor_signal",
+        ),
+        (
+            "alter role orders_rw login",
+            "orders_rw",
+            "alter role orders_rw nologin",
+        ),
+        (
+            "alter role ephor_owner nocreaterole",
+            "may make roles",
+            "alter role ephor_owner createrole",
+        ),
+        (
+            "revoke connect on database billing from ephor, public",
+            "billing",
+            "grant connect on database billing to ephor",
+        ),
+    ] {
+        world.cluster.psql("postgres", breaks).unwrap();
+        let found = wrong().await;
+        assert!(
+            found
+                .iter()
+                .any(|one| one.what.contains(said) && one.mend.is_some()),
+            "{breaks}: {found:?}"
+        );
+        world.cluster.psql("postgres", mends).unwrap();
+        assert_eq!(wrong().await, [], "{mends}");
+    }
+    // Without the right to see who is connected from where, use is unknown and never guessed.
+    world
+        .cluster
+        .psql("postgres", "revoke pg_read_all_stats from ephor_signal")
+        .unwrap();
+    let target = world.target();
+    let out = world.mint(&target).await;
+    let session = world.cluster.session(out.pair(), "orders", "").unwrap();
+    let seen = format!(
+        "select count(*) = 1 from pg_stat_activity where usesysid = {}",
+        out.oid
+    );
+    world.cluster.wait_true("postgres", &seen).unwrap();
+    assert!(matches!(target.uses().await.unwrap(), Uses::Unknown(_)));
+    let evidence = target.revoke(EPOCH, &out.ending()).await.unwrap();
+    assert_eq!(evidence.sessions_ended, 1);
+    drop(session);
+    // A line of pg_hba.conf, the password.
+    let conf = world.cluster.data().join("pg_hba.conf");
+    let before = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(
+        &conf,
+        format!("host all ephor 127.0.0.1/32 reject\n{before}"),
+    )
+    .unwrap();
+    world
+        .cluster
+        .psql("postgres", "select pg_reload_conf()")
+        .unwrap();
+    let found = wrong().await;
+    assert!(
+        found.iter().any(|one| one
+            .mend
+            .as_deref()
+            .is_some_and(|mend| mend.contains("pg_hba.conf"))),
+        "{found:?}"
+    );
+    std::fs::write(&conf, before).unwrap();
+    world
+        .cluster
+        .psql("postgres", "select pg_reload_conf()")
+        .unwrap();
+    world.set_password("another");
+    let found = wrong().await;
+    assert!(
+        found.iter().any(|one| one
+            .mend
+            .as_deref()
+            .is_some_and(|mend| mend.contains("PASSWORD"))),
+        "{found:?}"
+    );
+}
+
+/// A server with a certificate is believed by its name under the CA, and by nothing less.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_verified_by_name() {
+    let (ca, key, certificate) = certificates();
+    let world = World::own(ClusterOptions {
+        settings: vec![
+            "ssl = on".into(),
+            "ssl_cert_file = 'server.crt'".into(),
+            "ssl_key_file = 'server.key'".into(),
+        ],
+        hba: vec![
+            "hostssl ephor,orders,billing ephor 127.0.0.1/32 scram-sha-256".into(),
+            "hostnossl all ephor all reject".into(),
+        ],
+        files: vec![
+            ("server.crt".into(), certificate),
+            ("server.key".into(), key),
+        ],
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &[u8]| -> PathBuf {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let reach = async |host: &str, ca_file: PathBuf| {
+        let mut access = world.access();
+        access.tls = Tls::VerifyFull { ca_file };
+        access.hosts = vec![Address::of(host, world.cluster.port()).unwrap()];
+        Target::new(access, &Tasks::new()).position().await
+    };
+    let good = file("ca.pem", &ca);
+    reach("localhost", good.clone()).await.unwrap();
+    let bound = world.cluster.log();
+    assert!(!bound.contains("FATAL"), "{bound}");
+    let wrong_name = reach("127.0.0.1", good).await;
+    assert!(
+        matches!(&wrong_name, Err(Failed::Unreachable { why, .. }) if why.contains("127.0.0.1")),
+        "{wrong_name:?}"
+    );
+    let (other, _, _) = certificates();
+    let wrong_ca = reach("localhost", file("other.pem", &other)).await;
+    assert!(
+        matches!(wrong_ca, Err(Failed::Unreachable { .. })),
+        "{wrong_ca:?}"
+    );
+    let none = reach("localhost", file("none.pem", b"not a certificate")).await;
+    assert!(
+        matches!(&none, Err(Failed::Unreachable { why, .. }) if why.contains("none.pem")),
+        "{none:?}"
+    );
+    let off = Target::new(world.access(), &world.tasks).position().await;
+    assert!(off.is_err(), "the server wants TLS: {off:?}");
+}
+
+/// A CA, and a key and certificate of it for `localhost`, made by openssl.
+fn certificates() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |line: &str| {
+        let done = std::process::Command::new("sh")
+            .arg("-ec")
+            .arg(line)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+    };
+    run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem",
+    );
+    run("openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=db -keyout key.pem -out csr.pem
+         printf 'subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n' > ext
+         openssl x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out cert.pem");
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    (read("ca.pem"), read("key.pem"), read("cert.pem"))
+}

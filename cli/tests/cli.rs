@@ -68,3 +68,6 @@ mod supervise;
 
 #[path = "cli/inventory.rs"]
 mod inventory;
+
+#[path = "cli/database.rs"]
+mod database;

@@ -289,7 +289,7 @@ mod tests {
         assert!(
             named.contains(&"EPHOR_BROKER_STATE_DIR") && named.contains(&"EPHOR_BROKER_CONFIG")
         );
-        assert_eq!(named.len(), 19, "{named:?}");
+        assert_eq!(named.len(), 21, "{named:?}");
     }
 
     #[test]

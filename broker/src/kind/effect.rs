@@ -169,6 +169,8 @@ pub struct Again {
     pub is_absent: bool,
     /// Sessions that were found, and told to end.
     pub sessions: u32,
+    /// Some of [`Gone::starting`] still have no name: it must be looked at once more.
+    pub is_starting: bool,
 }
 
 /// What a target said of something that is no more.
@@ -189,6 +191,9 @@ pub struct Gone {
     /// What could not be looked at; empty is nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub partial: String,
+    /// Processes of sessions that were just starting there and told nobody yet whose they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starting: Vec<i32>,
     /// When, by the target's clock.
     pub at: UnixMillis,
 }

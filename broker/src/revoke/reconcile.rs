@@ -335,6 +335,10 @@ impl Broker {
                 if again.is_absent { "" } else { ", and itself" }
             );
             self.reopen(row, &why).await?;
+        } else if again.is_starting {
+            let later = self.clock.wall();
+            let later = later.saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
+            self.later_looks.set(id, later);
         }
         Ok(())
     }
@@ -374,6 +378,14 @@ impl Broker {
 
 /// What makes it more, or another, than it was made.
 fn differs(content: &Content, found: &Found) -> Option<String> {
+    match &found.now {
+        None => return Some("somebody has dropped it".to_owned()),
+        Some(now) if *now != found.role => return Some(format!("it is called {now}")),
+        Some(_) => {}
+    }
+    if !found.can_login {
+        return Some("it cannot log in any more".to_owned());
+    }
     if !found.attributes.is_empty() {
         return Some(format!("it has {}", found.attributes.join(", ")));
     }

@@ -111,10 +111,14 @@ impl Server {
 
     pub(super) async fn look_again(&self, name: &str, gone: &Gone) -> Result<Again, Failed> {
         let role = role(name)?;
-        let census = self.target.census_again(gone.number, &role).await?;
+        let census = self
+            .target
+            .census_again(gone.number, &role, &gone.starting)
+            .await?;
         Ok(Again {
             is_absent: census.role_absent,
             sessions: census.sessions,
+            is_starting: !census.starting.is_empty(),
         })
     }
 
@@ -169,6 +173,7 @@ fn gone(evidence: postgres::Evidence) -> Gone {
         },
         standbys,
         partial: partial.join("; "),
+        starting: evidence.starting,
         at: evidence.at,
     }
 }

@@ -114,6 +114,7 @@ impl Script {
             let found = |(role, (_, until)): (&String, &(String, UnixMillis))| Found {
                 installation: name::parse(role).map(|name| name.installation.to_owned()),
                 role: role.clone(),
+                now: Some(role.clone()),
                 oid: 7,
                 credential: None,
                 fenced: false,
@@ -138,6 +139,7 @@ impl Script {
             Ok(Again {
                 is_absent: !inner.alive.contains_key(name),
                 sessions: std::mem::take(&mut inner.hidden),
+                is_starting: false,
             })
         })
     }
@@ -180,6 +182,7 @@ impl Script {
                     seen: seen("0/2"),
                     standbys: Vec::new(),
                     partial: String::new(),
+                    starting: Vec::new(),
                     at: UnixMillis::from_millis(2),
                 }
             });

@@ -5,17 +5,16 @@ use ephor_proto::time::UnixMillis;
 
 use super::connect::{Params, field};
 use super::failed::Failed;
-use super::name::RoleName;
 use super::{Target, census};
 use crate::limits;
 
 /// A role at the target with our prefix, or that one of ours was renamed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
+    /// The name that it was made with, if the fence knows it; else its name now.
+    pub role: String,
     /// Its name now; none when somebody else has dropped it.
-    pub role: Option<String>,
-    /// The name that it was made with, if the fence knows it.
-    pub made_as: Option<RoleName>,
+    pub now: Option<String>,
     /// Whose it is, when the name is of our form: see [`crate::kind::name::installation_part`].
     pub installation: Option<String>,
     /// Its oid.
@@ -73,36 +72,35 @@ fn time(millis: i64) -> UnixMillis {
 }
 
 impl Target {
-    /// Every role with our prefix, of whatever installation, and forgets rows of the fence that
+    /// Every role with our prefix, of whatever installation: whoever sweeps begins its epoch first
+    /// ([`Self::begin_epoch`]), so that none before is still at work. And forgets rows of the fence that
     /// nothing can need any more.
     ///
     /// # Errors
     /// [`Failed`].
-    pub async fn ours(&self, epoch: u32) -> Result<Vec<Found>, Failed> {
+    pub async fn ours(&self) -> Result<Vec<Found>, Failed> {
         const SQL: &str = "SELECT l.role, l.made_as, l.role_oid, l.credential::text, coalesce(l.dead, false), l.can_login,
             l.attributes, l.groups, l.granted_to, l.valid_until_ms, l.connections, l.sessions FROM ephor.logins() l";
         const PRUNE: &str = "SELECT ephor.prune($1)";
         let access = self.access();
         let pool = &self.inner.revoking;
-        // Whoever sweeps speaks for the present epoch, and none before is still at work.
-        self.begin_epoch(epoch).await?;
         let rows = pool.call("its logins", SQL, &[]).await;
         let rows = rows.map_err(|said| said.failed(self.name()))?;
         let params: Params<'_> = &[&limits::PG_FENCE_KEEP_SECONDS];
         let pruned = pool.call("pruning the fence", PRUNE, params).await;
         pruned.map_err(|said| said.failed(self.name()))?;
         let found = |row| {
-            let role: Option<String> = field(access, row, 0)?;
+            let now: Option<String> = field(access, row, 0)?;
             let made_as: Option<String> = field(access, row, 1)?;
-            let name = made_as.as_ref().or(role.as_ref());
-            let installation = name.and_then(|name| crate::kind::name::parse(name));
+            let role = made_as.or_else(|| now.clone()).unwrap_or_default();
+            let installation = crate::kind::name::parse(&role);
             let installation = installation.map(|name| name.installation.to_owned());
             let credential: Option<String> = field(access, row, 3)?;
             let valid_until: Option<i64> = field(access, row, 9)?;
             Ok(Found {
                 installation,
-                made_as: made_as.and_then(|name| RoleName::parse(&name).ok()),
                 role,
+                now,
                 oid: field(access, row, 2)?,
                 credential: credential.and_then(|text| text.parse().ok()),
                 fenced: field(access, row, 4)?,

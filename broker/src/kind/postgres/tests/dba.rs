@@ -22,13 +22,13 @@ async fn a_role_that_a_dba_dropped_is_proven_and_its_session_ended() {
     world.cluster.wait_true("postgres", &seen).unwrap();
     world.ask(&format!("drop role \"{}\"", out.name()));
     // Still told: its row lives, and a session.
-    let found = target.ours(EPOCH).await.unwrap();
+    let found = target.ours().await.unwrap();
     let mine = found.iter().find(|one| one.oid == out.oid).unwrap();
     assert_eq!(
-        (mine.role.as_deref(), mine.sessions, mine.fenced),
+        (mine.now.as_deref(), mine.sessions, mine.fenced),
         (None, 1, false)
     );
-    assert_eq!(mine.made_as.as_ref(), Some(&out.login.role));
+    assert_eq!(mine.role, out.name());
     let Uses::Seen(uses) = target.uses().await.unwrap() else {
         panic!()
     };
@@ -58,7 +58,7 @@ async fn a_role_that_a_dba_dropped_is_proven_and_its_session_ended() {
     assert!(!session.finish().unwrap().contains("still here"));
     assert!(
         !target
-            .ours(EPOCH)
+            .ours()
             .await
             .unwrap()
             .iter()
@@ -77,10 +77,10 @@ async fn a_role_that_a_dba_renamed_is_ours_all_the_same() {
         .cluster
         .psql_as((&name, "new"), "orders", "create table bobs (n int)")
         .unwrap();
-    let found = target.ours(EPOCH).await.unwrap();
+    let found = target.ours().await.unwrap();
     let mine = found.iter().find(|one| one.oid == out.oid).unwrap();
-    assert_eq!(mine.role.as_deref(), Some(name.as_str()));
-    assert_eq!(mine.made_as.as_ref(), Some(&out.login.role));
+    assert_eq!(mine.now.as_deref(), Some(name.as_str()));
+    assert_eq!(mine.role, out.name());
     assert_eq!(mine.attributes, ["createdb"]);
     assert_eq!(mine.valid_until, None);
     let evidence = target.revoke(EPOCH, &out.ending()).await.unwrap();
@@ -108,10 +108,10 @@ async fn a_login_of_our_name_that_the_fence_does_not_know_is_found_and_ended() {
         login.role
     );
     world.cluster.psql("orders", &make).unwrap();
-    let found = target.ours(EPOCH).await.unwrap();
+    let found = target.ours().await.unwrap();
     let mine = found
         .iter()
-        .find(|one| one.role.as_deref() == Some(login.role.as_str()))
+        .find(|one| one.role == login.role.as_str())
         .unwrap();
     assert_eq!((mine.credential, mine.can_login), (None, true));
     let ending = Ending {

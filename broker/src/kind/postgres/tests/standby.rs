@@ -144,7 +144,7 @@ async fn after_a_failover_that_lost_the_fence_the_login_is_found_and_ended_again
     let after = Target::new(access, &world.tasks);
     let position = after.position().await.unwrap();
     assert_eq!(position.system_id, evidence.system_id);
-    let found = after.ours(EPOCH).await.unwrap();
+    let found = after.ours().await.unwrap();
     match found.iter().find(|one| one.oid == out.oid) {
         Some(one) => {
             assert!(one.can_login && !one.fenced, "{one:?}");

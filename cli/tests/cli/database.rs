@@ -184,9 +184,9 @@ fn every_form_lets_psql_in() {
     ] {
         let mut run = dev.ephor();
         run.arg("run");
-        names
-            .iter()
-            .for_each(|name| drop(run.args(["--env", name])));
+        names.iter().for_each(|name| {
+            run.args(["--env", name]);
+        });
         // What is inherited leads elsewhere.
         run.env("PGSERVICE", "nowhere")
             .env("PGPASSWORD", "wrong")

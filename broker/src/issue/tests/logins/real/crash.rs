@@ -158,39 +158,45 @@ fn is_stopped(pid: u32) -> bool {
 }
 
 /// It goes on after another broker, on a copy of its store and in a later epoch, ended everything:
-/// whatever it still does at the target comes to nothing.
+/// whatever it still does at the target comes to nothing. Most of it is waiting, so several go on
+/// beside each other, each with a server of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paused_at_every_step_while_another_broker_revokes() {
-    let cluster = tokio::task::spawn_blocking(cluster).await.unwrap();
-    for (epoch, point) in (1..).step_by(2).zip(POINTS) {
-        let dir = tempfile::tempdir().unwrap();
-        let mut child = start(dir.path(), &cluster, epoch, ("EPHOR_PAUSE", point));
-        let pid = child.id();
-        let mut waited = 0;
-        while !is_stopped(pid) {
-            assert!(
-                child.try_wait().unwrap().is_none() && waited < 3_000,
-                "{point} was not reached"
-            );
-            waited += 1;
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    let some = POINTS.chunks(3).map(async |points| {
+        let cluster = tokio::task::spawn_blocking(cluster).await.unwrap();
+        for (epoch, point) in (1..).step_by(2).zip(points) {
+            pause_and_revoke(point, epoch, &cluster).await;
         }
-        let copy = tempfile::tempdir().unwrap();
-        for file in std::fs::read_dir(dir.path()).unwrap() {
-            let name = file.unwrap().file_name();
-            std::fs::copy(dir.path().join(&name), copy.path().join(&name)).unwrap();
-        }
-        judge(point, copy.path(), &cluster, epoch + 1).await;
-        let first = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-        rustix::process::kill_process(first, rustix::process::Signal::CONT).unwrap();
-        let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
-        ended.await.unwrap();
-        assert_eq!(
-            there(&cluster),
-            BTreeSet::new(),
-            "{point}: made after it was revoked"
-        );
+    });
+    futures_util::future::join_all(some).await;
+}
+
+async fn pause_and_revoke(point: &str, epoch: u32, cluster: &Cluster) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start(dir.path(), cluster, epoch, ("EPHOR_PAUSE", point));
+    let pid = child.id();
+    let mut waited = 0;
+    while !is_stopped(pid) {
+        let is_running = child.try_wait().unwrap().is_none();
+        assert!(is_running && waited < 3_000, "{point} was not reached");
+        waited += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let name = file.unwrap().file_name();
+        std::fs::copy(dir.path().join(&name), copy.path().join(&name)).unwrap();
+    }
+    judge(point, copy.path(), cluster, epoch + 1).await;
+    let first = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(first, rustix::process::Signal::CONT).unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    ended.await.unwrap();
+    assert_eq!(
+        there(cluster),
+        BTreeSet::new(),
+        "{point}: made after it was revoked"
+    );
 }
 
 /// Every point of these steps is one of the above.

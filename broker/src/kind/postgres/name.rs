@@ -161,7 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn attack_113_hostile_names_are_refused() {
+    fn hostile_names_are_refused() {
         let hostile = [
             "",
             "a\0b",

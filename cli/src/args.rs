@@ -50,6 +50,9 @@ pub enum Verb {
     /// The broker itself: how it stands, backups, a new epoch, its keys
     #[command(subcommand)]
     Broker(Broker),
+    /// Database servers that logins are made at: prepare one, check it
+    #[command(subcommand)]
+    Target(Target),
     /// Credentials that others made: what is left over where, read-only and without a daemon
     #[command(subcommand)]
     Inventory(Inventory),
@@ -622,6 +625,74 @@ impl KeyKind {
             Self::Log => "log",
         }
     }
+}
+
+/// `ephor target`
+#[derive(Debug, Subcommand)]
+pub enum Target {
+    /// Install at a PostgreSQL server what the broker needs there; may be run again
+    Init(TargetInit),
+    /// Say what is missing at a server, and the statement that mends it; exit 1 if the broker cannot
+    /// work there
+    Check(TargetCheck),
+}
+
+/// `ephor target init`
+#[derive(Debug, Args)]
+pub struct TargetInit {
+    /// The server as its administrator reaches it, and the database that logins are for:
+    /// postgres://ADMIN@HOST/DATABASE?sslmode=...; the password better from PGPASSWORD or ~/.pgpass
+    pub url: String,
+    /// Group role that logins may be made of; may be repeated
+    #[arg(long = "group", value_name = "ROLE", required = true)]
+    pub groups: Vec<String>,
+    /// Make those of them that are not there, without any right
+    #[arg(long)]
+    pub make_groups: bool,
+    /// Every database where a login may own or be given something; absent: that of the URL
+    #[arg(long = "database", value_name = "DATABASE")]
+    pub databases: Vec<String>,
+    /// Where Ephor's own schema goes; made if it is not there
+    #[arg(long, value_name = "DATABASE", default_value = "ephor")]
+    pub admin_database: String,
+    /// The broker's own login; made if it is not there
+    #[arg(long, value_name = "ROLE", default_value = "ephor")]
+    pub login: String,
+    /// File whose first line is its password, the same that the broker reads; absent: it stays as it is
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Print what would be run, for psql, and connect to nothing
+    #[arg(long)]
+    pub sql: bool,
+}
+
+/// `ephor target check`
+#[derive(Debug, Args)]
+pub struct TargetCheck {
+    /// A target of the policy, or a server as the broker reaches it: postgres://ephor@HOST/DATABASE
+    pub target: String,
+    /// Read this policy instead of asking the broker for the one in force
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// File whose first line is the password of the broker's login; absent: the broker's own file, or
+    /// for a URL PGPASSWORD and ~/.pgpass
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Settings of the broker, to find that file
+    #[arg(long, value_name = "FILE", default_value = ephor_broker::config::DEFAULT_FILE)]
+    pub broker_config: PathBuf,
+    /// With a URL: group role that logins are to be made of; may be repeated
+    #[arg(long = "group", value_name = "ROLE")]
+    pub groups: Vec<String>,
+    /// With a URL: every database where a login may own something; absent: that of the URL
+    #[arg(long = "database", value_name = "DATABASE")]
+    pub databases: Vec<String>,
+    /// With a URL: where Ephor's own schema is
+    #[arg(long, value_name = "DATABASE", default_value = "ephor")]
+    pub admin_database: String,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = DoctorOutput::Text)]
+    pub output: DoctorOutput,
 }
 
 /// `ephor inventory`

@@ -14,6 +14,7 @@ mod host;
 mod policy;
 mod audit;
 mod broker;
+mod target;
 mod inventory;
 mod doctor;
 mod completion;
@@ -84,6 +85,7 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Policy(args) => policy::policy(args).await,
         Verb::Audit(args) => audit::audit(args).await,
         Verb::Broker(args) => broker::broker(args).await,
+        Verb::Target(args) => target::target(args).await,
         Verb::Inventory(args) => inventory::inventory(args).await,
         Verb::Whoami(args) => whoami::whoami(args).await,
         Verb::Doctor(args) => doctor::doctor(args).await,

@@ -66,6 +66,8 @@ mod ledger;
 #[path = "cli/supervise.rs"]
 mod supervise;
 
+#[path = "cli/target.rs"]
+mod target;
 #[path = "cli/inventory.rs"]
 mod inventory;
 

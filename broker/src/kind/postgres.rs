@@ -28,7 +28,7 @@ use ephor_proto::postgres::Address;
 
 use tokio_postgres::Row;
 
-pub use access::{Access, Tls};
+pub use access::{Access, Password, Tls};
 pub use census::{Census, Evidence, Seen};
 pub use failed::Failed;
 pub use install::{

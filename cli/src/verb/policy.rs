@@ -81,7 +81,7 @@ pub async fn policy(verb: args::Policy) -> Outcome {
 }
 
 /// A policy to compare with or to ask, and where it is from in words.
-async fn snapshot(dir: Option<&Path>) -> Result<(Snapshot, String), Failure> {
+pub(super) async fn snapshot(dir: Option<&Path>) -> Result<(Snapshot, String), Failure> {
     let wrong = |errors: ephor_broker::policy::LoadErrors| Failure::new(CONFIG, errors.to_string());
     match dir {
         Some(dir) => {

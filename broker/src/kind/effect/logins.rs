@@ -12,7 +12,9 @@ use ephor_proto::time::UnixMillis;
 
 use super::{Again, Content, Ending, Failed, Gone, Minted, Seen, Verifier};
 use crate::kind::name::installation_part;
-use crate::kind::postgres::{self, Access, BadName, Ident, Login, RoleName, Seen as OnStandby};
+use crate::kind::postgres::{
+    self, Access, BadName, Ident, Login, Password, RoleName, Seen as OnStandby,
+};
 use crate::policy::{PostgresTarget, Tls};
 use crate::tasks::Tasks;
 
@@ -40,7 +42,7 @@ impl Server {
             installation: installation_part(installation),
             hosts: vec![policy.address.clone()],
             user: policy.user.clone(),
-            password_file,
+            password: password_file.map_or(Password::None, Password::File),
             admin_database: ident(&policy.admin_database)?,
             databases: databases.collect::<Result<_, _>>()?,
             standbys: policy.standbys.clone(),

@@ -2,7 +2,9 @@
 //! in a file of its own and read at every connect, so that it can be swapped at any time.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use ephor_crypto::Secret;
 use ephor_proto::postgres::Address;
 
 use super::name::Ident;
@@ -19,8 +21,19 @@ pub enum Tls {
     },
 }
 
+/// Where the password of the broker's own login is.
+#[derive(Debug, Clone)]
+pub enum Password {
+    /// There is none: peer or trust.
+    None,
+    /// The first line of this file, read at every connect.
+    File(PathBuf),
+    /// Given by a person, for a look.
+    Given(Arc<Secret>),
+}
+
 /// Everything needed to work at one target.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Access {
     /// `[target.NAME]`.
     pub name: String,
@@ -30,8 +43,8 @@ pub struct Access {
     pub hosts: Vec<Address>,
     /// The broker's own login.
     pub user: String,
-    /// File with its password, read at every connect; none for peer or trust.
-    pub password_file: Option<PathBuf>,
+    /// Its password.
+    pub password: Password,
     /// Where `target init` put its schema.
     pub admin_database: Ident,
     /// Every database where a login may own something.

@@ -4,7 +4,7 @@ use ephor_proto::postgres::Address;
 use ephor_proto::time::Clock as _;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ephor_crypto::Secret;
@@ -13,7 +13,7 @@ use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
-use super::access::{Access, Tls};
+use super::access::{Access, Password, Tls};
 use super::failed::{Failed, Said, not_connected, said};
 use super::tls::Encrypt;
 use crate::clock::SystemClock;
@@ -61,9 +61,15 @@ impl Conn {
             why: format!("{host}: {why}"),
         };
         let mut config = config(&access.user, host, purpose);
-        if let Some(file) = &access.password_file {
-            let password = password(file).await.map_err(unreachable)?;
-            config.password(password.expose());
+        match &access.password {
+            Password::None => {}
+            Password::File(file) => {
+                let password = password(file).await.map_err(unreachable)?;
+                config.password(password.expose());
+            }
+            Password::Given(password) => {
+                config.password(password.expose());
+            }
         }
         let opened = connected(&config, host, &access.tls, tasks);
         let client = timeout(limits::PG_CONNECT, opened).await;
@@ -240,7 +246,7 @@ where
 }
 
 /// The password of our own login: the first line of its file.
-async fn password(file: &Path) -> Result<Arc<Secret>, String> {
+async fn password(file: &Path) -> Result<Secret, String> {
     let about = |why: String| format!("credential file {}: {why}", file.display());
     let bytes = tokio::fs::read(file)
         .await
@@ -255,5 +261,5 @@ async fn password(file: &Path) -> Result<Arc<Secret>, String> {
     if line.is_empty() {
         return Err(about("it is empty".to_owned()));
     }
-    Ok(Arc::new(Secret::new(line.to_vec())))
+    Ok(Secret::new(line.to_vec()))
 }

@@ -13,7 +13,8 @@ use crate::tasks::Tasks;
 use super::SCHEMA_VERSION;
 
 /// How one thing stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Grade {
     /// As it should be.
     Ok,
@@ -26,13 +27,14 @@ pub enum Grade {
 }
 
 /// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
     /// How it stands.
     pub grade: Grade,
     /// What was looked at and found.
     pub what: String,
     /// A statement or line that mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
 }
 

@@ -144,7 +144,7 @@ impl World {
             installation: crate::kind::name::installation_part("test"),
             hosts: vec![Address::of("127.0.0.1", self.cluster.port()).unwrap()],
             user: "ephor".to_owned(),
-            password_file: Some(self.password_file()),
+            password: Password::File(self.password_file()),
             admin_database: ident("ephor"),
             databases: vec![ident("orders"), ident("billing")],
             standbys: Vec::new(),

@@ -1,0 +1,280 @@
+//! `ephor target init | check`: what a PostgreSQL server needs before logins can be made at it.
+//!
+//! `init` is the only thing that ever uses an administrator's login; the broker has one that may call
+//! Ephor's functions and nothing else. `--sql` prints what `init` would run, and connects to nothing.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ephor_broker::config::{Config, Settings};
+use ephor_broker::kind::effect::logins::Server;
+use ephor_broker::kind::postgres::{
+    Access, Admin, Finding, Grade, Ident, InstallError, Options, Password, SCHEMA_VERSION, check,
+    install, install_sql,
+};
+use ephor_broker::policy::{Give, Snapshot};
+use ephor_broker::tasks::Tasks;
+use ephor_crypto::Secret;
+use ephor_crypto::scram::{DEFAULT_ITERATIONS, ScramVerifier};
+
+use crate::args::{self, DoctorOutput};
+use crate::exit::{CHECK_FAILED, Failure, Outcome};
+use crate::postgres::Target;
+use crate::show;
+use crate::words::plural;
+
+/// For connections to end.
+const ENDS: Duration = Duration::from_secs(1);
+/// Longest password file, in bytes.
+const PASSWORD_FILE: u64 = 1024;
+
+/// Does what was asked.
+pub async fn target(verb: args::Target) -> Outcome {
+    match verb {
+        args::Target::Init(args) => init(args).await,
+        args::Target::Check(args) => look(args).await,
+    }
+}
+
+async fn init(args: args::TargetInit) -> Outcome {
+    let server = Target::of(&args.url)?;
+    let options = options(&args, &server.database)?;
+    if args.sql {
+        let script = install_sql(&options).map_err(Failure::usage)?;
+        show::to_stdout(&script)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (tls, _) = server.verified()?;
+    let admin = Admin {
+        address: server.address.clone(),
+        user: server.user.clone(),
+        password: server.password(),
+        database: server.database.clone(),
+        tls,
+    };
+    let tasks = Tasks::new();
+    let installed = install(&admin, &options, &tasks).await;
+    tasks.shutdown(ENDS).await;
+    let installed = installed.map_err(|why| not_installed(&why, &args.url))?;
+    let (own, rest) = installed
+        .databases
+        .split_first()
+        .unwrap_or((&args.login, &[]));
+    show::to_stdout(&format!(
+        "{}, PostgreSQL {}: schema {SCHEMA_VERSION} in database {}, logins may own things in {}.\n\
+         Logins may be made of {}. The broker logs in as {}{}.\n\
+         Next: [target.NAME] in the policy, the password in the broker's target_secrets_dir as\n\
+         target-NAME, and  ephor target check NAME\n",
+        installed.host,
+        show::value(&installed.server),
+        show::value(own),
+        show::value(&rest.join(", ")),
+        show::value(&args.groups.join(", ")),
+        show::value(&args.login),
+        match args.password_file {
+            Some(_) => ", with the password in that file",
+            None => "; its password is as it was",
+        },
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn not_installed(why: &InstallError, url: &str) -> Failure {
+    let rest = "A database whose statement failed is as it was before; init may be run again.";
+    match why {
+        InstallError::Options(_) => Failure::usage(why),
+        InstallError::Connect { .. } => Failure::unreachable(why),
+        InstallError::Statement { .. } => {
+            // The administrator's name, and nothing that may be a password.
+            let who = Target::of(url)
+                .map(|server| server.user)
+                .unwrap_or_default();
+            Failure::denied(format!(
+                "{why}\n{rest}\nIt takes a user who may make roles and databases; {who} is the one that was used."
+            ))
+        }
+    }
+}
+
+fn options(args: &args::TargetInit, database: &str) -> Result<Options, Failure> {
+    let databases = match args.databases.as_slice() {
+        [] => vec![ident(database)?],
+        named => idents(named)?,
+    };
+    let verifier = args.password_file.as_deref().map(|file| {
+        let made = ScramVerifier::new(&secret(file)?, iterations());
+        made.map_err(|why| Failure::local("cannot make a verifier", why))
+    });
+    Ok(Options {
+        login: ident(&args.login)?,
+        verifier: verifier.transpose()?,
+        groups: idents(&args.groups)?,
+        make_groups: args.make_groups,
+        admin_database: ident(&args.admin_database)?,
+        databases,
+    })
+}
+
+fn iterations() -> std::num::NonZeroU32 {
+    std::num::NonZeroU32::new(DEFAULT_ITERATIONS).unwrap_or(std::num::NonZeroU32::MIN)
+}
+
+fn ident(text: &str) -> Result<Ident, Failure> {
+    Ident::parse(text).map_err(|why| Failure::usage(format!("{why}.")))
+}
+
+fn idents(texts: &[String]) -> Result<Vec<Ident>, Failure> {
+    texts.iter().map(|text| ident(text)).collect()
+}
+
+/// The first line of a file.
+fn secret(file: &Path) -> Result<Secret, Failure> {
+    let wrong = |why: &dyn std::fmt::Display| {
+        Failure::usage(format!("password file {}: {why}.", file.display()))
+    };
+    let size = std::fs::metadata(file).map_err(|why| wrong(&why))?.len();
+    if size > PASSWORD_FILE {
+        return Err(wrong(&"too long for a password"));
+    }
+    let bytes = Secret::new(std::fs::read(file).map_err(|why| wrong(&why))?);
+    let line = bytes.expose().split(|byte| *byte == b'\n').next();
+    let line = line.unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    // What is not printable ASCII a server may read as another password (RFC 4013).
+    match line.iter().all(u8::is_ascii_graphic) && !line.is_empty() {
+        true => Ok(Secret::new(line.to_vec())),
+        false => Err(wrong(
+            &"its first line must be a password of printable ASCII, without blanks",
+        )),
+    }
+}
+
+async fn look(args: args::TargetCheck) -> Outcome {
+    let (access, groups) = match args.target.contains("://") {
+        true => by_url(&args)?,
+        false => by_name(&args).await?,
+    };
+    let tasks = Tasks::new();
+    let findings = check(&access, &groups, &tasks).await;
+    tasks.shutdown(ENDS).await;
+    let holds = !findings.iter().any(|one| one.grade == Grade::Wrong);
+    let text = match args.output {
+        DoctorOutput::Text => told(&findings),
+        DoctorOutput::Json => {
+            let all =
+                serde_json::json!({ "target": access.name, "holds": holds, "findings": findings });
+            serde_json::to_string_pretty(&all)
+                .map_err(|why| Failure::local("cannot be printed", why))?
+                + "\n"
+        }
+    };
+    show::to_stdout(&text)?;
+    Ok(match holds {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(CHECK_FAILED),
+    })
+}
+
+/// A server that policy need not name yet.
+fn by_url(args: &args::TargetCheck) -> Result<(Access, Vec<Ident>), Failure> {
+    let server = Target::of(&args.target)?;
+    let (tls, _) = server.verified()?;
+    let password = match &args.password_file {
+        Some(file) => Password::File(file.clone()),
+        None => server
+            .password()
+            .map_or(Password::None, |secret| Password::Given(Arc::new(secret))),
+    };
+    let databases = match args.databases.as_slice() {
+        [] => vec![ident(&server.database)?],
+        named => idents(named)?,
+    };
+    let access = Access {
+        name: server.name(),
+        installation: String::new(),
+        hosts: vec![server.address.clone()],
+        user: server.user.clone(),
+        password,
+        admin_database: ident(&args.admin_database)?,
+        databases,
+        standbys: Vec::new(),
+        tls,
+        connections: 1,
+    };
+    Ok((access, idents(&args.groups)?))
+}
+
+/// A target of the policy in force, or of one in a directory.
+async fn by_name(args: &args::TargetCheck) -> Result<(Access, Vec<Ident>), Failure> {
+    let (snapshot, _) = super::policy::snapshot(args.policy.as_deref()).await?;
+    let name = args.target.as_str();
+    let Some(target) = snapshot.target(name) else {
+        let known: Vec<&str> = snapshot.targets().map(|one| one.name.as_str()).collect();
+        return Err(Failure::config(format!(
+            "the policy has no [target.{name}]; it has {}.",
+            match known.as_slice() {
+                [] => "none".to_owned(),
+                known => known.join(", "),
+            }
+        )));
+    };
+    let file = args.password_file.clone().or_else(|| of_broker(args));
+    let tasks = Tasks::new();
+    let server = Server::new((name, &target.postgres), "", file, &tasks);
+    let server = server.map_err(|why| Failure::config(format!("[target.{name}]: {why}.")))?;
+    Ok((server.target().access().clone(), groups(&snapshot, name)?))
+}
+
+/// The file that the broker reads the password from, if it has one.
+fn of_broker(args: &args::TargetCheck) -> Option<PathBuf> {
+    let config = Config::load(Some(&args.broker_config), Settings::default()).ok()?;
+    let file = config
+        .target_secrets_dir?
+        .join(format!("target-{}", args.target));
+    file.exists().then_some(file)
+}
+
+/// Every group role that an entitlement gives at a target.
+fn groups(snapshot: &Snapshot, name: &str) -> Result<Vec<Ident>, Failure> {
+    let mut all = BTreeSet::new();
+    for entitlement in snapshot.entitlements() {
+        for give in &entitlement.gives {
+            match give {
+                Give::Postgres { target, roles, .. } if target == name => all.extend(roles.clone()),
+                Give::Postgres { .. }
+                | Give::Jwt { .. }
+                | Give::X509 { .. }
+                | Give::Introspect { .. } => {}
+            }
+        }
+    }
+    all.iter().map(|role| ident(role)).collect()
+}
+
+fn told(findings: &[Finding]) -> String {
+    let word = |grade| match grade {
+        Grade::Ok => "ok",
+        Grade::Weak => "weak",
+        Grade::Wrong => "WRONG",
+        Grade::Unknown => "unknown",
+    };
+    let mut text = String::new();
+    for Finding { grade, what, mend } in findings {
+        text.push_str(&format!("{:<8}{}\n", word(*grade), show::value(what)));
+        if let Some(mend) = mend {
+            text.push_str(&format!("{:8}-> {}\n", "", show::value(mend)));
+        }
+    }
+    let count = |grade| findings.iter().filter(|one| one.grade == grade).count();
+    text.push_str(&format!(
+        "{} in order, {} weak, {} wrong, {} unknown.\n",
+        plural(count(Grade::Ok), "thing"),
+        count(Grade::Weak),
+        count(Grade::Wrong),
+        count(Grade::Unknown)
+    ));
+    text
+}

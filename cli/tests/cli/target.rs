@@ -1,0 +1,219 @@
+//! `ephor target init | check` on real servers.
+
+use std::process::{Command, Output};
+
+use ephor_testkit::postgres::{Cluster, Options};
+
+use super::support::{assert_code, ephor, text};
+
+fn target(args: &[&str]) -> Command {
+    let mut command = ephor();
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
+    }
+    command.arg("target").args(args).env("HOME", "/nonexistent");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    target(args).output().unwrap()
+}
+
+fn seeded() -> Cluster {
+    let cluster = Cluster::with(&Options::default()).unwrap();
+    let seed = "create database orders; create database billing; create role orders_rw nologin;
+        revoke connect on database postgres, template1 from public";
+    cluster.psql("postgres", seed).unwrap();
+    cluster
+}
+
+#[test]
+fn init_prepares_a_server_check_says_so_and_both_may_be_repeated() {
+    let cluster = seeded();
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("target-orders");
+    std::fs::write(&password, "a-long-password\n").unwrap();
+    let file = password.to_str().unwrap();
+    let admin = cluster.socket_url("postgres", "orders");
+    let broker = cluster.url("ephor", "orders");
+    let wanted = [
+        "--group",
+        "orders_rw",
+        "--database",
+        "orders",
+        "--database",
+        "billing",
+    ];
+    let check = |more: &[&str]| {
+        let args = [
+            &["check", &broker, "--password-file", file],
+            &wanted[..],
+            more,
+        ]
+        .concat();
+        run(&args)
+    };
+    let before = check(&[]);
+    assert_code(&before, 1);
+    let said = text(&before.stdout);
+    assert!(said.contains("WRONG") && said.contains("-> "), "{said}");
+
+    for _ in 0..2 {
+        let args = [&["init", &admin, "--password-file", file], &wanted[..]].concat();
+        let done = run(&args);
+        assert_code(&done, 0);
+        let said = text(&done.stdout);
+        assert!(
+            said.contains("schema 1 in database ephor, logins may own things in orders, billing."),
+            "{said}"
+        );
+        assert!(!said.contains("a-long-password"), "{said}");
+    }
+    let after = check(&[]);
+    assert_code(&after, 0);
+    let said = text(&after.stdout);
+    assert!(
+        said.contains("logins of \"orders_rw\" may be made") && said.contains(" 0 wrong"),
+        "{said}"
+    );
+    let json: serde_json::Value = serde_json::from_slice(&check(&["-o", "json"]).stdout).unwrap();
+    assert_eq!(json["holds"], true);
+
+    cluster
+        .psql("postgres", "revoke pg_signal_backend from ephor_signal")
+        .unwrap();
+    let broken = check(&[]);
+    assert_code(&broken, 1);
+    assert!(text(&broken.stdout).contains("-> GRANT pg_signal_backend TO ephor_signal"));
+    let json: serde_json::Value = serde_json::from_slice(&check(&["-o", "json"]).stdout).unwrap();
+    assert_eq!(json["holds"], false);
+}
+
+#[test]
+fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
+    let cluster = seeded();
+    let admin = cluster.socket_url("postgres", "orders");
+    let printed = run(&["init", &admin, "--group", "orders_rw", "--sql"]);
+    assert_code(&printed, 0);
+    let none = cluster
+        .psql(
+            "postgres",
+            "select count(*) from pg_roles where rolname ~ '^ephor'",
+        )
+        .unwrap();
+    assert_eq!(none, "0", "--sql changes nothing");
+    cluster.psql("postgres", &text(&printed.stdout)).unwrap();
+    cluster
+        .psql("postgres", "alter role ephor password 'typed'")
+        .unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = dir.path().join("secrets");
+    let policy = dir.path().join("policy");
+    std::fs::create_dir(&secrets).unwrap();
+    std::fs::create_dir(&policy).unwrap();
+    std::fs::write(secrets.join("target-orders"), "typed\n").unwrap();
+    let sample = format!(
+        "trust_domain = \"example.org\"\n[ttl]\ndefault = \"15m\"\nmax = \"1h\"\n\n[target.orders]\nowner = \"team:orders\"\n\
+         postgres = {{ url = \"{}\", tls = \"off\" }}\n",
+        cluster.url("ephor", "orders")
+    );
+    std::fs::write(policy.join("ephor.toml"), sample).unwrap();
+    let loads = ephor()
+        .args(["policy", "check"])
+        .arg(&policy)
+        .output()
+        .unwrap();
+    assert_code(&loads, 0);
+    let named = |name: &str| {
+        let mut command = target(&["check", name, "--policy"]);
+        command
+            .arg(&policy)
+            .arg("--password-file")
+            .arg(secrets.join("target-orders"));
+        command.output().unwrap()
+    };
+    assert_code(&named("orders"), 0);
+    let unknown = named("billing");
+    assert_code(&unknown, 78);
+    assert!(
+        text(&unknown.stderr).contains("it has orders"),
+        "{}",
+        text(&unknown.stderr)
+    );
+}
+
+#[test]
+fn what_is_wrong_is_said_without_a_password() {
+    let cluster = seeded();
+    let port = cluster.port();
+    let admin = cluster.socket_url("postgres", "orders");
+    for (args, code, word) in [
+        (
+            vec!["init", &admin, "--group", "nobody"],
+            77,
+            "the group role nobody does not exist",
+        ),
+        (
+            vec!["init", &admin, "--group", "pg_monitor"],
+            64,
+            "cannot be a name",
+        ),
+        (
+            vec![
+                "init",
+                &admin,
+                "--group",
+                "orders_rw",
+                "--database",
+                "ephor",
+            ],
+            64,
+            "another database",
+        ),
+        (
+            vec!["init", "mysql://a:hunter2@h/d", "--group", "g"],
+            64,
+            "invalid",
+        ),
+        (
+            vec![
+                "init",
+                "postgres://a@127.0.0.1:1/d?sslmode=disable",
+                "--group",
+                "g",
+            ],
+            69,
+            "unreachable",
+        ),
+    ] {
+        let done = run(&args);
+        assert_code(&done, code);
+        let said = text(&done.stderr);
+        assert!(
+            said.contains(word) && !said.contains("hunter2"),
+            "{args:?}: {said}"
+        );
+    }
+    // Who may not make roles is told so, and nothing is left.
+    cluster
+        .psql("postgres", "create role plain login password 'hunter2'")
+        .unwrap();
+    let url = format!("postgres://plain:hunter2@127.0.0.1:{port}/orders?sslmode=disable");
+    let done = run(&["init", &url, "--group", "orders_rw"]);
+    assert_code(&done, 77);
+    let said = text(&done.stderr);
+    assert!(
+        said.contains("plain is the one that was used") && !said.contains("hunter2"),
+        "{said}"
+    );
+    let none = cluster
+        .psql(
+            "postgres",
+            "select count(*) from pg_roles where rolname ~ '^ephor'",
+        )
+        .unwrap();
+    assert_eq!(none, "0");
+}

@@ -71,3 +71,6 @@ mod inventory;
 
 #[path = "cli/database.rs"]
 mod database;
+
+#[path = "cli/pools.rs"]
+mod pools;

@@ -3,6 +3,7 @@
 //! Introspection and the lists follow committed state only. One credential is ended here for a person
 //! or for its holder; a whole task in [`complete`](crate::complete).
 
+mod accept;
 mod credential;
 mod crl;
 mod doubt;

@@ -94,6 +94,9 @@ pub struct Demo {
     /// Write the audit export and verify.py there, for checking without Ephor
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
+    /// Leave the database out, where PostgreSQL is installed
+    #[arg(long)]
+    pub no_postgres: bool,
 }
 
 /// `ephor dev`
@@ -410,7 +413,7 @@ pub enum Credential {
     },
     /// One credential: who, why, until when
     Show {
-        /// Any form of its id, or a jti
+        /// Any form of its id, a jti, or a login's name
         id: String,
         #[command(flatten)]
         listing: Listing,
@@ -421,6 +424,14 @@ pub enum Credential {
         id: String,
         /// Why
         #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Answer for an overdue one whose server is no more: recorded, and listed for ever
+    Accept {
+        /// Any form of its id, or a login's name
+        id: String,
+        /// Why nothing can show that it is dead
+        #[arg(long)]
         reason: String,
     },
 }

@@ -79,6 +79,24 @@ impl Target {
         })
     }
 
+    /// As a login that was handed over; only of a server on this host, without TLS.
+    ///
+    /// # Errors
+    /// When its place is none.
+    pub fn handed_over(login: &ephor_proto::http::agent::Login) -> Result<Self, Failure> {
+        let address = Address::of(&login.host, login.port).map_err(Failure::usage)?;
+        Ok(Self {
+            address,
+            user: login.user.clone(),
+            database: login.database.clone(),
+            password: Some(Secret::new(login.password.as_bytes().to_vec())),
+            tls: Tls::Off,
+            mode: Mode::Disable,
+            roots: None,
+            within: CONNECT_WITHIN,
+        })
+    }
+
     /// Its host alone, for people.
     pub fn name(&self) -> String {
         match &self.address {

@@ -73,3 +73,6 @@ mod inventory;
 
 #[path = "cli/database.rs"]
 mod database;
+
+#[path = "cli/pools.rs"]
+mod pools;

@@ -11,6 +11,7 @@ use crate::app::Broker;
 use crate::clock::Stopwatch;
 use crate::crash_point;
 use crate::issue::over_at;
+use crate::kind::effect::Content;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
 use crate::metrics;
 use crate::prove::Checked;
@@ -32,7 +33,10 @@ impl Broker {
         for credential in &all {
             if credential.state == CredentialState::Revoking && !credential.kind.is_signed() {
                 self.end_at_target(credential, false);
-                at_targets.push(credential.id);
+                // Somebody answers for it: the receipt says so, and that nothing shows it to be dead.
+                if !is_accepted(credential) {
+                    at_targets.push(credential.id);
+                }
             }
         }
         if !at_targets.is_empty() {
@@ -41,7 +45,7 @@ impl Broker {
         let mut settling = Vec::new();
         let mut events = Vec::new();
         for credential in &mut all {
-            if credential.state == CredentialState::Revoking {
+            if credential.state == CredentialState::Revoking && credential.kind.is_signed() {
                 let checked = self.contain(credential, now).await?;
                 events.push(self.listed_event(credential, &checked)?);
                 settling.push(credential.clone());
@@ -116,4 +120,9 @@ impl Broker {
             self.uses.forget(row.id);
         }
     }
+}
+
+/// Whether a person accepted that its end cannot be shown.
+fn is_accepted(row: &CredentialRow) -> bool {
+    Content::of(row).is_some_and(|content| content.accepted.is_some())
 }

@@ -215,6 +215,7 @@ impl Broker {
             minted: None,
             confirmed: false,
             gone: None,
+            accepted: None,
             name: self.name_at_target(&row.entitlement)?,
             ..content
         };

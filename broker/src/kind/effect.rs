@@ -54,6 +54,18 @@ pub struct Content {
     /// What its target said when it was gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Gone>,
+    /// A person answers for that it was never shown to be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<Accepted>,
+}
+
+/// That a person accepted an end without proof; why is in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Who, by the kernel's word.
+    pub by: String,
+    /// When, by our clock.
+    pub at: UnixMillis,
 }
 
 impl Content {
@@ -90,6 +102,7 @@ impl Content {
                 minted: None,
                 confirmed: false,
                 gone: None,
+                accepted: None,
             }),
             Give::Postgres {
                 login: LoginBy::Certificate,
@@ -116,6 +129,7 @@ impl Content {
             minted: None,
             confirmed: false,
             gone: None,
+            accepted: None,
         }
     }
 

@@ -33,9 +33,21 @@ impl Broker {
     }
 }
 
-/// What shows that it is dead; none while it is not.
+/// What shows that it is dead, or who answers for that nothing does; none before.
 pub(super) fn evidence_of(row: &CredentialRow, content: &Content) -> Option<Evidence> {
-    let gone = content.gone.as_ref()?;
+    let Some(gone) = &content.gone else {
+        let accepted = content.accepted.as_ref()?;
+        // No proof: nobody says that it is dead.
+        return Some(Evidence {
+            credential: row.id,
+            kind: row.kind,
+            state: row.state,
+            proof: None,
+            place: format!("{}, not asked: accepted by {}", content.target, accepted.by),
+            at: accepted.at,
+            until: None,
+        });
+    };
     Some(Evidence {
         credential: row.id,
         kind: row.kind,

@@ -16,7 +16,7 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use ephor_proto::http::admin::{self, Explain, Explained, Invite, Reason, Status};
 use ephor_proto::id::TaskId;
 use ephor_proto::problem::Code;
@@ -24,6 +24,7 @@ use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::EndCause;
 use serde::Deserialize;
 
+use super::listener::Connection;
 use super::lists;
 use super::problem::ProblemResponse;
 use crate::app::Broker;
@@ -50,6 +51,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/v1/credentials", get(credentials))
         .route("/v1/credentials/{id}", get(credential))
         .route("/v1/credentials/{id}/revoke", post(revoke_credential))
+        .route("/v1/credentials/{id}/accept", post(accept_credential))
         .route("/v1/hosts", get(hosts))
         .route("/v1/hosts/invite", post(invite))
         .route("/v1/hosts/{name}/ban", post(ban))
@@ -369,6 +371,29 @@ async fn revoke_credential(
     reason: Result<Json<Reason>, JsonRejection>,
 ) -> Answer<admin::Ended> {
     refuse(&broker, revoke_within(&broker, &id, reason).await)
+}
+
+async fn accept_credential(
+    State(broker): Shared,
+    Extension(connection): Extension<Connection>,
+    Path(id): Path<String>,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Answer<admin::Credential> {
+    let outcome = accept_within(&broker, &policy::who(&connection), &id, reason).await;
+    refuse(&broker, outcome)
+}
+
+async fn accept_within(
+    broker: &Broker,
+    by: &str,
+    id: &str,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Result<admin::Credential, Refusal> {
+    let Reason { reason } = body(reason)?;
+    broker.vouch()?;
+    let id = resolve::credential(&broker.ledger.reader(), id)?;
+    let row = broker.accept(id, &reason, by).await?;
+    read(encode::credential(&broker.ledger.reader(), row))
 }
 
 async fn revoke_within(

@@ -1,6 +1,7 @@
 //! Credentials in people's words.
 
 use ephor_proto::http::admin::Credential;
+use ephor_proto::postgres::short_login;
 use ephor_proto::state::credential::CredentialState;
 
 /// `jwt` is a `token` to people; a word from a newer broker stays as it is.
@@ -13,9 +14,13 @@ pub fn kind_word(kind: &str) -> &str {
     }
 }
 
-/// `token k-7q2m for billing`; a certificate of one's own is for nobody in particular.
+/// `token k-7q2m for billing`, `login eph_orders_7kq2 (k-7q2m)`; a certificate of one's own is for nobody in particular.
 pub fn credential_line(kind: &str, id: &str, scope: &str) -> String {
     match scope {
+        // It is called by its name everywhere else.
+        role if kind == "postgres" && !role.is_empty() => {
+            format!("{} {} ({id})", kind_word(kind), short_login(role))
+        }
         "" => format!("{} {id}", kind_word(kind)),
         scope => format!("{} {id} for {scope}", kind_word(kind)),
     }

@@ -1,4 +1,4 @@
-//! `ephor credential ls|show|revoke`
+//! `ephor credential ls|show|revoke|accept`
 
 use std::process::ExitCode;
 
@@ -43,6 +43,15 @@ pub async fn credential(verb: args::Credential) -> Outcome {
             let target = format!("/v1/credentials/{}/revoke", credential.id);
             let ended: Ended = broker.post(&target, &Reason { reason }).await?;
             return super::task::say_ended(&broker, &ended, Some(&credential)).await;
+        }
+        args::Credential::Accept { id, reason } => {
+            let credential = find(&broker, &id).await?;
+            let target = format!("/v1/credentials/{}/accept", credential.id);
+            let accepted: Credential = broker.post(&target, &Reason { reason }).await?;
+            show::to_stdout(&format!(
+                "{} is accepted as it is: not dead, and still listed.  ephor credential ls --overdue\n",
+                accepted.short
+            ))?;
         }
     }
     Ok(ExitCode::SUCCESS)

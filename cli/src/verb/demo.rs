@@ -6,7 +6,9 @@
 
 mod app;
 mod handshake;
+mod login;
 mod scene;
+mod server;
 mod service;
 mod stages;
 mod status_list;
@@ -20,13 +22,14 @@ use std::process::ExitCode;
 
 pub use app::app_main;
 
-use super::dev::{Installation, interrupted};
+use super::dev::{Database, Installation, interrupted};
 use crate::args;
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
 use crate::show::to_stdout;
 use crate::signals::Signals;
 use crate::words::shell_quoted;
+use server::{Absent, Server};
 use tour::Seen;
 
 /// Runs the tour.
@@ -38,13 +41,35 @@ pub async fn demo(args: args::Demo) -> Outcome {
         crate::verify::check_target(dir).map_err(|failure| failure.about("--keep"))?;
     }
     let scene = scene::Scene::make()?;
+    let server = match args.no_postgres {
+        true => None,
+        false => Some(Server::start()),
+    };
+    let with = match &server {
+        Some(Ok(server)) => format!(
+            "broker, agent, an mTLS service and {},\nall in {}",
+            server.version(),
+            scene.dir().display()
+        ),
+        Some(Err(_)) | None => format!(
+            "broker, agent and a service that checks tokens\nand speaks mTLS, all in {}",
+            scene.dir().display()
+        ),
+    };
     to_stdout(&format!(
-        "Real parts, nothing mocked: broker, agent and a service that checks tokens\n\
-         and speaks mTLS, all in {}, gone at the end.\n\
-         A thief copies every secret.\n\n",
-        scene.dir().display()
+        "Real parts, nothing mocked: {with}, gone at the end.\nA thief copies every secret.\n\n"
     ))?;
-    let (layout, cast) = scene.into_parts()?;
+    let database = match &server {
+        Some(Ok(server)) => {
+            let url = server.url();
+            Some(tokio::select! {
+                prepared = Database::prepare(&url, scene.layout()) => prepared?,
+                caught = signals.next_ending() => return Err(interrupted(caught)),
+            })
+        }
+        Some(Err(_)) | None => None,
+    };
+    let (layout, cast) = scene.into_parts(database.as_ref())?;
     let installation = tokio::select! {
         started = Installation::start(layout, signals.mask_before()) => started?,
         caught = signals.next_ending() => return Err(interrupted(caught)),
@@ -54,6 +79,9 @@ pub async fn demo(args: args::Demo) -> Outcome {
         caught = signals.next_ending() => Err(interrupted(caught)),
         died = installation.died() => Err(died),
     };
+    if let (Ok(()), Some(Err(absent))) = (&outcome, &server) {
+        to_stdout(&no_login(absent))?;
+    }
     installation.stop().await;
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -74,6 +102,18 @@ async fn whole(
         crate::verify::export(&admin, dir).await?;
     }
     to_stdout(&closing_lines(&seen, keep))
+}
+
+/// How to see a login, too.
+fn no_login(absent: &Absent) -> String {
+    match absent {
+        Absent::NotInstalled => {
+            "With a database login:  apt install postgresql, then this again\n".to_owned()
+        }
+        Absent::Failed(why) => {
+            format!("Without a database login, since PostgreSQL did not start here: {why}\n")
+        }
+    }
 }
 
 /// What to try next, in the form that works as this was started.

@@ -11,9 +11,9 @@ use std::process::ExitCode;
 
 pub use installation::Installation;
 pub use layout::{Layout, PolicyFrom};
+pub use pg::Database;
 
 use ephor_proto::http::admin::Status;
-use pg::Database;
 
 use crate::args;
 use crate::client::Peer;
@@ -34,6 +34,9 @@ pub async fn dev(args: args::Dev) -> Outcome {
             caught = signals.next_ending() => return Err(interrupted(caught)),
         }),
     };
+    if let Some(database) = &database {
+        database.announce();
+    }
     layout = match (args.policy, &database) {
         (Some(dir), _) => layout.with_policy(PolicyFrom::Directory(dir))?,
         (None, None) => layout.with_policy(PolicyFrom::File("dev.toml", built_in_policy()))?,

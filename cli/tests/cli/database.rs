@@ -12,7 +12,7 @@ use super::support::{assert_code, end_of, ephor, send, text, variables, wait_for
 /// Every role that was ever ours; the group and the owners stay.
 const OURS: &str = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'eph\\_%' OR rolname LIKE 'ephor\\_broker\\_%'";
 
-fn server() -> Cluster {
+pub fn server() -> Cluster {
     let server = Cluster::start().unwrap();
     server.psql("postgres", "CREATE DATABASE shop").unwrap();
     server
@@ -25,7 +25,7 @@ fn server() -> Cluster {
 }
 
 /// Without anything of the tester's own.
-fn clean(command: &mut Command) -> &mut Command {
+pub fn clean(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
             command.env_remove(name);
@@ -97,13 +97,13 @@ fn dev_gives_a_login_without_a_policy_and_takes_it_back() {
 }
 
 /// `ephor dev --pg` that serves until it is dropped.
-struct Serving {
+pub struct Serving {
     process: Child,
     dir: tempfile::TempDir,
 }
 
 impl Serving {
-    fn start(server: &Cluster) -> Self {
+    pub fn start(server: &Cluster) -> Self {
         let dir = tempfile::Builder::new().prefix("et.").tempdir().unwrap();
         let url = server.socket_url("postgres", "shop");
         let mut dev = ephor();
@@ -123,7 +123,7 @@ impl Serving {
         Self { process, dir }
     }
 
-    fn ephor(&self) -> Command {
+    pub fn ephor(&self) -> Command {
         let mut command = ephor();
         clean(&mut command).envs(variables(&self.dir.path().join("d/env")));
         command
@@ -184,9 +184,9 @@ fn every_form_lets_psql_in() {
     ] {
         let mut run = dev.ephor();
         run.arg("run");
-        names.iter().for_each(|name| {
+        for name in names {
             run.args(["--env", name]);
-        });
+        }
         // What is inherited leads elsewhere.
         run.env("PGSERVICE", "nowhere")
             .env("PGPASSWORD", "wrong")
@@ -229,6 +229,40 @@ fn every_form_lets_psql_in() {
         "ephor_dev\n",
         "{}",
         text(&output.stderr)
+    );
+
+    // Whoever finds a name in a log of the server learns whose it was: whole, short, or its end.
+    let whole = dev.run(&["db", "dev-db", "--", "psql", "-Atc", "select session_user"]);
+    let whole = text(&whole.stdout).trim().to_owned();
+    let short = format!("eph_dev_db_{}", &whole[whole.len() - 4..]);
+    for name in [&whole, &short, &whole[whole.len() - 12..]] {
+        let shown = dev.run(&["audit", "show", name]);
+        assert_code(&shown, 0);
+        let shown = text(&shown.stdout);
+        let first = shown.lines().next().unwrap();
+        assert!(first.starts_with(&format!("login {short} (k-")), "{shown}");
+        assert!(first.contains("DEAD since "), "{shown}");
+        for line in [
+            "  asked by ",
+            "  allowed by   dev.toml:",
+            "  lifetime ",
+            "  ended ",
+            "  proof ",
+        ] {
+            assert!(shown.contains(line), "{line}: {shown}");
+        }
+        assert!(shown.contains("dropped"), "{shown}");
+    }
+    let one = dev.run(&["credential", "show", &short]);
+    assert_code(&one, 0);
+    let late = dev.run(&["credential", "ls", "--overdue"]);
+    assert_eq!(text(&late.stdout), "None is overdue.\n");
+    let refused = dev.run(&["credential", "accept", &short, "--reason", "INC-7"]);
+    assert_ne!(refused.status.code(), Some(0));
+    assert!(
+        text(&refused.stderr).contains("nothing to accept"),
+        "{}",
+        text(&refused.stderr)
     );
 
     // Nothing is left, neither there nor here.

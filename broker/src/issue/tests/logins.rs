@@ -1,5 +1,6 @@
 //! Logins at a target: made after their record, let out after their outcome, ended there.
 
+mod accepted;
 mod real;
 
 use std::collections::BTreeSet;

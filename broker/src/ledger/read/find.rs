@@ -7,6 +7,9 @@ use ephor_proto::id::{
 };
 
 use super::{ReadError, Reader};
+use ephor_proto::kind::Kind;
+use ephor_proto::postgres::short_login;
+
 use crate::ledger::codec::{BlobId, Columns};
 
 /// An id that is found by its short form.
@@ -30,6 +33,9 @@ macro_rules! tables {
     )*};
 }
 tables!(TaskId => "task", RequestId => "request", DecisionId => "decision", GrantId => "grants", CredentialId => "credential");
+
+/// Fewest characters of a login's name that are looked for.
+const MIN_LOGIN_TYPED: usize = 4;
 
 const ALPHABET: &str = "0123456789abcdefghjkmnpqrstvwxyz";
 
@@ -102,6 +108,34 @@ impl Reader {
             Some(known) => with_bits(known, bits),
         };
         Ok(shortest_unique(&others, id))
+    }
+
+    /// The logins that a typed name means: the whole role, as people read it
+    /// ([`short_login`]), or its beginning or end; more than one when it is too short.
+    ///
+    /// # Errors
+    /// As every read.
+    pub fn logins_named(&self, typed: &str) -> Result<Vec<CredentialId>, ReadError> {
+        if typed.len() < MIN_LOGIN_TYPED {
+            return Ok(Vec::new());
+        }
+        let sql = "SELECT id, item FROM credential WHERE kind = ?1";
+        let mut statement = self.connection()?.prepare_cached(sql)?;
+        let mut rows = statement.query([Kind::Postgres.as_str()])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let columns = Columns(row);
+            let (Ok(id), Ok(name)) = (columns.id(0), columns.string(1)) else {
+                continue;
+            };
+            if name == typed {
+                return Ok(vec![id]);
+            }
+            if name.starts_with(typed) || name.ends_with(typed) || short_login(&name) == typed {
+                found.push(id);
+            }
+        }
+        Ok(found)
     }
 
     fn exact<I: ShortId + BlobId>(&self, id: &[u8; 16]) -> Result<Vec<I>, ReadError> {

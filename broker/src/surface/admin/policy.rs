@@ -31,7 +31,7 @@ pub(super) async fn apply(
 }
 
 /// Who is at the other end, by the kernel's word.
-fn who(connection: &Connection) -> String {
+pub(super) fn who(connection: &Connection) -> String {
     match connection {
         Connection::Admin { uid, pid: _ } => format!("uid {uid}"),
         Connection::Https { .. } | Connection::Http { .. } => "unknown".to_owned(),

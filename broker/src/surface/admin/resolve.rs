@@ -1,4 +1,4 @@
-//! Ids as people type them: whole, short, or a host's name.
+//! Ids as people type them: whole, short, or a name: a host's, or a login's at its target.
 
 use ephor_proto::id::{CredentialId, DecisionId, GrantId, IdQuery, RequestId, TaskId};
 use ephor_proto::problem::Code;
@@ -38,10 +38,16 @@ impl Named {
 /// Whatever it names; one thing.
 pub(super) fn any(reader: &Reader, text: &str) -> Result<Named, Refusal> {
     let Ok(typed) = text.parse::<IdQuery>() else {
-        return match read(reader.host(text))? {
-            Some(host) => Ok(Named::Host(host.name)),
-            None => Err(absent(reader, text)),
-        };
+        if let Some(host) = read(reader.host(text))? {
+            return Ok(Named::Host(host.name));
+        }
+        // A login, by what it is called at its target.
+        let found = read(reader.logins_named(text))?;
+        return only(
+            reader,
+            found.into_iter().map(Named::Credential).collect(),
+            text,
+        );
     };
     let asked = as_stored(typed);
     let mut found: Vec<Named> = Vec::new();
@@ -78,7 +84,7 @@ pub(super) fn task(reader: &Reader, text: &str) -> Result<TaskId, Refusal> {
     of.ok_or_else(|| absent(reader, text))
 }
 
-/// A credential by its id, which is also a token's `jti`.
+/// A credential by its id, which is also a token's `jti`, or a login's name.
 pub(super) fn credential(reader: &Reader, text: &str) -> Result<CredentialId, Refusal> {
     match any(reader, text)? {
         Named::Credential(id) => Ok(id),

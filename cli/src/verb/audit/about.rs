@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use ephor_proto::http::admin::Record;
 use ephor_proto::id::{CredentialId, IdQuery};
+use ephor_proto::postgres::short_login;
 use serde_json::Value;
 
 use super::events::text;
@@ -33,6 +34,15 @@ pub(super) fn credentials(records: &[Record], typed: &str) -> Vec<String> {
                 .is_ok_and(|id| query.matches(&id))
         };
         found.iter().find(fits).cloned()
+    });
+    // A login by its name.
+    let itself = itself.or_else(|| {
+        let named = |record: &&Record| {
+            let name = text(record, "/credential/scope");
+            typed.starts_with("eph_") && (name.starts_with(typed) || short_login(name) == typed)
+        };
+        let found = records.iter().find(named)?;
+        Some(text(found, "/credential/id").to_owned())
     });
     match itself {
         Some(credential) => vec![credential],

@@ -23,6 +23,7 @@ struct Events<'a> {
     used: Option<&'a Record>,
     began: Option<&'a Record>,
     revoked: Option<&'a Record>,
+    proven: Option<&'a Record>,
     receipt: Option<&'a Record>,
     last: Option<&'a Record>,
 }
@@ -91,6 +92,7 @@ impl<'a> Events<'a> {
             used: own().rfind(|record| uses(record, id)),
             began: own().find(|record| text(record, "/type").starts_with("revoke.")),
             revoked: own().rfind(|record| text(record, "/type").starts_with("revoke.")),
+            proven: own().rfind(|record| text(record, "/type") == "prove.dead"),
             receipt: same("/task").find(|record| text(record, "/type") == "prove.receipt"),
             last: own().next_back(),
         }
@@ -112,9 +114,11 @@ impl<'a> Events<'a> {
             .or_else(|| self.last.map(|record| text(record, "/credential/state")))
             .unwrap_or_default();
         let word = state_word(state).to_uppercase();
-        let since = self
-            .revoked
-            .filter(|record| text(record, "/credential/state") == state)
+        // What was ended at a target is dead once that has said so.
+        let since = [self.proven, self.revoked]
+            .into_iter()
+            .flatten()
+            .find(|record| text(record, "/credential/state") == state)
             .and_then(|r| time(r, "/time"));
         match since {
             Some(since) => format!("{word} since {}", moment(since, now)),
@@ -240,7 +244,11 @@ impl<'a> Events<'a> {
     fn used(&self, now: UnixMillis) -> Option<String> {
         let used = self.used?.event.get("used")?;
         if used.get("where").and_then(Value::as_str) == Some("unknown") {
-            return Some("not known; no service introspected it".to_owned());
+            let nobody = match self.issued.map(|record| text(record, "/credential/kind")) {
+                Some("postgres") => "its server was not seen to be asked with it",
+                Some(_) | None => "no service introspected it",
+            };
+            return Some(format!("not known; {nobody}"));
         }
         let at = |field: &str| {
             used.get(field)?

@@ -1,5 +1,5 @@
-//! `ephor __demo-app`: the program of the tour. It asks for a token and a certificate, makes one
-//! call and one mTLS handshake with them, hands a copy of both to whoever reads its output (the thief), and lives on until it is killed.
+//! `ephor __demo-app`: the program of the tour. It asks for a token and a certificate, and where there is
+//! a database for a login, uses each of them once, hands a copy of all to whoever reads its output (the thief), and lives on until it is killed.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ephor_proto::http::agent::{CredentialRequest, Credentials};
+use ephor_proto::http::agent::{CredentialRequest, Credentials, Login};
 use nix::sys::signal::SigSet;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,7 @@ use super::web;
 use crate::client::Peer;
 use crate::clock::Stopwatch;
 use crate::exit::{Failure, Outcome};
+use crate::postgres::Target;
 use crate::process::{Child, Command, Environment, Stdio};
 use crate::show::to_stdout;
 
@@ -41,6 +42,8 @@ pub struct Said {
     pub status: u16,
     /// Whether the service took its handshake.
     pub taken: bool,
+    /// Rows that it read from the database, where it got a login.
+    pub rows: Option<i64>,
 }
 
 /// `ephor __demo-app PORT TLS_PORT AUDIENCE`
@@ -63,12 +66,17 @@ pub async fn app_main(port: u16, tls_port: u16, audience: &str) -> Outcome {
         .ok_or_else(|| Failure::usage(format!("{ENTITLEMENT} gave no token for {audience}.")))?;
     let status = charge(port, token).await?;
     let shaken = certificate_of(&answer)?.shake(tls_port).await?;
+    let rows = match login_of(&answer) {
+        Some(login) => Some(count(&Target::handed_over(login)?).await?),
+        None => None,
+    };
     let said = Said {
         asked_to_delivered_micros,
         timing,
         answer,
         status,
         taken: matches!(shaken, Shaken::Taken(_)),
+        rows,
     };
     let line = serde_json::to_string(&said).map_err(|why| Failure::local("cannot say it", why))?;
     to_stdout(&Zeroizing::new(line + "\n"))?;
@@ -85,6 +93,23 @@ pub fn certificate_of(answer: &Credentials) -> Result<Copy, Failure> {
     let certificate = (answer.credentials.iter()).find_map(|one| one.certificate.as_ref());
     let none = || Failure::usage(format!("{ENTITLEMENT} gave no certificate."));
     Copy::of(certificate.ok_or_else(none)?)
+}
+
+/// The database login in an answer, if there is one.
+pub fn login_of(answer: &Credentials) -> Option<&Login> {
+    answer.credentials.iter().find_map(|one| one.login.as_ref())
+}
+
+/// Reads the table of the tour with a login; gives the number of rows.
+///
+/// # Errors
+/// What the server said.
+pub async fn count(target: &Target) -> Result<i64, Failure> {
+    let asked = "SELECT count(*) FROM orders";
+    let row = target.with("", async |client| client.query_one(asked, &[]).await);
+    row.await?
+        .try_get(0)
+        .map_err(|why| Failure::local("the number of rows", why))
 }
 
 /// One call of the service; gives the status.

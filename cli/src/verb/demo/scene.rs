@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ephor_crypto::digest::{Sha256Hasher, hex};
 
 use crate::exit::Failure;
-use crate::verb::dev::{Layout, PolicyFrom};
+use crate::verb::dev::{Database, Layout, PolicyFrom};
 
 /// Who the service is to its callers.
 pub const AUDIENCE: &str = "billing";
@@ -50,6 +50,11 @@ impl Scene {
         Ok(Self { layout, program })
     }
 
+    /// For those who put something there before it is played.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Where everything is.
     pub fn dir(&self) -> &Path {
         self.layout.dir()
@@ -59,11 +64,16 @@ impl Scene {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn into_parts(self) -> Result<(Layout, Cast), Failure> {
-        let text = policy(&self.program, &own_path()?, &sha256(&self.program)?);
-        let layout = self
-            .layout
-            .with_policy(PolicyFrom::File("orders.toml", text))?;
+    pub fn into_parts(self, database: Option<&Database>) -> Result<(Layout, Cast), Failure> {
+        let hash = sha256(&self.program)?;
+        let mut text = policy(&self.program, &own_path()?, &hash, database);
+        let mut layout = self.layout;
+        if let Some(database) = database {
+            text.push_str(&database.table("team:orders"));
+            let target = database.settings(&layout)?;
+            layout = layout.with_target(target);
+        }
+        let layout = layout.with_policy(PolicyFrom::File("orders.toml", text))?;
         Ok((
             layout,
             Cast {
@@ -92,7 +102,10 @@ fn sha256(path: &Path) -> Result<String, Failure> {
     }
 }
 
-fn policy(program: &Path, service: &Path, sha256: &str) -> String {
+fn policy(program: &Path, service: &Path, sha256: &str, database: Option<&Database>) -> String {
+    let login = database.map_or_else(String::new, |database| {
+        format!("{},\n           ", database.give())
+    });
     let uid = rustix::process::geteuid().as_raw();
     let quoted = |path: &Path| serde_json::Value::from(path.display().to_string()).to_string();
     let (program, service) = (quoted(program), quoted(service));
@@ -120,7 +133,7 @@ runs  = [{{ uid = {uid}, exe = {service} }}]
 owner   = "team:billing"
 purpose = "Charge orders"
 who     = ["orders/web"]
-gives   = [{{ jwt  = {{ audience = "{AUDIENCE}", claims = {{ plan = "gold" }} }} }},
+gives   = [{login}{{ jwt  = {{ audience = "{AUDIENCE}", claims = {{ plan = "gold" }} }} }},
            {{ x509 = {{}} }}]
 
 [entitlement.billing-checks]

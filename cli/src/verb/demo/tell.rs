@@ -85,6 +85,13 @@ pub(super) fn line(text: &str) -> Result<(), Failure> {
     to_stdout(&format!("            {text}\n"))
 }
 
+/// A line below a stage, with its measured time at the right.
+pub(super) fn timed(text: &str, time: &str) -> Result<(), Failure> {
+    let start = format!("            {text}");
+    let rest = WIDTH.saturating_sub(start.chars().count());
+    to_stdout(&format!("{start}{time:>rest$}\n"))
+}
+
 /// What is done between the stages.
 pub(super) fn aside(command: &str, remark: &str) -> Result<(), Failure> {
     let start = format!("  {command}");

@@ -8,6 +8,7 @@ use ephor_proto::http::admin::Record;
 use ephor_proto::http::agent::{Completed, Credentials};
 use ephor_proto::id::TaskId;
 use ephor_proto::log::{Receipt, Verified, VerifierKey, verify_receipt};
+use ephor_proto::postgres::short_login;
 use ephor_proto::time::UnixMillis;
 use nix::sys::signal::SigSet;
 use rustls::AlertDescription;
@@ -17,11 +18,12 @@ use tokio_rustls::client::TlsStream;
 
 use super::app::{self, App};
 use super::handshake::{Copy, Shaken};
+use super::login::Stolen;
 use super::scene::{AUDIENCE, Cast, PROGRAM};
 use super::service::Service;
 use super::stages::Stages;
 use super::status_list::{Place, Verifier};
-use super::tell::{aside, attested_line, fact, find, held, line, not_held, owner, stage};
+use super::tell::{aside, attested_line, fact, find, held, line, not_held, owner, stage, timed};
 use crate::client::Peer;
 use crate::clock::{self, Stopwatch};
 use crate::exit::Failure;
@@ -50,6 +52,8 @@ struct Tour<'a> {
     service: &'a Service,
     verifier: Verifier,
     log_key: VerifierKey,
+    /// Whether there is a database.
+    has_login: bool,
 }
 
 /// Copies of everything, in the wrong hands, and a connection made with them.
@@ -58,6 +62,8 @@ struct Thief {
     place: Place,
     certificate: Copy,
     open: Box<TlsStream<TcpStream>>,
+    /// Where there is a database.
+    login: Option<Stolen>,
 }
 
 /// Walks through it.
@@ -79,6 +85,7 @@ pub async fn tour(
         log_key: log_key
             .parse()
             .map_err(|why| Failure::local("the log's key", why))?,
+        has_login: installation.layout().has_target(),
     };
     let mut app = App::start(
         &cast.program,
@@ -90,8 +97,9 @@ pub async fn tour(
     stage(
         "request",
         &format!(
-            "{PROGRAM} (pid {}) asks for a token and a certificate",
-            app.pid()
+            "{PROGRAM} (pid {}) asks for {}a token and a certificate",
+            app.pid(),
+            if tour.has_login { "a login, " } else { "" },
         ),
         None,
     )?;
@@ -154,24 +162,35 @@ impl Tour<'_> {
                 part.ok_or_else(|| not_held("another credential was recorded than delivered"))?;
             let life = span(part.issued_at, part.expires_at);
             let until = time_of_day(credential.expires_at);
-            let (word, id) = match &credential.certificate {
-                Some(certificate) => (
+            let (word, id) = match (&credential.certificate, &credential.login) {
+                (Some(certificate), _) => (
                     "cert",
                     format!("serial {}", Copy::of(certificate)?.short_serial()),
                 ),
-                None => ("token", format!("jti {}", credential.id.short())),
+                (None, Some(login)) => ("login", short_login(&login.user)),
+                (None, None) => ("token", format!("jti {}", credential.id.short())),
             };
             line(&format!(
                 "  {word:5}  {id:22}until {until} ({life}: {})",
                 credential.capped_by
             ))?;
         }
-        let ends = answer.credentials.iter().map(|one| one.expires_at);
+        // A server asks at every connect; only what is signed is taken by who does not ask.
+        let signed = answer.credentials.iter().filter(|one| one.login.is_none());
+        let ends = signed.map(|one| one.expires_at);
         ends.max().ok_or_else(|| not_held("nothing was delivered"))
     }
 
     /// The program used them; the thief has copies, and they work.
     async fn deliver(&self, said: app::Said) -> Result<Thief, Failure> {
+        let login = match app::login_of(&said.answer) {
+            Some(login) => Some(Stolen::of(login).await?),
+            None => None,
+        };
+        held(
+            login.is_some() == self.has_login,
+            "the program got no login for the database",
+        )?;
         held(
             said.status == 200,
             &format!("the program's call was answered {}", said.status),
@@ -205,17 +224,26 @@ impl Tour<'_> {
             ));
         };
         let time = Duration::from_micros(said.asked_to_delivered_micros);
+        let read = match said.rows {
+            Some(rows) => format!("{rows} rows read, "),
+            None => String::new(),
+        };
         stage(
             "deliver",
-            "used: 1 call answered 200, 1 mTLS handshake",
-            Some(took(time)),
+            &format!("used: {read}1 call answered 200, 1 mTLS handshake"),
+            // There is no room for both.
+            said.rows.is_none().then(|| took(time)),
         )?;
-        line("the thief's copies work too; he keeps a connection open")?;
+        line(match &login {
+            Some(_) => "the thief's copies work too; he keeps a session and a connection open",
+            None => "the thief's copies work too; he keeps a connection open",
+        })?;
         Ok(Thief {
             token: Secret::from_string(token),
             place,
             certificate,
             open,
+            login,
         })
     }
 
@@ -258,8 +286,16 @@ impl Tour<'_> {
             let _end = thief.open.read_u8().await;
             Ok(())
         };
-        let all = async { tokio::try_join!(at_service, on_list, in_tls, on_crl, closed) };
-        let (.., alert, (), ()) = match tokio::time::timeout(REFUSED_MAX, all).await {
+        let login = &mut thief.login;
+        let at_database = async {
+            match login {
+                Some(login) => login.refused().await,
+                None => Ok(()),
+            }
+        };
+        let all =
+            async { tokio::try_join!(at_service, on_list, in_tls, on_crl, closed, at_database) };
+        let (_, _, alert, ..) = match tokio::time::timeout(REFUSED_MAX, all).await {
             Ok(done) => done?,
             Err(_) => {
                 return Err(not_held(&format!(
@@ -307,25 +343,52 @@ impl Tour<'_> {
             "the kernel reported the exit",
             Some(took(noticed)),
         )?;
-        let revoked = Duration::from_millis(listed.millis_since(complete.time));
+        let gone = records
+            .iter()
+            .find(|(_, event)| event.event_type == "prove.dead");
+        held(
+            gone.is_some() == self.has_login,
+            "the log does not say that the login is dead",
+        )?;
+        let last = gone.map_or(listed, |(_, event)| event.time.max(listed));
+        let revoked = Duration::from_millis(last.millis_since(complete.time));
         let copies = match self.wiped(task).await? {
             1 => "1 copy".to_owned(),
             many => format!("{many} copies"),
         };
-        stage(
-            "revoke",
-            &format!("host: {copies} wiped.  target: both listed"),
-            Some(took(revoked)),
-        )?;
+        match gone {
+            Some((_, event)) => {
+                let sessions = fact(event, "sessions_ended")?;
+                held(
+                    sessions != "0",
+                    "the server ended no session of the thief's",
+                )?;
+                let ended = format!("host: {copies} wiped.  target: session ended, role dropped,");
+                stage("revoke", &ended, None)?;
+                timed("token and certificate listed", &took(revoked))?;
+            }
+            None => stage(
+                "revoke",
+                &format!("host: {copies} wiped.  target: both listed"),
+                Some(took(revoked)),
+            )?,
+        }
         let rest = refused.saturating_sub(noticed + revoked);
         stage("prove", "the thief tries his copies", Some(took(rest)))?;
+        if self.has_login {
+            line("  login  FATAL: password authentication failed         refused")?;
+            line("  login  the session that he kept open                 ended")?;
+        }
         line("  token  introspection says active=false               listed")?;
         line("  token  its bit is set in a freshly fetched list      listed")?;
         line("  cert   TLS alert: certificate_revoked                listed")?;
         line("  cert   its serial is in a freshly fetched CRL        listed")?;
         line("  cert   the connection that he kept open              closed")?;
         let (time, id) = (took(refused), task.receipt().short());
-        line(&format!("2 listed {time} after kill -9.  Receipt {id}."))?;
+        let dead = if self.has_login { "1 dead, " } else { "" };
+        line(&format!(
+            "{dead}2 listed {time} after kill -9.  Receipt {id}."
+        ))?;
         let (leaf, size) = (receipt.index, verified.checkpoint.size());
         line(&format!(
             "Receipt verified: leaf {leaf} of {size}, signed by the log."
@@ -358,7 +421,8 @@ impl Tour<'_> {
         )?;
         let totals = verified.event.totals.unwrap_or_default();
         let counts = format!("the receipt counts {totals:?}");
-        held((totals.dead, totals.listed) == (0, 2), &counts)?;
+        let expected = (u32::from(self.has_login), 2);
+        held((totals.dead, totals.listed) == expected, &counts)?;
         Ok((receipt, verified))
     }
 

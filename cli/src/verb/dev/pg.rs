@@ -81,10 +81,6 @@ impl Database {
         let address = reachable(&server, &login, &password).await?;
         let secret = zeroize::Zeroizing::new(password.expose_str().unwrap_or_default().to_owned());
         layout.write(&secrets(layout)?.join(format!("target-{TARGET}")), &secret)?;
-        to_stderr(&format!(
-            "ephor: logins at {address} work as {GROUP}, which may do anything in database {}.\n",
-            server.database
-        ));
         let tls = ca;
         Ok(Self {
             server,
@@ -94,8 +90,31 @@ impl Database {
         })
     }
 
+    /// Says what was done.
+    pub fn announce(&self) {
+        to_stderr(&format!(
+            "ephor: logins at {} work as {GROUP}, which may do anything in database {}.\n",
+            self.address, self.server.database
+        ));
+    }
+
     /// What the built-in policy says of it.
     pub fn policy(&self, path: &str) -> String {
+        format!(
+            "{}\n[entitlement.{ENTITLEMENT}]\nowner   = \"team:dev\"\npurpose = \"Local development\"\n\
+             who     = [\"{path}\"]\ngives   = [{}]\n",
+            self.table("team:dev"),
+            self.give()
+        )
+    }
+
+    /// An item of `gives`.
+    pub fn give(&self) -> String {
+        format!("{{ postgres = {{ target = \"{TARGET}\", role = \"{GROUP}\" }} }}")
+    }
+
+    /// `[target.…]`
+    pub fn table(&self, owner: &str) -> String {
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let url = match &self.address {
             Address::Tcp { .. } => format!(
@@ -117,11 +136,7 @@ impl Database {
             (None, Address::Tcp { .. }) => ", tls = \"off\"".to_owned(),
         };
         let url = quoted(&url);
-        format!(
-            "\n[target.{TARGET}]\nowner    = \"team:dev\"\npostgres = {{ url = {url}{tls} }}\n\n\
-             [entitlement.{ENTITLEMENT}]\nowner   = \"team:dev\"\npurpose = \"Local development\"\nwho     = [\"{path}\"]\n\
-             gives   = [{{ postgres = {{ target = \"{TARGET}\", role = \"{GROUP}\" }} }}]\n"
-        )
+        format!("\n[target.{TARGET}]\nowner    = \"{owner}\"\npostgres = {{ url = {url}{tls} }}\n")
     }
 
     /// Settings of the broker that reaches it.

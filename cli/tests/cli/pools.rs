@@ -1,0 +1,132 @@
+//! docs/postgres-clients.md: PgBouncer and an application's pool, as written there.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ephor_testkit::postgres::Cluster;
+use nix::sys::signal::Signal;
+
+use super::database::{Serving, clean, server};
+use super::support::{end_of, send, text, wait_for};
+
+fn example(name: &str) -> String {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    top.join("examples/postgres")
+        .join(name)
+        .display()
+        .to_string()
+}
+
+fn no_login(server: &Cluster) -> Option<()> {
+    let left = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'eph\\_dev%'";
+    (server.psql("postgres", left).unwrap().trim() == "0").then_some(())
+}
+
+#[test]
+fn pgbouncer_works_as_the_group_and_its_login_dies_with_it() {
+    let server = server();
+    let dev = Serving::start(&server);
+    let top = tempfile::Builder::new().prefix("eb.").tempdir().unwrap();
+    // PgBouncer gives up root, and must enter.
+    Command::new("chmod")
+        .args(["711"])
+        .arg(top.path())
+        .status()
+        .unwrap();
+    let dir = top.path().join("pool");
+    let mut pool = dev.ephor();
+    pool.args(["db", "dev-db", "--", &example("pgbouncer-task")])
+        .arg(&dir);
+    let mut pool = pool
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let ask = |sql: &str| {
+        let mut psql = Command::new("psql");
+        let place = format!("host={} port=6432 dbname=pool user=app", dir.display());
+        let output = clean(&mut psql)
+            .args(["-Atc", sql, &place])
+            .output()
+            .unwrap();
+        (text(&output.stdout), text(&output.stderr))
+    };
+    wait_for("PgBouncer", || {
+        let (out, _) = ask("select 1");
+        (out == "1\n").then_some(())
+    });
+    for _ in 0..20 {
+        let (out, said) =
+            ask("select current_user, session_user like 'eph\\_dev%', count(*) from orders");
+        assert_eq!(out, "ephor_dev|t|3\n", "{said}");
+    }
+    send(pool.id(), Signal::SIGTERM);
+    end_of(&mut pool, "the end of the pool");
+    assert_eq!(ask("select 1").0, "");
+    no_login(&server).unwrap();
+}
+
+#[test]
+fn an_applications_pool_needs_nothing_and_ends_when_its_login_is_taken() {
+    let server = server();
+    let dev = Serving::start(&server);
+    let python = std::env::var("EPHOR_TEST_PYTHON").unwrap_or_else(|_| {
+        let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        top.join("target/venv/bin/python3").display().to_string()
+    });
+    let mut app = dev.ephor();
+    app.args([
+        "run",
+        "--env",
+        "DATABASE_URL=cred://dev-db",
+        "--",
+        &python,
+        &example("pool.py"),
+    ]);
+    let app = app
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut app = app.spawn().unwrap();
+    let mut say = app.stdin.take().unwrap();
+    let mut heard = BufReader::new(app.stdout.take().unwrap()).lines();
+    let mut ask = |sql: &str| {
+        writeln!(say, "{sql}").unwrap();
+        heard.next().map(Result::unwrap)
+    };
+    for _ in 0..10 {
+        assert_eq!(
+            ask("select count(*)::text || current_user from orders").as_deref(),
+            Some("3ephor_dev")
+        );
+    }
+    // Somebody ends its task.
+    let tasks = dev
+        .ephor()
+        .args(["task", "ls", "-o", "json"])
+        .output()
+        .unwrap();
+    let tasks: serde_json::Value = serde_json::from_slice(&tasks.stdout).unwrap();
+    let task = tasks[0]["id"]
+        .as_str()
+        .or(tasks[0]["task"].as_str())
+        .unwrap()
+        .to_owned();
+    let ended = dev
+        .ephor()
+        .args(["task", "end", &task, "--reason", "test"])
+        .output()
+        .unwrap();
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    assert_eq!(ask("select 1"), None, "it ends instead of trying for ever");
+    drop(ask);
+    let output = app.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("the database login was taken away; ending"),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(79), "{said}");
+    no_login(&server).unwrap();
+}

@@ -24,6 +24,9 @@ pub enum What {
     Operate(Operate),
     /// `ephor inventory scan` on a PostgreSQL server full of left-overs; exit 1 if it takes too long
     Inventory(Inventory),
+    /// Logins at PostgreSQL made and dropped by the broker's library, beside the same statements typed by
+    /// pgbench; exit 1 if a target is missed
+    Logins(Logins),
     /// A process that is a task (internal).
     #[command(name = "__task", hide = true)]
     Task {
@@ -60,6 +63,20 @@ pub enum What {
         #[command(flatten)]
         work: Work,
     },
+}
+
+/// `ephor-loadtest logins`
+#[derive(Debug, Args)]
+pub struct Logins {
+    /// Alternating runs of ours and pgbench
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Length of one run
+    #[arg(long, default_value_t = 5)]
+    pub seconds: u64,
+    /// Logins dropped together
+    #[arg(long, default_value_t = 10_000)]
+    pub together: usize,
 }
 
 /// What one worker does at the word.

@@ -12,6 +12,7 @@ mod crowd; //     as many live credentials as there are to be
 mod fixture; //   broker and agent under test
 mod host; //      CPU, memory and run queue, from /proc
 mod inventory; // a look at a server full of left-overs
+mod logins; //    a database server's logins, made and dropped
 mod measure; //   closed loop, open loop, histograms
 mod operate; //   everything that is done to a service that runs
 mod raw; //       a client that costs the machine little
@@ -51,6 +52,7 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
             .block_on(workers::work(&socket, &work))
             .map(|()| true),
         args::What::Chaos(chaos) => chaos::run(&chaos),
+        args::What::Logins(logins) => runtime.block_on(logins::run(&logins)),
         args::What::Inventory(inventory) => inventory::run(&inventory),
         args::What::Operate(operate) => operate::run(&runtime, &operate),
         args::What::Task { socket } => ephor_testkit::chaos::task::serve(&socket).map(|()| true),

@@ -1,6 +1,7 @@
 //! The server's process, and its end whatever happens to us.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,9 +12,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::PATIENCE;
 use crate::wait;
 
-/// Waits for our end of a pipe to close, then ends the server it started: by its own pid, and also
-/// when this process was killed.
-const GUARD: &str = r#""$@" & pid=$!; read -r _; kill -QUIT "$pid" 2>/dev/null; wait "$pid""#;
+/// Waits for our end of a pipe to close, then ends the server it started, by its own pid, and removes its
+/// directory: also when this process was killed, or keeps its server in a static. Unless it was
+/// told to keep it, for another start.
+const GUARD: &str = r#"dir=$1; shift; "$@" & pid=$!; read -r keep
+kill -QUIT "$pid" 2>/dev/null; wait "$pid"; cd /; [ "$keep" = keep ] || rm -rf "$dir""#;
 
 /// A running server, or none.
 pub(super) struct Server(Option<Child>);
@@ -26,7 +29,9 @@ impl Server {
     pub(super) fn start(command: &Command, log: &Path) -> anyhow::Result<Self> {
         let out = File::options().create(true).append(true).open(log)?;
         let mut guard = Command::new("sh");
-        guard.args(["-c", GUARD, "sh"]).arg(command.get_program());
+        let dir = log.parent().context("the log's directory")?;
+        guard.args(["-c", GUARD, "sh"]).arg(dir);
+        guard.arg(command.get_program());
         guard.args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
@@ -68,7 +73,9 @@ impl Server {
             })
             .then_some(())
         })?;
-        drop(guard.stdin.take());
+        if let Some(mut pipe) = guard.stdin.take() {
+            pipe.write_all(b"keep\n")?;
+        }
         guard.wait()?;
         Ok(())
     }

@@ -19,7 +19,6 @@ pub(super) const EPOCH: u32 = 3;
 /// A server, and what `target init` was told.
 pub(super) struct World {
     pub(super) cluster: Cluster,
-    dir: tempfile::TempDir,
     pub(super) tasks: Tasks,
 }
 
@@ -87,10 +86,8 @@ impl World {
                 "create database orders; create database billing; create database other",
             )
             .unwrap();
-        let dir = tempfile::tempdir().unwrap();
         let world = Self {
             cluster,
-            dir,
             tasks: Tasks::new(),
         };
         world.set_password("first");
@@ -131,7 +128,8 @@ impl World {
     }
 
     pub(super) fn password_file(&self) -> PathBuf {
-        self.dir.path().join("password")
+        // Goes with the server, which may be a static that is never dropped.
+        self.cluster.socket_dir().join("password")
     }
 
     pub(super) fn set_password(&self, text: &str) {

@@ -112,7 +112,10 @@ async fn what_the_broker_could_not_take_is_confirmed_again() {
     world.broker.state().refuse_confirm = Some((2, Code::StoreUnavailable));
     assert_eq!(world.get(DATABASE).await.status, 200);
     until("the third try holds", || confirmed(&world) == 1).await;
-    until("its answer is here", || world.agent.confirmations.is_empty()).await;
+    until("its answer is here", || {
+        world.agent.confirmations.is_empty()
+    })
+    .await;
 
     // A broker that says no is not asked for ever, and holds up nothing behind it.
     world.broker.state().refuse_confirm = Some((1, Code::InvalidRequest));

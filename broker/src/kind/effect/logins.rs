@@ -1,5 +1,5 @@
 //! A PostgreSQL server as the stages see it: their words on one side, those of
-//! [`postgres`](crate::kind::postgres) on the other.
+//! [`postgres`] on the other.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;

@@ -120,7 +120,6 @@ fn an_applications_pool_needs_nothing_and_ends_when_its_login_is_taken() {
         .unwrap();
     assert!(ended.status.success(), "{}", text(&ended.stderr));
     assert_eq!(ask("select 1"), None, "it ends instead of trying for ever");
-    drop(ask);
     let output = app.wait_with_output().unwrap();
     let said = text(&output.stderr);
     assert!(

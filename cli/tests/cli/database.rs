@@ -279,6 +279,62 @@ fn every_form_lets_psql_in() {
     );
 }
 
+/// On a laptop one is no superuser: enough is to own the database and to be allowed to make roles and
+/// databases.
+#[test]
+fn dev_needs_no_superuser_and_keeps_no_right() {
+    let server = server();
+    let made =
+        "CREATE ROLE bo LOGIN CREATEROLE CREATEDB PASSWORD 'x'; ALTER DATABASE shop OWNER TO bo;";
+    server.psql("postgres", made).unwrap();
+    server
+        .psql(
+            "shop",
+            "ALTER TABLE orders OWNER TO bo; ALTER SCHEMA public OWNER TO bo",
+        )
+        .unwrap();
+    let mut dev = ephor();
+    dev.args([
+        "dev",
+        "--pg",
+        &server.url("bo", "shop"),
+        "--",
+        "psql",
+        "-Atc",
+    ]);
+    dev.arg("select current_user || count(*) from orders");
+    let output = clean(&mut dev).env("PGPASSWORD", "x").output().unwrap();
+    assert_code(&output, 0);
+    let said = text(&output.stderr);
+    assert_eq!(text(&output.stdout), "ephor_dev3\n", "{said}");
+    assert!(
+        said.ends_with(".\n") && !said.contains(" is left at "),
+        "{said}"
+    );
+    assert_eq!(server.psql("postgres", OURS).unwrap(), "", "{said}");
+    let kept = "SELECT count(*) FROM pg_auth_members WHERE member = 'bo'::regrole AND roleid::regrole::text LIKE 'ephor\\_%'";
+    let version = server.psql("postgres", "SHOW server_version_num").unwrap();
+    // From 16 on whoever makes a role may grant it; that is no right of the role.
+    if version.trim() < "160000" {
+        assert_eq!(server.psql("postgres", kept).unwrap().trim(), "0");
+    }
+
+    // One who may not leaves nothing behind, and is told what it takes.
+    server
+        .psql("postgres", "CREATE ROLE al LOGIN CREATEROLE PASSWORD 'x'")
+        .unwrap();
+    let mut dev = ephor();
+    dev.args(["dev", "--pg", &server.url("al", "shop"), "--", "true"]);
+    let refused = clean(&mut dev).env("PGPASSWORD", "x").output().unwrap();
+    assert_code(&refused, 77);
+    assert!(
+        text(&refused.stderr).contains("a user who may make roles"),
+        "{}",
+        text(&refused.stderr)
+    );
+    assert_eq!(server.psql("postgres", OURS).unwrap(), "");
+}
+
 /// A login that somebody copied dies with the program that it was given to, however that ends.
 #[test]
 fn a_copied_login_is_refused_after_kill_9() {
@@ -314,6 +370,29 @@ fn a_copied_login_is_refused_after_kill_9() {
     wait_for("a session of the thief's", || {
         (server.psql("postgres", busy).unwrap().trim() == "1").then_some(())
     });
+    // The password is with the thief and in memory: in no store, log or journal, nor the server's.
+    let password = url.split(['@', ':']).nth(2).unwrap().to_owned();
+    assert!(password.len() > 40, "{url}");
+    let mut files = vec![dev.dir.path().join("d")];
+    let mut looked_at = 0;
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(
+                std::fs::read_dir(path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        } else if path.is_file() {
+            let bytes = std::fs::read(&path).unwrap();
+            let found = bytes
+                .windows(password.len())
+                .any(|some| some == password.as_bytes());
+            assert!(!found, "the password is in {}", path.display());
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 8, "{looked_at}");
+    assert!(!server.log().contains(&password));
     send(run.id(), Signal::SIGKILL);
     end_of(&mut run, "the run that was killed");
     end_of(&mut session, "the thief's session");

@@ -1,7 +1,6 @@
 //! docs/postgres-clients.md: PgBouncer and an application's pool, as written there.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ephor_testkit::postgres::Cluster;
@@ -9,10 +8,11 @@ use nix::sys::signal::Signal;
 
 use super::database::{Serving, clean, server};
 use super::support::{end_of, send, text, wait_for};
+use super::wire::{python, workspace};
 
 fn example(name: &str) -> String {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    top.join("examples/postgres")
+    workspace()
+        .join("examples/postgres")
         .join(name)
         .display()
         .to_string()
@@ -71,10 +71,7 @@ fn pgbouncer_works_as_the_group_and_its_login_dies_with_it() {
 fn an_applications_pool_needs_nothing_and_ends_when_its_login_is_taken() {
     let server = server();
     let dev = Serving::start(&server);
-    let python = std::env::var("EPHOR_TEST_PYTHON").unwrap_or_else(|_| {
-        let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        top.join("target/venv/bin/python3").display().to_string()
-    });
+    let python = python().display().to_string();
     let mut app = dev.ephor();
     app.args([
         "run",

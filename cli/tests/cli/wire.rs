@@ -42,11 +42,11 @@ pub fn python() -> PathBuf {
     let default = || workspace().join("target/venv/bin/python3");
     let python = std::env::var_os("EPHOR_TEST_PYTHON").map_or_else(default, PathBuf::from);
     let probe = Command::new(&python)
-        .args(["-c", "import cryptography, jwt"])
+        .args(["-c", "import cryptography, jwt, psycopg, psycopg_pool"])
         .output();
     assert!(
         probe.is_ok_and(|probe| probe.status.success()),
-        "{} is no Python with PyJWT and cryptography: run scripts/test, or set EPHOR_TEST_PYTHON to one \
+        "{} is no Python with PyJWT, cryptography and psycopg: run scripts/test, or set EPHOR_TEST_PYTHON to one \
          with what examples/requirements.txt names",
         python.display()
     );

@@ -66,6 +66,13 @@ impl Database {
         let tasks = Tasks::new();
         let installed = install(&admin, &options, &tasks).await;
         tasks.shutdown(std::time::Duration::from_secs(1)).await;
+        if installed.is_err() {
+            // Whatever of it was made: a role at most.
+            let drop = format!("DROP ROLE IF EXISTS {}", quoted(&login));
+            let _ = server
+                .with(OPTIONS, async |client| client.batch_execute(&drop).await)
+                .await;
+        }
         installed.map_err(|why| {
             let mend = format!(
                 "`--pg` does as {} what `ephor target init` does: it needs a user who may make roles and databases there.",
@@ -151,7 +158,7 @@ impl Database {
     /// Removes the broker's login, and whatever it made that is still there. The group, the schema and
     /// what the group owns stay for the next time.
     pub async fn clean_up(&self) {
-        if let Err(why) = self.clean().await {
+        if let Err(why) = clean(&self.server, &self.login).await {
             let login = &self.login;
             to_stderr(&format!(
                 "ephor: {why}\n       The role {login} is left at {}; it can do nothing without its password, which is gone.\n",
@@ -159,39 +166,47 @@ impl Database {
             ));
         }
     }
+}
 
-    async fn clean(&self) -> Result<(), Failure> {
-        let login = quoted(&self.login);
-        let literal = format!("'{}'", self.login);
-        let admin = self.server.in_database(ADMIN_DATABASE);
-        let end = format!(
+/// Ends and removes what the login of a broker made, then the login itself.
+async fn clean(server: &Target, login: &str) -> Result<(), Failure> {
+    let admin = server.in_database(ADMIN_DATABASE);
+    let (name, literal) = (quoted(login), format!("'{login}'"));
+    let each = |act: &str| {
+        format!(
             "DO $$ DECLARE r text; BEGIN \
                FOR r IN SELECT p.rolname FROM pg_roles p JOIN ephor.installation i \
-                        ON p.rolname ~ ('^eph_.*_' || i.installation || '_[0-9a-z]{{26}}$') WHERE i.login = {literal} LOOP \
-                 EXECUTE format('ALTER ROLE %I NOLOGIN', r); \
-                 PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = r; \
-               END LOOP; END $$;"
-        );
-        let drop_owned = format!(
-            "DO $$ DECLARE r text; BEGIN \
-               FOR r IN SELECT p.rolname FROM pg_roles p JOIN ephor.installation i \
-                        ON p.rolname ~ ('^eph_.*_' || i.installation || '_[0-9a-z]{{26}}$') WHERE i.login = {literal} LOOP \
-                 EXECUTE format('DROP OWNED BY %I', r); EXECUTE format('DROP ROLE %I', r); \
-               END LOOP; \
-               DELETE FROM ephor.installation WHERE login = {literal}; END $$;"
-        );
-        admin
-            .with(OPTIONS, async |client| client.batch_execute(&end).await)
-            .await?;
-        let own = format!("DROP OWNED BY {login}");
-        self.server
-            .with(OPTIONS, async |client| client.batch_execute(&own).await)
-            .await?;
-        let all = format!("{drop_owned} DROP OWNED BY {login}; DROP ROLE {login};");
-        admin
-            .with(OPTIONS, async |client| client.batch_execute(&all).await)
-            .await
-    }
+                        ON p.rolname ~ ('^eph_.*_' || i.installation || '_[0-9a-z]{{26}}$') WHERE i.login = {literal} \
+               LOOP {act} END LOOP; END $$;"
+        )
+    };
+    // Who installed kept no right of the owners, and takes them for this only.
+    let take = format!(
+        "DO $$ BEGIN IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN \
+           EXECUTE 'GRANT ephor_owner, ephor_signal, {name} TO CURRENT_USER'; END IF; END $$;"
+    );
+    let give_back = "DO $$ BEGIN IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN \
+                       EXECUTE 'REVOKE ephor_owner, ephor_signal FROM CURRENT_USER'; END IF; END $$;";
+    let end = each(
+        "EXECUTE format('ALTER ROLE %I NOLOGIN', r); \
+         IF NOT pg_has_role(r, 'USAGE') THEN EXECUTE format('GRANT %I TO CURRENT_USER', r); END IF; \
+         PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = r;",
+    );
+    let ended = format!("{take} {end}");
+    admin
+        .with(OPTIONS, async |client| client.batch_execute(&ended).await)
+        .await?;
+    let own = format!("DROP OWNED BY {name};");
+    server
+        .with(OPTIONS, async |client| client.batch_execute(&own).await)
+        .await?;
+    let dropped = each("EXECUTE format('DROP OWNED BY %I', r); EXECUTE format('DROP ROLE %I', r);");
+    let all = format!(
+        "{dropped} DELETE FROM ephor.installation WHERE login = {literal}; {own} DROP ROLE {name}; {give_back}"
+    );
+    admin
+        .with(OPTIONS, async |client| client.batch_execute(&all).await)
+        .await
 }
 
 /// What the group may do: everything in the database of the URL, now and with what its user makes

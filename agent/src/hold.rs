@@ -463,4 +463,4 @@ fn held_in((key, state): (&Arc<Key>, &State), now: Boottime) -> Option<(Arc<Key>
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -203,3 +203,35 @@ pub(super) fn told(message: &Message, trust: &Arc<TrustStore>) -> Result<Told, F
         },
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::super::frame::{receive, send};
+    use super::*;
+    use crate::hold::tests::{held_login, key};
+
+    /// The program that has the URL goes on with it, whichever agent extends it.
+    #[test]
+    fn a_login_is_handed_over_whole_and_is_still_what_its_renewal_extends() {
+        for handed_over in [false, true] {
+            let held = held_login(None);
+            if handed_over {
+                assert!(held.hand_over() && !held.hand_over());
+            }
+            let (one, two) = UnixStream::pair().unwrap();
+            let (head, secrets) = tell(held.asker.task.id, &key("x"), &held);
+            assert!(!serde_json::to_string(&head).unwrap().contains("hunter2"));
+            send(&one, &head, &secrets, &[]).unwrap();
+            let told = told(&receive(&two).unwrap(), &Arc::default()).unwrap();
+            let again = Held::again(told.held, Arc::clone(&held.asker));
+            assert_eq!(again.is_handed_over(), handed_over);
+            assert_eq!(again.full().unwrap(), held.full().unwrap());
+            let renewed = held_login(Some(&again));
+            assert_eq!(renewed.is_handed_over(), handed_over);
+            assert_eq!(renewed.full().unwrap(), held.full().unwrap());
+        }
+    }
+}

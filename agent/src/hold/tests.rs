@@ -62,7 +62,7 @@ fn task(n: u8) -> TaskId {
     TaskId::from_parts(u64::from(n), [n; 10])
 }
 
-fn key(item: &str) -> Arc<Key> {
+pub(crate) fn key(item: &str) -> Arc<Key> {
     Arc::new(Key {
         fingerprint: fingerprint(),
         entitlement: "identity".into(),
@@ -79,6 +79,41 @@ fn now(millis: u64) -> Now {
         wall: UnixMillis::from_millis(1_000_000_000 + millis),
         boot: Boottime::from_millis(millis),
     }
+}
+
+/// A database login, issued at boot time 0 for 300 s; `renews` is what it extends.
+pub(crate) fn held_login(renews: Option<&Held>) -> Held {
+    let login = v1::Login {
+        target: "orders".into(),
+        host: "db1".into(),
+        port: 5432,
+        database: "orders".into(),
+        user: "eph_orders_x".into(),
+        password: "hunter2".into(),
+        sslmode: "verify-full".into(),
+        group: "orders_rw".into(),
+        ..v1::Login::default()
+    };
+    let id = CredentialId::from_parts(1, [9; 10]).to_bytes().to_vec();
+    let answer = v1::IssueResponse {
+        request_id: RequestId::from_parts(1, [1; 10]).to_bytes().to_vec(),
+        decision_id: DecisionId::from_parts(1, [1; 10]).to_bytes().to_vec(),
+        subject: "spiffe://td/x".into(),
+        credentials: vec![v1::Credential {
+            id,
+            kind: "postgres".into(),
+            issued_at: 1_000_000_000,
+            expires_at: 1_000_300_000,
+            refresh_at: 1_000_200_000,
+            capped_by: "ttl.default".into(),
+            login: renews.is_none().then_some(login),
+            ..v1::Credential::default()
+        }],
+        ..Default::default()
+    };
+    let asker = Arc::clone(&held(1, 1).asker);
+    Held::new(answer, asker, (None, renews), (now(0), now(5)))
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Issued at boot time 0 for 300 s.

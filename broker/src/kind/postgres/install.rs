@@ -29,6 +29,12 @@ const GROUP: &str = include_str!("sql/group.sql");
 const ADMIN: &str = include_str!("sql/admin.sql");
 const MEMBER: &str = include_str!("sql/member.sql");
 const DONE: &str = include_str!("sql/done.sql");
+/// What a connection of an administrator must not take from a database where others may write: there
+/// somebody's `format(text, text)` fits better than the server's own, and would run with all rights.
+const PINNED: [(&str, &str); 2] = [
+    ("search_path", "pg_catalog"),
+    ("standard_conforming_strings", "on"),
+];
 
 /// What is installed.
 pub struct Options {
@@ -115,9 +121,14 @@ pub fn install_sql(options: &Options) -> Result<String, InstallError> {
          --   psql -v ON_ERROR_STOP=1 -f FILE 'postgres://ADMIN@HOST/postgres'\n\
          -- It may be run again.\n"
     );
+    let pinned: String = PINNED
+        .iter()
+        .map(|(setting, value)| format!("SET {setting} = {value};\n"))
+        .collect();
+    script.push_str(&pinned);
     for section in sections(options)? {
         if let Some(database) = &section.database {
-            script.push_str(&format!("\n\\connect {}\n", quoted(database)));
+            script.push_str(&format!("\n\\connect {}\n{pinned}", quoted(database)));
         }
         if let Some(first) = &section.first {
             script.push_str(&format!("\n{first}\n\\gexec\n"));
@@ -169,7 +180,11 @@ async fn connect_to(admin: &Admin, database: &str, tasks: &Tasks) -> Result<Clie
     let mut config = Config::new();
     config.user(&admin.user).dbname(database);
     config.application_name("ephor target");
-    config.options("-c client_min_messages=warning -c statement_timeout=60s");
+    let pinned = PINNED.map(|(setting, value)| format!(" -c {setting}={value}"));
+    config.options(format!(
+        "-c client_min_messages=warning -c statement_timeout=60s{}",
+        pinned.concat()
+    ));
     if let Some(password) = &admin.password {
         config.password(password.expose());
     }

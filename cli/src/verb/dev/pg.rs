@@ -25,8 +25,10 @@ const GROUP: &str = "ephor_dev";
 const ADMIN_DATABASE: &str = "ephor";
 /// Rounds of the broker's own verifier: its password has 256 random bits.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
-/// Longest statement of ours.
-const OPTIONS: &str = "-c statement_timeout=30s -c client_min_messages=warning";
+/// Longest statement of ours; and nothing that others put into the database stands in for the server's own
+/// functions and operators, because it would run with this user's rights.
+const OPTIONS: &str = "-c statement_timeout=30s -c client_min_messages=warning \
+    -c search_path=pg_catalog -c standard_conforming_strings=on";
 
 /// A server that is prepared for one installation.
 pub struct Database {

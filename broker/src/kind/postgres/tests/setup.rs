@@ -399,3 +399,84 @@ fn certificates() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
     (read("ca.pem"), read("key.pem"), read("cert.pem"))
 }
+
+/// Somebody who may make functions in a database where an administrator works waits for him there,
+/// with functions that fit a call better than the server's own.
+fn ambushed(cluster: &Cluster, database: &str) {
+    let body = "language plpgsql as $$ begin
+        begin execute 'alter role mallory superuser'; exception when others then null; end;";
+    let sql = format!(
+        "grant create, usage on schema public to mallory; set role mallory;
+         create function public.format(text, text) returns text {body} return pg_catalog.format($1, variadic array[$2]); end $$;
+         create function public.format(text, text, text) returns text {body} return pg_catalog.format($1, variadic array[$2, $3]); end $$;
+         create function public.format(text, name) returns text {body} return pg_catalog.format($1, variadic array[$2::text]); end $$;
+         create function public.format(text, regprocedure, text) returns text {body} return pg_catalog.format($1, $2, $3); end $$;
+         create function public.quote_ident(name) returns text {body} return pg_catalog.quote_ident($1::text); end $$;
+         create function public.has_function_privilege(regprocedure, text) returns boolean {body} return true; end $$;"
+    );
+    cluster.psql(database, &sql).unwrap();
+}
+
+fn superusers(cluster: &Cluster) -> String {
+    let sql = "select string_agg(rolname, ',' order by rolname) from pg_roles where rolsuper";
+    cluster.psql("postgres", sql).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_who_waits_for_the_administrator_gains_nothing() {
+    let world = World::own(ClusterOptions::default()).await;
+    world
+        .cluster
+        .psql("postgres", "create role mallory login")
+        .unwrap();
+    for database in ["orders", "billing"] {
+        ambushed(&world.cluster, database);
+    }
+    // The ambush itself works: unpinned, it does what it says.
+    world
+        .cluster
+        .psql("orders", "select format('%I', 'x'::text)")
+        .unwrap();
+    assert_eq!(superusers(&world.cluster), "mallory,postgres");
+    let again = || {
+        world
+            .cluster
+            .psql("postgres", "alter role mallory nosuperuser")
+            .unwrap()
+    };
+    again();
+
+    let new = Options {
+        login: ident("ephor2"),
+        groups: vec![ident("new_rw")],
+        ..options(None)
+    };
+    let admin = Admin {
+        database: "orders".to_owned(),
+        ..world.admin()
+    };
+    install(&admin, &new, &world.tasks).await.unwrap();
+    assert_eq!(superusers(&world.cluster), "postgres", "init");
+
+    let new = Options {
+        login: ident("ephor3"),
+        groups: vec![ident("newer_rw")],
+        ..options(None)
+    };
+    let script = install_sql(&new).unwrap();
+    world.cluster.psql("orders", &script).unwrap();
+    assert_eq!(superusers(&world.cluster), "postgres", "--sql");
+
+    let as_superuser = Access {
+        user: "postgres".to_owned(),
+        password: Password::None,
+        hosts: vec![world.admin().address],
+        ..world.access()
+    };
+    let found = check(&as_superuser, &[ident("orders_rw")], &world.tasks).await;
+    assert!(
+        found.iter().any(|one| one.what.contains("can be dropped")),
+        "{found:?}"
+    );
+    assert_eq!(superusers(&world.cluster), "postgres", "check");
+}

@@ -15,6 +15,7 @@ mod faults;
 mod holder;
 pub mod log;
 mod open;
+mod overdue;
 mod overlay;
 mod quarantine;
 mod queue;
@@ -43,6 +44,7 @@ pub use batch::{
 };
 pub use copy::{Inspected, holder_of, inspect, keep_out, mark};
 pub use open::OpenError;
+pub use overdue::Overdue;
 pub use quarantine::Quarantined;
 pub use read::{
     Counts, CredentialFilter, Expiry, Listing, LiveCredential, LiveEffect, LongReader, PolicyEntry,

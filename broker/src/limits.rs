@@ -227,6 +227,8 @@ pub const TARGET_CALL: Duration = Duration::from_secs(30);
 pub const TARGET_RETRY_MOST: Duration = Duration::from_secs(60);
 /// A late end is told so much before it must be, for the tick and the commit, in milliseconds.
 pub const OVERDUE_AHEAD_MILLIS: u64 = 750;
+/// Late ends that are told side by side; people's revocations come in between.
+pub const LATE_AT_ONCE: usize = 1_024;
 /// How long an end waits for its targets before it answers that it goes on without the caller.
 pub const TARGET_ANSWER: Duration = Duration::from_secs(5);
 /// From the intent of something with an effect outside to its making at the latest, in milliseconds,

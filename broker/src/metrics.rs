@@ -3,6 +3,7 @@
 //! Counting is one relaxed addition (`ephor_proto::metrics`). What the store knows is asked of it when
 //! someone looks, at most once in [`limits::COUNTS_EVERY`]: a scrape must never be work.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ephor_proto::metrics::{self, Label, Latency, Page, Refusals, Sizes, Stages};
@@ -69,7 +70,7 @@ impl Broker {
         let (health, ready) = (self.ledger.health(), self.readiness().ready);
         let agents = self.fleet.states();
         let waiting = [self.pending.len(), self.timers.len()].map(|n| n as u64);
-        let at_targets = self.queues.waiting();
+        let at_targets = self.queues.waiting(self.clock.boottime());
         let page = metrics::page(move |page| {
             STAGES.tell(page, &Stage::ALL)?;
             REFUSALS.tell(page)?;
@@ -151,6 +152,31 @@ fn tell_targets(page: &mut Page<'_>, queues: &[Waiting]) -> std::fmt::Result {
         "target_ends",
         "Credentials that are being ended at their targets",
         states,
+    )?;
+    let mut words = BTreeMap::new();
+    for (word, n) in queues.iter().flat_map(|queue| &queue.words) {
+        *words.entry(*word).or_insert(0) += n;
+    }
+    let words = words
+        .into_iter()
+        .map(|(word, n)| ([(Label::Reason, word)], n));
+    page.gauges(
+        "target_overdue",
+        "Late ends at targets, by why the last try did not reach them",
+        words,
+    )?;
+    let seconds = |millis: Option<u64>| millis.unwrap_or_default().div_ceil(1000);
+    let oldest = queues.iter().map(|queue| queue.oldest_millis).max();
+    page.gauges(
+        "target_oldest_seconds",
+        "How long the oldest end waits at its target, as far as this process knows",
+        [([], seconds(oldest))],
+    )?;
+    let next = queues.iter().filter_map(|queue| queue.next_millis).min();
+    page.gauges(
+        "target_next_try_seconds",
+        "Until the next try of a late end; 0 when there is none",
+        [([], seconds(next))],
     )
 }
 

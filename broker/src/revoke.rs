@@ -30,7 +30,7 @@ pub use listing::{Place, Shown};
 pub(crate) use narrow::{Narrowed, Narrowing};
 pub use pending::{Failed, Pending, Work};
 pub use status_list::{Built, ListError, Places, Slot, StatusLists, TYP as STATUS_LIST_TYP};
-pub use target::{Late, Queues, Urgency, Waiting, Wanted};
+pub use target::{Late, Queues, Setback, Urgency, Waiting, Wanted};
 pub use uses::{Use, UsedLogins, Uses};
 
 use ephor_proto::state::credential::{Credential, CredentialState, Proof};

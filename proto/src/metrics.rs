@@ -34,6 +34,8 @@ pub enum Label {
     State,
     /// A queue with a named limit.
     Queue,
+    /// Why something has not come about yet: a word of a closed set.
+    Reason,
     /// The version of the program.
     Version,
 }
@@ -49,6 +51,7 @@ impl Label {
             Self::Kind => "kind",
             Self::State => "state",
             Self::Queue => "queue",
+            Self::Reason => "reason",
             Self::Version => "version",
         }
     }

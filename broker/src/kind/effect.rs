@@ -242,6 +242,9 @@ pub enum Failed {
     /// It said no, or could not be asked; nothing was done.
     #[error("{0}")]
     Refused(String),
+    /// Nobody answers there, or lets us in; nothing was done, and nothing else would be.
+    #[error("{0}")]
+    Away(String),
     /// It, or this broker's whole epoch, was revoked there before.
     #[error("it was revoked at the target before")]
     Fenced,
@@ -254,6 +257,27 @@ pub enum Failed {
     /// It did not answer in time; it may have done it.
     #[error("no answer within {} s", .0.as_secs())]
     NoAnswer(Duration),
+}
+
+impl Failed {
+    /// Whether whatever else is asked of this target would end the same way.
+    #[must_use]
+    pub const fn is_away(&self) -> bool {
+        matches!(self, Self::Away(_))
+    }
+
+    /// The word of it, for metrics.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::Away(_) => "away",
+            Self::Fenced => "fenced",
+            Self::TooLate => "too_late",
+            Self::Unknown(_) => "unknown",
+            Self::NoAnswer(_) => "no_answer",
+        }
+    }
 }
 
 /// A target, by kind: a closed set, with one match for each thing to do.

@@ -152,7 +152,7 @@ impl Broker {
             (Some(known), None) => Ok(known),
             (Some(known), Some(policy)) if known.is_as(&policy) => Ok(known),
             (_, Some(policy)) => Ok(self.targets.put(name, self.reach(&policy)?)),
-            (None, None) => Err(Failed::Refused(format!(
+            (None, None) => Err(Failed::Away(format!(
                 "policy has no `[target.{name}]` any more; put it back, so that what is left there can be ended"
             ))),
         }

@@ -18,6 +18,7 @@ use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::batch::Key;
+use super::overdue::Overdue;
 use super::retain::Prune;
 use crate::keys::state::KeyState;
 
@@ -293,7 +294,7 @@ pub struct CredentialRow {
     /// What shows that it is dead or listed.
     pub evidence: Option<String>,
     /// Why its revocation is late.
-    pub overdue: Option<String>,
+    pub overdue: Option<Overdue>,
     /// The policy version that no longer allowed it, when that is why it ended.
     pub narrowed_by: Option<String>,
 }

@@ -84,11 +84,11 @@ impl Broker {
         let by = by.to_owned();
         let mut event = self.about(Stage::Revoke, "accepted", &row)?;
         event.cause = row.cause.map(|cause| cause.as_str().to_owned());
-        let last = row.overdue.clone().unwrap_or_default();
+        let mut late = self.overdue_now(&row).unwrap_or_default();
         let facts = [
             ("target", content.target.clone()),
             ("name", content.name.clone()),
-            ("overdue", last.clone()),
+            ("overdue", late.to_string()),
             ("by", by.clone()),
         ];
         event
@@ -96,9 +96,8 @@ impl Broker {
             .extend(facts.map(|(name, value)| (name.to_owned(), value)));
         let event = self.with_reason(event, reason)?;
         row.version += 1;
-        row.overdue = Some(format!(
-            "accepted by {by} on {at}, never shown to be dead; before: {last}"
-        ));
+        late.accepted = Some(format!("accepted by {by} on {at}, never shown to be dead"));
+        row.overdue = Some(late);
         content.accepted = Some(Accepted { by, at });
         row.content = content.to_json().map_err(defect)?;
         let batch = Batch {

@@ -39,6 +39,8 @@ pub struct Failed {
     pub attempts: u32,
     /// It has waited longer than it may.
     pub is_overdue: bool,
+    /// Until the next one.
+    pub next_in: Duration,
 }
 
 /// Open ends by what they are.
@@ -135,6 +137,7 @@ impl Pending {
                 return Failed {
                     attempts: 1,
                     is_overdue: false,
+                    next_in: limits::RETRY_FIRST,
                 };
             };
             attempt.attempts = attempt.attempts.saturating_add(1);
@@ -146,6 +149,7 @@ impl Pending {
             Failed {
                 attempts: attempt.attempts,
                 is_overdue,
+                next_in: wait,
             }
         })
     }

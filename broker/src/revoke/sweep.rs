@@ -3,16 +3,14 @@
 
 use std::sync::Arc;
 
-use ephor_proto::event::Outcome;
 use ephor_proto::id::{CredentialId, TaskId};
-use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 
 use super::{Failed, NotEnded, Work, written};
 use crate::app::Broker;
 use crate::complete::{By, End};
 use crate::kind::effect::Content;
-use crate::ledger::{Batch, CredentialRow, Lane};
+use crate::ledger::{Batch, CredentialRow, Lane, Overdue};
 use crate::limits;
 
 const REASON: &str = "an earlier step was not finished";
@@ -186,10 +184,13 @@ impl Broker {
         };
         for mut row in rows.into_iter().filter(is_unflagged) {
             row.version += 1;
-            row.overdue = Some(format!(
-                "{error}; tried {} times, tried on",
-                failed.attempts
-            ));
+            let next_in = u64::try_from(failed.next_in.as_millis()).unwrap_or(u64::MAX);
+            row.overdue = Some(Overdue {
+                why: error.to_string(),
+                attempts: failed.attempts,
+                next_try: Some(self.clock.wall().saturating_add_millis(next_in)),
+                ..Overdue::default()
+            });
             if let Err(error) = self.write_flag(&row).await {
                 tracing::warn!(credential = %row.id, %error, "an overdue revocation could not be flagged");
             }
@@ -197,13 +198,7 @@ impl Broker {
     }
 
     async fn write_flag(&self, row: &CredentialRow) -> Result<(), NotEnded> {
-        let mut event = self.about(Stage::Revoke, "overdue", row)?;
-        event.outcome = Outcome::Failed;
-        event.cause = row.cause.map(|cause| cause.as_str().to_owned());
-        event.facts.insert(
-            "overdue".to_owned(),
-            row.overdue.clone().unwrap_or_default(),
-        );
+        let event = self.overdue_event(row)?;
         let batch = Batch {
             name: "revoke.overdue",
             lane: Lane::Revoke,

@@ -4,6 +4,7 @@
 //! The store's `revoking` rows are the truth; this only remembers whose turn it is. Nothing is ever
 //! given up: what does not fit is found again by a scan, and what fails waits longer each time.
 
+mod late;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -13,13 +14,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ephor_proto::id::CredentialId;
-use ephor_proto::limits::OVERDUE_AFTER_MILLIS;
 use ephor_proto::state::task::EndCause;
 use ephor_proto::time::Boottime;
 use tokio::sync::{Notify, oneshot};
 
 use crate::ledger::CredentialRow;
 use crate::limits;
+
+pub use late::{Late, Setback, Waiting};
 
 /// Who goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,8 +55,8 @@ pub struct Wanted {
     pub credential: CredentialId,
     /// Who goes first.
     pub urgency: Urgency,
-    /// It was told before that it is late.
-    pub is_flagged: bool,
+    /// It was told before that it is late, after so many tries.
+    pub told: Option<u32>,
     /// Only found in the store at a start: not before the log is confirmed.
     pub is_found: bool,
 }
@@ -66,36 +68,10 @@ impl Wanted {
         Self {
             credential: row.id,
             urgency: Urgency::of(row),
-            is_flagged: row.overdue.is_some(),
+            told: row.overdue.as_ref().map(|overdue| overdue.attempts),
             is_found,
         }
     }
-}
-
-/// One end that was not reached in time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Late {
-    /// Whose.
-    pub credential: CredentialId,
-    /// At which target.
-    pub target: String,
-    /// What went wrong at the last try; empty while the first one is under way.
-    pub why: String,
-    /// Tries so far.
-    pub attempts: u32,
-    /// Until the next one.
-    pub next_in: Duration,
-}
-
-/// How one target's queue is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
-    /// The target.
-    pub target: String,
-    /// Ends that wait or are under way.
-    pub ends: u64,
-    /// Of them those that were not reached in time.
-    pub late: u64,
 }
 
 #[derive(Debug)]
@@ -106,11 +82,12 @@ struct Job {
     next: Boottime,
     attempts: u32,
     is_running: bool,
-    /// It was told that it is late.
-    is_flagged: bool,
+    /// It was told that it is late, after so many tries.
+    told: Option<u32>,
     /// See [`Wanted::is_found`].
     is_found: bool,
-    why: String,
+    /// What went wrong at the last try.
+    setback: Option<Setback>,
     waiting: Vec<oneshot::Sender<()>>,
 }
 
@@ -121,6 +98,8 @@ struct Queue {
     running: usize,
     /// The last call failed.
     is_failing: bool,
+    /// Calls since the target was last reached, and until when none but a person's is made.
+    away: Option<(u32, Boottime)>,
 }
 
 #[derive(Default)]
@@ -146,6 +125,9 @@ impl Queues {
             let queue = inner.queues.entry(target.to_owned()).or_default();
             if let Some(job) = queue.jobs.get_mut(&wanted.credential) {
                 job.is_found &= wanted.is_found;
+                if wanted.urgency == Urgency::Person && job.urgency != Urgency::Person {
+                    job.next = job.next.min(now);
+                }
                 job.urgency = job.urgency.min(wanted.urgency);
                 return true;
             }
@@ -157,15 +139,20 @@ impl Queues {
                 inner.overflowed = true;
                 return false;
             }
+            // At a target that is away, only a person's request is tried before its next turn.
+            let next = match (wanted.urgency, queue.away) {
+                (Urgency::End | Urgency::Expiry, Some((_, until))) => until.max(now),
+                (Urgency::End | Urgency::Expiry, None) | (Urgency::Person, _) => now,
+            };
             let job = Job {
                 urgency: wanted.urgency,
                 since: now,
-                next: now,
-                attempts: 0,
+                next,
+                attempts: wanted.told.unwrap_or_default(),
                 is_running: false,
-                is_flagged: wanted.is_flagged,
+                told: wanted.told,
                 is_found: wanted.is_found,
-                why: String::new(),
+                setback: None,
                 waiting: Vec::new(),
             };
             queue.jobs.insert(wanted.credential, job);
@@ -181,7 +168,7 @@ impl Queues {
         self.with(|inner| {
             let is_ready = |queue: &Queue| {
                 let mut jobs = queue.jobs.values();
-                queue.running < limits::TARGET_CALLS && jobs.any(|job| job.is_due(now, may_sweep))
+                queue.has_place() && jobs.any(|job| job.is_due(now, may_sweep))
             };
             let ready = inner.queues.iter().filter(|(_, queue)| is_ready(queue));
             let mut ready: Vec<String> = ready.map(|(name, _)| name.clone()).collect();
@@ -198,7 +185,7 @@ impl Queues {
             let Some(queue) = inner.queues.get_mut(target) else {
                 return Vec::new();
             };
-            if queue.running >= limits::TARGET_CALLS {
+            if !queue.has_place() {
                 return Vec::new();
             }
             let mut due: Vec<_> = queue
@@ -259,6 +246,7 @@ impl Queues {
             let Some(queue) = inner.queues.get_mut(target) else {
                 return;
             };
+            queue.away = None;
             if std::mem::take(&mut queue.is_failing) {
                 for job in queue.jobs.values_mut() {
                     job.next = job.next.min(now);
@@ -277,17 +265,26 @@ impl Queues {
     }
 
     /// It was not ended; it waits longer each time, up to a cap, and for ever.
-    fn failed(&self, target: &str, id: CredentialId, now: Boottime, why: &str) {
+    fn failed(&self, target: &str, id: CredentialId, now: Boottime, setback: Setback) {
         self.with(|inner| {
             let Some(queue) = inner.queues.get_mut(target) else {
                 return;
             };
             queue.is_failing = true;
+            if setback.is_away {
+                queue.is_away(id, now, &setback);
+            }
+            let away = queue.away.map(|(_, until)| until);
             if let Some(job) = queue.jobs.get_mut(&id) {
                 job.is_running = false;
-                job.attempts = job.attempts.saturating_add(1);
-                job.next = now.saturating_add(pause(id, job.attempts));
-                why.clone_into(&mut job.why);
+                job.next = match away.filter(|_| setback.is_away) {
+                    Some(until) => until,
+                    None => {
+                        job.attempts = job.attempts.saturating_add(1);
+                        now.saturating_add(pause(id, job.attempts))
+                    }
+                };
+                job.setback = Some(setback);
             }
         });
     }
@@ -300,66 +297,6 @@ impl Queues {
                 job.is_running = false;
             }
         });
-    }
-
-    /// What is late and was not told so yet, also when its call has not come back. The time of what
-    /// was only found counts from when it may be swept.
-    pub(super) fn late(&self, now: Boottime, may_sweep: bool) -> Vec<Late> {
-        let mut late = Vec::new();
-        self.with(|inner| {
-            for (target, queue) in &mut inner.queues {
-                for (id, job) in &mut queue.jobs {
-                    if job.is_found {
-                        if may_sweep {
-                            job.is_found = false;
-                            job.since = now;
-                        }
-                        continue;
-                    }
-                    // Told within the bound, so a tick and a commit before it.
-                    let waited = now.millis_since(job.since) + limits::OVERDUE_AHEAD_MILLIS;
-                    if job.is_flagged || waited < OVERDUE_AFTER_MILLIS {
-                        continue;
-                    }
-                    job.is_flagged = true;
-                    late.push(Late {
-                        credential: *id,
-                        target: target.clone(),
-                        why: job.why.clone(),
-                        attempts: job.attempts + u32::from(job.is_running),
-                        next_in: Duration::from_millis(job.next.millis_since(now)),
-                    });
-                }
-            }
-        });
-        late
-    }
-
-    /// The flag could not be stored; it is told at the next look.
-    pub(super) fn unflag(&self, target: &str, id: CredentialId) {
-        self.with(|inner| {
-            let queue = inner.queues.get_mut(target);
-            if let Some(job) = queue.and_then(|queue| queue.jobs.get_mut(&id)) {
-                job.is_flagged = false;
-            }
-        });
-    }
-
-    /// What is being tried of one credential: tries so far, until the next one, and why not yet.
-    #[must_use]
-    pub fn trying(&self, id: CredentialId, now: Boottime) -> Option<Late> {
-        self.with(|inner| {
-            inner.queues.iter().find_map(|(target, queue)| {
-                let job = queue.jobs.get(&id)?;
-                Some(Late {
-                    credential: id,
-                    target: target.clone(),
-                    why: job.why.clone(),
-                    attempts: job.attempts + u32::from(job.is_running),
-                    next_in: Duration::from_millis(job.next.millis_since(now)),
-                })
-            })
-        })
     }
 
     /// Waits until none of these is here any more, at most so long. False: some still are.
@@ -381,21 +318,6 @@ impl Queues {
         tokio::time::timeout(most, all).await.is_ok()
     }
 
-    /// How each queue is, by the target's name.
-    #[must_use]
-    pub fn waiting(&self) -> Vec<Waiting> {
-        let mut all = self.with(|inner| {
-            let one = |(target, queue): (&String, &Queue)| Waiting {
-                target: target.clone(),
-                ends: queue.jobs.len() as u64,
-                late: queue.jobs.values().filter(|job| job.is_flagged).count() as u64,
-            };
-            inner.queues.iter().map(one).collect::<Vec<_>>()
-        });
-        all.sort_by(|a, b| a.target.cmp(&b.target));
-        all
-    }
-
     /// There are more in the store than were found.
     pub(super) fn not_all(&self) {
         self.with(|inner| inner.overflowed = true);
@@ -411,6 +333,35 @@ impl Queues {
 
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
         act(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Queue {
+    /// A target that is away is tried by one call at a time.
+    fn has_place(&self) -> bool {
+        let most = match self.away {
+            Some(_) => 1,
+            None => limits::TARGET_CALLS,
+        };
+        self.running < most
+    }
+
+    /// Nobody answers there, or lets us in: all that waits has been tried with this one, and waits
+    /// with it, so that a server that is coming back is not asked by each for itself. Calls that were
+    /// under way together are one try.
+    fn is_away(&mut self, id: CredentialId, now: Boottime, setback: &Setback) {
+        let (tries, until) = self.away.unwrap_or((0, now));
+        if self.away.is_some() && now < until {
+            return;
+        }
+        let tries = tries.saturating_add(1);
+        let until = now.saturating_add(pause(id, tries));
+        self.away = Some((tries, until));
+        for job in self.jobs.values_mut() {
+            job.attempts = job.attempts.saturating_add(1);
+            job.next = job.next.max(until);
+            job.setback = Some(setback.clone());
+        }
     }
 }
 

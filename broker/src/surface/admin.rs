@@ -213,7 +213,7 @@ fn list_tasks(broker: &Broker, asked: TaskQuery) -> Result<Vec<admin::Task>, Ref
     }))?;
     read(
         rows.into_iter()
-            .map(|row| encode::task(&reader, row))
+            .map(|row| encode::task(broker, &reader, row))
             .collect(),
     )
 }
@@ -241,7 +241,7 @@ fn show_task(broker: &Broker, id: &str) -> Result<admin::Task, Refusal> {
         );
         Refusal::new(Code::NotFound, detail)
     })?;
-    read(encode::task(&reader, row))
+    read(encode::task(broker, &reader, row))
 }
 
 async fn end_task(
@@ -347,7 +347,7 @@ fn list_credentials(
     rows.truncate(limit);
     read(
         rows.into_iter()
-            .map(|row| encode::credential(&reader, row))
+            .map(|row| encode::credential(broker, &reader, row))
             .collect(),
     )
 }
@@ -362,7 +362,7 @@ fn show_credential(broker: &Broker, id: &str) -> Result<admin::Credential, Refus
     let row = read(reader.credential(id))?;
     let row =
         row.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no credential {id}")))?;
-    read(encode::credential(&reader, row))
+    read(encode::credential(broker, &reader, row))
 }
 
 async fn revoke_credential(
@@ -393,7 +393,7 @@ async fn accept_within(
     broker.vouch()?;
     let id = resolve::credential(&broker.ledger.reader(), id)?;
     let row = broker.accept(id, &reason, by).await?;
-    read(encode::credential(&broker.ledger.reader(), row))
+    read(encode::credential(broker, &broker.ledger.reader(), row))
 }
 
 async fn revoke_within(

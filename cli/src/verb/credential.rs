@@ -1,5 +1,7 @@
 //! `ephor credential ls|show|revoke|accept`
 
+mod late;
+
 use std::process::ExitCode;
 
 use ephor_proto::http::admin::{Credential, Ended, Reason};
@@ -31,6 +33,10 @@ pub async fn credential(verb: args::Credential) -> Outcome {
                 ),
             };
             let credentials: Vec<Credential> = broker.read(target).await?;
+            if overdue && listing.output == args::Output::Table && !credentials.is_empty() {
+                show::to_stdout(&late::told(&credentials, clock::wall()))?;
+                return Ok(ExitCode::SUCCESS);
+            }
             show::listing(listing.output, &credentials, &short(), &whole(), none)?;
         }
         args::Credential::Show { id, listing } => {
@@ -92,8 +98,8 @@ pub(super) fn short() -> [Column<Credential>; 7] {
     ]
 }
 
-fn whole() -> [Column<Credential>; 20] {
-    [
+fn whole() -> Vec<Column<Credential>> {
+    let mut whole = vec![
         Column::new("credential", |credential: &Credential| {
             credential.id.to_string()
         }),
@@ -145,7 +151,9 @@ fn whole() -> [Column<Credential>; 20] {
         Column::new("overdue", |credential: &Credential| {
             credential.overdue.clone().unwrap_or_default()
         }),
-    ]
+    ];
+    whole.extend(late::columns());
+    whole
 }
 
 fn told(credential: &Credential) -> String {
@@ -156,7 +164,7 @@ fn told(credential: &Credential) -> String {
         Some(cause) => format!("{}, {cause}{}", moment(at, now), narrowed(credential)),
         None => moment(at, now),
     });
-    Fields::new(&what, &state(credential), show::to_terminal())
+    let fields = Fields::new(&what, &state(credential), show::to_terminal())
         .line(
             "held by",
             format!("{} on {}", path_of(&credential.subject), credential.host),
@@ -181,8 +189,8 @@ fn told(credential: &Credential) -> String {
         )
         .line("issued", moment(credential.issued_at, now))
         .line("expires", moment(credential.expires_at, now))
-        .line("ended", ended)
-        .line("overdue", credential.overdue.clone())
+        .line("ended", ended);
+    late::lines(fields, credential, now)
         .line("history", format!("ephor audit show {}", credential.short))
         .text()
 }
@@ -223,6 +231,7 @@ pub(super) fn sample(state: &str) -> Credential {
         revoked_at: None,
         narrowed_by: None,
         overdue: None,
+        late: None,
     }
 }
 

@@ -255,9 +255,33 @@ pub struct Credential {
     /// The policy version that no longer allowed it, when that is why it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub narrowed_by: Option<String>,
-    /// Revocation is late: reason.
+    /// Revocation is late: why, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overdue: Option<String>,
+    /// The same, apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<Late>,
+}
+
+/// All that is known of a revocation that is late.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// Target that must end it; empty for what ends at the broker.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub target: String,
+    /// Who answers for the target.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub target_owner: String,
+    /// What went wrong at the last try; empty while the first is under way.
+    pub reason: String,
+    /// Tries so far.
+    pub attempts: u32,
+    /// When it is tried again, unless its target works before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<UnixMillis>,
+    /// Who answers for that it was never shown to be dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<String>,
 }
 
 /// Answer of an operator's end or revoke.

@@ -215,12 +215,10 @@ impl From<postgres::Failed> for Failed {
             F::Fenced { .. } => Self::Fenced,
             F::TooLate { .. } => Self::TooLate,
             F::Unknown { .. } => Self::Unknown(text),
-            F::Refused { .. }
-            | F::Unreachable { .. }
-            | F::Unauthorized { .. }
-            | F::NotPrimary { .. }
-            | F::Missing { .. }
-            | F::Busy { .. } => Self::Refused(text),
+            F::Unreachable { .. } | F::Unauthorized { .. } | F::NotPrimary { .. } => {
+                Self::Away(text)
+            }
+            F::Refused { .. } | F::Missing { .. } | F::Busy { .. } => Self::Refused(text),
         }
     }
 }

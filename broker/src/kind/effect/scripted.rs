@@ -20,6 +20,8 @@ pub enum Mood {
     Well,
     /// Nothing is done.
     Refuses,
+    /// Nobody is there.
+    Away,
     /// It is done, and the answer is lost.
     LosesAnswers,
     /// Never answers.
@@ -62,6 +64,7 @@ impl Script {
         match self.with(|inner| inner.mood) {
             Mood::Well => Ok(self.with(done)),
             Mood::Refuses => Err(Failed::Refused("the script says no".to_owned())),
+            Mood::Away => Err(Failed::Away("the script cannot be reached".to_owned())),
             Mood::LosesAnswers => {
                 self.with(done);
                 Err(Failed::Unknown("the answer was lost".to_owned()))

@@ -8,6 +8,7 @@ use rusqlite::{CachedStatement, params};
 
 use crate::ledger::batch::Key;
 use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_millis};
+use crate::ledger::overdue::Overdue;
 use crate::ledger::row::{CredentialRow, Row};
 
 static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
@@ -84,7 +85,7 @@ impl Stored for CredentialRow {
             self.cause.map(EndCause::as_str),
             opt_millis(self.revoked_at),
             self.evidence,
-            self.overdue,
+            overdue(self)?,
             self.narrowed_by,
         ])
     }
@@ -115,7 +116,7 @@ impl Stored for CredentialRow {
             cause: columns.opt_word(21)?,
             revoked_at: columns.opt_time(22)?,
             evidence: columns.opt_string(23)?,
-            overdue: columns.opt_string(24)?,
+            overdue: columns.opt_string(24)?.as_deref().map(Overdue::of_json),
             narrowed_by: columns.opt_string(25)?,
         })
     }
@@ -135,4 +136,9 @@ impl Stored for CredentialRow {
     fn version(&self) -> u64 {
         self.version
     }
+}
+
+fn overdue(row: &CredentialRow) -> rusqlite::Result<Option<String>> {
+    let json = row.overdue.as_ref().map(Overdue::to_json).transpose();
+    json.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }

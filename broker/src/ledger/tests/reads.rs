@@ -38,7 +38,7 @@ fn every_row_comes_back_as_it_was_written() {
         cause: Some(EndCause::Revoked),
         revoked_at: Some(now()),
         evidence: Some("expired".to_owned()),
-        overdue: Some("target silent".to_owned()),
+        overdue: Some(Overdue::of_json("target silent")),
         ..super::fixture::credential(task.id, u32::MAX)
     };
     let host = HostRow {

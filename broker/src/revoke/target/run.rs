@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use ephor_proto::event::Outcome;
 use ephor_proto::id::CredentialId;
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
 use ephor_proto::state::task::TaskState;
 
-use super::Late;
+use super::Setback;
 use crate::app::Broker;
 use crate::clock::Stopwatch;
 use crate::kind::effect::{Content, Ending, Failed, Gone};
@@ -67,7 +66,12 @@ impl Broker {
                 Ok(said) => gone.push((row, said)),
                 Err(failed) => {
                     tracing::warn!(credential = %row.id, target, %failed, "not ended at its target yet");
-                    queues.failed(target, row.id, self.clock.boottime(), &failed.to_string());
+                    queues.failed(
+                        target,
+                        row.id,
+                        self.clock.boottime(),
+                        Setback::at_target(&failed),
+                    );
                 }
             }
         }
@@ -90,7 +94,7 @@ impl Broker {
                 match self.submit_gone(row, said.clone()) {
                     Ok((row, ticket)) => submitted.push((row, said, ticket)),
                     Err(error) => {
-                        queues.failed(target, id, self.clock.boottime(), &error.to_string());
+                        queues.failed(target, id, self.clock.boottime(), Setback::here(&error));
                     }
                 }
             }
@@ -106,7 +110,7 @@ impl Broker {
                         Ok(None) | Err(_) => queues.again(target, row.id),
                     },
                     Err(error) => {
-                        queues.failed(target, row.id, self.clock.boottime(), &error.to_string());
+                        queues.failed(target, row.id, self.clock.boottime(), Setback::here(&error));
                     }
                 }
             }
@@ -135,7 +139,7 @@ impl Broker {
                     endings.push(ending);
                 }
                 Ok(None) => self.queues.done(target, *id, now),
-                Err(error) => self.queues.failed(target, *id, now, &error.to_string()),
+                Err(error) => self.queues.failed(target, *id, now, Setback::here(&error)),
             }
         }
         (rows, endings)
@@ -204,73 +208,6 @@ impl Broker {
             self.pending
                 .hurry(&Work::Task(row.task, cause), self.clock.boottime());
         }
-    }
-
-    /// Flags what was not ended in time: in its row, in the log, in the metrics.
-    pub(crate) async fn flag_late(&self) {
-        let late = self.queues.late(self.clock.boottime(), self.may_sweep());
-        for late in late {
-            if let Err(error) = self.flag_one_late(&late).await {
-                tracing::warn!(credential = %late.credential, %error, "an overdue revocation could not be flagged");
-                self.queues.unflag(&late.target, late.credential);
-            }
-        }
-    }
-
-    async fn flag_one_late(&self, late: &Late) -> Result<(), NotEnded> {
-        let row = self.ledger.reader().credential(late.credential)?;
-        let Some(mut row) = row.filter(|row| row.state == CredentialState::Revoking) else {
-            return Ok(());
-        };
-        let owner = self.target_owner(&late.target).unwrap_or_default();
-        row.version += 1;
-        row.overdue = Some(late.text(&owner));
-        let mut event = self.about(Stage::Revoke, "overdue", &row)?;
-        event.outcome = Outcome::Failed;
-        event.cause = row.cause.map(|cause| cause.as_str().to_owned());
-        let next_in = u64::try_from(late.next_in.as_millis()).unwrap_or(u64::MAX);
-        let next_try = self.clock.wall().saturating_add_millis(next_in);
-        let facts = [
-            ("overdue", row.overdue.clone().unwrap_or_default()),
-            ("target", late.target.clone()),
-            ("target_owner", owner),
-            ("attempts", late.attempts.to_string()),
-            ("next_try", next_try.to_string()),
-        ];
-        event
-            .facts
-            .extend(facts.map(|(name, value)| (name.to_owned(), value)));
-        let batch = Batch {
-            name: "revoke.overdue",
-            lane: Lane::Revoke,
-            require: Vec::new(),
-            rows: vec![row.into()],
-            events: vec![event.into()],
-        };
-        match written(self.ledger.submit(batch)?.await)? {
-            Some(_) => Ok(()),
-            None => Err(NotEnded::Contended),
-        }
-    }
-}
-
-impl Late {
-    /// In words, for listings.
-    fn text(&self, owner: &str) -> String {
-        let why = match self.why.as_str() {
-            "" => "no answer yet",
-            why => why,
-        };
-        let owner = match owner {
-            "" => String::new(),
-            owner => format!("; {owner} answers for the target"),
-        };
-        let attempts = self.attempts;
-        let target = match why.contains(&self.target) {
-            true => String::new(),
-            false => format!("target {}: ", self.target),
-        };
-        format!("{target}{why}; tried {attempts} times, tried on{owner}")
     }
 }
 

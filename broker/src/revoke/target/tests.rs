@@ -8,6 +8,7 @@
 use ephor_proto::time::Boottime;
 
 use super::*;
+use crate::kind::effect::Failed;
 
 const SOON: Duration = Duration::from_millis(50);
 
@@ -23,13 +24,21 @@ fn wanted(n: u8, urgency: Urgency) -> Wanted {
     Wanted {
         credential: id(n),
         urgency,
-        is_flagged: false,
+        told: None,
         is_found: false,
     }
 }
 
 fn expired(n: u8) -> Wanted {
     wanted(n, Urgency::Expiry)
+}
+
+fn setback(text: &str, is_away: bool) -> Setback {
+    let failed = match is_away {
+        true => Failed::Away(text.to_owned()),
+        false => Failed::Refused(text.to_owned()),
+    };
+    Setback::at_target(&failed)
 }
 
 #[test]
@@ -77,7 +86,7 @@ fn it_waits_longer_each_time_is_late_in_time_and_is_never_given_up() {
     let (mut now, mut waits, mut told) = (0, Vec::new(), Vec::new());
     for _ in 0..40 {
         assert_eq!(queues.take("orders", at(now), true), [id(1)], "at {now}");
-        queues.failed("orders", id(1), at(now), "it hangs");
+        queues.failed("orders", id(1), at(now), setback("it hangs", false));
         queues.left("orders", &[id(1)], at(now));
         let start = now;
         while queues.ready(at(now), true).is_empty() {
@@ -93,17 +102,24 @@ fn it_waits_longer_each_time_is_late_in_time_and_is_never_given_up() {
     }
     let (at_once, late) = &told[0];
     assert!((4_000..=5_000).contains(at_once), "{at_once}");
-    assert_eq!((told.len(), late.why.as_str()), (1, "it hangs"));
+    assert_eq!(&*late.why, "it hangs");
+    // Again whenever it had been tried twice as often.
+    let tries: Vec<_> = told.iter().map(|(_, late)| late.attempts).collect();
+    assert_eq!(tries, [5, 10, 20, 40]);
     assert!(waits[0] <= 500 && *waits.iter().max().unwrap() <= 60_000);
     assert!(waits[30..].iter().all(|wait| *wait >= 45_000), "{waits:?}");
     // Told again when that could not be stored.
-    queues.unflag("orders", id(1));
-    assert_eq!(queues.late(at(now), true).len(), 1);
-    assert_eq!(queues.waiting()[0].late, 1);
+    queues.not_told(&told[3].1);
+    let again = queues.late(at(now), true);
+    assert_eq!((again.len(), again[0].attempts), (1, 40));
+    assert_eq!(queues.late(at(now), true), []);
+    let waiting = &queues.waiting(at(now))[0];
+    assert_eq!((waiting.late, waiting.words["refused"]), (1, 1));
+    assert!(waiting.oldest_millis > 1_500_000 && waiting.next_millis <= Some(60_000));
     queues.take("orders", at(now), true);
     queues.done("orders", id(1), at(now));
     queues.left("orders", &[id(1)], at(now));
-    assert!(queues.waiting().is_empty());
+    assert!(queues.waiting(at(now)).is_empty());
 }
 
 #[test]
@@ -123,7 +139,7 @@ fn a_target_that_works_again_is_asked_for_all() {
     }
     let taken = queues.take("orders", at(0), true);
     for id in &taken {
-        queues.failed("orders", *id, at(0), "down");
+        queues.failed("orders", *id, at(0), setback("slow", false));
     }
     queues.left("orders", &taken, at(0));
     let again = queues.take("orders", at(500), true);
@@ -131,6 +147,78 @@ fn a_target_that_works_again_is_asked_for_all() {
     queues.done("orders", again[0], at(500));
     queues.left("orders", &again, at(500));
     assert_eq!(queues.take("orders", at(500), true).len(), 2);
+}
+
+/// Ten minutes without a server and 3 000 that wait: it is asked as if one waited, each is told with
+/// that reason, and a person's request is tried at once.
+#[test]
+fn a_target_that_is_away_is_asked_by_one_for_all() {
+    let queues = Queues::default();
+    let many = |n: u64| Wanted {
+        credential: CredentialId::from_parts(n, [1; 10]),
+        ..expired(0)
+    };
+    for n in 0..3_000 {
+        queues.add("orders", many(n), at(0));
+    }
+    // Calls that were under way when it went are one try.
+    let under_way: Vec<_> = (0..4).map(|_| queues.take("orders", at(0), true)).collect();
+    assert!(
+        under_way
+            .iter()
+            .all(|ids| ids.len() == limits::TARGET_BATCH)
+    );
+    for ids in &under_way {
+        for id in ids {
+            queues.failed("orders", *id, at(10), setback("no route", true));
+        }
+        queues.left("orders", ids, at(10));
+    }
+    let (mut calls, mut told) = (0, 0);
+    for now in (10..600_000).step_by(250) {
+        let taken = queues.take("orders", at(now), true);
+        if !taken.is_empty() {
+            calls += 1;
+            assert_eq!(taken.len(), 1, "at {now}");
+            assert!(queues.take("orders", at(now), true).is_empty(), "one call");
+            queues.failed("orders", taken[0], at(now), setback("no route", true));
+            queues.left("orders", &taken, at(now));
+        }
+        told += queues.late(at(now), true).len();
+    }
+    assert!((10..=25).contains(&calls), "{calls}");
+    let tries = queues.trying(many(2_999).credential, at(600_000)).unwrap();
+    assert_eq!(&*tries.why, "no route");
+    assert_eq!(tries.attempts, calls + 1);
+    assert!(tries.next_in > SOON, "{tries:?}");
+    assert!((3_000..=12_000).contains(&told), "{told}");
+    // What ends now waits with the others; a person does not.
+    queues.add("orders", many(20_000), at(600_000));
+    assert!(queues.take("orders", at(600_000), true).is_empty());
+    queues.add("orders", wanted(9, Urgency::Person), at(600_000));
+    assert_eq!(queues.take("orders", at(600_000), true), [id(9)]);
+    // It is back: all are asked for at once, in whole batches.
+    queues.done("orders", id(9), at(600_010));
+    queues.left("orders", &[id(9)], at(600_010));
+    let taken = queues.take("orders", at(600_010), true);
+    assert_eq!(taken.len(), limits::TARGET_BATCH);
+}
+
+#[test]
+fn tries_before_a_restart_count() {
+    let queues = Queues::default();
+    let again = Wanted {
+        told: Some(40),
+        is_found: true,
+        ..expired(1)
+    };
+    queues.add("orders", again, at(0));
+    assert_eq!(queues.late(at(1), true), [], "found");
+    assert_eq!(queues.take("orders", at(2), true), [id(1)], "at once");
+    queues.failed("orders", id(1), at(2), setback("down", true));
+    let tries = queues.trying(id(1), at(2)).unwrap();
+    assert_eq!((tries.attempts, &*tries.why), (41, "down"));
+    assert_eq!(queues.late(at(9_000), true), [], "told before");
 }
 
 #[test]
@@ -161,7 +249,7 @@ fn what_does_not_fit_asks_for_a_scan_and_people_have_places() {
     for n in 0..=limits::TARGET_QUEUE {
         queues.add("orders", many(n), at(0));
     }
-    assert_eq!(queues.waiting()[0].ends, limits::TARGET_QUEUE as u64);
+    assert_eq!(queues.waiting(at(0))[0].ends, limits::TARGET_QUEUE as u64);
     queues.add("orders", wanted(9, Urgency::Person), at(0));
     assert_eq!(queues.take("orders", at(0), true)[0], id(9));
     assert!(!queues.needs_scan(), "no room yet");

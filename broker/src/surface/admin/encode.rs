@@ -4,10 +4,15 @@ use ephor_proto::http::admin;
 use ephor_proto::log::Receipt;
 use ephor_proto::state::credential::CredentialState;
 
-use crate::ledger::{CredentialRow, ReadError, Reader, TaskRow};
+use crate::app::Broker;
+use crate::ledger::{CredentialRow, Overdue, ReadError, Reader, TaskRow};
 use crate::prove::Proven;
 
-pub(super) fn task(reader: &Reader, row: TaskRow) -> Result<admin::Task, ReadError> {
+pub(super) fn task(
+    broker: &Broker,
+    reader: &Reader,
+    row: TaskRow,
+) -> Result<admin::Task, ReadError> {
     let credentials = reader.credentials_of(row.id)?;
     Ok(admin::Task {
         id: row.id,
@@ -22,15 +27,17 @@ pub(super) fn task(reader: &Reader, row: TaskRow) -> Result<admin::Task, ReadErr
         ended_at: row.ended_at,
         credentials: credentials
             .into_iter()
-            .map(|row| credential(reader, row))
+            .map(|row| credential(broker, reader, row))
             .collect::<Result<_, _>>()?,
     })
 }
 
 pub(super) fn credential(
+    broker: &Broker,
     reader: &Reader,
     row: CredentialRow,
 ) -> Result<admin::Credential, ReadError> {
+    let overdue = broker.overdue_now(&row);
     Ok(admin::Credential {
         id: row.id,
         short: reader.short(row.id)?,
@@ -52,8 +59,20 @@ pub(super) fn credential(
         cause: row.cause.map(|cause| cause.as_str().to_owned()),
         revoked_at: row.revoked_at,
         narrowed_by: row.narrowed_by,
-        overdue: row.overdue,
+        overdue: overdue.as_ref().map(ToString::to_string),
+        late: overdue.map(late),
     })
+}
+
+fn late(overdue: Overdue) -> admin::Late {
+    admin::Late {
+        target: overdue.target,
+        target_owner: overdue.owner,
+        reason: overdue.why,
+        attempts: overdue.attempts,
+        next_try: overdue.next_try,
+        accepted: overdue.accepted,
+    }
 }
 
 pub(super) fn ended(proven: Proven) -> admin::Ended {

@@ -78,7 +78,12 @@ async fn a_person_may_answer_for_what_a_gone_server_cannot_say_and_it_is_never_c
     // It stays in sight, and is ended when the server comes back after all.
     let row = bench.row(id);
     assert_eq!(row.state, CredentialState::Revoking);
-    assert!(row.overdue.unwrap().starts_with("accepted by uid 0 on "));
+    assert!(
+        row.overdue
+            .unwrap()
+            .to_string()
+            .starts_with("accepted by uid 0 on ")
+    );
     kit.orders.is(Mood::Well);
     bench.clock.advance_millis(61_000);
     kit.all_dead().await;

@@ -142,7 +142,7 @@ async fn a_server_that_is_away_is_told_and_asked_until_it_is_back() {
     world.bench.broker.flag_late().await;
     let row = world.bench.row(id);
     assert_eq!(row.state, CredentialState::Revoking);
-    let why = row.overdue.unwrap();
+    let why = row.overdue.unwrap().to_string();
     assert!(
         why.contains("target orders") && why.contains("team:dba"),
         "{why}"

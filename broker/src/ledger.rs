@@ -47,8 +47,8 @@ pub use open::OpenError;
 pub use overdue::Overdue;
 pub use quarantine::Quarantined;
 pub use read::{
-    Counts, CredentialFilter, Expiry, Listing, LiveCredential, LiveEffect, LongReader, PolicyEntry,
-    ReadError, Reader, ShortId, StoredEvent, TaskFilter,
+    Counts, CredentialFilter, Expiry, HeldByTask, Listing, LiveCredential, LiveEffect, LongReader,
+    PolicyEntry, ReadError, Reader, ShortId, StoredEvent, TaskFilter,
 };
 pub use retain::{Prunable, Prune, Pruned};
 pub use row::{

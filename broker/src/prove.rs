@@ -145,6 +145,13 @@ impl Broker {
             event.facts.insert("narrowed".to_owned(), count.to_string());
             event.facts.insert("narrowed_by".to_owned(), versions);
         }
+        let ids = all.iter().map(|row| row.id);
+        let mut aside = self.ledger.reader().set_aside_among(ids)?;
+        aside.truncate(MAX_EVIDENCE_PER_LEAF);
+        if !aside.is_empty() {
+            let aside: Vec<String> = aside.iter().map(ToString::to_string).collect();
+            event.facts.insert("set_aside".to_owned(), aside.join(" "));
+        }
         event
             .facts
             .insert("receipt".to_owned(), task.id.receipt().to_string());

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use ephor_confine::supervise::{self, Inherited};
 use ephor_crypto::tls::CertificateSlot;
 use ephor_proto::event::{AuditEvent, Outcome};
-use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::stage::Stage;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -505,8 +504,7 @@ async fn record_start(broker: &Broker) {
     }
 }
 
-/// `operate.quarantined`: one for each row that this start set aside. What the row holds stays in
-/// the store: it may be anything.
+/// One event for each row that this start set aside.
 fn quarantined(broker: &Broker) -> Vec<AuditEvent> {
     let aside = broker.ledger.set_aside_at_open();
     let rows = match broker
@@ -520,20 +518,10 @@ fn quarantined(broker: &Broker) -> Vec<AuditEvent> {
             return Vec::new();
         }
     };
-    let mut events = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let Ok(mut event) = broker.event(Stage::Operate, "quarantined", Outcome::Failed) else {
-            continue;
-        };
-        let of = if row.kind == "task" { "id" } else { "task" };
-        event.task = row.id(of).and_then(|id| TaskId::from_bytes(id).ok());
-        event.facts.insert("table".to_owned(), row.kind.clone());
-        let credential = row.id("id").filter(|_| row.kind == "credential");
-        if let Some(id) = credential.and_then(|id| CredentialId::from_bytes(id).ok()) {
-            event.facts.insert("credential".to_owned(), id.to_string());
-        }
-        events.push(event);
-    }
+    let mut events: Vec<_> = rows
+        .iter()
+        .filter_map(|row| broker.quarantined_event(row))
+        .collect();
     let more = aside.saturating_sub(rows.len());
     if let Some(last) = events.last_mut().filter(|_| more > 0) {
         last.facts.insert("more".to_owned(), more.to_string());

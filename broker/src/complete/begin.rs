@@ -20,12 +20,11 @@ impl Broker {
     pub(super) fn begin(&self, mut row: TaskRow, end: &End) -> Result<Step, NotEnded> {
         let now = self.clock.wall();
         let reader = self.ledger.reader();
-        let stored = reader.credentials_of(row.id)?;
-        let mut live = 0;
+        // One that cannot be read counts, too: the next step sets it aside and ends it by the log.
+        let held = reader.held_by(row.id, now)?;
         let mut revoking = Vec::new();
-        for credential in stored {
+        for credential in held.rows {
             if credential.state.is_out() {
-                live += 1;
                 let mut credential = revoke_row(credential, end.cause, now)?;
                 credential.narrowed_by = end.by.policy().map(str::to_owned);
                 revoking.push(credential);
@@ -43,7 +42,7 @@ impl Broker {
         let event = self.completed(&row, end, revoking.len())?;
         let require = vec![Require::LiveCredentials {
             task: row.id,
-            count: live,
+            count: held.live,
         }];
         let batch = Batch {
             name: "complete.begin",

@@ -1,17 +1,19 @@
 //! Credentials whose rows could not be read and were set aside: the log still says that they were
 //! issued, so the end of their task must tell of them. Their rows are made anew from the log.
 //!
-//! It must never leave one out: a receipt that counts fewer than the log issued proves nothing.
+//! It must never leave one out: a receipt that counts fewer than the log issued proves nothing. Nor
+//! may the end of the others wait for it.
 
 use std::collections::BTreeMap;
 
 use ephor_proto::event::{AuditEvent, Outcome, Text};
-use ephor_proto::id::{CredentialId, DecisionId, GrantId};
+use ephor_proto::id::{CredentialId, DecisionId, GrantId, TaskId};
+use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 
 use crate::app::Broker;
 use crate::kind::effect::Content;
-use crate::ledger::{Batch, CredentialRow, Lane, Row, TaskRow};
+use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Quarantined, Reason, Row, TaskRow};
 use crate::revoke::{NotEnded, written};
 
 impl Broker {
@@ -68,6 +70,55 @@ impl Broker {
 }
 
 impl Broker {
+    /// Sets aside what went bad since the start, and records that.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub(super) async fn set_aside_unreadable(&self, task: TaskId) -> Result<(), NotEnded> {
+        let at = self.clock.wall();
+        let held = self.ledger.reader().held_by(task, at)?;
+        if held.unreadable.is_empty() {
+            return Ok(());
+        }
+        let no_space = Err(NotEnded::Refused(Reason::DiskFull));
+        if held.waits_for_space {
+            return no_space;
+        }
+        let told = held.unreadable.iter();
+        let events = told
+            .filter_map(|row| self.quarantined_event(row))
+            .map(NewEvent::from)
+            .collect();
+        let batch = Batch {
+            name: "complete.unreadable",
+            lane: Lane::Revoke,
+            require: Vec::new(),
+            rows: vec![Row::SetAside { task, at }],
+            events,
+        };
+        match written(self.ledger.submit(batch)?.await)? {
+            // It is in its table still, and must not be left out meanwhile.
+            Some(committed) if committed.in_reserve => no_space,
+            Some(_) => Ok(()),
+            None => Err(NotEnded::Contended),
+        }
+    }
+
+    /// `operate.quarantined`: a row was set aside. What it holds stays in the store: it may be anything.
+    pub(crate) fn quarantined_event(&self, row: &Quarantined) -> Option<AuditEvent> {
+        let mut event = self
+            .event(Stage::Operate, "quarantined", Outcome::Failed)
+            .ok()?;
+        let of = if row.kind == "task" { "id" } else { "task" };
+        event.task = row.id(of).and_then(|id| TaskId::from_bytes(id).ok());
+        event.facts.insert("table".to_owned(), row.kind.clone());
+        let credential = row.id("id").filter(|_| row.kind == "credential");
+        if let Some(id) = credential.and_then(|id| CredentialId::from_bytes(id).ok()) {
+            event.facts.insert("credential".to_owned(), id.to_string());
+        }
+        Some(event)
+    }
+
     /// Stores those again that have to be ended at a target first: whoever ends them there looks for
     /// their rows. The others are stored when they are listed.
     pub(super) async fn store_set_aside(&self, rows: &[CredentialRow]) -> Result<(), NotEnded> {

@@ -21,6 +21,7 @@ impl Broker {
     /// Lists and checks what is still revoking of a completing task, then submits its close.
     pub(super) async fn settle(&self, mut row: TaskRow) -> Result<Step, NotEnded> {
         let now = self.clock.wall();
+        self.set_aside_unreadable(row.id).await?;
         let mut all = self.ledger.reader().credentials_of(row.id)?;
         let set_aside = self.set_aside_of(&row, &all)?;
         for credential in &set_aside {

@@ -7,6 +7,8 @@
     clippy::indexing_slicing
 )]
 
+mod damaged;
+
 use ephor_proto::id::TaskId;
 use ephor_proto::problem::Code;
 use ephor_proto::state::credential::CredentialState;

@@ -299,6 +299,7 @@ fn deadline_of(row: &Row) -> Option<(TaskId, UnixMillis)> {
         | Row::Policy(_)
         | Row::Meta(..)
         | Row::Unlist(_)
+        | Row::SetAside { .. }
         | Row::ErasePersonal(_)
         | Row::Prune(_)
         | Row::NewEpoch(_) => None,

@@ -75,7 +75,15 @@ impl Content {
         if row.kind.is_signed() {
             return None;
         }
-        serde_json::from_str(&row.content).ok()
+        Self::parse(&row.content).ok()
+    }
+
+    /// As it is stored.
+    ///
+    /// # Errors
+    /// When it is not that.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
     }
 
     /// Of a login that policy gives; `None` for what is no login with a password.

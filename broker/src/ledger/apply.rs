@@ -2,13 +2,13 @@
 //!
 //! Leaves come last, so that a batch that stops at a precondition has not touched the tree.
 
-use ephor_proto::id::{CredentialId, EventId};
+use ephor_proto::id::{CredentialId, EventId, TaskId};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::batch::{Key, Reason, Require};
 use super::codec::{int, is_taken, millis, write};
 use super::encode::{Encoded, Leaf};
-use super::quarantine::SetAside;
+use super::quarantine::{self, SetAside};
 use super::retain;
 use super::row::{DecisionRow, NewEpoch, PolicyRow, Row};
 use super::tree::Frontier;
@@ -99,13 +99,8 @@ pub(super) fn holds(connection: &Connection, require: &Require) -> Result<(), St
             }
         }
         Require::LiveCredentials { task, count } => {
-            let live: i64 = connection
-                .prepare_cached(
-                    "SELECT count(*) FROM credential WHERE task = ?1 \
-                     AND state IN ('intended', 'live', 'replacing')",
-                )?
-                .query_row([task.to_bytes()], |row| row.get(0))?;
-            (live == int(*count), Key::Task(*task))
+            let live = live_of(connection, *task, |_| true)?;
+            (live == *count, Key::Task(*task))
         }
     };
     if held {
@@ -113,6 +108,25 @@ pub(super) fn holds(connection: &Connection, require: &Require) -> Result<(), St
     } else {
         Err(Stop::Conflict(key))
     }
+}
+
+/// How many of a task's credentials the store has as `intended`, `live` or `replacing`, whether the
+/// rest of their rows can be read or not, and that `counts` by their ids.
+pub(super) fn live_of(
+    connection: &Connection,
+    task: TaskId,
+    counts: impl Fn(&[u8]) -> bool,
+) -> rusqlite::Result<u64> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM credential WHERE task = ?1 AND state IN ('intended', 'live', 'replacing')",
+    )?;
+    let mut rows = statement.query([task.to_bytes()])?;
+    let mut live = 0;
+    while let Some(row) = rows.next()? {
+        let id = row.get_ref(0)?;
+        live += u64::from(counts(id.as_blob().unwrap_or_default()));
+    }
+    Ok(live)
 }
 
 fn exists(connection: &Connection, sql: &str, key: impl rusqlite::ToSql) -> rusqlite::Result<bool> {
@@ -188,6 +202,10 @@ fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), 
                 == 1
         }
         Row::Unlist(id) => unlist(connection, *id)?,
+        Row::SetAside { task, at } => {
+            quarantine::of_task(connection, *task, *at)?;
+            true
+        }
         Row::ErasePersonal(event) => erase(connection, *event)?,
         Row::Prune(prune) => match retain::prune(connection, prune)? {
             Some(key) => return Err(Stop::Conflict(key)),

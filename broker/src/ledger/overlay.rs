@@ -4,9 +4,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ephor_proto::id::CredentialId;
+
 use super::batch::Key;
+use super::codec::Stored as _;
 use super::encode::Encoded;
-use super::row::Row;
+use super::row::{CredentialRow, Row};
 
 /// A snapshot of what the reserve holds.
 #[derive(Default, Clone)]
@@ -39,6 +42,15 @@ impl Overlay {
         self.row(key)
             .and_then(Row::replaces)
             .map(|before| before + 1)
+    }
+
+    /// Whether a credential that the store has as usable still is: its newer row may wait here.
+    pub(super) fn is_still_out(&self, id: &[u8]) -> bool {
+        let waiting = CredentialId::from_slice(id)
+            .ok()
+            .and_then(|id| self.row(&Key::Credential(id)))
+            .and_then(CredentialRow::of);
+        waiting.is_none_or(|row| row.state.is_out())
     }
 
     /// Leaves that wait for their place in the tree.

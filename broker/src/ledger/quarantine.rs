@@ -1,15 +1,16 @@
-//! Rows that cannot be read are set aside at start: one bad row must not keep a broker from
-//! revoking all the others.
+//! Rows that cannot be read are set aside at start, and a task's when it ends: one bad row must not
+//! keep a broker from revoking all the others.
 //!
 //! A credential that is set aside stays listed as revoked, as far as its place in a list can
 //! still be read: forgetting it would make it good again.
 
+use ephor_proto::id::TaskId;
 use ephor_proto::time::UnixMillis;
 use rusqlite::types::Value;
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, Params, TransactionBehavior, params};
 
 use super::apply;
-use super::codec::{Columns, Stored, millis};
+use super::codec::{BadColumn, Columns, Stored, millis};
 use super::row::{CredentialRow, GrantRow, HostRow, JoinTokenRow, KeyRow, TaskRow};
 
 /// A row or batch that was set aside.
@@ -26,6 +27,16 @@ pub struct Quarantined {
 }
 
 impl Quarantined {
+    /// A credential that is still in its table.
+    pub(super) fn of(columns: &Columns<'_>, error: &BadColumn, now: UnixMillis) -> Self {
+        Self {
+            kind: CredentialRow::TABLE.to_owned(),
+            reason: error.to_string(),
+            time: now,
+            content: columns.dump(),
+        }
+    }
+
     /// An id in one of its columns, where that one can still be read.
     #[must_use]
     pub fn id(&self, column: &str) -> Option<[u8; 16]> {
@@ -61,12 +72,37 @@ const INDEX_WHAT_NO_CREDENTIAL_LEADS_TO: &str = "UPDATE leaf SET beside = 0 \
 const INDEX_GRANTS_THAT_NO_CREDENTIAL_LEADS_TO: &str = "UPDATE grants SET alone = 1 \
     WHERE state = 'open' AND alone = 0 AND id NOT IN (SELECT grant_id FROM credential)";
 
+/// The same two for one task. They look through both tables: a row that cannot be read may not say
+/// truly where it led.
+const INDEX_LEAVES_OF_TASK: &str = "UPDATE leaf SET beside = 0 \
+    WHERE beside = 1 AND task = ?1 AND idx NOT IN (\
+    SELECT led.idx FROM credential AS c CROSS JOIN request ON request.id = c.request \
+    CROSS JOIN leaf AS led ON led.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
+    WHERE c.task = ?1 AND led.task = ?1)";
+const INDEX_GRANTS_OF_TASK: &str = "UPDATE grants SET alone = 1 \
+    WHERE task = ?1 AND state = 'open' AND alone = 0 AND id NOT IN \
+    (SELECT grant_id FROM credential WHERE task = ?1)";
+
 struct Bad {
     /// Key and second column, as stored.
     key: (Value, Value),
     reason: String,
     content: String,
     listing: Option<SetAside>,
+}
+
+impl Bad {
+    fn of<T: Stored>(columns: &Columns<'_>, names: &[String]) -> rusqlite::Result<Option<Self>> {
+        let Err(error) = T::read(columns) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            key: (columns.0.get(0)?, columns.0.get(1)?),
+            reason: error.to_string(),
+            content: columns.dump(),
+            listing: listing(columns.0, names),
+        }))
+    }
 }
 
 /// What must stay listed of a credential whose row was set aside, as far as it can be read.
@@ -96,25 +132,40 @@ pub(super) fn sweep(connection: &mut Connection, now: UnixMillis) -> rusqlite::R
     Ok(aside)
 }
 
+/// Sets the credentials of a task aside that cannot be read, inside the writer's transaction.
+pub(super) fn of_task(
+    connection: &Connection,
+    task: TaskId,
+    now: UnixMillis,
+) -> rusqlite::Result<()> {
+    let id = task.to_bytes();
+    if aside::<CredentialRow>(connection, "WHERE task = ?1", [id], now)? > 0 {
+        connection.execute(INDEX_LEAVES_OF_TASK, [id])?;
+        connection.execute(INDEX_GRANTS_OF_TASK, [id])?;
+    }
+    Ok(())
+}
+
 fn table<T: Stored>(
     connection: &Connection,
     condition: &str,
     now: UnixMillis,
 ) -> rusqlite::Result<usize> {
+    aside::<T>(connection, condition, [], now)
+}
+
+fn aside<T: Stored>(
+    connection: &Connection,
+    condition: &str,
+    parameters: impl Params,
+    now: UnixMillis,
+) -> rusqlite::Result<usize> {
     let mut bad = Vec::new();
     let mut statement = connection.prepare(&format!("{} {condition}", T::sql().select))?;
     let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
-    let mut rows = statement.query([])?;
+    let mut rows = statement.query(parameters)?;
     while let Some(row) = rows.next()? {
-        let columns = Columns(row);
-        if let Err(error) = T::read(&columns) {
-            bad.push(Bad {
-                key: (row.get(0)?, row.get(1)?),
-                reason: error.to_string(),
-                content: columns.dump(),
-                listing: listing(row, &names),
-            });
-        }
+        bad.extend(Bad::of::<T>(&Columns(row), &names)?);
     }
     let name = |at: usize| names.get(at).map_or("rowid", String::as_str);
     let delete = format!(

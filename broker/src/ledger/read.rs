@@ -21,7 +21,7 @@ pub use counts::Counts;
 pub use events::StoredEvent;
 pub use find::ShortId;
 pub use policy::{LiveCredential, PolicyEntry};
-pub use rows::{CredentialFilter, Expiry, Listing, LiveEffect, TaskFilter};
+pub use rows::{CredentialFilter, Expiry, HeldByTask, Listing, LiveEffect, TaskFilter};
 
 use super::batch::Key;
 use super::codec::{BadColumn, Columns, Stored, int};
@@ -40,7 +40,8 @@ pub enum ReadError {
     /// SQLite refuses.
     #[error("the store could not be read: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// A row that this version cannot read. It is set aside at the next start.
+    /// A row that this version cannot read. It is set aside at the next start, and a credential when
+    /// its task ends.
     #[error("a row of table {table} cannot be read: {reason}")]
     Unreadable {
         /// The table.
@@ -241,16 +242,28 @@ impl Reader {
         parameters: impl Params,
         keep: impl Fn(&T) -> bool,
     ) -> Result<Vec<T>, ReadError> {
+        self.list_and_tell(condition, parameters, keep, |_, error| {
+            tracing::error!(error = %unreadable::<T>(error), "a row was left out; it is set aside at the next start");
+        })
+    }
+
+    /// The same; `bad` is told of each that cannot be read.
+    fn list_and_tell<T: Stored>(
+        &self,
+        condition: &str,
+        parameters: impl Params,
+        keep: impl Fn(&T) -> bool,
+        mut bad: impl FnMut(&Columns<'_>, &BadColumn),
+    ) -> Result<Vec<T>, ReadError> {
         let sql = format!("{} {condition}", T::sql().select);
         let mut statement = self.connection()?.prepare_cached(&sql)?;
         let mut rows = statement.query(parameters)?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
-            match T::read(&Columns(row)) {
+            let columns = Columns(row);
+            match T::read(&columns) {
                 Ok(row) => found.push(row),
-                Err(error) => {
-                    tracing::error!(error = %unreadable::<T>(&error), "a row was left out; it is set aside at the next start");
-                }
+                Err(error) => bad(&columns, &error),
             }
         }
         Ok(self.merged(found, keep))

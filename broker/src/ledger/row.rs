@@ -54,6 +54,13 @@ pub enum Row {
     Meta(String, String),
     /// Forgets a dead credential's listing: its list index is free again, its content is dropped.
     Unlist(CredentialId),
+    /// Sets those credentials of a task aside that cannot be read, as a start does; none is none.
+    SetAside {
+        /// The task.
+        task: TaskId,
+        /// When.
+        at: UnixMillis,
+    },
     /// Erases the personal values of an event. The log keeps the commitments.
     ErasePersonal(EventId),
     /// Forgets what retention no longer keeps, all of it or none.
@@ -78,6 +85,7 @@ impl Row {
             Self::Policy(row) => Key::Policy(row.number),
             Self::Meta(name, _) => Key::Meta(name.clone()),
             Self::Unlist(id) => Key::Credential(*id),
+            Self::SetAside { task, .. } => set_aside_key(*task),
             Self::ErasePersonal(id) => Key::Personal(*id),
             Self::Prune(_) => Key::Meta(super::retain::DETAIL_BEFORE.to_owned()),
             Self::NewEpoch(_) => Key::Meta("epoch".to_owned()),
@@ -98,6 +106,7 @@ impl Row {
             Self::Key(_)
             | Self::Meta(..)
             | Self::Unlist(_)
+            | Self::SetAside { .. }
             | Self::ErasePersonal(_)
             | Self::Prune(_)
             | Self::NewEpoch(_) => {
@@ -106,6 +115,11 @@ impl Row {
         };
         Some(version.saturating_sub(1))
     }
+}
+
+/// Marks in the reserve that a task's unreadable credentials are set aside once the store has space.
+pub(super) fn set_aside_key(task: TaskId) -> Key {
+    Key::Meta(format!("set_aside.{task}"))
 }
 
 impl From<CredentialRow> for Row {

@@ -607,6 +607,33 @@ async fn a_login_whose_row_was_set_aside_is_ended_by_what_the_log_says() {
     assert!(kit.orders.with(|inner| inner.alive.is_empty()));
 }
 
+/// Also when all that is left of it is that it is there: what it is called is in the log.
+#[tokio::test]
+async fn a_login_whose_row_goes_bad_while_the_broker_runs_is_ended_by_what_the_log_says() {
+    for damage in ["content = '{}'", "kind = 'no kind'", "state = 'no state'"] {
+        let kit = Kit::new().await;
+        let task = kit.bench.new_task();
+        let (bad, _) = login(&kit.ask(task).await.unwrap());
+        let (good, _) = login(&kit.ask(task).await.unwrap());
+        let connection = rusqlite::Connection::open(kit.bench.database()).unwrap();
+        let sql = format!("UPDATE credential SET {damage} WHERE id = ?1");
+        assert_eq!(connection.execute(&sql, [bad.to_bytes()]).unwrap(), 1);
+        let ended = kit.bench.complete(task, "exited").await;
+        let ended = ended.unwrap_or_else(|problem| panic!("{damage}: {problem:?}"));
+        assert_eq!((ended.dead, ended.listed), (2, 2), "{damage}");
+        assert!(kit.orders.with(|inner| inner.alive.is_empty()), "{damage}");
+        let receipt = kit.bench.verified(&ended.receipt);
+        assert_eq!(receipt.facts["set_aside"], bad.to_string());
+        let dead = receipt.evidence.iter().filter(|seen| seen.proof.is_some());
+        let mut dead: Vec<_> = dead.map(|seen| seen.credential).collect();
+        dead.sort_unstable();
+        let mut both = [bad, good];
+        both.sort_unstable();
+        assert_eq!(dead, both, "{damage}");
+        kit.judge();
+    }
+}
+
 /// A restart with many: nothing is forgotten, nothing of them is asked of the target or ended.
 #[tokio::test]
 async fn ten_thousand_live_logins_survive_a_restart_untouched() {

@@ -9,11 +9,13 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::{ReadError, Reader, capped};
 use crate::kind::effect::Content;
+use crate::ledger::apply::live_of;
 use crate::ledger::batch::Key;
 use crate::ledger::codec::{Columns, Stored as _, int, millis};
 use crate::ledger::quarantine::Quarantined;
 use crate::ledger::row::{
     CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, RequestRow, TaskRow,
+    set_aside_key,
 };
 use crate::limits;
 
@@ -74,6 +76,19 @@ pub struct LiveEffect {
     pub name: String,
     /// When it was (last) issued.
     pub issued_at: UnixMillis,
+}
+
+/// What a task holds.
+#[derive(Debug)]
+pub struct HeldByTask {
+    /// The credentials that can be read.
+    pub rows: Vec<CredentialRow>,
+    /// How many are `intended`, `live` or `replacing`, whether they can be read or not.
+    pub live: u64,
+    /// Those that cannot be read, as they would be set aside.
+    pub unreadable: Vec<Quarantined>,
+    /// Setting them aside lies in the reserve already.
+    pub waits_for_space: bool,
 }
 
 /// A place in a list that is in use.
@@ -172,6 +187,46 @@ impl Reader {
     pub fn credentials_of(&self, task: TaskId) -> Result<Vec<CredentialRow>, ReadError> {
         let keep = |credential: &CredentialRow| credential.task == task;
         self.list("WHERE task = ?1 ORDER BY id", [task.to_bytes()], keep)
+    }
+
+    /// The same, with what cannot be read among them: `now` is when that is set aside.
+    pub fn held_by(&self, task: TaskId, now: UnixMillis) -> Result<HeldByTask, ReadError> {
+        let mut unreadable = Vec::new();
+        let keep = |credential: &CredentialRow| credential.task == task;
+        let rows = self.list_and_tell(
+            "WHERE task = ?1 ORDER BY id",
+            [task.to_bytes()],
+            keep,
+            |columns, error| unreadable.push(Quarantined::of(columns, error, now)),
+        )?;
+        let out = |id: &[u8]| self.overlay.is_still_out(id);
+        Ok(HeldByTask {
+            rows,
+            live: live_of(self.connection()?, task, out)?,
+            unreadable,
+            waits_for_space: self.overlay.row(&set_aside_key(task)).is_some(),
+        })
+    }
+
+    /// Which of these credentials had a row once that could not be read.
+    pub fn set_aside_among(
+        &self,
+        ids: impl Iterator<Item = CredentialId>,
+    ) -> Result<Vec<CredentialId>, ReadError> {
+        // Nearly always: nothing was ever set aside.
+        if self.quarantined_count()? == 0 {
+            return Ok(Vec::new());
+        }
+        let mut statement = self.connection()?.prepare_cached(
+            "SELECT 1 FROM quarantine WHERE kind = 'credential' AND credential = ?1",
+        )?;
+        let mut found = Vec::new();
+        for id in ids {
+            if statement.exists([id.to_bytes()])? {
+                found.push(id);
+            }
+        }
+        Ok(found)
     }
 
     /// Credentials by state. Dead ones only while they are listed, unless no state is given.

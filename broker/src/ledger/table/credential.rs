@@ -3,9 +3,11 @@
 
 use std::sync::LazyLock;
 
+use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::EndCause;
 use rusqlite::{CachedStatement, params};
 
+use crate::kind::effect::Content;
 use crate::ledger::batch::Key;
 use crate::ledger::codec::{BadColumn, Columns, Sql, Stored, int, millis, opt_millis};
 use crate::ledger::overdue::Overdue;
@@ -91,7 +93,7 @@ impl Stored for CredentialRow {
     }
 
     fn read(columns: &Columns<'_>) -> Result<Self, BadColumn> {
-        Ok(Self {
+        let row = Self {
             id: columns.id(0)?,
             version: columns.number(1)?,
             kind: columns.word(2)?,
@@ -118,7 +120,13 @@ impl Stored for CredentialRow {
             evidence: columns.opt_string(23)?,
             overdue: columns.opt_string(24)?.as_deref().map(Overdue::of_json),
             narrowed_by: columns.opt_string(25)?,
-        })
+        };
+        // What it is called at its target is in there: without, it could never be ended. Of a dead one
+        // it is forgotten.
+        if !row.kind.is_signed() && row.state != CredentialState::Dead {
+            Content::parse(&row.content).map_err(|error| columns.bad(20, error))?;
+        }
+        Ok(row)
     }
 
     fn of(row: &Row) -> Option<&Self> {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Trouble, Writer, count};
-use crate::ledger::apply::{Stop, holds, refusal, stored_version};
-use crate::ledger::batch::{CommitError, Key};
+use crate::ledger::apply::{Stop, holds, live_of, refusal, stored_version};
+use crate::ledger::batch::{CommitError, Key, Require};
 use crate::ledger::encode::Encoded;
 use crate::ledger::overlay::Overlay;
 use crate::ledger::queue::Job;
@@ -91,7 +91,21 @@ impl Writer {
 
     fn fits(&self, overlay: &Overlay, batch: &Encoded) -> Result<(), Stop> {
         for require in &batch.require {
-            holds(&self.connection, require)?;
+            match require {
+                // What waits in the reserve ended some of them already.
+                Require::LiveCredentials { task, count } => {
+                    let out = |id: &[u8]| overlay.is_still_out(id);
+                    if live_of(&self.connection, *task, out)? != *count {
+                        return Err(Stop::Conflict(Key::Task(*task)));
+                    }
+                }
+                Require::Absent(_)
+                | Require::Version(..)
+                | Require::TaskOpen(_)
+                | Require::GrantOpen(_)
+                | Require::HostAdmitted(_)
+                | Require::PolicyInForce(_) => holds(&self.connection, require)?,
+            }
         }
         let mut own: HashMap<Key, u64> = HashMap::new();
         for row in &batch.rows {

@@ -79,9 +79,13 @@ fn files(config: &Config, ready: Option<&Path>) -> Result<Files, ConfineError> {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let master_key = Provider::of(config, credentials.as_deref());
     read.push(master_key.path().to_owned());
-    // As a whole: a password for a new target comes while we run.
-    read.extend(config.target_secrets_dir.clone().or(credentials));
+    // As a whole: a password for a new target comes while we run. Where the directory is ours, we may
+    // write there, too: that is how our own passwords are rotated.
     let mut write = vec![config.state_dir.clone()];
+    match &config.target_secrets_dir {
+        Some(directory) => write.push(directory.clone()),
+        None => read.extend(credentials),
+    }
     write.push(directory_of(&config.admin_socket)?);
     if let Some(ready) = ready {
         write.push(directory_of(ready)?);

@@ -643,6 +643,15 @@ impl KeyKind {
 pub enum Target {
     /// Install at a PostgreSQL server what the broker needs there; may be run again
     Init(TargetInit),
+    /// Let the broker give its own login at a target of the policy another password, made there and
+    /// known to nobody else
+    RotateSecret {
+        /// Name of the target in policy
+        target: String,
+        /// Why; goes into the audit log
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
     /// Say what is missing at a server, and the statement that mends it; exit 1 if the broker cannot
     /// work there
     Check(TargetCheck),

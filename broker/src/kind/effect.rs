@@ -366,6 +366,16 @@ impl AtTarget {
         }
     }
 
+    /// What has a login of our own there, whose password can be rotated.
+    #[must_use]
+    pub fn own_login(&self) -> Option<&logins::Server> {
+        match self {
+            Self::Postgres(server) => Some(server),
+            #[cfg(test)]
+            Self::Scripted(_) => None,
+        }
+    }
+
     /// Everything there that is called as we call things, whichever installation made it.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod name; //      names: ours, others', quoted
 mod access; //    how a target is reached
 mod failed; //    what went wrong, by whose fault
 mod tls; //       verified, with channel binding
+mod password; //  the file with the password of our own login
 mod connect; //   one connection
 mod pool; //      places at a server
 mod mint; //      make, extend
@@ -19,6 +20,7 @@ mod revoke; //    fence, end sessions, drop
 mod unblock; //   ends whoever of ours is in the way
 mod census; //    what is left, here and on standbys
 mod look; //      what there is: the reconciler's and the user's view
+mod rotate; //    another password for our own login
 mod install; //   `ephor target init` and `check`
 
 use std::collections::BTreeMap;
@@ -39,6 +41,7 @@ pub use look::{Found, Use, Uses};
 pub use mint::{Login, Minted};
 pub use name::{BadName, Ident, RoleName};
 pub use revoke::Ending;
+pub use rotate::{NotRotated, Old, Rotated};
 pub use tls::Encrypt;
 
 use self::connect::{Params, field};
@@ -64,6 +67,7 @@ struct Inner {
     standbys: Vec<(Address, Pool)>,
     /// Looks who is in the way of the others.
     watching: Pool,
+    tasks: Tasks,
 }
 
 /// Where a server stood: its proofs end where its history does.
@@ -127,6 +131,7 @@ impl Target {
             standbys: access.standbys.iter().map(standby).collect(),
             watching: pool(Servers::Primary, admin, limits::PG_WATCH_PLACES, lock),
             access: Arc::clone(&access),
+            tasks: tasks.clone(),
         };
         Self {
             inner: Arc::new(inner),

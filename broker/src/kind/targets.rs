@@ -4,6 +4,8 @@
 //! A target that policy no longer names stays as it was known, for as long as this process runs: what
 //! is left there must still be ended.
 
+mod rotate;
+
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,8 +34,10 @@ pub struct Known {
 impl Known {
     /// Whether policy says the same now. Where it is written may have changed.
     fn is_as(&self, policy: &Target) -> bool {
-        let same =
-            |known: &Arc<Target>| known.owner == policy.owner && known.postgres == policy.postgres;
+        let same = |known: &Arc<Target>| {
+            (&known.owner, &known.postgres, known.rotate)
+                == (&policy.owner, &policy.postgres, policy.rotate)
+        };
         self.policy.as_ref().is_none_or(same)
     }
 }
@@ -58,6 +62,8 @@ pub struct Targets {
     known: Mutex<HashMap<String, Arc<Known>>>,
     /// Guards the names of those that are being compared with the store; held for one look-up.
     looked_at: Mutex<HashSet<String>>,
+    /// Guards the names of those whose own login gets another password; held for one look-up.
+    rotated: Mutex<HashSet<String>>,
 }
 
 impl Targets {
@@ -106,6 +112,11 @@ pub struct Secrets {
 }
 
 impl Secrets {
+    /// Whether what is read is somebody else's to change: a service manager hands out copies.
+    fn are_copies(&self) -> bool {
+        self.dir.is_none()
+    }
+
     /// The file of one target, if there is one: a server may ask for no password.
     fn file(&self, target: &str) -> Option<PathBuf> {
         let file = match (&self.dir, &self.credentials) {

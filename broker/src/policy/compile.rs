@@ -327,6 +327,7 @@ impl Compiler {
                 name: draft.name,
                 owner: draft.owner.unwrap_or_default(),
                 postgres,
+                rotate: draft.rotate,
                 place: draft.place,
             }));
         }

@@ -302,9 +302,14 @@ impl Told {
             Tls::Off => "off".to_owned(),
         };
         let number = |n: u32| n.to_string();
+        let every = |t: &Target| {
+            t.rotate
+                .map_or_else(|| "never".to_owned(), |t| t.to_string())
+        };
         for (name, old, new) in [
             ("owner", old.owner.clone(), new.owner.clone()),
             ("url", place(old), place(new)),
+            ("rotate", every(old), every(new)),
             (
                 "admin_database",
                 before.admin_database.clone(),

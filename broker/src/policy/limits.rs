@@ -64,3 +64,8 @@ pub const MAX_CONNECTION_LIMIT: u64 = 10_000;
 pub const MAX_SETTINGS: usize = 32;
 /// Longest value of a setting, in bytes.
 pub const MAX_SETTING_BYTES: usize = 1024;
+
+/// Shortest time that the password of the broker's own login is used, in seconds.
+pub(super) const MIN_ROTATE_SECONDS: u64 = 3600;
+/// Longest such time, in seconds.
+pub(super) const MAX_ROTATE_SECONDS: u64 = 365 * 24 * 3600;

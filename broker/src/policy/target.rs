@@ -6,21 +6,23 @@
 use std::path::PathBuf;
 
 use ephor_proto::postgres::{Address, BadUrl, Url, check_identifier};
+use ephor_proto::ttl::Ttl;
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::error::Place;
-use super::fields::owner;
+use super::fields::{owner, ttl};
 use super::limits::{
-    MAX_CONNECTION_LIMIT, MAX_CONNECTIONS, MAX_DATABASES, MAX_ROLES, MAX_SCRAM_ITERATIONS,
-    MAX_SETTING_BYTES, MAX_SETTINGS, MAX_STANDBYS, MAX_TARGET_BYTES, MIN_SCRAM_ITERATIONS,
+    MAX_CONNECTION_LIMIT, MAX_CONNECTIONS, MAX_DATABASES, MAX_ROLES, MAX_ROTATE_SECONDS,
+    MAX_SCRAM_ITERATIONS, MAX_SETTING_BYTES, MAX_SETTINGS, MAX_STANDBYS, MAX_TARGET_BYTES,
+    MIN_ROTATE_SECONDS, MIN_SCRAM_ITERATIONS,
 };
 use super::model::{Give, LoginBy, PostgresTarget, Tls};
 use super::reader::{Keys, Reader, Section, Text, WHY_REFUSED, guess, not_supported, shown};
 use super::tables::Given;
 
 pub(super) const TARGET: Keys = Keys {
-    known: &["postgres", "owner"],
+    known: &["postgres", "owner", "rotate"],
     later: &["ssh", "sudo", "secret", "exec"],
 };
 pub(super) const POSTGRES_TARGET: Keys = Keys {
@@ -60,6 +62,7 @@ pub(super) struct TargetDraft {
     pub(super) name: String,
     pub(super) owner: Option<String>,
     pub(super) postgres: Option<PostgresTarget>,
+    pub(super) rotate: Option<Ttl>,
     /// Where something that is legal should be looked at, and why.
     pub(super) clear: Option<Place>,
 }
@@ -94,8 +97,21 @@ pub(super) fn target(reader: &mut Reader<'_>, name: &str, section: &Section<'_>)
         name: name.to_owned(),
         owner: owner(reader, section),
         postgres,
+        rotate: rotate(reader, section),
         clear,
     }
+}
+
+/// Often enough to be of use, and not so often that it is mostly under way.
+fn rotate(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Ttl> {
+    let (at, every) = ttl(reader, section, "rotate")?;
+    if (MIN_ROTATE_SECONDS..=MAX_ROTATE_SECONDS).contains(&every.as_seconds()) {
+        return Some(every);
+    }
+    let what = format!("rotate {every} is not between 1h and 365d");
+    let hint = "It is the password of the broker's own login; leave it out to rotate by hand.";
+    reader.refuse(at, what, hint);
+    None
 }
 
 fn is_name(name: &str) -> bool {

@@ -74,6 +74,7 @@ impl Broker {
         let known = self.target(name)?;
         // Whatever an earlier epoch of this installation still has under way there ends in nothing.
         known.at.begin_epoch(self.installation.epoch).await?;
+        self.tend_secret(&known).await;
         let before = self.clock.wall();
         let found = tokio::time::timeout(limits::TARGET_CALL, known.at.ours()).await;
         let found = found.unwrap_or(Err(Failed::NoAnswer(limits::TARGET_CALL)))?;

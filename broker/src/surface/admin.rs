@@ -60,6 +60,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/v1/keys/ca/chain", post(keys::chain))
         .route("/v1/keys/{kind}/rotate", post(keys::rotate))
         .route("/v1/keys/{kind}/distrust", post(keys::distrust))
+        .route("/v1/targets/{name}/rotate-secret", post(rotate_secret))
         .route("/v1/policy/explain", post(explain))
         .route("/v1/policy/versions", get(policy::versions))
         .route("/v1/policy/versions/{version}", get(policy::show))
@@ -444,6 +445,31 @@ async fn ban(
         Err(refusal) => Err(refusal),
     };
     refuse(&broker, outcome)
+}
+
+async fn rotate_secret(
+    State(broker): Shared,
+    Extension(connection): Extension<Connection>,
+    Path(name): Path<String>,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Answer<admin::SecretRotated> {
+    let by = policy::who(&connection);
+    refuse(
+        &broker,
+        rotate_secret_within(&broker, by, name, reason).await,
+    )
+}
+
+async fn rotate_secret_within(
+    broker: &Arc<Broker>,
+    by: String,
+    name: String,
+    reason: Result<Json<Reason>, JsonRejection>,
+) -> Result<admin::SecretRotated, Refusal> {
+    let Reason { reason } = body(reason)?;
+    let work =
+        async move |broker: Arc<Broker>| broker.rotate_target_secret(&name, &by, &reason).await;
+    to_its_end(broker, "operate.target_secret", work).await
 }
 
 async fn explain(

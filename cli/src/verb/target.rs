@@ -19,8 +19,10 @@ use ephor_broker::policy::{Give, Snapshot};
 use ephor_broker::tasks::Tasks;
 use ephor_crypto::Secret;
 use ephor_crypto::scram::{DEFAULT_ITERATIONS, ScramVerifier};
+use ephor_proto::http::admin::{Reason, SecretRotated};
 
 use crate::args::{self, DoctorOutput};
+use crate::client::{Peer, segment};
 use crate::exit::{CHECK_FAILED, Failure, Outcome};
 use crate::postgres::Target;
 use crate::show;
@@ -36,7 +38,22 @@ pub async fn target(verb: args::Target) -> Outcome {
     match verb {
         args::Target::Init(args) => init(args).await,
         args::Target::Check(args) => look(args).await,
+        args::Target::RotateSecret { target, reason } => rotate(&target, reason).await,
     }
+}
+
+/// The broker does it, and proves it; only it ever knows the password.
+async fn rotate(name: &str, reason: String) -> Outcome {
+    let path = format!("/v1/targets/{}/rotate-secret", segment(name));
+    let rotated: SecretRotated = Peer::broker().post(&path, &Reason { reason }).await?;
+    let SecretRotated { target, login, old } = rotated;
+    show::to_stdout(&format!(
+        "The broker's login {} at {} has another password, tried by a new connection.\nThe one before is {}.\n",
+        show::value(&login),
+        show::value(&target),
+        show::value(&old),
+    ))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn init(args: args::TargetInit) -> Outcome {

@@ -21,6 +21,7 @@
 //! | `POST /v1/keys/{ca, token or log}/distrust` [`Reason`] | `[`[`Key`]`]` |
 //! | `POST /v1/keys/ca/request` [`Reason`] | [`CaRequest`] |
 //! | `POST /v1/keys/ca/chain` [`Chain`] | `[`[`Key`]`]` |
+//! | `POST /v1/targets/{name}/rotate-secret` [`Reason`] | [`SecretRotated`] |
 //! | `POST /v1/policy/explain` [`Explain`] | [`Explained`] |
 //! | `POST /v1/policy/apply` [`ApplyPolicy`] | [`PolicyApplied`] |
 //! | `GET /v1/policy/versions` | `[`[`PolicyVersion`]`]`, newest first |
@@ -375,6 +376,17 @@ pub struct Rotate {
     /// Free text.
     #[serde(default)]
     pub reason: String,
+}
+
+/// The broker's own login at a target has another password.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretRotated {
+    /// Name of the target.
+    pub target: String,
+    /// The login there.
+    pub login: String,
+    /// What the server says to the password before; `refused`, or in words why nobody knows.
+    pub old: String,
 }
 
 /// A request for the certificate of the broker's next CA.

@@ -182,6 +182,11 @@ impl Bench {
         self.dir.path().join("ephor.db")
     }
 
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The password of the broker's own login at a target.
     pub(crate) fn put_target_secret(&self, target: &str, password: &str) {
         let file = self.dir.path().join(format!("target-{target}"));

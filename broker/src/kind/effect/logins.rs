@@ -56,6 +56,12 @@ impl Server {
         })
     }
 
+    /// Rounds of the verifiers that it keeps.
+    #[must_use]
+    pub fn scram_iterations(&self) -> NonZeroU32 {
+        self.scram_iterations
+    }
+
     /// The server itself, for looks at it.
     #[must_use]
     pub fn target(&self) -> &postgres::Target {

@@ -3,7 +3,6 @@
 use ephor_proto::postgres::Address;
 use ephor_proto::time::Clock as _;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
 use super::access::{Access, Password, Tls};
 use super::failed::{Failed, Said, not_connected, said};
+use super::password;
 use super::tls::Encrypt;
 use crate::clock::SystemClock;
 use crate::limits;
@@ -46,7 +46,7 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    /// Connects to `host`.
+    /// Connects to `host`. Of a password that is just being replaced both are tried.
     ///
     /// # Errors
     /// [`Failed`], with nothing done.
@@ -56,26 +56,59 @@ impl Conn {
         purpose: Purpose<'_>,
         tasks: &Tasks,
     ) -> Result<Self, Failed> {
-        let unreachable = |why: String| Failed::Unreachable {
-            target: access.name.clone(),
-            why: format!("{host}: {why}"),
-        };
-        let mut config = config(&access.user, host, purpose);
-        match &access.password {
-            Password::None => {}
-            Password::File(file) => {
-                let password = password(file).await.map_err(unreachable)?;
-                config.password(password.expose());
-            }
+        let file = match &access.password {
+            Password::None => return Self::open_with(access, host, purpose, None, tasks).await,
             Password::Given(password) => {
-                config.password(password.expose());
+                return Self::open_with(access, host, purpose, Some(password), tasks).await;
             }
+            Password::File(file) => file,
+        };
+        let next = password::next(file);
+        let mut tried: Vec<Secret> = Vec::new();
+        let mut refused = None;
+        // The first once more: it may have changed while we asked.
+        for file in [file, &next, file] {
+            let read = password::read(file).await;
+            let Some(secret) = read.map_err(|why| unreachable(access, host, why))? else {
+                continue;
+            };
+            if tried.iter().any(|one| one.eq_ct(secret.expose())) {
+                continue;
+            }
+            match Self::open_with(access, host, purpose, Some(&secret), tasks).await {
+                Err(failed @ Failed::Unauthorized { .. }) => {
+                    refused.get_or_insert(failed);
+                    tried.push(secret);
+                }
+                other => return other,
+            }
+        }
+        Err(refused.unwrap_or_else(|| {
+            let why = format!("credential file {} is not there", file.display());
+            unreachable(access, host, why)
+        }))
+    }
+
+    /// Connects to `host` with this password, or none.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) async fn open_with(
+        access: &Access,
+        host: &Address,
+        purpose: Purpose<'_>,
+        password: Option<&Secret>,
+        tasks: &Tasks,
+    ) -> Result<Self, Failed> {
+        let mut config = config(&access.user, host, purpose);
+        if let Some(password) = password {
+            config.password(password.expose());
         }
         let opened = connected(&config, host, &access.tls, tasks);
         let client = timeout(limits::PG_CONNECT, opened).await;
-        let client = client.map_err(|_| unreachable("no answer".to_owned()))?;
+        let client = client.map_err(|_| unreachable(access, host, "no answer".to_owned()))?;
         let client = client.map_err(|why| match why {
-            NotConnected::Tls(why) => unreachable(why),
+            NotConnected::Tls(why) => unreachable(access, host, why),
             NotConnected::Server(why) => not_connected(&access.name, &host.to_string(), &why),
         })?;
         Self::greeted(access, client).await
@@ -140,6 +173,18 @@ impl Conn {
         }
     }
 
+    /// Runs `sql`, made here of nothing from outside; once, and with no answer but that it was done.
+    pub(super) async fn run(&self, access: &Access, asked: &str, sql: &str) -> Result<(), Failed> {
+        match timeout(limits::PG_ANSWER, self.client.batch_execute(sql)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(said(&access.name, asked, &error).failed(&access.name)),
+            Err(_) => Err(Failed::Unknown {
+                target: access.name.clone(),
+                why: format!("{asked}: nothing within {:?}", limits::PG_ANSWER),
+            }),
+        }
+    }
+
     fn statements(&self) -> std::sync::MutexGuard<'_, HashMap<&'static str, Statement>> {
         self.statements
             .lock()
@@ -157,6 +202,13 @@ impl Said {
                 why: "the epoch there is another one".to_owned(),
             },
         }
+    }
+}
+
+fn unreachable(access: &Access, host: &Address, why: String) -> Failed {
+    Failed::Unreachable {
+        target: access.name.clone(),
+        why: format!("{host}: {why}"),
     }
 }
 
@@ -243,23 +295,4 @@ where
             () = stop.cancelled() => {}
         }
     });
-}
-
-/// The password of our own login: the first line of its file.
-async fn password(file: &Path) -> Result<Secret, String> {
-    let about = |why: String| format!("credential file {}: {why}", file.display());
-    let bytes = tokio::fs::read(file)
-        .await
-        .map_err(|why| about(why.to_string()))?;
-    let bytes = Secret::new(bytes);
-    if bytes.len() > limits::PG_PASSWORD_FILE {
-        return Err(about("too long for a password".to_owned()));
-    }
-    let line = bytes.expose().split(|byte| *byte == b'\n').next();
-    let line = line.unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() {
-        return Err(about("it is empty".to_owned()));
-    }
-    Ok(Secret::new(line.to_vec()))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use ephor_proto::postgres::Address;
+use ephor_proto::ttl::Ttl;
 
 use super::super::error::Place;
 
@@ -15,6 +16,8 @@ pub struct Target {
     pub owner: String,
     /// How it is reached.
     pub postgres: PostgresTarget,
+    /// How long the password of the broker's own login is used; `None`: until somebody rotates it.
+    pub rotate: Option<Ttl>,
     /// Where it is written.
     pub place: Place,
 }

@@ -11,6 +11,7 @@ use crate::kind::effect::Content;
 use crate::kind::postgres::{Ident, Options, install_sql};
 
 mod crash;
+mod rotate;
 
 struct World {
     bench: Bench,
@@ -61,7 +62,12 @@ fn cluster() -> Cluster {
 /// What a start would find in its configuration and policy.
 fn begin(bench: &Bench, port: u16) {
     bench.put_target_secret("orders", "of-ephor\n");
-    bench.put_policy(&format!(
+    bench.put_policy(&policy(port));
+    bench.broker.start_timers();
+}
+
+fn policy(port: u16) -> String {
+    format!(
         r#"{POLICY}
 [target.orders]
 owner = "team:dba"
@@ -72,8 +78,7 @@ purpose = "Serve the order page"
 who = ["orders/web"]
 gives = [{{ postgres = {{ target = "orders", role = "orders_rw", connection_limit = 3, settings = {{ statement_timeout = "30s" }} }} }}]
 "#
-    ));
-    bench.broker.start_timers();
+    )
 }
 
 fn roles(cluster: &Cluster) -> String {

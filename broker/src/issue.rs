@@ -228,8 +228,8 @@ impl Broker {
         crash_point!("issue.after_commit");
         let (permit, sealed) = self.mint(permit, sealed).await?;
         timings.issue = issuing.micros();
-        let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
         self.expect_confirmation(&permit);
+        let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
         crash_point!("issue.before_answer");
         Ok(Tried::Done(response))
     }

@@ -238,6 +238,8 @@ pub const MINT_WITHIN_MILLIS: u64 = 10_000;
 pub const MINT_CALL: Duration = Duration::from_secs(10);
 /// Between two comparisons of a target with the store.
 pub const RECONCILE_EVERY: Duration = Duration::from_secs(300);
+/// Calls without an answer after which a comparison ends; another is made later.
+pub const COMPARE_UNANSWERED: u32 = 3;
 /// What was issued this long ago is at its target, or never will be, in milliseconds.
 pub const SURELY_MADE_MILLIS: u64 = 30_000;
 /// Ends of a login that differ by no more than this are the same, in milliseconds.

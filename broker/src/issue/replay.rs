@@ -19,6 +19,7 @@ use crate::kind::effect::Content;
 use crate::ledger::{Batch, CredentialRow, Lane, Reader, RequestRow, Require, Row};
 use crate::policy::Snapshot;
 use crate::request::Refusal;
+use crate::revoke::Work;
 use crate::{crash_point, limits};
 use ephor_proto::grpc::v1;
 
@@ -127,17 +128,34 @@ impl Broker {
             return Ok(Tried::Done(answer));
         }
         let (plan, replaced) = self.plan_successor(policy, before, now)?;
-        let Some((permit, made, delivery)) = self.record(plan).await? else {
+        self.watch_over_replaced(&replaced);
+        let recorded = self.record(plan).await;
+        let is_doubtful = self.pending.holds(&Work::Doubtful(attested.requested().id()));
+        if let Ok(Some(_)) = &recorded {
+            crash_point!("mint.successor");
+            replaced.iter().for_each(|row| self.announce(row));
+        }
+        if !is_doubtful {
+            for row in &replaced {
+                self.pending.done(&Work::Credential(row.id));
+            }
+        }
+        let Some((permit, made, delivery)) = recorded? else {
             return Ok(Tried::Again);
         };
-        crash_point!("mint.successor");
-        for row in &replaced {
-            self.announce(row);
-        }
         let (permit, made) = self.mint(permit, made).await?;
-        let answer = deliver::deliver(&permit, made, &delivery, timings(issuing.micros()))?;
         self.expect_confirmation(&permit);
+        let answer = deliver::deliver(&permit, made, &delivery, timings(issuing.micros()))?;
         Ok(Tried::Done(answer))
+    }
+
+    /// Whoever goes away while this is stored, or never learns whether it was, leaves its end to the sweep.
+    fn watch_over_replaced(&self, replaced: &[CredentialRow]) {
+        let now = self.clock.boottime();
+        for row in replaced {
+            let work = Work::Credential(row.id);
+            self.pending.add_after(work, now, limits::SWEEP_GRACE);
+        }
     }
 
     /// The batch that revokes what was made for a request and records what follows it.
@@ -223,6 +241,8 @@ impl Broker {
             id,
             version: 1,
             state: CredentialState::Intended,
+            // It is not at its target from when the first was.
+            issued_at: now,
             item: content.name.clone(),
             content: content.to_json().map_err(defect)?,
             cause: None,

@@ -173,6 +173,15 @@ pub struct Seen {
     pub lsn: String,
 }
 
+impl Seen {
+    /// Whether it is surely another server: one that may not tell its system id may be the same.
+    #[must_use]
+    pub fn is_elsewhere(&self, other: &Self) -> bool {
+        let (one, other) = (&self.system_id, &other.system_id);
+        !one.is_empty() && !other.is_empty() && one != other
+    }
+}
+
 impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
@@ -191,8 +200,9 @@ pub struct Again {
     pub is_absent: bool,
     /// Sessions that were found, and told to end.
     pub sessions: u32,
-    /// Some of [`Gone::starting`] still have no name: it must be looked at once more.
-    pub is_starting: bool,
+    /// Some of [`Gone::starting`] still have no name, or a server that follows could not be asked: it
+    /// must be looked at once more.
+    pub is_incomplete: bool,
 }
 
 /// What a target said of something that is no more.
@@ -376,6 +386,18 @@ impl AtTarget {
         }
     }
 
+    /// Which server it is, and how far its history is.
+    ///
+    /// # Errors
+    /// When it could not be asked.
+    pub async fn seen(&self) -> Result<Seen, Failed> {
+        match self {
+            Self::Postgres(server) => server.seen().await,
+            #[cfg(test)]
+            Self::Scripted(script) => script.position(),
+        }
+    }
+
     /// Everything there that is called as we call things, whichever installation made it.
     ///
     /// # Errors
@@ -423,6 +445,30 @@ impl AtTarget {
 }
 
 impl Gone {
+    /// This answer, unless all it says is that a server does not have what another one made.
+    ///
+    /// # Errors
+    /// Then: it may live where it was made.
+    pub fn of_its_server(self, content: &Content) -> Result<Self, Failed> {
+        let made_at = content.minted.as_ref().map(|minted| &minted.seen);
+        let Some(made_at) = made_at.filter(|made_at| made_at.is_elsewhere(&self.seen)) else {
+            return Ok(self);
+        };
+        if self.proof == Proof::Dropped {
+            return Ok(self);
+        }
+        let (target, there, here) = (
+            &content.target,
+            &made_at.system_id,
+            &self.seen.system_id,
+        );
+        Err(Failed::Refused(format!(
+            "it was made at another server (system id {there}) than target {target} is now (system id {here}), \
+             and may live there: point [target.{target}] at that one again, and give this one another name; if \
+             that one is no more, only give this one another name, and `ephor credential accept` it"
+        )))
+    }
+
     /// In words, for listings.
     #[must_use]
     pub fn text(&self, content: &Content) -> String {

@@ -3,6 +3,7 @@
 
 use ephor_proto::event::Evidence;
 use ephor_proto::stage::Stage;
+use ephor_proto::state::credential::CredentialState;
 
 use crate::app::Broker;
 use crate::kind::effect::Content;
@@ -35,7 +36,9 @@ impl Broker {
 
 /// What shows that it is dead, or who answers for that nothing does; none before.
 pub(super) fn evidence_of(row: &CredentialRow, content: &Content) -> Option<Evidence> {
-    let Some(gone) = &content.gone else {
+    // What was reopened is not dead, whatever was seen before.
+    let gone = content.gone.as_ref();
+    let Some(gone) = gone.filter(|_| row.state == CredentialState::Dead) else {
         let accepted = content.accepted.as_ref()?;
         // No proof: nobody says that it is dead.
         return Some(Evidence {

@@ -108,8 +108,12 @@ impl Broker {
         };
         match row.state {
             CredentialState::Dead => Ok(None),
-            // Its target is asked until it is dead.
-            CredentialState::Revoking if !row.kind.is_signed() => Ok(None),
+            // Its target is asked until it is dead. Said again here: whoever stored this end may not have
+            // learnt that it was stored.
+            CredentialState::Revoking if !row.kind.is_signed() => {
+                self.end_at_target(&row, false);
+                Ok(None)
+            }
             // Its end is being proven, which makes it dead or asks again here.
             CredentialState::Revoking | CredentialState::Intended => {
                 self.timers

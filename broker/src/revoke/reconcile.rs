@@ -2,7 +2,8 @@
 //!
 //! Ours that the store does not hold live is ended. Ours that is not as it was made is told, and
 //! mended or ended. What another installation made is never touched. Nothing of it happens while
-//! this store may be older than what others have seen of it.
+//! this store may be older than what others have seen of it, and one that cannot be compared or ended
+//! keeps none of the others from it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use ephor_proto::time::UnixMillis;
 
 use super::{NotEnded, Work, machine, written};
 use crate::app::Broker;
-use crate::kind::effect::{Content, Ending, Failed};
+use crate::kind::effect::{Content, Ending, Failed, Seen};
 use crate::kind::name::installation_part;
 use crate::kind::postgres::{Found, Uses};
 use crate::kind::targets::Known;
@@ -31,6 +32,44 @@ enum NotCompared {
     Target(#[from] Failed),
     #[error(transparent)]
     Store(#[from] NotEnded),
+    #[error(
+        "{0} is not there, but was made at another server (system id {1}); it is not ended for that"
+    )]
+    Elsewhere(String, String),
+    #[error("this store may be older than what others have seen of it")]
+    Behind,
+}
+
+/// What went wrong with single ones.
+#[derive(Default)]
+struct Setbacks {
+    first: Option<NotCompared>,
+    unanswered: u32,
+}
+
+impl Setbacks {
+    /// Goes on after what concerns one of them only.
+    fn passed(&mut self, outcome: Result<(), NotCompared>) -> Result<(), NotCompared> {
+        let Err(error) = outcome else { return Ok(()) };
+        match &error {
+            NotCompared::Store(_) | NotCompared::Behind => return Err(error),
+            NotCompared::Target(Failed::NoAnswer(_)) => {
+                self.unanswered += 1;
+                if self.unanswered >= limits::COMPARE_UNANSWERED {
+                    return Err(error);
+                }
+            }
+            NotCompared::Target(_) | NotCompared::Elsewhere(..) => {}
+        }
+        tracing::debug!(%error, "one could not be compared or ended; the others are");
+        self.first.get_or_insert(error);
+        Ok(())
+    }
+}
+
+async fn answered<T>(call: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    let outcome = tokio::time::timeout(limits::TARGET_CALL, call).await;
+    outcome.unwrap_or(Err(Failed::NoAnswer(limits::TARGET_CALL)))
 }
 
 impl From<crate::ledger::ReadError> for NotCompared {
@@ -46,8 +85,10 @@ impl From<crate::request::Refusal> for NotCompared {
 }
 
 impl Broker {
-    /// Compares each target of policy for itself, so that one that hangs holds up no other.
-    pub(super) fn reconcile_targets(self: &Arc<Self>) {
+    /// Compares each target of policy for itself, so that one that hangs holds up no other. What is
+    /// revoking in the store and in no queue, for whatever reason, comes back to one.
+    pub(crate) fn reconcile_targets(self: &Arc<Self>) {
+        self.queues.not_all();
         for name in self.target_names() {
             if !self.targets.begin_look(&name) {
                 continue;
@@ -73,11 +114,11 @@ impl Broker {
     async fn compare(&self, name: &str) -> Result<(), NotCompared> {
         let known = self.target(name)?;
         // Whatever an earlier epoch of this installation still has under way there ends in nothing.
-        known.at.begin_epoch(self.installation.epoch).await?;
+        answered(known.at.begin_epoch(self.installation.epoch)).await?;
         self.tend_secret(&known).await;
         let before = self.clock.wall();
-        let found = tokio::time::timeout(limits::TARGET_CALL, known.at.ours()).await;
-        let found = found.unwrap_or(Err(Failed::NoAnswer(limits::TARGET_CALL)))?;
+        let seen = answered(known.at.seen()).await?;
+        let found = answered(known.at.ours()).await?;
         let ours = installation_part(&self.installation.id);
         let is_ours = |one: &&Found| one.installation.as_deref() == Some(ours.as_str());
         let mut there = HashMap::new();
@@ -87,29 +128,38 @@ impl Broker {
         let mut here = Vec::new();
         self.ledger.reader().live_effects(|live| {
             if live.target == name {
-                here.push(live);
+                let found = there.remove(live.name.as_str());
+                here.push((live, found));
             }
         })?;
-        for live in here {
+        let mut setbacks = Setbacks::default();
+        // What nobody answers for goes first.
+        for one in there.into_values() {
+            setbacks.passed(self.end_stray(&known, name, one).await)?;
+        }
+        for (live, found) in here {
             // There may be many, and each is a read.
             tokio::task::yield_now().await;
-            match there.remove(live.name.as_str()) {
-                Some(one) => self.compare_one(&known, name, &live, one).await?,
+            let compared = match found {
+                Some(one) => self.compare_one(&known, name, &live, one).await,
                 // Made before the look began, and not there.
                 None if live
                     .issued_at
                     .saturating_add_millis(limits::SURELY_MADE_MILLIS)
                     < before =>
                 {
-                    self.end_missing(&live).await?;
+                    self.end_missing(&live, &seen).await
                 }
-                None => {}
-            }
+                None => Ok(()),
+            };
+            setbacks.passed(compared)?;
         }
-        for one in there.into_values() {
-            self.end_stray(&known, name, one).await?;
-        }
-        Ok(())
+        setbacks.first.map_or(Ok(()), Err)
+    }
+
+    /// Asked again before each act: a look takes its time, in which that may be found out.
+    fn not_behind(&self) -> Result<(), NotCompared> {
+        self.behind().map_or(Ok(()), |_| Err(NotCompared::Behind))
     }
 
     /// Something that the store holds live, as it is there.
@@ -143,19 +193,24 @@ impl Broker {
                 self.tell_drift(&row, target, what).await?;
             }
             let named = (row.id, content.name.as_str());
-            let mended = known
-                .at
-                .extend(self.installation.epoch, named, row.expires_at);
-            mended.await?;
+            let epoch = self.installation.epoch;
+            answered(known.at.extend(epoch, named, row.expires_at)).await?;
         }
         Ok(())
     }
 
-    async fn end_missing(&self, live: &LiveEffect) -> Result<(), NotCompared> {
+    /// Something that the store holds live, and that is not at the server that was seen.
+    async fn end_missing(&self, live: &LiveEffect, seen: &Seen) -> Result<(), NotCompared> {
+        self.not_behind()?;
         let row = self.ledger.reader().credential(live.id)?;
         let Some(row) = row.filter(|row| row.state.is_usable()) else {
             return Ok(());
         };
+        let minted = Content::of(&row).and_then(|content| content.minted);
+        if let Some(minted) = minted.filter(|minted| minted.seen.is_elsewhere(seen)) {
+            let system_id = minted.seen.system_id;
+            return Err(NotCompared::Elsewhere(row.item, system_id));
+        }
         self.tell_drift(&row, &live.target, "it is not there")
             .await?;
         self.end_differing(row.id).await?;
@@ -177,6 +232,7 @@ impl Broker {
         target: &str,
         found: &Found,
     ) -> Result<(), NotCompared> {
+        self.not_behind()?;
         let stored = match found.credential {
             Some(id) => self.ledger.reader().credential(id)?,
             None => self.ledger.reader().credential_of_item(&found.role)?,
@@ -191,8 +247,9 @@ impl Broker {
                     self.end_at_target(&row, false);
                     Ok(())
                 }
+                // It may have died since this look at the target: only another one can tell.
                 CredentialState::Contained | CredentialState::Dead => {
-                    Ok(self.reopen(row, "it is there again").await?)
+                    self.look_again_for(row.id).await
                 }
             },
             None => self.end_unknown(known, target, found).await,
@@ -218,8 +275,7 @@ impl Broker {
         };
         let endings = [ending];
         let call = known.at.revoke(self.installation.epoch, &endings);
-        let answers = tokio::time::timeout(limits::TARGET_CALL, call).await;
-        let answers = answers.map_err(|_| Failed::NoAnswer(limits::TARGET_CALL))?;
+        let answers = answered(async { Ok(call.await) }).await?;
         for gone in answers {
             let mut event = self.stray_event("stray_ended", target, found)?;
             let seen = gone?.place(target);
@@ -286,6 +342,10 @@ impl Broker {
         row.state = credential::step(machine(&row), event, now)?.0.state;
         row.version += 1;
         row.evidence = None;
+        if let Some(mut content) = Content::of(&row) {
+            content.gone = None;
+            row.content = content.to_json().map_err(NotEnded::defect)?;
+        }
         let mut event = self.about(Stage::Revoke, "reopened", &row)?;
         event.outcome = Outcome::Failed;
         event.facts.insert("why".to_owned(), why.to_owned());
@@ -296,6 +356,11 @@ impl Broker {
             rows: vec![row.clone().into()],
             events: vec![event.into()],
         };
+        // Ended also when nobody knows whether this is stored, and when the earlier end is just leaving
+        // its queue.
+        let work = Work::Credential(row.id);
+        let now = self.clock.boottime();
+        self.pending.add_after(work, now, limits::SWEEP_GRACE);
         if written(self.ledger.submit(batch)?.await)?.is_some() {
             tracing::error!(credential = %row.id, why, "what was proven dead is not");
             self.end_at_target(&row, false);
@@ -315,6 +380,7 @@ impl Broker {
     }
 
     async fn look_again_for(&self, id: CredentialId) -> Result<(), NotCompared> {
+        self.not_behind()?;
         let row = self.ledger.reader().credential(id)?;
         let Some(row) = row.filter(|row| row.state == CredentialState::Dead) else {
             return Ok(());
@@ -326,9 +392,7 @@ impl Broker {
             return Ok(());
         };
         let known = self.target(&content.target)?;
-        let call = known.at.look_again(&content.name, gone);
-        let again = tokio::time::timeout(limits::TARGET_CALL, call).await;
-        let again = again.unwrap_or(Err(Failed::NoAnswer(limits::TARGET_CALL)))?;
+        let again = answered(known.at.look_again(&content.name, gone)).await?;
         if again.sessions > 0 || !again.is_absent {
             let why = format!(
                 "a later look found {} sessions{}",
@@ -336,7 +400,7 @@ impl Broker {
                 if again.is_absent { "" } else { ", and itself" }
             );
             self.reopen(row, &why).await?;
-        } else if again.is_starting {
+        } else if again.is_incomplete {
             let later = self.clock.wall();
             let later = later.saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
             self.later_looks.set(id, later);

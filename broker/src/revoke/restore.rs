@@ -26,6 +26,7 @@ impl Broker {
             }
         }
         self.find_unfinished()?;
+        self.find_awaited()?;
         tracing::info!(
             credentials = self.timers.len(),
             "status lists and timers rebuilt"
@@ -53,6 +54,17 @@ impl Broker {
                 self.pending.add(Work::Credential(row.id), now);
             }
         }
+        // Of which nobody knows whether it was made.
+        for id in reader.intended()? {
+            self.pending.add(Work::Credential(id), now);
+        }
+        drop(reader);
+        self.find_at_targets()
+    }
+
+    /// Puts what is being revoked at a target into its queue.
+    pub(super) fn find_at_targets(&self) -> Result<(), ReadError> {
+        let reader = self.ledger.reader();
         let at_targets = reader.revoking_at_targets(limits::TARGET_SCAN)?;
         if at_targets.len() >= limits::TARGET_SCAN {
             self.queues.not_all();
@@ -60,23 +72,21 @@ impl Broker {
         for row in at_targets {
             self.end_at_target(&row, true);
         }
-        // Of which nobody knows whether it was made.
-        for id in reader.intended()? {
-            self.pending.add(Work::Credential(id), now);
-        }
-        let since = self
-            .clock
-            .wall()
-            .saturating_sub_millis(limits::LOOK_AGAIN_BEFORE_MILLIS);
-        let later = self
-            .clock
-            .wall()
-            .saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
+        Ok(())
+    }
+
+    /// What somebody waits for with a time that only memory knows, after a start: more of it than was
+    /// left is no harm.
+    fn find_awaited(&self) -> Result<(), ReadError> {
+        let now = self.clock.wall();
+        let reader = self.ledger.reader();
+        let since = now.saturating_sub_millis(limits::LOOK_AGAIN_BEFORE_MILLIS);
+        let later = now.saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
         for id in reader.gone_since(since)? {
             self.later_looks.set(id, later);
         }
         for id in reader.unconfirmed()? {
-            self.handovers.expect(id, now);
+            self.handovers.expect(id, self.clock.boottime());
         }
         Ok(())
     }

@@ -95,9 +95,12 @@ impl Broker {
 
     /// Drives what is due, once. Tasks share commits; one that hangs does not hold up the others.
     pub async fn sweep(&self) {
-        if (self.pending.needs_scan() || self.queues.needs_scan())
-            && let Err(error) = self.find_unfinished()
-        {
+        let found = match (self.pending.needs_scan(), self.queues.needs_scan()) {
+            (true, _) => self.find_unfinished(),
+            (false, true) => self.find_at_targets(),
+            (false, false) => Ok(()),
+        };
+        if let Err(error) = found {
             tracing::warn!(%error, "unfinished ends could not be read from the store");
         }
         for id in self.handovers.overdue(self.clock.boottime()) {

@@ -1,6 +1,8 @@
 //! Logins at a target: made after their record, let out after their outcome, ended there.
 
 mod accepted;
+mod compared;
+mod doubtful;
 mod late;
 mod real;
 

@@ -117,6 +117,15 @@ impl Server {
         Ok(self.target.extend(epoch, id, &role, until).await?)
     }
 
+    pub(super) async fn seen(&self) -> Result<Seen, Failed> {
+        let position = self.target.position().await?;
+        Ok(Seen {
+            system_id: position.system_id,
+            timeline: position.timeline,
+            lsn: position.lsn,
+        })
+    }
+
     pub(super) async fn look_again(&self, name: &str, gone: &Gone) -> Result<Again, Failed> {
         let role = role(name)?;
         let census = self
@@ -126,7 +135,7 @@ impl Server {
         Ok(Again {
             is_absent: census.role_absent,
             sessions: census.sessions,
-            is_starting: !census.starting.is_empty(),
+            is_incomplete: !census.starting.is_empty() || !census.not_asked.is_empty(),
         })
     }
 

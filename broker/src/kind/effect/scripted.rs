@@ -41,9 +41,15 @@ pub struct Inner {
     pub(crate) alive: BTreeMap<String, (String, UnixMillis)>,
     pub(crate) fenced: BTreeSet<CredentialId>,
     pub(crate) epoch: u32,
+    /// Of the server that it is; 1 unless a test says otherwise.
+    pub(crate) system_id: Option<u32>,
     /// What everything there is a member of, and what it may beyond that.
     pub(crate) groups: Vec<String>,
     pub(crate) attributes: Vec<String>,
+    /// Names whose calls are refused, whatever the mood.
+    pub(crate) refused: BTreeSet<String>,
+    /// What the next comparison is told instead of what is there: how it was before.
+    pub(crate) earlier: Option<BTreeMap<String, (String, UnixMillis)>>,
     /// Sessions that the next later look finds.
     pub(crate) hidden: u32,
     pub(crate) uses: Vec<crate::kind::postgres::Use>,
@@ -58,6 +64,13 @@ impl Script {
 
     pub(crate) fn is(&self, mood: Mood) {
         self.with(|inner| inner.mood = mood);
+    }
+
+    fn refuses(&self, name: &str) -> Result<(), Failed> {
+        match self.with(|inner| inner.refused.contains(name)) {
+            true => Err(Failed::Refused(format!("{name} is in its own way"))),
+            false => Ok(()),
+        }
     }
 
     async fn answer<T>(&self, done: impl FnOnce(&mut Inner) -> T) -> Result<T, Failed> {
@@ -95,7 +108,7 @@ impl Script {
                 .insert(content.name.clone(), (password.clone(), until));
             Ok(Minted {
                 number: 7,
-                seen: seen("0/1"),
+                seen: inner.seen("0/1"),
                 at: UnixMillis::from_millis(1),
             })
         })
@@ -110,6 +123,10 @@ impl Script {
             inner.epoch = epoch;
             Ok(())
         })
+    }
+
+    pub(super) fn position(&self) -> Result<Seen, Failed> {
+        self.with(|inner| Ok(inner.seen("0/1")))
     }
 
     pub(super) fn ours(&self) -> Result<Vec<Found>, Failed> {
@@ -129,7 +146,8 @@ impl Script {
                 connection_limit: -1,
                 sessions: 0,
             };
-            Ok(inner.alive.iter().map(found).collect())
+            let alive = inner.earlier.take().unwrap_or_else(|| inner.alive.clone());
+            Ok(alive.iter().map(found).collect())
         })
     }
 
@@ -142,7 +160,7 @@ impl Script {
             Ok(Again {
                 is_absent: !inner.alive.contains_key(name),
                 sessions: std::mem::take(&mut inner.hidden),
-                is_starting: false,
+                is_incomplete: false,
             })
         })
     }
@@ -154,6 +172,7 @@ impl Script {
         until: UnixMillis,
     ) -> Result<(), Failed> {
         self.with(|inner| inner.calls.push(format!("extend {name}")));
+        self.refuses(name)?;
         self.answer(|inner| {
             let alive = inner.alive.get_mut(name);
             let alive = alive.filter(|_| !inner.fenced.contains(&id));
@@ -170,6 +189,10 @@ impl Script {
             return endings.iter().map(|_| Err(Failed::Fenced)).collect();
         }
         for ending in endings {
+            if let Err(refused) = self.refuses(&ending.name) {
+                done.push(Err(refused));
+                continue;
+            }
             let gone = self.answer(|inner| {
                 inner.epoch = inner.epoch.max(epoch);
                 inner.fenced.insert(ending.credential);
@@ -182,7 +205,7 @@ impl Script {
                     },
                     number: None,
                     sessions_ended: 0,
-                    seen: seen("0/2"),
+                    seen: inner.seen("0/2"),
                     standbys: Vec::new(),
                     partial: String::new(),
                     starting: Vec::new(),
@@ -195,10 +218,12 @@ impl Script {
     }
 }
 
-fn seen(lsn: &str) -> Seen {
-    Seen {
-        system_id: "1".to_owned(),
-        timeline: 1,
-        lsn: lsn.to_owned(),
+impl Inner {
+    fn seen(&self, lsn: &str) -> Seen {
+        Seen {
+            system_id: self.system_id.unwrap_or(1).to_string(),
+            timeline: 1,
+            lsn: lsn.to_owned(),
+        }
     }
 }

@@ -62,7 +62,7 @@ impl Broker {
         crash_point!("revoke.after_target");
         let mut gone = Vec::new();
         for (row, answer) in rows.into_iter().zip(answers) {
-            match answer {
+            match answer.and_then(|said| of_its_server(&row, said)) {
                 Ok(said) => gone.push((row, said)),
                 Err(failed) => {
                     tracing::warn!(credential = %row.id, target, %failed, "not ended at its target yet");
@@ -208,6 +208,13 @@ impl Broker {
             self.pending
                 .hurry(&Work::Task(row.task, cause), self.clock.boottime());
         }
+    }
+}
+
+fn of_its_server(row: &CredentialRow, said: Gone) -> Result<Gone, Failed> {
+    match Content::of(row) {
+        Some(content) => said.of_its_server(&content),
+        None => Ok(said),
     }
 }
 

@@ -3,6 +3,7 @@
 use ephor_crypto::Secret;
 use ephor_crypto::scram::ScramVerifier;
 use ephor_proto::state::credential::{CredentialState, Proof};
+use ephor_proto::time::Clock;
 use ephor_testkit::postgres::Cluster;
 
 use super::super::harness::{Bench, POLICY};
@@ -67,11 +68,15 @@ fn begin(bench: &Bench, port: u16) {
 }
 
 fn policy(port: u16) -> String {
+    policy_with(port, "connections = 8")
+}
+
+fn policy_with(port: u16, more: &str) -> String {
     format!(
         r#"{POLICY}
 [target.orders]
 owner = "team:dba"
-postgres = {{ url = "postgres://ephor@127.0.0.1:{port}/orders", tls = "off" }}
+postgres = {{ url = "postgres://ephor@127.0.0.1:{port}/orders", tls = "off", {more} }}
 [entitlement.orders-db]
 owner = "team:orders"
 purpose = "Serve the order page"
@@ -132,6 +137,28 @@ async fn a_login_works_until_its_task_ends_and_its_sessions_end_with_it() {
     // What a migration made belongs to the group and stays.
     let owner = "select tableowner from pg_tables where tablename = 'made_by_a_task'";
     assert_eq!(world.cluster.psql("orders", owner).unwrap(), "orders_rw");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_look_is_made_again_until_every_standby_was_asked() {
+    let world = World::new().await;
+    let bench = &world.bench;
+    let port = world.cluster.port();
+    // Nobody is there.
+    let standbys = r#"standbys = ["127.0.0.1:1"]"#;
+    bench.put_policy(&policy_with(port, standbys));
+    let r = bench.request(bench.new_task(), "orders-db");
+    let (id, _) = login(&bench.issue(r).await.unwrap());
+    bench.broker.revoke(id, "a test").await.unwrap();
+    for _ in 0..2 {
+        bench.clock.advance_millis(66_000);
+        bench.broker.look_again(bench.clock.wall()).await;
+        assert_eq!(bench.broker.later_looks.len(), 1);
+    }
+    bench.put_policy(&policy_with(port, "connections = 4"));
+    bench.clock.advance_millis(66_000);
+    bench.broker.look_again(bench.clock.wall()).await;
+    assert!(bench.broker.later_looks.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

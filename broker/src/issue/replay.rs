@@ -130,7 +130,9 @@ impl Broker {
         let (plan, replaced) = self.plan_successor(policy, before, now)?;
         self.watch_over_replaced(&replaced);
         let recorded = self.record(plan).await;
-        let is_doubtful = self.pending.holds(&Work::Doubtful(attested.requested().id()));
+        let is_doubtful = self
+            .pending
+            .holds(&Work::Doubtful(attested.requested().id()));
         if let Ok(Some(_)) = &recorded {
             crash_point!("mint.successor");
             replaced.iter().for_each(|row| self.announce(row));

@@ -457,11 +457,7 @@ impl Gone {
         if self.proof == Proof::Dropped {
             return Ok(self);
         }
-        let (target, there, here) = (
-            &content.target,
-            &made_at.system_id,
-            &self.seen.system_id,
-        );
+        let (target, there, here) = (&content.target, &made_at.system_id, &self.seen.system_id);
         Err(Failed::Refused(format!(
             "it was made at another server (system id {there}) than target {target} is now (system id {here}), \
              and may live there: point [target.{target}] at that one again, and give this one another name; if \

@@ -182,11 +182,7 @@ async fn what_was_reopened_has_no_proof_any_more() {
     bench.clock.advance_millis(5_000);
     bench.broker.flag_late().await;
     bench.put_policy(POLICY);
-    bench
-        .broker
-        .accept(id, "scrapped", "uid 0")
-        .await
-        .unwrap();
+    bench.broker.accept(id, "scrapped", "uid 0").await.unwrap();
     let ended = bench.complete(task, "exited").await;
     let ended = ended.unwrap_or_else(|problem| panic!("{problem} ({:?})", Code::Overdue));
     let receipt = bench.verified(&ended.receipt);

@@ -30,7 +30,13 @@ async fn an_expiry_of_doubtful_fate_ends_at_the_target() {
     kit.bench.broker.ledger.faults().doubt_next();
     kit.bench.broker.expire_due().await;
     assert_eq!(kit.bench.row(id).state, CredentialState::Revoking);
-    assert!(kit.bench.broker.queues.waiting().is_empty());
+    assert!(
+        kit.bench
+            .broker
+            .queues
+            .waiting(kit.bench.clock.boottime())
+            .is_empty()
+    );
     kit.swept().await;
 }
 
@@ -78,8 +84,21 @@ async fn what_is_revoking_and_in_no_queue_comes_back_to_one() {
     let stored = kit.bench.broker.ledger.submit(batch).unwrap().await;
     stored.unwrap();
     kit.bench.broker.sweep().await;
-    assert!(kit.bench.broker.queues.waiting().is_empty());
+    assert!(
+        kit.bench
+            .broker
+            .queues
+            .waiting(kit.bench.clock.boottime())
+            .is_empty()
+    );
     kit.bench.broker.reconcile_targets();
     kit.bench.broker.sweep().await;
-    assert_eq!(kit.bench.broker.queues.waiting().len(), 1);
+    assert_eq!(
+        kit.bench
+            .broker
+            .queues
+            .waiting(kit.bench.clock.boottime())
+            .len(),
+        1
+    );
 }

@@ -270,6 +270,8 @@ impl Broker {
         };
         self.watch_over(intent.rows());
         let number = ticket.batch();
+        // First those who travelled with it submit theirs; all are signed while that is flushed.
+        tokio::task::yield_now().await;
         let sealed = self.sign(&intent);
         let outcome = ticket.await;
         match outcome {

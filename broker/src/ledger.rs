@@ -34,6 +34,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::thread::JoinHandle;
 
 use ephor_proto::time::{Clock, UnixMillis};
@@ -179,17 +180,51 @@ impl Ledger {
     /// # Errors
     /// When its lane has no place left, or the ledger is shutting down.
     pub fn submit(&self, batch: Batch) -> Result<Ticket, Full> {
-        let shared = &self.inner.shared;
-        let id = BatchId(shared.next_batch.fetch_add(1, Ordering::Relaxed));
-        let (answer, ticket) = Ticket::new(id);
+        self.queue(self.prepare(batch))
+    }
+
+    /// Queues batches as fast as that goes, so that they share commits: all are made ready first.
+    pub fn submit_all(&self, batches: Vec<Batch>) -> Vec<Result<Ticket, Full>> {
+        let prepare = |batch| self.prepare(batch);
+        let prepared: Vec<_> = batches.into_iter().map(prepare).collect();
+        let queue = |prepared| self.queue(prepared);
+        prepared.into_iter().map(queue).collect()
+    }
+
+    /// What is to be queued, if it can be stored at all; if not, the ticket says so.
+    fn prepare(&self, batch: Batch) -> (Option<Job>, Ticket) {
+        let number = self.inner.shared.next_batch.fetch_add(1, Ordering::Relaxed);
+        let (answer, ticket) = Ticket::new(BatchId(number));
         match Encoded::of(batch) {
-            Err(reason) => answer.failed(CommitError::Refused(reason)),
-            Ok(batch) => shared
-                .queue
-                .push(Job { batch, answer })
-                .inspect_err(|_| count(&shared.counts.queue_full, 1))?,
+            Ok(batch) => (Some(Job { batch, answer }), ticket),
+            Err(reason) => {
+                answer.failed(CommitError::Refused(reason));
+                (None, ticket)
+            }
+        }
+    }
+
+    fn queue(&self, (job, ticket): (Option<Job>, Ticket)) -> Result<Ticket, Full> {
+        let shared = &self.inner.shared;
+        if let Some(job) = job {
+            let pushed = shared.queue.push(job);
+            pushed.inspect_err(|_| count(&shared.counts.queue_full, 1))?;
         }
         Ok(ticket)
+    }
+
+    /// Drives work that is about to submit several batches to where it waits; they are committed
+    /// together.
+    pub async fn together<F: Future>(&self, work: F) -> F::Output {
+        let mut work = std::pin::pin!(work);
+        let begun = {
+            let _gathering = self.inner.shared.queue.gather();
+            futures_util::poll!(work.as_mut())
+        };
+        match begun {
+            Poll::Ready(output) => output,
+            Poll::Pending => work.await,
+        }
     }
 
     /// A snapshot to read from, taken at its first read.

@@ -278,6 +278,10 @@ pub const LEDGER_NORMAL_PLACES: usize = 4096;
 pub const LEDGER_REVOKE_PLACES: usize = 4096;
 /// Batches that one commit takes at most.
 pub const LEDGER_GROUP_MAX: usize = 1024;
+/// Longest time that a commit waits for batches that are announced, while nothing is revoked.
+pub const LEDGER_GATHER: Duration = Duration::from_millis(2);
+/// So many waiting batches wait for no others.
+pub const LEDGER_GATHER_ENOUGH: usize = 48;
 /// How long a write waits for another process that holds SQLite's write lock.
 pub const LEDGER_BUSY: Duration = Duration::from_secs(5);
 /// Read connections open at once.

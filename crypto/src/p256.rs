@@ -12,12 +12,11 @@ use thiserror::Error;
 use crate::Secret;
 use crate::digest::sha256;
 use crate::jwk::Jwk;
-use crate::provider::ecdsa_from_pkcs8;
 use crate::provider::rand::SystemRandom;
 use crate::provider::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair,
-    KeyPair, UnparsedPublicKey,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
 };
+use crate::provider::{ecdsa_from_pkcs8, ecdsa_generate};
 
 /// DER of `SubjectPublicKeyInfo` (RFC 5480) up to the 65-byte point: id-ecPublicKey,
 /// prime256v1.
@@ -62,10 +61,8 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError::Generate`] when the provider has no randomness.
     pub fn generate() -> Result<Self, KeyError> {
-        let document =
-            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
-                .map_err(|_| KeyError::Generate)?;
-        Self::parse(Secret::new(document.as_ref().to_vec()))
+        let (pair, pkcs8) = ecdsa_generate().map_err(|_| KeyError::Generate)?;
+        Self::of(pair, pkcs8)
     }
 
     /// Reads a PKCS#8 private key (RFC 5958, DER).
@@ -78,6 +75,10 @@ impl SigningKey {
 
     fn parse(pkcs8: Secret) -> Result<Self, KeyError> {
         let pair = ecdsa_from_pkcs8(pkcs8.expose()).map_err(|_| KeyError::Private("P-256"))?;
+        Self::of(pair, pkcs8)
+    }
+
+    fn of(pair: EcdsaKeyPair, pkcs8: Secret) -> Result<Self, KeyError> {
         let public = P256Public::from_point(pair.public_key().as_ref())?;
         Ok(Self {
             pair,

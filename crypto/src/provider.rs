@@ -7,14 +7,16 @@
 mod aws_lc;
 #[cfg(feature = "aws-lc-rs")]
 pub(crate) use aws_lc::{
-    NAME, aead, digest, ecdsa_from_pkcs8, hmac, install_jwt, pbkdf2, rand, signature, tls_provider,
+    NAME, aead, digest, ecdsa_from_pkcs8, ecdsa_generate, hmac, install_jwt, pbkdf2, rand,
+    signature, tls_provider,
 };
 
 #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
 mod ring;
 #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
 pub(crate) use self::ring::{
-    NAME, aead, digest, ecdsa_from_pkcs8, hmac, install_jwt, pbkdf2, rand, signature, tls_provider,
+    NAME, aead, digest, ecdsa_from_pkcs8, ecdsa_generate, hmac, install_jwt, pbkdf2, rand,
+    signature, tls_provider,
 };
 
 /// HMAC-SHA256, only to show that a public key is no HMAC secret.

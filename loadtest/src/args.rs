@@ -120,7 +120,7 @@ pub struct Run {
     #[arg(long, default_value = "target/release/ephor")]
     pub ephor: PathBuf,
     /// Scenarios; absent: all
-    #[arg(value_parser = ["cached", "cold", "cold-certificate", "exit", "certificate", "crl", "narrow", "memory"])]
+    #[arg(value_parser = ["cached", "cold", "cold-certificate", "flat", "exit", "certificate", "crl", "narrow", "memory"])]
     pub scenarios: Vec<String>,
     /// Alternating runs of each scenario and its bare twin
     #[arg(long, default_value_t = 5)]
@@ -134,7 +134,7 @@ pub struct Run {
     /// Tasks a second of the scenarios `exit` and `certificate`
     #[arg(long, default_value_t = 20)]
     pub task_rate: u64,
-    /// Live credentials at the broker in the scenarios `crl`, `narrow` and `memory`
+    /// Live credentials at the broker in the scenarios `flat`, `crl`, `narrow` and `memory`
     #[arg(long, default_value_t = 100_000)]
     pub live: usize,
 }

@@ -5,6 +5,7 @@ pub mod certificate;
 pub mod cold;
 pub mod crl;
 pub mod exit;
+pub mod flat;
 pub mod memory;
 pub mod narrow;
 
@@ -102,6 +103,9 @@ pub async fn run_all(run: Run) -> anyhow::Result<bool> {
     }
     if asked("cold-certificate") {
         findings.push(cold::run(&run, Made::Certificate).await?);
+    }
+    if asked("flat") {
+        findings.push(flat::run(&run).await?);
     }
     if asked("exit") {
         findings.push(exit::run(&run).await?);

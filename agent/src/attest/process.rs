@@ -1,13 +1,14 @@
 //! One process, held so that its pid cannot come to mean another: by a pidfd and by its
 //! `/proc/PID` directory, opened once.
 
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use ephor_proto::task_rule::Process;
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, openat, readlinkat, statx};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::AttestError;
@@ -25,6 +26,9 @@ pub struct HeldProcess {
     dir: OwnedFd,
     /// Owner of the directory when it was opened; `None` if it could not be told.
     owner: Option<(u32, u32)>,
+    /// Its `status`, which is read again before each secret that the broker was asked for leaves.
+    /// Opening it each time costs as much as reading it.
+    status: OnceLock<OwnedFd>,
 }
 
 impl HeldProcess {
@@ -62,6 +66,7 @@ impl HeldProcess {
             pidfd,
             owner: owner_of(&dir),
             dir,
+            status: OnceLock::new(),
         };
         // Alive after the open: a living process keeps its pid, so the directory is its own.
         held.id.start_time = held.stat()?.start_time;
@@ -110,41 +115,49 @@ impl HeldProcess {
 
     /// `/proc/PID/stat`.
     pub(super) fn stat(&self) -> Result<Stat, AttestError> {
-        self.parsed("stat", Stat::parse)
+        const FILE: &str = "stat";
+        let text = self.bytes(FILE, &self.open(FILE)?)?;
+        self.parsed(FILE, Stat::parse(&String::from_utf8_lossy(&text)))
     }
 
-    /// `/proc/PID/status`.
+    /// `/proc/PID/status`, as it is now.
     pub(super) fn status(&self) -> Result<Status, AttestError> {
-        self.parsed("status", Status::parse)
+        const FILE: &str = "status";
+        let text = match self.status.get() {
+            Some(file) => self.bytes(FILE, file)?,
+            None => {
+                let file = self.open(FILE)?;
+                let text = self.bytes(FILE, &file)?;
+                // Another thread may have been first; its descriptor is of the same file.
+                let _ = self.status.set(file);
+                text
+            }
+        };
+        self.parsed(FILE, Status::parse(&String::from_utf8_lossy(&text)))
     }
 
-    fn parsed<T>(
-        &self,
-        what: &'static str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<T, AttestError> {
-        let text = self.read(what)?;
-        parse(&text).ok_or_else(|| self.invalid(what, "not in the form that the kernel documents"))
+    /// What was read of a file with the process's own name for itself in it, in whatever encoding.
+    fn parsed<T>(&self, what: &'static str, parsed: Option<T>) -> Result<T, AttestError> {
+        parsed.ok_or_else(|| self.invalid(what, "not in the form that the kernel documents"))
     }
 
     /// A whole file of the directory, believed only if the process is alive after the read.
     pub(super) fn read(&self, what: &'static str) -> Result<String, AttestError> {
+        let text = self.bytes(what, &self.open(what)?)?;
+        String::from_utf8(text).map_err(|_| self.invalid(what, "not UTF-8"))
+    }
+
+    fn open(&self, what: &'static str) -> Result<OwnedFd, AttestError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&self.dir, what, flags, Mode::empty())
-            .map_err(|error| self.failed(what, error))?;
-        // Room for the usual file: growing from nothing costs three times the reads, on every fetch.
-        let mut text = String::with_capacity(PROC_FILE_ROOM);
-        let limit = MAX_PROC_FILE_BYTES as u64;
-        let read = std::fs::File::from(file)
-            .take(limit)
-            .read_to_string(&mut text);
+        openat(&self.dir, what, flags, Mode::empty()).map_err(|error| self.failed(what, error))
+    }
+
+    fn bytes(&self, what: &'static str, file: &OwnedFd) -> Result<Vec<u8>, AttestError> {
+        let mut text = Vec::with_capacity(PROC_FILE_ROOM);
+        let read = read_from_start(file, &mut text);
         self.check_alive()?;
-        let read = read.map_err(|source| AttestError::Proc {
-            what,
-            pid: self.id.pid,
-            source,
-        })?;
-        if read as u64 >= limit {
+        read.map_err(|error| self.failed(what, error))?;
+        if text.len() >= MAX_PROC_FILE_BYTES {
             return Err(self.invalid(what, "longer than the agent reads"));
         }
         Ok(text)
@@ -225,6 +238,20 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
             Err(_) => return true,
         }
     }
+}
+
+/// Appends the file to `text`, up to its limit. At its start the kernel writes such a file anew.
+fn read_from_start(file: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> {
+    while text.len() < MAX_PROC_FILE_BYTES {
+        text.reserve(1);
+        let at = text.len() as u64;
+        match pread(file, spare_capacity(text), at) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn proc_error(what: &'static str, pid: u32, error: Errno) -> AttestError {

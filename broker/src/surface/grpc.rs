@@ -189,7 +189,7 @@ impl Uplink for Service {
         let outcomes = requests
             .into_iter()
             .map(|one| async { outcome(self.broker.issue(&peer, one).await) });
-        let outcomes = join_all(outcomes).await;
+        let outcomes = self.broker.ledger.together(join_all(outcomes)).await;
         Ok(Response::new(v1::IssueOutcomes { outcomes }))
     }
 

@@ -2,8 +2,10 @@
 
 pub(crate) use aws_lc_rs::{aead, digest, hmac, pbkdf2, rand, signature};
 
-use aws_lc_rs::error::KeyRejected;
+use aws_lc_rs::error::{KeyRejected, Unspecified};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+
+use crate::Secret;
 
 /// What [`crate::tls::name`] says.
 pub(crate) const NAME: &str = "aws-lc-rs";
@@ -11,6 +13,14 @@ pub(crate) const NAME: &str = "aws-lc-rs";
 /// Parses a P-256 private key whose signatures are `r || s`.
 pub(crate) fn ecdsa_from_pkcs8(pkcs8: &[u8]) -> Result<EcdsaKeyPair, KeyRejected> {
     EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8)
+}
+
+/// A new P-256 private key, and the same in PKCS#8 DER. It is not parsed again: that, with its check
+/// of the point, costs as much as making it.
+pub(crate) fn ecdsa_generate() -> Result<(EcdsaKeyPair, Secret), Unspecified> {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
+    let pkcs8 = pair.to_pkcs8v1()?;
+    Ok((pair, Secret::new(pkcs8.as_ref().to_vec())))
 }
 
 /// The rustls provider. `prefer-post-quantum` puts X25519MLKEM768 first; a test in

@@ -3,7 +3,7 @@
 
 pub(crate) use ::ring::{aead, digest, hmac, pbkdf2, rand, signature};
 
-use ::ring::error::KeyRejected;
+use ::ring::error::{KeyRejected, Unspecified};
 use ::ring::rand::SystemRandom;
 use ::ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ED25519, EcdsaKeyPair,
@@ -15,6 +15,8 @@ use jsonwebtoken::jwk::ThumbprintHash;
 use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey};
 
+use crate::Secret;
+
 /// What [`crate::tls::name`] says.
 pub(crate) const NAME: &str = "ring";
 
@@ -25,6 +27,15 @@ pub(crate) fn ecdsa_from_pkcs8(pkcs8: &[u8]) -> Result<EcdsaKeyPair, KeyRejected
         pkcs8,
         &SystemRandom::new(),
     )
+}
+
+/// A new P-256 private key, and the same in PKCS#8 DER.
+pub(crate) fn ecdsa_generate() -> Result<(EcdsaKeyPair, Secret), Unspecified> {
+    let document =
+        EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())?;
+    let pkcs8 = Secret::new(document.as_ref().to_vec());
+    let pair = ecdsa_from_pkcs8(pkcs8.expose()).map_err(|_| Unspecified)?;
+    Ok((pair, pkcs8))
 }
 
 /// The rustls provider.

@@ -12,7 +12,8 @@ use crate::host;
 use crate::measure::median;
 use crate::workers::Workers;
 
-const IN_FLIGHT: usize = 64;
+/// Processes that ask at the same time.
+pub const IN_FLIGHT: usize = 64;
 
 /// Rate of 64 client processes against a bare server that signs once a call, in alternation.
 pub async fn run(run: &Run, made: Made) -> anyhow::Result<Finding> {

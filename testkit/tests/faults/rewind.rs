@@ -1,7 +1,8 @@
 //! Going back in time: yesterday's store in the place of today's, while agents run.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
 use ephor_testkit::checker::{self, History};
 use ephor_testkit::installation::{Installation, SETTLE, Side};
@@ -57,6 +58,77 @@ fn is_listed(kit: &Installation, held: &Held) -> Option<bool> {
 fn list_status(kit: &Installation, held: &Held) -> u16 {
     let (list, _) = place(held).unwrap();
     kit.public(&format!("/status/{list}")).unwrap().status
+}
+
+/// A process that asks for certificates when told to.
+struct Certified {
+    shell: Child,
+    directories: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Certified {
+    /// The certificate belongs to this shell, not to `ephor cert`.
+    const SCRIPT: &str = r#"while read -r dir; do "$EPHOR" cert --to "$dir" >&2 && echo taken || echo refused; done"#;
+
+    fn start(kit: &Installation) -> Self {
+        let ephor = kit.ephor();
+        let mut command = Command::new("sh");
+        let set = ephor.get_envs();
+        command.envs(set.filter_map(|(name, value)| Some((name, value?))));
+        command
+            .args(["-c", Self::SCRIPT])
+            .env("EPHOR", ephor.get_program());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = command.spawn().unwrap();
+        Self {
+            directories: shell.stdin.take().unwrap(),
+            answers: BufReader::new(shell.stdout.take().unwrap()),
+            shell,
+        }
+    }
+
+    /// Asks for one in this directory; false when it was refused.
+    fn ask(&mut self, dir: &Path) -> bool {
+        writeln!(self.directories, "{}", dir.display()).unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim() == "taken"
+    }
+}
+
+impl Drop for Certified {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+/// Whether a service that believes these roots takes this certificate: openssl and curl say so.
+fn verify(kit: &Installation, cert: &Path, roots: &Path) -> Result<(), String> {
+    let names = Command::new("openssl")
+        .args(["x509", "-noout", "-ext", "subjectAltName", "-in"])
+        .arg(cert.join("tls.crt"))
+        .output()
+        .unwrap();
+    let names = String::from_utf8(names.stdout).unwrap();
+    let id = names.split("URI:").nth(1).unwrap();
+    let id = id.split([',', '\n']).next().unwrap();
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../examples/verify-certificate/verify.sh"
+    );
+    let output = Command::new(script)
+        .args([cert.join("tls.crt"), roots.join("ca.crt")])
+        .arg(id)
+        .current_dir(kit.path(""))
+        .output()
+        .unwrap();
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(1) => Err(said(&output)),
+        other => panic!("{other:?}: {}", said(&output)),
+    }
 }
 
 /// The list of a token, and its place there.
@@ -353,6 +425,48 @@ fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] ^= 1;
     std::fs::write(path, bytes).unwrap();
+}
+
+/// Certificates of before the new epoch are refused by who knows the new roots and by who still has
+/// the old ones; the process that stays is given another.
+#[test]
+fn certificates_of_before_a_recovery_are_refused_and_the_same_process_gets_another() {
+    let story = Story::tell();
+    let kit = &story.kit;
+    let dir = |name: &str| kit.path(name);
+    let mut stays = Certified::start(kit);
+    assert!(stays.ask(&dir("before")));
+    assert_eq!(verify(kit, &dir("before"), &dir("before")), Ok(()));
+    story.go_back();
+    wait::until("the broker says that it is behind", HEARTBEAT, || {
+        (kit.admin("/v1/status").ok()?["issuing"] == false).then_some(())
+    })
+    .unwrap();
+    // It vouches for nothing, and gives nothing to a process that asks for the first time.
+    assert!(verify(kit, &dir("before"), &dir("before")).is_err());
+    assert!(!Certified::start(kit).ask(&dir("none")));
+    let recovered = ephor(
+        kit,
+        &["broker", "recover", "--reason", "disk", "--admit", "all"],
+    );
+    assert!(recovered.status.success(), "{}", said(&recovered));
+    let read = |name: &str| std::fs::read(dir(name).join("tls.crt")).unwrap();
+    wait::until("another certificate", SETTLE, || {
+        (stays.ask(&dir("after")) && read("after") != read("before")).then_some(())
+    })
+    .unwrap_or_else(|why| {
+        panic!(
+            "{why}\n{}\n{}",
+            kit.tail(Side::Broker),
+            kit.tail(Side::Agent)
+        )
+    });
+    assert_eq!(verify(kit, &dir("after"), &dir("after")), Ok(()));
+    for roots in ["before", "after"] {
+        let refused = verify(kit, &dir("before"), &dir(roots));
+        assert!(refused.is_err(), "believed by the roots of {roots}");
+    }
+    assert!(!kit.has_ended(Side::Broker) && !kit.has_ended(Side::Agent));
 }
 
 #[test]

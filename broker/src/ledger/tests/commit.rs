@@ -2,6 +2,7 @@
 
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::{EndCause, TaskState};
+use futures_util::FutureExt;
 
 use super::fixture::*;
 use crate::ledger::*;
@@ -181,6 +182,61 @@ fn preconditions_hold_at_the_commit_or_nothing_is_written() {
     .unwrap();
     assert!(!tried(Require::TaskOpen(id)));
     assert!(tried(Require::LiveCredentials { task: id, count: 0 }));
+}
+
+/// Submits a batch, goes on as long as `lets_go` is silent, and then submits the last: a poll that
+/// takes its time, on a thread of its own.
+fn in_two_steps(
+    ledger: &Ledger,
+    lets_go: std::sync::mpsc::Receiver<()>,
+) -> (std::thread::JoinHandle<Result<Ticket, Full>>, Ticket) {
+    let (sent, first) = std::sync::mpsc::sync_channel(1);
+    let ledger = ledger.clone();
+    let thread = std::thread::spawn(move || {
+        let submit = |name| ledger.submit(batch(vec![], vec![event(name)]));
+        let work = ledger.together(std::future::ready(()).map(|()| {
+            sent.send(submit("first").unwrap()).unwrap();
+            // A dropped sender lets go as well.
+            let _ = lets_go.recv();
+            submit("last")
+        }));
+        work.now_or_never().unwrap()
+    });
+    (thread, first.recv().unwrap())
+}
+
+#[test]
+fn what_is_submitted_together_is_one_commit() {
+    let store = Store::new();
+    let ledger = store.open();
+    // Without the announcement the writer takes the first at once, in nearly every round.
+    let rounds = 20;
+    for _ in 0..rounds {
+        let (let_go, lets_go) = std::sync::mpsc::sync_channel(1);
+        let_go.send(()).unwrap();
+        let (thread, first) = in_two_steps(&ledger, lets_go);
+        let last = thread.join().unwrap().unwrap().wait().unwrap();
+        assert_eq!(last.first_leaf, first.wait().unwrap().first_leaf + 1);
+    }
+    let commits = ledger.health().commits;
+    // A thread that is not run for longer than the writer waits may cost a round its company.
+    assert!(commits < rounds + rounds / 2, "{commits} commits");
+}
+
+#[test]
+fn who_announces_and_does_not_come_holds_up_nobody_for_long_and_no_revocation() {
+    let store = Store::new();
+    let ledger = store.open();
+    let (let_go, lets_go) = std::sync::mpsc::sync_channel(1);
+    let (thread, first) = in_two_steps(&ledger, lets_go);
+    first.wait().unwrap();
+    commit(&ledger, revoke(vec![], vec![event("revoke")])).unwrap();
+    commit(&ledger, batch(vec![], vec![event("beside")])).unwrap();
+    drop(let_go);
+    assert_eq!(
+        thread.join().unwrap().unwrap().wait().unwrap().first_leaf,
+        3
+    );
 }
 
 #[test]

@@ -325,3 +325,17 @@ fn a_damaged_reserve_is_kept_beside_and_does_not_stop_the_start() {
 fn hex(bytes: [u8; 16]) -> String {
     ephor_crypto::digest::hex(&bytes).to_uppercase()
 }
+
+/// The flags of `.cargo/config.toml`, of which SQLite itself only tells this one.
+#[test]
+fn sqlite_is_compiled_as_this_workspace_asks() {
+    let store = Store::new();
+    let raw = store.raw();
+    let mut statement = raw.prepare("PRAGMA compile_options").unwrap();
+    let options = statement.query_map([], |row| row.get::<_, String>(0));
+    let options: Vec<String> = options.unwrap().map(Result::unwrap).collect();
+    assert!(
+        options.iter().any(|option| option == "DEFAULT_MEMSTATUS=0"),
+        "{options:?}"
+    );
+}

@@ -16,7 +16,7 @@ use ephor_proto::time::{Boottime, UnixMillis};
 use super::{Job, Queue, Queues};
 use crate::app::Broker;
 use crate::kind::effect::Failed;
-use crate::ledger::{Batch, CredentialRow, Lane, Overdue, Ticket};
+use crate::ledger::{Batch, CredentialRow, Lane, Overdue};
 use crate::limits;
 use crate::revoke::{NotEnded, written};
 
@@ -225,16 +225,23 @@ impl Broker {
 
     /// Submitted side by side, so that they share commits: an outage makes many late at once.
     async fn flag_together(&self, late: &[Late]) {
-        let mut submitted = Vec::with_capacity(late.len());
+        let (mut flagged, mut batches) = (Vec::new(), Vec::new());
         for late in late {
-            match self.submit_late(late) {
-                Ok(Some(ticket)) => submitted.push((late, ticket)),
+            match self.flagging(late) {
+                Ok(Some(batch)) => {
+                    flagged.push(late);
+                    batches.push(batch);
+                }
                 Ok(None) => {}
                 Err(error) => self.not_flagged(late, &error),
             }
         }
-        for (late, ticket) in submitted {
-            match written(ticket.await) {
+        for (late, ticket) in flagged.into_iter().zip(self.ledger.submit_all(batches)) {
+            let written = match ticket {
+                Ok(ticket) => written(ticket.await),
+                Err(full) => Err(full.into()),
+            };
+            match written {
                 Ok(Some(_)) => {}
                 Ok(None) => self.not_flagged(late, &NotEnded::Contended),
                 Err(error) => self.not_flagged(late, &error),
@@ -247,7 +254,7 @@ impl Broker {
         self.queues.not_told(late);
     }
 
-    fn submit_late(&self, late: &Late) -> Result<Option<Ticket>, NotEnded> {
+    fn flagging(&self, late: &Late) -> Result<Option<Batch>, NotEnded> {
         let row = self.ledger.reader().credential(late.credential)?;
         let Some(mut row) = row.filter(|row| row.state == CredentialState::Revoking) else {
             return Ok(None);
@@ -262,7 +269,7 @@ impl Broker {
             rows: vec![row.into()],
             events: vec![event.into()],
         };
-        Ok(Some(self.ledger.submit(batch)?))
+        Ok(Some(batch))
     }
 
     fn overdue_of(&self, late: Late, before: Option<Overdue>) -> Overdue {

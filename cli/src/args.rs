@@ -75,7 +75,12 @@ pub enum Verb {
     Holding {
         /// The variable that names its JSON.
         variable: String,
+        /// Whose end is its end.
+        parent: u32,
     },
+    /// Takes back what `ephor dev --pg` made at a server when that is gone (internal).
+    #[command(name = "__keep-pg", hide = true)]
+    KeepPg,
     /// The workload of the demo (internal).
     #[command(name = "__demo-app", hide = true)]
     DemoApp {
@@ -149,6 +154,9 @@ pub struct Run {
     /// Write what happened as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Ends with the process of that id, which must have started this one (internal).
+    #[arg(long, hide = true, value_name = "PID")]
+    pub parent: Option<u32>,
     /// No file of references is read, not even ./ephor.env.
     #[arg(skip)]
     pub no_file: bool,

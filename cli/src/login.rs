@@ -12,6 +12,8 @@ use ephor_proto::http::agent as wire;
 use ephor_proto::postgres::{DEFAULT_SOCKET_DIR, Parts, compose, composed_len, short_login};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::postgres::system_roots;
+
 /// libpq's variables that say where and who; naming one of them gets all.
 const VARIABLES: [&str; 8] = [
     "PGHOST",
@@ -121,9 +123,17 @@ impl Login {
         hex(&hasher.finish()[..8])
     }
 
-    /// In a form; `ca` is the file of its CAs.
+    /// In a form; `ca` is the file of its CAs. A server without CAs of its own is checked by the system's:
+    /// libpq would look for a file in the home directory, and let nobody in without it.
     pub fn shaped(&self, form: Form, ca: Option<&Path>) -> Shaped {
-        let ca = ca.and_then(Path::to_str).unwrap_or_default();
+        let system = || match self.given.sslmode.as_str() {
+            "verify-full" => system_roots(),
+            _ => None,
+        };
+        let ca = ca
+            .and_then(Path::to_str)
+            .or_else(system)
+            .unwrap_or_default();
         match form {
             Form::Url => Shaped {
                 main: self.url(ca),
@@ -328,6 +338,33 @@ pub mod tests {
             assert_eq!(Form::of(name), form, "{name}");
         }
         assert_eq!(login().short(), "eph_orders_db_7kq2");
+    }
+
+    #[test]
+    fn a_server_without_cas_of_its_own_is_checked_by_the_systems() {
+        let mut login = login();
+        login.given.sslrootcert = None;
+        let system = system_roots().unwrap();
+        for (form, wanted) in [
+            (
+                Form::Url,
+                format!("&sslrootcert={}", system.replace('/', "%2F")),
+            ),
+            (Form::Json, format!("\"sslrootcert\":\"{system}\"")),
+            (Form::ServiceFile, format!("\nsslrootcert={system}\n")),
+        ] {
+            let shaped = login.shaped(form, None);
+            let main = shaped.main.expose_str().unwrap();
+            assert!(main.contains(&wanted), "{main}");
+        }
+        for form in [Form::Variables, Form::PassFile] {
+            let beside = login.shaped(form, None).beside;
+            let found = beside.iter().find(|(name, _)| *name == "PGSSLROOTCERT");
+            assert_eq!(found.unwrap().1.expose_str().unwrap(), system);
+        }
+        login.given.sslmode = "disable".into();
+        let shaped = login.shaped(Form::Url, None);
+        assert!(!shaped.main.expose_str().unwrap().contains("sslrootcert"));
     }
 
     #[test]

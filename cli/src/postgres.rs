@@ -35,6 +35,12 @@ const SYSTEM_ROOTS: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// The roots that this system trusts.
+pub fn system_roots() -> Option<&'static str> {
+    let mut all = SYSTEM_ROOTS.into_iter();
+    all.find(|file| Path::new(file).exists())
+}
+
 /// A server, a login and how to reach it.
 pub struct Target {
     /// Where it is.
@@ -119,12 +125,7 @@ impl Target {
     pub fn verified(&self) -> Result<(install::Tls, Option<PathBuf>), Failure> {
         match self.mode {
             Mode::VerifyFull => {
-                let system = || {
-                    SYSTEM_ROOTS
-                        .iter()
-                        .map(PathBuf::from)
-                        .find(|file| file.exists())
-                };
+                let system = || system_roots().map(PathBuf::from);
                 let ca_file = self.roots.clone().or_else(system).unwrap_or_default();
                 let tls = install::Tls::VerifyFull {
                     ca_file: ca_file.clone(),
@@ -209,7 +210,8 @@ impl Target {
         done.map_err(|why| self.failed(&why))
     }
 
-    fn failed(&self, why: &tokio_postgres::Error) -> Failure {
+    /// What a statement at it failed with.
+    pub fn failed(&self, why: &tokio_postgres::Error) -> Failure {
         let said = why.as_db_error().map(|said| said.message().to_owned());
         match said {
             Some(said) => Failure::denied(format!("{}: {said}", self.address)),
@@ -245,11 +247,7 @@ fn client(check: ServerCheck, roots: Option<&Path>) -> Result<Arc<ClientConfig>,
         (ServerCheck::Nothing, _) => (PathBuf::new(), Vec::new()),
         (ServerCheck::Chain | ServerCheck::ChainAndName, Some(file)) => read(file)?,
         (ServerCheck::Chain | ServerCheck::ChainAndName, None) => {
-            let system = SYSTEM_ROOTS
-                .iter()
-                .map(Path::new)
-                .find(|file| file.exists());
-            read(system.unwrap_or(Path::new(SYSTEM_ROOTS[0])))?
+            read(Path::new(system_roots().unwrap_or(SYSTEM_ROOTS[0])))?
         }
     };
     database_client(check, &pem)

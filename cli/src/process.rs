@@ -279,6 +279,19 @@ impl Child {
     }
 }
 
+/// Lets this process be told to end (SIGTERM) when its parent does, however that ends.
+///
+/// # Errors
+/// When the parent is another one than `parent` by now, so has ended, or the kernel refuses.
+pub fn end_with(parent: u32) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    match now.and_then(|pid| u32::try_from(pid).ok()) == Some(parent) {
+        true => Ok(()),
+        false => Err(io::Error::other("who started it is gone")),
+    }
+}
+
 /// A descriptor of ours to be polled for reading.
 ///
 /// # Errors

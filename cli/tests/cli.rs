@@ -31,6 +31,9 @@ mod token;
 #[path = "cli/dev.rs"]
 mod dev;
 
+#[path = "cli/dev_pg.rs"]
+mod dev_pg;
+
 #[path = "cli/demo.rs"]
 mod demo;
 

@@ -8,10 +8,11 @@ mod pg;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
+use std::time::Duration;
 
 pub use installation::Installation;
 pub use layout::{Layout, PolicyFrom};
-pub use pg::Database;
+pub use pg::{Database, keeper_main};
 
 use ephor_proto::http::admin::Status;
 
@@ -23,35 +24,50 @@ use crate::show::{to_stderr, to_stdout};
 use crate::signals::{Caught, Signals};
 use crate::words::shell_quoted;
 
+/// Longest wait for a server that is being prepared when somebody wants us to end.
+const PREPARE_MAX: Duration = Duration::from_secs(20);
+
 /// Starts both, then waits for the end: of the command, or by a signal.
 pub async fn dev(args: args::Dev) -> Outcome {
     let signals = Signals::take()?;
-    let mut layout = Layout::make(args.dir.as_deref(), "ephor-dev.")?;
-    let database = match &args.pg {
-        None => None,
-        Some(url) => Some(tokio::select! {
-            prepared = Database::prepare(url, &layout) => prepared?,
-            caught = signals.next_ending() => return Err(interrupted(caught)),
-        }),
-    };
-    if let Some(database) = &database {
-        database.announce();
+    let layout = Layout::make(args.dir.as_deref(), "ephor-dev.")?;
+    if let Some(url) = &args.pg {
+        pg::take_back_stale(url).await?;
+        let keeper = pg::Keeper::start(url, &layout)?;
+        // Whatever happens from here on, it takes back what was made at the server.
+        let outcome = with_database(layout, url, &signals, &args.command).await;
+        keeper.finish().await;
+        return outcome;
     }
-    layout = match (args.policy, &database) {
-        (Some(dir), _) => layout.with_policy(PolicyFrom::Directory(dir))?,
-        (None, None) => layout.with_policy(PolicyFrom::File("dev.toml", built_in_policy()))?,
-        (None, Some(database)) => {
-            let target = database.settings(&layout)?;
-            layout
-                .with_policy(PolicyFrom::File("dev.toml", policy_with(database)))?
-                .with_target(target)
-        }
+    let policy = match args.policy {
+        Some(dir) => PolicyFrom::Directory(dir),
+        None => PolicyFrom::File("dev.toml", built_in_policy()),
     };
-    let outcome = serve_in(layout, &signals, &args.command).await;
-    if let Some(database) = &database {
-        database.clean_up().await;
-    }
-    outcome
+    serve_in(layout.with_policy(policy)?, &signals, &args.command).await
+}
+
+async fn with_database(
+    layout: Layout,
+    url: &str,
+    signals: &Signals,
+    command: &[OsString],
+) -> Outcome {
+    let database = prepared(&layout, url, signals).await?;
+    database.announce();
+    let target = database.settings(&layout)?;
+    let layout = layout.with_policy(PolicyFrom::File("dev.toml", policy_with(&database)))?;
+    serve_in(layout.with_target(target), signals, command).await
+}
+
+async fn prepared(layout: &Layout, url: &str, signals: &Signals) -> Result<Database, Failure> {
+    let mut preparing = std::pin::pin!(Database::prepare(url, layout));
+    let caught = tokio::select! {
+        prepared = &mut preparing => return prepared,
+        caught = signals.next_ending() => caught,
+    };
+    // What the server was told comes to its end first; else it would be done after the clean-up.
+    let _ = tokio::time::timeout(PREPARE_MAX, preparing).await;
+    Err(interrupted(caught))
 }
 
 async fn serve_in(layout: Layout, signals: &Signals, command: &[OsString]) -> Outcome {
@@ -141,7 +157,11 @@ async fn one_command(
     }
     // A process of its own: it is the reaper of its command's children, we are not.
     let mut argv: Vec<OsString> = vec!["ephor".into(), "run".into()];
+    argv.extend(["--parent".into(), std::process::id().to_string().into()]);
     if let Some(entitlement) = login {
+        // Those are for whoever prepared the server, not for what works there.
+        environment.remove("PGPASSWORD");
+        environment.remove("PGPASSFILE");
         let url = format!("DATABASE_URL=cred://{entitlement}");
         argv.extend(["--pg-env".into(), "--env".into(), url.into()]);
     }

@@ -11,7 +11,7 @@ use super::db::reference;
 use super::run;
 use crate::args::{self, HoldOutput};
 use crate::exit::{Failure, Outcome};
-use crate::process::SELF;
+use crate::process::{SELF, end_with};
 use crate::show::to_stdout;
 use crate::signals::Signals;
 use ephor_proto::postgres::short_login;
@@ -34,7 +34,9 @@ pub async fn hold(args: args::Hold) -> Outcome {
     let with = args::Run {
         env: vec![format!("{variable}={reference}?as=fd")],
         reason: args.reason,
-        command: [SELF, "__hold", variable].map(OsString::from).to_vec(),
+        command: [SELF, "__hold", variable, &std::process::id().to_string()]
+            .map(OsString::from)
+            .to_vec(),
         ..args::Run::default()
     };
     run::run(with.alone().called("Ctrl-C")).await
@@ -50,6 +52,7 @@ struct Held {
     user: String,
     password: String,
     sslmode: String,
+    sslrootcert: Option<String>,
     role: String,
     options: String,
 }
@@ -62,7 +65,9 @@ impl Drop for Held {
 }
 
 /// The command: shows it, and waits to be ended.
-pub async fn holding(variable: &str) -> Outcome {
+pub async fn holding(variable: &str, parent: u32) -> Outcome {
+    // Killed, `ephor hold` could not end it, and the password would stay in its memory.
+    end_with(parent).map_err(|why| Failure::local("nothing is held", why))?;
     let signals = Signals::take()?;
     let failed = |why: &dyn std::fmt::Display| Failure::local("cannot read the login", why);
     let path = std::env::var_os(variable).ok_or_else(|| failed(&"it is not there"))?;
@@ -81,7 +86,7 @@ fn shown(variable: &str, json: &[u8]) -> Result<Zeroizing<String>, Failure> {
         HoldOutput::Url => format!("{}\n", held.url),
         HoldOutput::Json => format!("{}\n", String::from_utf8_lossy(json)),
         HoldOutput::Table => format!(
-            "host      {}\nport      {}\ndatabase  {}\nuser      {}\npassword  {}\nsslmode   {}\n\
+            "host      {}\nport      {}\ndatabase  {}\nuser      {}\npassword  {}\nsslmode   {}\n{}\
 options   {}\n{} works as {}. Held until Ctrl-C.\n",
             held.host,
             held.port,
@@ -89,10 +94,43 @@ options   {}\n{} works as {}. Held until Ctrl-C.\n",
             held.user,
             held.password,
             held.sslmode,
+            held.sslrootcert
+                .as_deref()
+                .map_or_else(String::new, |file| format!("sslrootcert  {file}\n")),
             held.options,
             short_login(&held.user),
             held.role,
         ),
     };
     Ok(Zeroizing::new(text))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_what_the_server_is_checked_with() {
+        let json = |ca: &str| {
+            format!(
+                "{{\"url\":\"u\",\"host\":\"db1\",\"port\":5432,\"database\":\"d\",\"user\":\"eph_o_a_b\",\
+                 \"password\":\"p\",\"sslmode\":\"verify-full\",\"sslrootcert\":{ca},\"role\":\"r\",\"options\":\"-c role=r\"}}"
+            )
+        };
+        let with = shown("EPHOR_HOLD_TABLE_JSON", json("\"/run/ca.pem\"").as_bytes()).unwrap();
+        assert!(
+            with.contains(
+                "\nsslmode   verify-full\nsslrootcert  /run/ca.pem\noptions   -c role=r\n"
+            ),
+            "{}",
+            *with
+        );
+        let without = shown("EPHOR_HOLD_TABLE_JSON", json("null").as_bytes()).unwrap();
+        assert!(
+            without.contains("\nsslmode   verify-full\noptions   -c role=r\n"),
+            "{}",
+            *without
+        );
+    }
 }

@@ -33,7 +33,7 @@ use crate::clock;
 use crate::cred::Wants;
 use crate::exit::{Failure, Outcome};
 use crate::login::{Form, MISLEADING};
-use crate::process::{Child, Command, Environment};
+use crate::process::{Child, Command, Environment, end_with};
 use crate::show::to_stderr;
 use crate::signals::Signals;
 
@@ -46,6 +46,9 @@ use reload::Reload;
 
 /// Opens a task, runs the command in it, and ends it.
 pub async fn run(args: args::Run) -> Outcome {
+    if let Some(parent) = args.parent {
+        end_with(parent).map_err(|why| Failure::local("the command was not started", why))?;
+    }
     let mut report = Report::default();
     let outcome = in_task(&args, &mut report).await;
     if let Some(path) = &args.report {

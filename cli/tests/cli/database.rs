@@ -7,10 +7,12 @@ use std::process::{Child, Command, Output, Stdio};
 use ephor_testkit::postgres::Cluster;
 use nix::sys::signal::Signal;
 
-use super::support::{assert_code, end_of, ephor, send, text, variables, wait_for};
+use super::support::{
+    assert_code, children, command_line, end_of, ephor, is_running, send, text, variables, wait_for,
+};
 
 /// Every role that was ever ours; the group and the owners stay.
-const OURS: &str = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'eph\\_%' OR rolname LIKE 'ephor\\_broker\\_%'";
+pub const OURS: &str = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'eph\\_%' OR rolname LIKE 'ephor\\_broker\\_%'";
 
 pub fn server() -> Cluster {
     let server = Cluster::start().unwrap();
@@ -34,7 +36,7 @@ pub fn clean(command: &mut Command) -> &mut Command {
     command.env("HOME", "/nonexistent")
 }
 
-fn dev_pg(server: &Cluster, command: &[&str]) -> Output {
+pub fn dev_pg(server: &Cluster, command: &[&str]) -> Output {
     let url = server.socket_url("postgres", "shop");
     let mut dev = ephor();
     dev.args(["dev", "--pg", &url, "--"]).args(command);
@@ -435,6 +437,29 @@ fn what_is_held_is_shown_and_ends_with_ctrl_c() {
         "{said}"
     );
     assert_code(&ended, 0);
+
+    // Killed, it holds nothing either: what shows the login ends with it.
+    let mut hold = dev.ephor();
+    hold.args(["hold", "dev-db", "-o", "url"]);
+    let mut hold = hold
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut url = String::new();
+    BufReader::new(hold.stdout.as_mut().unwrap())
+        .read_line(&mut url)
+        .unwrap();
+    let shows = children(hold.id());
+    let shows = shows
+        .iter()
+        .find(|pid| command_line(**pid).contains("__hold"));
+    let shows = *shows.unwrap();
+    send(hold.id(), Signal::SIGKILL);
+    end_of(&mut hold, "the hold that was killed");
+    wait_for("the end of what shows it", || {
+        (!is_running(shows)).then_some(())
+    });
 
     let table = {
         let mut hold = dev.ephor();

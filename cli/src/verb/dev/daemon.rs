@@ -132,6 +132,8 @@ impl Plan<'_> {
 fn environment() -> Environment {
     let mut environment = Environment::inherited();
     for prefix in [
+        // An administrator's password for `dev --pg`, among others.
+        "PG",
         "EPHOR_BROKER_",
         "EPHOR_AGENT_",
         "CREDENTIALS_DIRECTORY",

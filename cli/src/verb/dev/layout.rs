@@ -172,6 +172,11 @@ impl Layout {
     }
 }
 
+/// Directories of killed starts whose login may still be at its server, locked.
+pub fn stale_with_login() -> Vec<(PathBuf, std::fs::File)> {
+    stale::with_login(&std::env::temp_dir())
+}
+
 fn socket(dir: &Path) -> PathBuf {
     dir.join("agent.sock")
 }

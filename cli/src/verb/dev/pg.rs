@@ -1,6 +1,10 @@
 //! `ephor dev --pg URL`: database logins on a laptop, without a policy file. What `ephor target init` would
 //! put into the server goes there as the URL's user, with a login for this broker alone, which is
-//! removed at the end with whatever it made.
+//! removed at the end with whatever it made: see [`Keeper`].
+
+mod clean; //    at the server
+mod keeper; //   the process that does it, however we end
+mod listener; // whether loopback is the same server
 
 use ephor_broker::kind::postgres::{Admin, Ident, Options, install};
 use ephor_broker::tasks::Tasks;
@@ -11,9 +15,11 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
-use crate::exit::Failure;
+use crate::exit::{DENIED, Failure};
 use crate::postgres::Target;
 use crate::show::to_stderr;
+
+pub use keeper::{Keeper, keeper_main};
 
 /// The entitlement of the built-in policy that gives a login.
 pub const ENTITLEMENT: &str = "dev-db";
@@ -25,6 +31,8 @@ const GROUP: &str = "ephor_dev";
 const ADMIN_DATABASE: &str = "ephor";
 /// Rounds of the broker's own verifier: its password has 256 random bits.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
+/// Names the broker's login; there as long as it may be at its server.
+pub const LOGIN_FILE: &str = "pg.login";
 /// Longest statement of ours; and nothing that others put into the database stands in for the server's own
 /// functions and operators, because it would run with this user's rights.
 const OPTIONS: &str = "-c statement_timeout=30s -c client_min_messages=warning \
@@ -39,7 +47,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// Prepares the server, and says what was done there.
+    /// Prepares the server. Whatever of it was done is for the caller to take back.
     ///
     /// # Errors
     /// When it cannot be reached, or its user may not do that.
@@ -68,13 +76,6 @@ impl Database {
         let tasks = Tasks::new();
         let installed = install(&admin, &options, &tasks).await;
         tasks.shutdown(std::time::Duration::from_secs(1)).await;
-        if installed.is_err() {
-            // Whatever of it was made: a role at most.
-            let drop = format!("DROP ROLE IF EXISTS {}", quoted(&login));
-            let _ = server
-                .with(OPTIONS, async |client| client.batch_execute(&drop).await)
-                .await;
-        }
         installed.map_err(|why| {
             let mend = format!(
                 "`--pg` does as {} what `ephor target init` does: it needs a user who may make roles and databases there.",
@@ -89,7 +90,8 @@ impl Database {
             .await?;
         let address = reachable(&server, &login, &password).await?;
         let secret = zeroize::Zeroizing::new(password.expose_str().unwrap_or_default().to_owned());
-        layout.write(&secrets(layout)?.join(format!("target-{TARGET}")), &secret)?;
+        secrets(layout)?;
+        layout.write(&password_file(layout.dir()), &secret)?;
         let tls = ca;
         Ok(Self {
             server,
@@ -156,59 +158,6 @@ impl Database {
         };
         Ok((secrets(layout)?, port))
     }
-
-    /// Removes the broker's login, and whatever it made that is still there. The group, the schema and
-    /// what the group owns stay for the next time.
-    pub async fn clean_up(&self) {
-        if let Err(why) = clean(&self.server, &self.login).await {
-            let login = &self.login;
-            to_stderr(&format!(
-                "ephor: {why}\n       The role {login} is left at {}; it can do nothing without its password, which is gone.\n",
-                self.address
-            ));
-        }
-    }
-}
-
-/// Ends and removes what the login of a broker made, then the login itself.
-async fn clean(server: &Target, login: &str) -> Result<(), Failure> {
-    let admin = server.in_database(ADMIN_DATABASE);
-    let (name, literal) = (quoted(login), format!("'{login}'"));
-    let each = |act: &str| {
-        format!(
-            "DO $$ DECLARE r text; BEGIN \
-               FOR r IN SELECT p.rolname FROM pg_roles p JOIN ephor.installation i \
-                        ON p.rolname ~ ('^eph_.*_' || i.installation || '_[0-9a-z]{{26}}$') WHERE i.login = {literal} \
-               LOOP {act} END LOOP; END $$;"
-        )
-    };
-    // Who installed kept no right of the owners, and takes them for this only.
-    let take = format!(
-        "DO $$ BEGIN IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN \
-           EXECUTE 'GRANT ephor_owner, ephor_signal, {name} TO CURRENT_USER'; END IF; END $$;"
-    );
-    let give_back = "DO $$ BEGIN IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN \
-                       EXECUTE 'REVOKE ephor_owner, ephor_signal FROM CURRENT_USER'; END IF; END $$;";
-    let end = each(
-        "EXECUTE format('ALTER ROLE %I NOLOGIN', r); \
-         IF NOT pg_has_role(r, 'USAGE') THEN EXECUTE format('GRANT %I TO CURRENT_USER', r); END IF; \
-         PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = r;",
-    );
-    let ended = format!("{take} {end}");
-    admin
-        .with(OPTIONS, async |client| client.batch_execute(&ended).await)
-        .await?;
-    let own = format!("DROP OWNED BY {name};");
-    server
-        .with(OPTIONS, async |client| client.batch_execute(&own).await)
-        .await?;
-    let dropped = each("EXECUTE format('DROP OWNED BY %I', r); EXECUTE format('DROP ROLE %I', r);");
-    let all = format!(
-        "{dropped} DELETE FROM ephor.installation WHERE login = {literal}; {own} DROP ROLE {name}; {give_back}"
-    );
-    admin
-        .with(OPTIONS, async |client| client.batch_execute(&all).await)
-        .await
 }
 
 /// What the group may do: everything in the database of the URL, now and with what its user makes
@@ -235,39 +184,45 @@ fn rights() -> String {
 }
 
 /// Where a login with a password is let in. Debian's server lets nobody in by its socket but who has
-/// the name of the role on the host, so loopback is tried first.
+/// the name of the role on the host; then by loopback, if it is the same server that listens there.
 async fn reachable(server: &Target, login: &str, password: &Secret) -> Result<Address, Failure> {
-    let own = server.address.clone();
-    let candidates = match &own {
-        Address::Tcp { .. } => vec![own],
-        Address::Socket { port, .. } => {
-            let loopback = Address::Tcp {
-                host: "127.0.0.1".to_owned(),
-                port: *port,
-            };
-            vec![loopback, own]
-        }
-    };
-    let mut said = String::new();
-    for address in candidates {
+    let try_at = async |address: &Address| {
         let as_login = server.of_login(address.clone(), login, password);
-        let tried = as_login.with(OPTIONS, async |client| {
+        let asked = as_login.with(OPTIONS, async |client| {
             client.batch_execute("SELECT 1").await
         });
-        match tried.await {
-            Ok(()) => return Ok(address),
-            Err(why) => said.push_str(&format!("\n       {}", why.message)),
+        asked.await
+    };
+    let own = &server.address;
+    let mut said = match try_at(own).await {
+        Ok(()) => return Ok(own.clone()),
+        Err(why) if why.code != DENIED => return Err(why),
+        Err(why) => why.message,
+    };
+    if let Address::Socket { dir, port } = own {
+        let loopback = Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: *port,
+        };
+        let socket = Path::new(dir).join(format!(".s.PGSQL.{port}"));
+        let tried = match listener::is_of(&socket, *port).await {
+            Ok(()) => try_at(&loopback).await.map_err(|why| why.message),
+            Err(why) => Err(why),
+        };
+        match tried {
+            Ok(()) => return Ok(loopback),
+            Err(why) => said.push_str(&format!("\n       {why}")),
         }
     }
     Err(Failure::denied(format!(
         "the server lets no login with a password in; pg_hba.conf needs a line such as\n       \
-         host all all 127.0.0.1/32 scram-sha-256{said}"
+         host all all 127.0.0.1/32 scram-sha-256\n       {said}"
     )))
 }
 
 /// The same login for a directory that is used again: the installation in it belongs to that.
 fn login_name(layout: &Layout) -> Result<String, Failure> {
-    let file = layout.file("pg", "login");
+    let file = login_file(layout.dir());
     if let Ok(known) = std::fs::read_to_string(&file) {
         return Ok(known.trim_end().to_owned());
     }
@@ -279,9 +234,37 @@ fn login_name(layout: &Layout) -> Result<String, Failure> {
     Ok(name)
 }
 
+/// The record of a login, for a start after one that was killed.
+fn login_file(dir: &Path) -> PathBuf {
+    dir.join(LOGIN_FILE)
+}
+
+/// Where the broker reads its password.
+fn password_file(dir: &Path) -> PathBuf {
+    dir.join("targets").join(format!("target-{TARGET}"))
+}
+
+/// Takes back what starts that were killed left at this server, together with whoever kept it for them.
+pub async fn take_back_stale(url: &str) -> Result<(), Failure> {
+    let stale = super::layout::stale_with_login();
+    if stale.is_empty() {
+        return Ok(());
+    }
+    let server = Target::of(url)?;
+    for (dir, lock) in stale {
+        let login = std::fs::read_to_string(login_file(&dir)).unwrap_or_default();
+        // Another server's stay until that one is named again.
+        if clean::clean(&server, login.trim_end()).await? {
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+        drop(lock);
+    }
+    Ok(())
+}
+
 fn secrets(layout: &Layout) -> Result<PathBuf, Failure> {
     use std::os::unix::fs::DirBuilderExt;
-    let dir: &Path = layout.dir();
+    let dir = layout.dir();
     let dir = dir.join("targets");
     std::fs::DirBuilder::new()
         .recursive(true)

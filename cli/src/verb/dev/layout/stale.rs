@@ -8,42 +8,61 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock, fstat};
 
 use super::LOCK;
+use crate::verb::dev::pg::LOGIN_FILE;
 
 /// How the names begin.
-const PREFIXES: [&str; 2] = ["ephor-dev.", "ephor-demo."];
+const PREFIXES: [&str; 2] = [DEV, "ephor-demo."];
+/// Those of `dev`; the servers that a `demo` makes logins at are its own.
+const DEV: &str = "ephor-dev.";
 /// The file that says so.
 pub const TEMPORARY: &str = "temporary";
 /// How many random letters and digits follow.
 pub const RANDOM: usize = 6;
 
-/// Removes what is stale in `top`. What cannot be removed stays: it is in nobody's way.
+/// Removes what is stale in `top`. What cannot be removed stays: it is in nobody's way. So does the only
+/// record of a login at somebody's server.
 pub fn remove(top: &Path) {
-    let Ok(entries) = std::fs::read_dir(top) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let dir = entry.path();
-        if name.to_str().is_some_and(is_our_form) && is_ours_alone(&dir) && is_temporary(&dir) {
-            remove_unused(&dir);
+    for dir in ours(top) {
+        // Held until all is gone. Symbolic links inside are removed, not followed.
+        if let Some(_lock) = unused(&dir)
+            && !has_login(&dir)
+        {
+            let _ = std::fs::remove_dir_all(&dir);
         }
     }
 }
 
-fn remove_unused(dir: &Path) {
+/// Those with such a record, and their locks.
+pub fn with_login(top: &Path) -> Vec<(PathBuf, File)> {
+    let dirs = ours(top).into_iter().filter(|dir| has_login(dir));
+    dirs.filter_map(|dir| unused(&dir).map(|lock| (dir, lock)))
+        .collect()
+}
+
+fn has_login(dir: &Path) -> bool {
+    let is_dev = dir.file_name().and_then(|name| name.to_str());
+    is_dev.is_some_and(|name| name.starts_with(DEV)) && dir.join(LOGIN_FILE).exists()
+}
+
+fn ours(top: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(top).into_iter().flatten().flatten();
+    let form = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_our_form));
+    form.map(|entry| entry.path())
+        .filter(|dir| is_ours_alone(dir) && is_temporary(dir))
+        .collect()
+}
+
+/// The lock of a directory that nobody uses.
+fn unused(dir: &Path) -> Option<File> {
     // Without a lock file it may be a new one whose owner comes to that next.
-    let Ok(lock) = open(dir) else {
-        return;
-    };
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && is_lock_of(dir, &lock) {
-        // Held until all is gone. Symbolic links inside are removed, not followed.
-        let _ = std::fs::remove_dir_all(dir);
-    }
+    let lock = open(dir).ok()?;
+    let is_free = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+    (is_free && is_lock_of(dir, &lock)).then_some(lock)
 }
 
 fn open(dir: &Path) -> std::io::Result<File> {
@@ -87,7 +106,6 @@ fn is_ours_alone(dir: &Path) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::{DirBuilderExt, symlink};
-    use std::path::PathBuf;
 
     fn dir(top: &Path, name: &str, mode: u32, has_lock: bool) -> PathBuf {
         let dir = top.join(name);
@@ -135,6 +153,27 @@ mod tests {
         drop(lock);
         remove(top);
         assert!(!used.exists(), "and once its owner is gone");
+    }
+
+    #[test]
+    fn the_record_of_a_login_stays_until_it_was_used() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path();
+        let kept = dir(top, "ephor-dev.aB3xY9", 0o700, true);
+        let demo = dir(top, "ephor-demo.aB3xY9", 0o700, true);
+        let used = dir(top, "ephor-dev.inuse0", 0o700, true);
+        for dir in [&kept, &demo, &used] {
+            std::fs::write(dir.join(LOGIN_FILE), "ephor_broker_01234567").unwrap();
+        }
+        let lock = open(&used).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        remove(top);
+        assert!(kept.exists() && used.exists() && !demo.exists());
+        let found = with_login(top).into_iter().map(|(dir, _lock)| dir);
+        assert_eq!(found.collect::<Vec<PathBuf>>(), std::slice::from_ref(&kept));
+        std::fs::remove_file(kept.join(LOGIN_FILE)).unwrap();
+        remove(top);
+        assert!(!kept.exists());
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! docs/postgres-clients.md: PgBouncer and an application's pool, as written there.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ephor_testkit::postgres::Cluster;
 use nix::sys::signal::Signal;
 
 use super::database::{Serving, clean, server};
-use super::support::{end_of, send, text, wait_for};
+use super::support::{children, command_line, end_of, send, text, wait_for};
 use super::wire::{python, workspace};
 
 fn example(name: &str) -> String {
@@ -61,10 +63,51 @@ fn pgbouncer_works_as_the_group_and_its_login_dies_with_it() {
             ask("select current_user, session_user like 'eph\\_dev%', count(*) from orders");
         assert_eq!(out, "ephor_dev|t|3\n", "{said}");
     }
-    send(pool.id(), Signal::SIGTERM);
+    // As when its terminal is closed.
+    let task = children(pool.id());
+    let task = task
+        .iter()
+        .find(|pid| command_line(**pid).contains("pgbouncer-task"));
+    send(*task.unwrap(), Signal::SIGHUP);
     end_of(&mut pool, "the end of the pool");
     assert_eq!(ask("select 1").0, "");
     no_login(&server).unwrap();
+}
+
+/// A directory that others own or may enter would give them the login, and a name with something else in
+/// it would become a setting.
+#[test]
+fn pgbouncer_is_started_only_where_it_cannot_be_misled() {
+    let top = tempfile::tempdir().unwrap();
+    let made = |name: &str, mode: u32| {
+        let dir = top.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode)).unwrap();
+        dir
+    };
+    let (open, own) = (made("open", 0o755), made("own", 0o700));
+    let link = top.path().join("link");
+    std::os::unix::fs::symlink(&own, &link).unwrap();
+    let start = |dir: &Path, role: &str, database: &str| {
+        let mut task = Command::new(example("pgbouncer-task"));
+        let task = task.arg(dir).env("PGOPTIONS", format!("-c role={role}"));
+        let task = task.env("PGDATABASE", database).env("PGUSER", "u");
+        let output = task.env("PGPASSWORD", "p").output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        text(&output.stderr)
+    };
+    for dir in [&open, &link] {
+        let said = start(dir, "orders_rw", "shop");
+        assert!(said.contains("that nobody else can enter"), "{said}");
+    }
+    for (role, database) in [
+        ("orders\\ rw", "shop"),
+        ("orders_rw", "shop user=postgres"),
+        ("a\"b", "shop"),
+    ] {
+        let said = start(&own, role, database);
+        assert!(said.contains("cannot write down the name"), "{said}");
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! Ephor's functions and nothing else. `--sql` prints what `init` would run, and connects to nothing.
 
 use std::collections::BTreeSet;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use ephor_broker::tasks::Tasks;
 use ephor_crypto::Secret;
 use ephor_crypto::scram::{DEFAULT_ITERATIONS, ScramVerifier};
 use ephor_proto::http::admin::{Reason, SecretRotated};
+use zeroize::Zeroizing;
 
 use crate::args::{self, DoctorOutput};
 use crate::client::{Peer, segment};
@@ -31,7 +34,7 @@ use crate::words::plural;
 /// For connections to end.
 const ENDS: Duration = Duration::from_secs(1);
 /// Longest password file, in bytes.
-const PASSWORD_FILE: u64 = 1024;
+const PASSWORD_FILE: usize = 1024;
 
 /// Does what was asked.
 pub async fn target(verb: args::Target) -> Outcome {
@@ -147,17 +150,26 @@ fn idents(texts: &[String]) -> Result<Vec<Ident>, Failure> {
     texts.iter().map(|text| ident(text)).collect()
 }
 
-/// The first line of a file.
+/// The first line of a file, or of a pipe, that only its owner can read.
 fn secret(file: &Path) -> Result<Secret, Failure> {
     let wrong = |why: &dyn std::fmt::Display| {
         Failure::usage(format!("password file {}: {why}.", file.display()))
     };
-    let size = std::fs::metadata(file).map_err(|why| wrong(&why))?.len();
-    if size > PASSWORD_FILE {
+    let opened = std::fs::File::open(file).map_err(|why| wrong(&why))?;
+    let about = opened.metadata().map_err(|why| wrong(&why))?;
+    if about.mode() & 0o077 != 0 {
+        return Err(wrong(&"others can read it: chmod 600"));
+    }
+    // Of a pipe nobody knows the size before.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(PASSWORD_FILE + 1));
+    let read = opened
+        .take(PASSWORD_FILE as u64 + 1)
+        .read_to_end(&mut bytes);
+    read.map_err(|why| wrong(&why))?;
+    if bytes.len() > PASSWORD_FILE {
         return Err(wrong(&"too long for a password"));
     }
-    let bytes = Secret::new(std::fs::read(file).map_err(|why| wrong(&why))?);
-    let line = bytes.expose().split(|byte| *byte == b'\n').next();
+    let line = bytes.split(|byte| *byte == b'\n').next();
     let line = line.unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     // What is not printable ASCII a server may read as another password (RFC 4013).

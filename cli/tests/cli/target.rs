@@ -1,6 +1,8 @@
 //! `ephor target init | check` on real servers.
 
-use std::process::{Command, Output};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use ephor_testkit::postgres::{Cluster, Options};
 
@@ -29,12 +31,17 @@ fn seeded() -> Cluster {
     cluster
 }
 
+fn private(file: &Path) {
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 #[test]
 fn init_prepares_a_server_check_says_so_and_both_may_be_repeated() {
     let cluster = seeded();
     let dir = tempfile::tempdir().unwrap();
     let password = dir.path().join("target-orders");
     std::fs::write(&password, "a-long-password\n").unwrap();
+    private(&password);
     let file = password.to_str().unwrap();
     let admin = cluster.socket_url("postgres", "orders");
     let broker = cluster.url("ephor", "orders");
@@ -216,4 +223,56 @@ fn what_is_wrong_is_said_without_a_password() {
         )
         .unwrap();
     assert_eq!(none, "0");
+}
+
+#[test]
+fn a_password_is_taken_only_from_where_nobody_else_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    let url = "postgres://a@127.0.0.1:1/d?sslmode=disable";
+    let init = |file: &str| {
+        run(&[
+            "init",
+            url,
+            "--group",
+            "g",
+            "--sql",
+            "--password-file",
+            file,
+        ])
+    };
+    std::fs::write(&file, "long-enough\n").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let refused = init(file.to_str().unwrap());
+    assert_code(&refused, 64);
+    assert!(
+        text(&refused.stderr).contains("chmod 600"),
+        "{}",
+        text(&refused.stderr)
+    );
+    private(&file);
+    let taken = init(file.to_str().unwrap());
+    assert_code(&taken, 0);
+    assert!(text(&taken.stdout).contains("PASSWORD E'SCRAM-SHA-256"));
+
+    // A pipe does; it is read no further than a password is long, though it never ends.
+    let mut endless = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+    let mut init = target(&[
+        "init",
+        url,
+        "--group",
+        "g",
+        "--sql",
+        "--password-file",
+        "/dev/stdin",
+    ]);
+    let refused = init.stdin(endless.stdout.take().unwrap()).output().unwrap();
+    endless.kill().unwrap();
+    endless.wait().unwrap();
+    assert_code(&refused, 64);
+    assert!(
+        text(&refused.stderr).contains("too long"),
+        "{}",
+        text(&refused.stderr)
+    );
 }

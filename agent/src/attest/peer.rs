@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AttestError;
 use super::process::HeldProcess;
-use super::status::Status;
+use super::status::{Ids, Status};
 
 /// How a peer is to be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,6 +141,14 @@ impl Peer {
     /// When no descriptor is left.
     pub fn pidfd_clone(&self) -> std::io::Result<OwnedFd> {
         self.process.pidfd_clone()
+    }
+
+    /// Whether it has the ids with which it connected, real and effective; false also when that
+    /// cannot be told without reading its status. Groups alone cannot change without a privilege.
+    pub(super) fn has_same_ids(&self) -> Result<bool, AttestError> {
+        let is = |ids: Ids, then| ids.real == then && ids.effective == then;
+        let ids = self.process.ids()?;
+        Ok(ids.is_some_and(|(uid, gid)| is(uid, self.uid) && is(gid, self.gid)))
     }
 
     /// The same ids as at connect, and no setuid program: real and effective are equal.

@@ -2,9 +2,10 @@
 //! `/proc/PID` directory, opened once.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ephor_proto::task_rule::Process;
+use pidfd_util::{PidFd, PidFdExt};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, openat, readlinkat, statx};
@@ -12,23 +13,27 @@ use rustix::io::{Errno, pread};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::AttestError;
-use super::status::{Stat, Status};
+use super::status::{Ids, Stat, Status};
 use crate::limits::MAX_PROC_FILE_BYTES;
 
 /// What a file of `/proc` usually has at most, in bytes.
 const PROC_FILE_ROOM: usize = 4096;
 
 /// A process that cannot be mistaken for another.
-#[derive(Debug)]
 pub struct HeldProcess {
     id: Process,
     pidfd: OwnedFd,
     dir: OwnedFd,
     /// Owner of the directory when it was opened; `None` if it could not be told.
     owner: Option<(u32, u32)>,
-    /// Its `status`, which is read again before each secret that the broker was asked for leaves.
-    /// Opening it each time costs as much as reading it.
-    status: OnceLock<OwnedFd>,
+    /// The pidfd once more, to ask who the process is; made at the first question.
+    asked: OnceLock<Mutex<PidFd>>,
+}
+
+impl std::fmt::Debug for HeldProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("HeldProcess").field(&self.id).finish()
+    }
 }
 
 impl HeldProcess {
@@ -66,7 +71,7 @@ impl HeldProcess {
             pidfd,
             owner: owner_of(&dir),
             dir,
-            status: OnceLock::new(),
+            asked: OnceLock::new(),
         };
         // Alive after the open: a living process keeps its pid, so the directory is its own.
         held.id.start_time = held.stat()?.start_time;
@@ -120,20 +125,53 @@ impl HeldProcess {
         self.parsed(FILE, Stat::parse(&String::from_utf8_lossy(&text)))
     }
 
-    /// `/proc/PID/status`, as it is now.
+    /// `/proc/PID/status`.
     pub(super) fn status(&self) -> Result<Status, AttestError> {
         const FILE: &str = "status";
-        let text = match self.status.get() {
-            Some(file) => self.bytes(FILE, file)?,
+        let text = self.bytes(FILE, &self.open(FILE)?)?;
+        self.parsed(FILE, Status::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Who it is now, uid and gid, told by the pidfd: a tenth of the cost of `status`. `None` where
+    /// the kernel does not tell (`PIDFD_GET_INFO`, Linux 6.13).
+    ///
+    /// # Errors
+    /// When it is gone, or no descriptor is left.
+    pub(super) fn ids(&self) -> Result<Option<(Ids, Ids)>, AttestError> {
+        let asked = match self.asked.get() {
+            Some(asked) => asked,
             None => {
-                let file = self.open(FILE)?;
-                let text = self.bytes(FILE, &file)?;
-                // Another thread may have been first; its descriptor is of the same file.
-                let _ = self.status.set(file);
-                text
+                let copy = self.pidfd_clone().map_err(|source| AttestError::Proc {
+                    what: "dup",
+                    pid: self.id.pid,
+                    source,
+                })?;
+                self.asked.get_or_init(|| Mutex::new(PidFd::from(copy)))
             }
         };
-        self.parsed(FILE, Status::parse(&String::from_utf8_lossy(&text)))
+        // Guards nothing that a panic could leave half done.
+        let answer = asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_creds();
+        let gone = Errno::SRCH.raw_os_error();
+        match answer {
+            Ok(now) => Ok(Some((
+                Ids {
+                    real: now.ruid,
+                    effective: now.euid,
+                },
+                Ids {
+                    real: now.rgid,
+                    effective: now.egid,
+                },
+            ))),
+            Err(error) if error.raw_os_error() == Some(gone) => {
+                Err(AttestError::Gone { pid: self.id.pid })
+            }
+            // Kernels of before refuse in several ways.
+            Err(_) => Ok(None),
+        }
     }
 
     /// What was read of a file with the process's own name for itself in it, in whatever encoding.

@@ -5,7 +5,7 @@
     clippy::indexing_slicing
 )]
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +24,53 @@ fn canonical(path: impl AsRef<Path>) -> String {
         .to_str()
         .unwrap()
         .to_owned()
+}
+
+/// Both ways to learn the ids, of a process that gives up half of root and then all of it.
+#[test]
+fn the_pidfd_says_what_the_status_file_says_also_after_a_change() {
+    const LESS: &str = "import os, sys\n\
+        for ids in (65534, 0, 0), (65534, 65534, 65534):\n\
+        \x20sys.stdin.readline(); os.setresgid(*ids); os.setresuid(*ids); print('less', flush=True)\n\
+        sys.stdin.readline()";
+    let mut child = Process::start("python3", &["-c", LESS]);
+    let held = HeldProcess::hold(child.0.id()).unwrap();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut release = release.split(['.', '-']);
+    let mut number = || release.next().unwrap().parse::<u32>().unwrap();
+    let tells = (number(), number()) >= (6, 13);
+    let same = || {
+        let status = held.status().unwrap();
+        let ids = held.ids().unwrap();
+        assert_eq!(ids.is_some(), tells);
+        assert!(
+            ids.is_none_or(|ids| ids == (status.uid, status.gid)),
+            "{ids:?} {status:?}"
+        );
+        (status.uid.real, status.uid.effective)
+    };
+    let own = nix::unistd::getuid().as_raw();
+    assert_eq!(same(), (own, own));
+    if own == 0 {
+        for expected in [(65534, 0), (65534, 65534)] {
+            child.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+            let mut said = [0; 5];
+            child
+                .0
+                .stdout
+                .as_mut()
+                .unwrap()
+                .read_exact(&mut said)
+                .unwrap();
+            assert_eq!(same(), expected);
+        }
+    }
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
+    assert!(matches!(
+        held.ids(),
+        Err(AttestError::Gone { .. }) | Ok(None)
+    ));
 }
 
 #[test]

@@ -343,6 +343,15 @@ pub const PG_KEEPALIVE: Duration = Duration::from_secs(15);
 pub const PG_MINT_LOCK: Duration = Duration::from_secs(2);
 /// How long revoking waits for a lock before it ends whoever holds it.
 pub const PG_REVOKE_LOCK: Duration = Duration::from_millis(200);
+/// How long dropping what a login owns waits for a lock: longer than `deadlock_timeout`, after which an
+/// autovacuum gives way.
+pub const PG_MEMBER_LOCK: Duration = Duration::from_secs(3);
+/// About how many locks one transaction takes that drops some of what a login owns.
+pub const PG_PIECE_LOCKS: i32 = 500;
+/// How long a revocation drops piece by piece; the next try goes on from there.
+pub const PG_PIECES: Duration = Duration::from_secs(6);
+/// How long logins of a batch are ended one by one; the rest is tried again.
+pub const PG_ONE_BY_ONE: Duration = Duration::from_secs(15);
 /// Connections of a target that only revoking takes.
 pub const PG_REVOKE_PLACES: usize = 4;
 /// Connections into each further database of a target, and to each standby.

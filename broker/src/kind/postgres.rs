@@ -109,6 +109,7 @@ impl Target {
         let lock = limits::PG_REVOKE_LOCK;
         let member = |database: &Ident| {
             let places = limits::PG_MEMBER_PLACES;
+            let lock = limits::PG_MEMBER_LOCK;
             let pool = pool(Servers::Primary, database.as_str(), places, lock);
             (database.as_str().to_owned(), pool)
         };

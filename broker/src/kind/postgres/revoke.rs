@@ -11,6 +11,7 @@
 
 use ephor_proto::postgres::Address;
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use ephor_proto::id::CredentialId;
 use futures_util::StreamExt;
@@ -24,6 +25,7 @@ use super::failed::{Failed, Said};
 use super::name::{Ident, RoleName};
 use super::pool::Pool;
 use super::{Access, Position, Target};
+use crate::clock::Stopwatch;
 use crate::limits;
 
 /// One login to end.
@@ -100,7 +102,13 @@ impl Target {
                 if endings.len() > 1 =>
             {
                 let mut all = Vec::with_capacity(endings.len());
+                let begun = Stopwatch::start();
                 for (place, ending) in places.into_iter().zip(&endings) {
+                    if is_over(begun, limits::PG_ONE_BY_ONE) {
+                        let why = "others that were ended with it took the time".to_owned();
+                        all.push((place, Err(self.not_dead(why))));
+                        continue;
+                    }
                     let one = std::slice::from_ref(ending);
                     let ended = Act::new(self, epoch, one).together(&mut told).await;
                     let ended = ended.and_then(|mut all| {
@@ -310,23 +318,85 @@ impl<'a> Act<'a> {
 
     /// Step 3, in all databases side by side.
     async fn drop_owned(&self) -> Result<(), Failed> {
-        const SQL: &str = "SELECT ephor.drop_owned($1, $2)";
-        let group = self.reassign.map(Ident::as_str);
         let in_one = |(database, pool): (&'a String, &'a Pool)| async move {
-            let params: Params<'_> = &[&self.roles, &group];
-            let mut tries = 1;
-            loop {
-                let done = pool.call("dropping what it owns", SQL, params).await;
-                match done.map_err(|said| said.failed(self.target.name())) {
-                    // Two at a time at the same group, or at the rights on the same table.
-                    Err(Failed::Busy { .. }) if tries < limits::PG_FENCE_TRIES => tries += 1,
-                    Err(failed) => return Err(self.in_database(failed, database)),
-                    Ok(_) => return Ok(()),
-                }
-            }
+            let dropped = self.drop_owned_in(pool).await;
+            dropped.map_err(|failed| self.in_database(failed, database))
         };
         try_join_all(self.target.inner.members.iter().map(in_one)).await?;
         Ok(())
+    }
+
+    /// In one transaction; in pieces, where that would take more than its share of the server's locks.
+    async fn drop_owned_in(&self, pool: &Pool) -> Result<(), Failed> {
+        if self.drop_at_once(pool).await? {
+            return Ok(());
+        }
+        if self.roles.len() > 1 {
+            let why = "they own too much to be dropped together".to_owned();
+            return Err(self.target.not_dead(why));
+        }
+        self.drop_pieces(pool).await?;
+        if self.drop_at_once(pool).await? {
+            return Ok(());
+        }
+        Err(Failed::Refused {
+            target: self.target.name().to_owned(),
+            why: "it owns more than 1000 things that depend on each other, which one transaction would have to lock".to_owned(),
+        })
+    }
+
+    /// Whether it was not too much.
+    async fn drop_at_once(&self, pool: &Pool) -> Result<bool, Failed> {
+        const SQL: &str = "SELECT ephor.drop_owned($1, $2)";
+        let group = self.group();
+        let params: Params<'_> = &[&self.roles, &group];
+        let rows = self.drop_call(pool, SQL, params).await?;
+        Ok(field::<i32>(self.access(), self.target.only(&rows)?, 0)? >= 0)
+    }
+
+    /// Until nothing is left that can be dropped by itself. Each piece is committed.
+    async fn drop_pieces(&self, pool: &Pool) -> Result<(), Failed> {
+        const SQL: &str = "SELECT ephor.drop_some($1, $2, $3)";
+        let begun = Stopwatch::start();
+        while !is_over(begun, limits::PG_PIECES) {
+            let group = self.group();
+            let params: Params<'_> = &[&self.roles, &group, &limits::PG_PIECE_LOCKS];
+            let rows = self.drop_call(pool, SQL, params).await?;
+            if field::<i32>(self.access(), self.target.only(&rows)?, 0)? == 0 {
+                return Ok(());
+            }
+        }
+        let why = "it owns so much that it is dropped in pieces; the next try goes on".to_owned();
+        Err(self.target.not_dead(why))
+    }
+
+    async fn drop_call(
+        &self,
+        pool: &Pool,
+        sql: &'static str,
+        params: Params<'_>,
+    ) -> Result<Vec<tokio_postgres::Row>, Failed> {
+        let begun = Stopwatch::start();
+        let mut tries = 1;
+        loop {
+            let place = (pool, limits::PG_ANSWER);
+            let asked = "dropping what it owns";
+            let done = self.target.unblocked_at(place, asked, sql, params).await;
+            match done.map_err(|said| said.failed(self.target.name())) {
+                // Two at a time at the same group, or at the rights on the same table.
+                Err(Failed::Busy { .. })
+                    if tries < limits::PG_FENCE_TRIES
+                        && !is_over(begun, limits::PG_MEMBER_LOCK) =>
+                {
+                    tries += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn group(&self) -> Option<&'a str> {
+        self.reassign.map(Ident::as_str)
     }
 
     /// Where it was, and what a person can do when others have built on what a login owns: to destroy
@@ -481,6 +551,10 @@ impl<'a> Act<'a> {
         }
         Ok(all)
     }
+}
+
+fn is_over(begun: Stopwatch, time: Duration) -> bool {
+    u128::from(begun.micros()) > time.as_micros()
 }
 
 /// How far the proof does not reach, if anywhere.

@@ -11,6 +11,7 @@ mod life; //     from mint to proof, and every call again
 mod sessions; // what a session can be doing when it is to end
 mod hidden; //   those that the server does not show
 mod hostile; //  what a tenant can do about it
+mod owned; //    what it owns at its end
 mod paused; //   a creator that stands still
 mod dba; //      what administrators do meanwhile
 mod standby; //  servers that follow

@@ -2,19 +2,22 @@
 //! broker that was stopped in the middle. It has our own login, so we may end its session.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio_postgres::Row;
 
 use super::connect::{Params, field};
 use super::failed::{Failed, Said};
+use super::pool::Pool;
 use super::{Access, Target};
 use crate::limits;
 
 /// The sessions that a backend waits for; those of our own login are ended. What is held on a row or a
-/// table is the very thing we want; a lock on a shared object may be somebody's who is just busy.
+/// table is the very thing we want; a lock on a shared object may be somebody's who is just busy. `$2` is
+/// how many milliseconds a transaction of ours may take in any case.
 const BLOCKERS: &str = "SELECT a.pid, a.usename::text, CASE
         WHEN a.usename = session_user AND a.xact_start < clock_timestamp()
-             - CASE WHEN w.kind = 'object' THEN interval '1 s' ELSE interval '50 ms' END
+             - greatest($2::int * interval '1 ms', CASE WHEN w.kind = 'object' THEN interval '1 s' ELSE interval '50 ms' END)
         THEN pg_catalog.pg_terminate_backend(a.pid) ELSE false END
     FROM (SELECT max(l.locktype) AS kind FROM pg_catalog.pg_lock_status() l WHERE l.pid = $1 AND NOT l.granted) w,
          pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) b(pid)
@@ -30,7 +33,18 @@ impl Target {
         sql: &'static str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, Said> {
-        let pool = &self.inner.revoking;
+        let pool = (&self.inner.revoking, Duration::ZERO);
+        self.unblocked_at(pool, asked, sql, params).await
+    }
+
+    /// The same elsewhere, and a transaction of ours in the way is let be for `patience`.
+    pub(super) async fn unblocked_at(
+        &self,
+        (pool, patience): (&Pool, Duration),
+        asked: &str,
+        sql: &'static str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, Said> {
         // Not only when somebody is in the way: then there is no time to connect. What is wrong with it
         // the call itself will say.
         let _ = self.inner.watching.ready().await;
@@ -41,7 +55,7 @@ impl Target {
             let seen = Mutex::new(Vec::new());
             let (answer, ended) = tokio::select! {
                 answered = pool.call_at(held, asked, sql, params) => answered,
-                () = self.unblock(pid, &seen) => unreachable_answer(self.access(), asked),
+                () = self.unblock((pid, patience), &seen) => unreachable_answer(self.access(), asked),
             };
             if again && used_before && ended {
                 again = false;
@@ -53,14 +67,15 @@ impl Target {
     }
 
     /// Looks again and again who is in the way of `waiting`. Ends only with its caller.
-    async fn unblock(&self, waiting: i32, seen: &Mutex<Vec<String>>) {
+    async fn unblock(&self, (waiting, patience): (i32, Duration), seen: &Mutex<Vec<String>>) {
+        let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
         tokio::time::sleep(limits::PG_UNBLOCK_AFTER).await;
         loop {
             // Who cannot be asked is not ended; the call itself says what is wrong.
             let rows = self
                 .inner
                 .watching
-                .call("who is in the way", BLOCKERS, &[&waiting])
+                .call("who is in the way", BLOCKERS, &[&waiting, &patience])
                 .await;
             for row in rows.iter().flatten() {
                 let told = (|| {

@@ -1,7 +1,7 @@
 //! A server with Ephor's schema, a target at it, and a census that is not ours.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use ephor_crypto::scram::{ScramVerifier, password};
 use ephor_crypto::{Secret, random};
@@ -186,6 +186,16 @@ impl World {
             refused.to_string().contains("authentication failed"),
             "{refused}"
         );
+    }
+
+    /// Lets the group make schemas. One at a time: the server refuses two changes of one database.
+    pub(super) fn allow_schemas(&self) {
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap();
+        for database in ["orders", "billing"] {
+            let grant = format!("grant create on database {database} to orders_rw");
+            self.cluster.psql(database, &grant).unwrap();
+        }
     }
 
     pub(super) fn ask(&self, sql: &str) -> String {

@@ -58,7 +58,7 @@ async fn a_running_statement_ends() {
 async fn a_copy_ends_in_either_direction() {
     ended_while("copy t from stdin;\n1\n2", "query ~ '^copy'").await;
     // To a client that does not read: the server's send buffer is full.
-    let endless = "copy (select repeat('x', 1000) from generate_series(1, 100000000)) to stdout;";
+    let endless = "copy (select repeat('x', 1000), generate_series(1, 100000000)) to stdout;";
     ended_while(endless, "wait_event = 'ClientWrite'").await;
 }
 

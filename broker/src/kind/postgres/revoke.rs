@@ -226,7 +226,10 @@ impl<'a> Act<'a> {
                 Err(other) => return Err(other),
             }
         }
-        first?.iter().map(name).collect()
+        match first {
+            Ok(rows) => rows.iter().map(name).collect(),
+            Err(failed) => Err(self.why_not_dropped(failed).await),
+        }
     }
 
     /// Ends sessions as they come; itself only when it cannot any more.

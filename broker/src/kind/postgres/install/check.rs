@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use crate::kind::postgres::access::{Access, Tls};
 use crate::kind::postgres::connect::{Conn, Params, Purpose, field};
 use crate::kind::postgres::failed::Failed;
-use crate::kind::postgres::name::{Ident, quoted};
+use crate::kind::postgres::name::{Ident, literal, quoted};
 use crate::limits;
 use crate::tasks::Tasks;
 
@@ -298,7 +298,26 @@ impl Look<'_> {
             current_setting('server_version_num')::int < 160000 OR EXISTS (
                 SELECT FROM pg_auth_members m WHERE m.admin_option AND m.member = 'ephor_owner'::regrole
                 AND m.roleid = (SELECT r.oid FROM pg_roles r WHERE r.rolname = $1::text))";
+        const MORE: &str = "SELECT a.role::text FROM ephor.allowed a WHERE NOT a.role = ANY ($1) ORDER BY 1 LIMIT 20";
         let mut found = Vec::new();
+        let named: Vec<&str> = groups.iter().map(Ident::as_str).collect();
+        // Before policy names any, nothing is too much.
+        let more = match named.is_empty() {
+            true => Vec::new(),
+            false => self.rows(MORE, &[&named]).await?,
+        };
+        for row in &more {
+            let name: String = field(self.access, row, 0)?;
+            found.push(Finding::not(
+                Grade::Weak,
+                format!("logins of {} may be made here, and the policy looked at names none", quoted(&name)),
+                format!(
+                    "unless another installation needs them, in the database {}: DELETE FROM ephor.allowed WHERE role = {}",
+                    self.access.admin_database.quoted(),
+                    literal(&name)
+                ),
+            ));
+        }
         for group in groups {
             let name = group.quoted();
             for row in self.rows(SQL, &[&group.as_str()]).await? {

@@ -26,8 +26,8 @@ GRANT CREATE ON SCHEMA ephor TO ephor_signal;
 
 CREATE TABLE IF NOT EXISTS ephor.version (version int PRIMARY KEY, installed_at timestamptz NOT NULL DEFAULT now());
 
--- Which login speaks for which installation, and since which epoch. Reading it takes a lock that is
--- held until the transaction ends; raising the epoch waits for those who read.
+-- Which login speaks for which installation, and since which epoch. Whoever passes holds his row until
+-- the transaction ends; raising the epoch waits for those who do. No installation waits for another.
 CREATE TABLE IF NOT EXISTS ephor.installation (
     installation text PRIMARY KEY,
     login name NOT NULL,
@@ -92,22 +92,33 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $ephor$
     SELECT substring(p_role FROM '^eph_[a-z0-9_]{0,20}_([0-9a-hjkmnp-tv-z]{6})_[0-9a-hjkmnp-tv-z]{26}$')
 $ephor$;
 
+-- Says that an epoch is over. Whoever stole the broker's password can begin a later one: then a person
+-- takes it back.
+CREATE OR REPLACE FUNCTION ephor.over(p_installation text, p_epoch bigint, p_begun bigint) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    RAISE 'epoch % is over; epoch % has begun', p_epoch, p_begun USING ERRCODE = 'EPH01',
+        HINT = format('If no other broker of yours began it, change the password of %I, then in this database: '
+                      'UPDATE ephor.installation SET epoch = %s WHERE installation = %L',
+                      session_user, p_epoch, p_installation);
+END
+$ephor$;
+
 -- Refuses a caller that does not speak for the installation, or of an earlier epoch. Whoever
--- passed holds the table's lock until the end of the transaction.
+-- passed holds the installation's row until the end of the transaction.
 CREATE OR REPLACE FUNCTION ephor.pass(p_installation text, p_epoch bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     known ephor.installation;
 BEGIN
-    LOCK TABLE ephor.installation IN ACCESS SHARE MODE;
-    SELECT * INTO known FROM ephor.installation i WHERE i.installation = p_installation;
+    SELECT * INTO known FROM ephor.installation i WHERE i.installation = p_installation FOR SHARE;
     IF NOT FOUND THEN
         RAISE 'unknown installation %', p_installation USING ERRCODE = 'EPH02';
     ELSIF known.login <> session_user THEN
         RAISE 'installation % belongs to the login %, not to %', p_installation, known.login, session_user
             USING ERRCODE = 'EPH05';
     ELSIF p_epoch < known.epoch THEN
-        RAISE 'epoch % is over; epoch % has begun', p_epoch, known.epoch USING ERRCODE = 'EPH01';
+        PERFORM ephor.over(p_installation, p_epoch, known.epoch);
     ELSIF p_epoch > known.epoch THEN
         RAISE 'epoch % has not begun', p_epoch USING ERRCODE = 'EPH02';
     END IF;
@@ -115,30 +126,35 @@ END
 $ephor$;
 
 -- Begins an epoch, or makes an installation known: the login that speaks for it first keeps it.
--- Waits until every transaction of the epoch before has ended.
+-- Waits until every transaction of the epoch before has ended. Epochs go up one by one, and a broker
+-- counts them in 32 bits: nobody may use them up.
 CREATE OR REPLACE FUNCTION ephor.begin_epoch(p_installation text, p_epoch bigint) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     known ephor.installation;
 BEGIN
-    IF p_installation !~ '^[0-9a-hjkmnp-tv-z]{6}$' OR p_epoch < 0 THEN
+    IF p_installation !~ '^[0-9a-hjkmnp-tv-z]{6}$' THEN
         RAISE 'not an installation: %', p_installation USING ERRCODE = 'EPH05';
+    ELSIF p_epoch NOT BETWEEN 0 AND 4294967295 THEN
+        RAISE 'no epoch: %', p_epoch USING ERRCODE = 'EPH05';
     END IF;
     PERFORM FROM ephor.installation i
     WHERE i.installation = p_installation AND i.login = session_user AND i.epoch = p_epoch;
     IF FOUND THEN
         RETURN p_epoch;
     END IF;
-    LOCK TABLE ephor.installation IN ACCESS EXCLUSIVE MODE;
-    SELECT * INTO known FROM ephor.installation i WHERE i.installation = p_installation;
-    IF NOT FOUND THEN
-        INSERT INTO ephor.installation VALUES (p_installation, session_user, p_epoch);
+    INSERT INTO ephor.installation VALUES (p_installation, session_user, p_epoch) ON CONFLICT DO NOTHING;
+    IF FOUND THEN
         RETURN p_epoch;
-    ELSIF known.login <> session_user THEN
+    END IF;
+    SELECT * INTO known FROM ephor.installation i WHERE i.installation = p_installation FOR UPDATE;
+    IF known.login <> session_user THEN
         RAISE 'installation % belongs to the login %, not to %', p_installation, known.login, session_user
             USING ERRCODE = 'EPH05';
     ELSIF p_epoch < known.epoch THEN
-        RAISE 'epoch % is over; epoch % has begun', p_epoch, known.epoch USING ERRCODE = 'EPH01';
+        PERFORM ephor.over(p_installation, p_epoch, known.epoch);
+    ELSIF p_epoch > known.epoch + 1000 THEN
+        RAISE 'no epoch: % is far beyond %', p_epoch, known.epoch USING ERRCODE = 'EPH05';
     END IF;
     UPDATE ephor.installation i SET epoch = p_epoch WHERE i.installation = p_installation;
     RETURN p_epoch;
@@ -175,6 +191,17 @@ BEGIN
     LIMIT 1;
     IF FOUND THEN
         RAISE 'a login of this role could act as %, which reaches beyond it', bad USING ERRCODE = 'EPH04';
+    END IF;
+END
+$ephor$;
+
+-- Refuses an end that nobody who asks for a login of a task can mean.
+CREATE OR REPLACE FUNCTION ephor.check_end(p_valid_until_ms bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    IF to_timestamp(p_valid_until_ms / 1000.0) > clock_timestamp() + interval '90 days' THEN
+        RAISE 'a login ends within 90 days, and not at %', to_timestamp(p_valid_until_ms / 1000.0)
+            USING ERRCODE = 'EPH04';
     END IF;
 END
 $ephor$;
@@ -220,6 +247,7 @@ BEGIN
         RAISE 'no group role' USING ERRCODE = 'EPH04';
     END IF;
     PERFORM ephor.check_groups(p_groups::name[]);
+    PERFORM ephor.check_end(p_valid_until_ms);
     EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT '
                    'CONNECTION LIMIT %s VALID UNTIL %s %s IN ROLE %s',
                    p_role, coalesce(p_connections, -1), until,
@@ -232,7 +260,13 @@ BEGIN
            OR p_settings[n] IN ('role', 'session_authorization') THEN
             RAISE 'not a setting for a login: %', p_settings[n] USING ERRCODE = 'EPH04';
         END IF;
-        EXECUTE format('ALTER ROLE %I SET %s = %L', p_role, p_settings[n], p_settings[n + 1]);
+        EXECUTE format('ALTER ROLE %I SET %s = %s', p_role, p_settings[n],
+            -- In a list each name is quoted for itself.
+            CASE WHEN p_settings[n] IN ('search_path', 'temp_tablespaces') THEN (
+                SELECT string_agg(quote_literal(CASE WHEN v ~ '^".*"$' THEN btrim(v, '"') ELSE lower(v) END), ', ' ORDER BY i)
+                FROM unnest(string_to_array(p_settings[n + 1] || ',', ',')) WITH ORDINALITY u(raw, i), btrim(raw) v
+                WHERE v <> '' OR i = 1)
+            ELSE quote_literal(p_settings[n + 1]) END);
     END LOOP;
     UPDATE ephor.fence f SET role_oid = to_regrole(p_role)::oid WHERE f.credential = p_credential
     RETURNING f.role_oid INTO role_oid;
@@ -257,14 +291,15 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
+    PERFORM ephor.check_end(p_valid_until_ms);
     EXECUTE format('ALTER ROLE %I VALID UNTIL %L', p_role, to_timestamp(p_valid_until_ms / 1000.0)::text);
     RETURN true;
 END
 $ephor$;
 
 -- Marks credentials dead: from here on nothing makes them. Waits for whoever is making one.
-CREATE OR REPLACE FUNCTION ephor.fence_only(p_epoch bigint, p_credentials uuid[], p_roles text[]) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+CREATE OR REPLACE FUNCTION ephor.mark_dead(p_epoch bigint, p_credentials uuid[], p_roles text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     one text;
 BEGIN
@@ -288,19 +323,72 @@ BEGIN
 END
 $ephor$;
 
--- Marks credentials dead and lets nobody in any more: NOLOGIN, no password, no groups. The owner of
--- this function becomes a member of exactly these logins: by that right, and by nothing else, it
--- may end their sessions and drop what they own.
+-- Takes dead logins out of every group, and makes the owner of this function a member of exactly these
+-- logins: by that right, and by nothing else, it may end their sessions and drop what they own. Neither
+-- writes the row of the login's role, which a prepared transaction of its own can hold for ever. Up to
+-- version 14 a login can hold its memberships too: those it keeps for now, unless `p_all`.
+CREATE OR REPLACE FUNCTION ephor.disarm(p_credentials uuid[], p_all boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    had record;
+    names text;
+BEGIN
+    -- One statement a group, and not one a login.
+    FOR had IN
+        SELECT g.rolname AS group_name, string_agg(quote_ident(r.rolname), ', ' ORDER BY r.rolname) AS members
+        FROM ephor.fence f JOIN pg_roles r ON r.oid = f.role_oid
+        JOIN pg_auth_members m ON m.member = r.oid JOIN pg_roles g ON g.oid = m.roleid
+        WHERE f.credential = ANY (p_credentials) GROUP BY g.rolname ORDER BY g.rolname
+    LOOP
+        BEGIN
+            EXECUTE format('REVOKE %I FROM %s', had.group_name, had.members);
+        EXCEPTION
+            WHEN insufficient_privilege THEN
+                -- Granted by somebody stronger; it goes when the login is dropped.
+                NULL;
+            WHEN lock_not_available THEN
+                IF p_all THEN
+                    RAISE;
+                END IF;
+        END;
+    END LOOP;
+    SELECT string_agg(quote_ident(r.rolname), ', ' ORDER BY r.rolname) INTO names
+    FROM ephor.fence f JOIN pg_roles r ON r.oid = f.role_oid WHERE f.credential = ANY (p_credentials);
+    IF names IS NULL THEN
+        RETURN;
+    END IF;
+    BEGIN
+        IF current_setting('server_version_num')::int >= 160000 THEN
+            EXECUTE format('GRANT %s TO ephor_owner WITH INHERIT TRUE, SET TRUE', names);
+        ELSE
+            EXECUTE format('GRANT %s TO ephor_owner', names);
+        END IF;
+    EXCEPTION WHEN lock_not_available THEN
+        IF p_all THEN
+            RAISE;
+        END IF;
+    END;
+END
+$ephor$;
+
+-- Marks credentials dead and takes from them what can be taken while somebody holds the row of the role.
+CREATE OR REPLACE FUNCTION ephor.fence_only(p_epoch bigint, p_credentials uuid[], p_roles text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    PERFORM ephor.mark_dead(p_epoch, p_credentials, p_roles);
+    PERFORM ephor.disarm(p_credentials, false);
+END
+$ephor$;
+
+-- Marks credentials dead and lets nobody in any more: NOLOGIN, no password, no groups.
 CREATE OR REPLACE FUNCTION ephor.fence_login(p_epoch bigint, p_credentials uuid[], p_roles text[])
 RETURNS TABLE (credential uuid, role_oid oid, was_named text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 #variable_conflict use_column
 DECLARE
     one record;
-    had record;
-    names text := '';
 BEGIN
-    PERFORM ephor.fence_only(p_epoch, p_credentials, p_roles);
+    PERFORM ephor.mark_dead(p_epoch, p_credentials, p_roles);
     FOR one IN
         SELECT f.credential, f.role, r.oid, r.rolname FROM ephor.fence f
         JOIN pg_roles r ON r.oid = f.role_oid WHERE f.credential = ANY (p_credentials) ORDER BY f.credential
@@ -310,34 +398,12 @@ BEGIN
             EXECUTE format('ALTER ROLE %I RENAME TO %I', one.rolname, one.role);
         END IF;
         EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD NULL', one.role);
-        names := names || CASE names WHEN '' THEN '' ELSE ', ' END || quote_ident(one.role);
         credential := one.credential;
         role_oid := one.oid;
         was_named := nullif(one.rolname, one.role);
         RETURN NEXT;
     END LOOP;
-    IF names = '' THEN
-        RETURN;
-    END IF;
-    -- One statement a group, and not one a login.
-    FOR had IN
-        SELECT g.rolname AS group_name, string_agg(quote_ident(f.role), ', ' ORDER BY f.role) AS members
-        FROM ephor.fence f
-        JOIN pg_auth_members m ON m.member = f.role_oid JOIN pg_roles g ON g.oid = m.roleid
-        WHERE f.credential = ANY (p_credentials) GROUP BY g.rolname ORDER BY g.rolname
-    LOOP
-        BEGIN
-            EXECUTE format('REVOKE %I FROM %s', had.group_name, had.members);
-        EXCEPTION WHEN insufficient_privilege THEN
-            -- Granted by somebody stronger; it goes when the login is dropped.
-            NULL;
-        END;
-    END LOOP;
-    IF current_setting('server_version_num')::int >= 160000 THEN
-        EXECUTE format('GRANT %s TO ephor_owner WITH INHERIT TRUE, SET TRUE', names);
-    ELSE
-        EXECUTE format('GRANT %s TO ephor_owner', names);
-    END IF;
+    PERFORM ephor.disarm(p_credentials, true);
 END
 $ephor$;
 
@@ -526,7 +592,7 @@ BEGIN
         EXECUTE format('ALTER FUNCTION %s OWNER TO %I', one.signature,
             CASE WHEN one.proname IN ('signal', 'census', 'followers', 'look_again', 'uses')
                  THEN 'ephor_signal' ELSE 'ephor_owner' END);
-        IF one.proname NOT IN ('pass', 'check_groups', 'installation_of', 'signal') THEN
+        IF one.proname NOT IN ('pass', 'over', 'check_groups', 'check_end', 'installation_of', 'mark_dead', 'disarm', 'signal') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', one.signature, @login_text@);
         END IF;
     END LOOP;

@@ -29,23 +29,20 @@ async fn case_b_advisory_locks_hold_up_nothing() {
     world.assert_dead(&out);
 }
 
-/// A session holds its own row of `pg_authid`, which NOLOGIN has to write, or the membership that
-/// the owner has to be given.
+/// A session holds its own row of `pg_authid`, which NOLOGIN has to write, or what `DROP ROLE` waits for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_session_that_holds_its_own_role_is_ended_first() {
     for sql in [
         "begin; alter role current_user password 'mine';",
-        "begin; grant \"{}\" to ephor_owner;",
-        "begin; alter role current_user set work_mem = '1MB';",
-        "begin; reset role; create schema if not exists nothing; create table held (n int);",
+        "begin; create table held (n int);",
     ] {
         let world = shared();
         let target = world.target();
         let out = world.mint(&target).await;
         let mut session = world.cluster.session(out.pair(), "orders", "").unwrap();
-        session.send(&sql.replace("{}", out.name())).unwrap();
+        session.send(sql).unwrap();
         let seen = format!(
-            "select exists (select from pg_stat_activity where usesysid = {} and state ~ 'in transaction')",
+            "select exists (select from pg_stat_activity where usesysid = {} and state = 'idle in transaction' and query ~ 'role|table')",
             out.oid
         );
         world.cluster.wait_true("postgres", &seen).unwrap();
@@ -398,4 +395,115 @@ async fn a_prepared_transaction_is_told_with_what_ends_it() {
             .iter()
             .any(|one| one.what.contains("max_prepared_transactions"))
     );
+}
+
+/// The row of its role is held for ever, and no session of it is there that could be ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_whose_row_a_prepared_transaction_holds_keeps_no_right_and_is_told() {
+    let settings = vec!["max_prepared_transactions = 5".to_owned()];
+    let world = World::own(ClusterOptions {
+        settings,
+        ..ClusterOptions::default()
+    })
+    .await;
+    let target = world.target();
+    let out = world.mint(&target).await;
+    let hold = "begin; alter role current_user password 'x'; prepare transaction 'k'";
+    world.cluster.psql_as(out.pair(), "orders", hold).unwrap();
+    let insert = "insert into t values (1)";
+    world.cluster.psql_as(out.pair(), "orders", insert).unwrap();
+    let refused = target.revoke(EPOCH, &out.ending()).await;
+    let told = matches!(&refused, Err(Failed::Refused { why, .. }) if why.contains("ROLLBACK PREPARED 'k'"));
+    assert!(told, "{refused:?}");
+    // Its password is still good: that is in the row. There is nothing more that it may do.
+    let denied = world.cluster.psql_as(out.pair(), "orders", insert);
+    let denied = denied.unwrap_err().to_string();
+    assert!(denied.contains("permission denied for table t"), "{denied}");
+    world.ask("rollback prepared 'k'");
+    target.revoke(EPOCH, &out.ending()).await.unwrap();
+    world.assert_dead(&out);
+}
+
+/// With the broker's password: what would outlive that password.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stolen_password_burns_no_epoch_and_makes_nothing_for_ever() {
+    let world = World::own(ClusterOptions::default()).await;
+    let target = world.target();
+    let out = world.mint(&target).await;
+    let broker = |sql: &str| world.cluster.psql_as(("ephor", "first"), "ephor", sql);
+    let part = crate::kind::name::installation_part("test");
+    for epoch in [i64::MAX, i64::from(u32::MAX), i64::from(EPOCH) + 1001] {
+        let refused = broker(&format!("select ephor.begin_epoch('{part}', {epoch})"));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("no epoch"), "{epoch}: {refused}");
+    }
+    let first = broker(&format!("select ephor.begin_epoch('bbbbbb', {})", i64::MAX));
+    assert!(first.unwrap_err().to_string().contains("no epoch"));
+    for sql in [
+        format!(
+            "select ephor.mint({EPOCH}, gen_random_uuid(), '{}', array['orders_rw'], 4000000000000, null, null, '{{}}', 4000000000000)",
+            login(&["orders_rw"]).0.role
+        ),
+        format!(
+            "select ephor.extend({EPOCH}, '{}', '{}', 4000000000000)",
+            out.login.credential,
+            out.name()
+        ),
+    ] {
+        let refused = broker(&sql).unwrap_err().to_string();
+        assert!(refused.contains("days"), "{sql}: {refused}");
+    }
+    // What it can do, a person undoes with the statement that is told.
+    broker(&format!(
+        "select ephor.begin_epoch('{part}', {})",
+        EPOCH + 7
+    ))
+    .unwrap();
+    let why = match target.revoke(EPOCH, &out.ending()).await {
+        Err(Failed::Fenced { why, .. }) => why,
+        other => panic!("{other:?}"),
+    };
+    let mend =
+        format!("UPDATE ephor.installation SET epoch = {EPOCH} WHERE installation = '{part}'");
+    assert!(why.contains(&mend), "{why}");
+    world.cluster.psql("ephor", &mend).unwrap();
+    target.revoke(EPOCH, &out.ending()).await.unwrap();
+    world.assert_dead(&out);
+}
+
+/// A list is a list, and not one name with a comma in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_path_of_two_schemas_is_one_of_two() {
+    let world = shared();
+    let target = world.target();
+    let (mut wanted, secret) = login(&["orders_rw"]);
+    wanted.settings = vec![
+        (
+            "search_path".to_owned(),
+            "\"$user\", app, public".to_owned(),
+        ),
+        ("application_name".to_owned(), "a, b".to_owned()),
+    ];
+    target
+        .mint(EPOCH, &wanted, Some(&verifier(&secret)))
+        .await
+        .unwrap();
+    let password = secret.expose_str().unwrap();
+    let shown = world.cluster.psql_as(
+        (wanted.role.as_str(), password),
+        "orders",
+        "show search_path; select setconfig @> array['application_name=a, b'] from pg_db_role_setting where setrole = current_user::regrole; select count(*) from t",
+    );
+    assert!(
+        shown
+            .as_ref()
+            .is_ok_and(|shown| shown.starts_with("\"$user\", app, public\nt\n")),
+        "{shown:?}"
+    );
+    let ending = Ending {
+        credential: wanted.credential,
+        role: wanted.role,
+        reassign: None,
+    };
+    target.revoke(EPOCH, &ending).await.unwrap();
 }

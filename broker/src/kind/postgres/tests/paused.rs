@@ -12,9 +12,10 @@ use crate::kind::postgres::*;
 /// The creating call as another broker with the same password sends it.
 fn mint_sql(login: &Login) -> String {
     format!(
-        "select role_oid from ephor.mint({EPOCH}, '{}', '{}', array['orders_rw'], 4000000000000, null, null, array[]::text[], {})",
+        "select role_oid from ephor.mint({EPOCH}, '{}', '{}', array['orders_rw'], {}, null, null, array[]::text[], {})",
         login.credential,
         login.role,
+        login.valid_until.as_millis(),
         login.deadline.as_millis()
     )
 }
@@ -230,4 +231,40 @@ async fn another_installation_is_never_touched() {
         (true, false, Some(out.login.credential))
     );
     assert_eq!(mine.groups, ["orders_rw"]);
+}
+
+/// A transaction of one installation that does not end holds up no other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn installations_do_not_wait_for_each_other() {
+    let world = World::own(ClusterOptions::default()).await;
+    let target = world.target();
+    let out = world.mint(&target).await;
+    world
+        .cluster
+        .psql(
+            "ephor",
+            "create role ephor_two login password 'two' noinherit; grant connect on database ephor to ephor_two;
+             grant usage on schema ephor to ephor_two; grant execute on all functions in schema ephor to ephor_two",
+        )
+        .unwrap();
+    let mut other = world
+        .cluster
+        .session(("ephor_two", "two"), "ephor", "")
+        .unwrap();
+    other
+        .send("begin; select ephor.begin_epoch('bbbbbb', 1);")
+        .unwrap();
+    let held = "select count(*) = 1 from pg_stat_activity where usename = 'ephor_two' and state = 'idle in transaction'";
+    world.cluster.wait_true("ephor", held).unwrap();
+    target.begin_epoch(EPOCH + 1).await.unwrap();
+    let (second, secret) = login(&["orders_rw"]);
+    target
+        .mint(EPOCH + 1, &second, Some(&verifier(&secret)))
+        .await
+        .unwrap();
+    for ending in [ending(&second), out.ending()] {
+        target.revoke(EPOCH + 1, &ending).await.unwrap();
+    }
+    other.send("commit;").unwrap();
+    assert!(!other.finish().unwrap().contains("terminating"));
 }

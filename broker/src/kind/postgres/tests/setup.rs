@@ -265,6 +265,17 @@ async fn check_says_what_is_missing_and_how_to_mend_it() {
         world.cluster.psql("postgres", mends).unwrap();
         assert_eq!(wrong().await, [], "{mends}");
     }
+    // What may be made and policy does not name: it may be another installation's.
+    let found = check(&world.access(), &groups[..1], &world.tasks).await;
+    let more = found.iter().find(|one| one.what.contains("orders_ro"));
+    assert!(
+        more.is_some_and(|one| one.grade == Grade::Weak
+            && one
+                .mend
+                .as_deref()
+                .is_some_and(|mend| mend.contains("DELETE FROM ephor.allowed"))),
+        "{found:?}"
+    );
     // Without the right to see who is connected from where, use is unknown and never guessed.
     world
         .cluster

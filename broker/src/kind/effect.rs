@@ -226,6 +226,9 @@ pub struct Gone {
     /// Processes of sessions that were just starting there and told nobody yet whose they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub starting: Vec<i32>,
+    /// The same on servers that follow, by their address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starting_there: Vec<(String, Vec<i32>)>,
     /// When, by the target's clock.
     pub at: UnixMillis,
 }

@@ -130,12 +130,14 @@ impl Server {
         let role = role(name)?;
         let census = self
             .target
-            .census_again(gone.number, &role, &gone.starting)
+            .census_again(gone.number, &role, (&gone.starting, &gone.starting_there))
             .await?;
         Ok(Again {
             is_absent: census.role_absent,
             sessions: census.sessions,
-            is_incomplete: !census.starting.is_empty() || !census.not_asked.is_empty(),
+            is_incomplete: !census.starting.is_empty()
+                || !census.starting_there.is_empty()
+                || !census.not_asked.is_empty(),
         })
     }
 
@@ -167,10 +169,16 @@ fn planned_ending(ending: &Ending) -> Result<postgres::Ending, Failed> {
 
 fn gone(evidence: postgres::Evidence) -> Gone {
     let mut standbys = Vec::new();
+    let mut starting_there = Vec::new();
     let mut partial: Vec<String> = evidence.partial.into_iter().collect();
     for (standby, said) in &evidence.standbys {
         match said {
-            OnStandby::Absent { lsn, .. } => standbys.push(format!("{standby} at {lsn}")),
+            OnStandby::Absent { lsn, starting, .. } => {
+                standbys.push(format!("{standby} at {lsn}"));
+                if !starting.is_empty() {
+                    starting_there.push((standby.clone(), starting.clone()));
+                }
+            }
             OnStandby::Behind { why } | OnStandby::Unreachable { why } => {
                 partial.push(format!("standby {standby}: {why}"));
             }
@@ -191,6 +199,7 @@ fn gone(evidence: postgres::Evidence) -> Gone {
         standbys,
         partial: partial.join("; "),
         starting: evidence.starting,
+        starting_there,
         at: evidence.at,
     }
 }

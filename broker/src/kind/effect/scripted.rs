@@ -209,6 +209,7 @@ impl Script {
                     standbys: Vec::new(),
                     partial: String::new(),
                     starting: Vec::new(),
+                    starting_there: Vec::new(),
                     at: UnixMillis::from_millis(2),
                 }
             });

@@ -58,6 +58,9 @@ pub enum Seen {
         lsn: String,
         /// Sessions that were told to end there, and did.
         sessions_ended: u32,
+        /// As [`Evidence::starting`], there.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        starting: Vec<i32>,
     },
     /// It has not replayed the end of the login yet, or sessions have not ended.
     Behind {
@@ -80,6 +83,8 @@ pub struct Census {
     pub sessions: u32,
     /// Those of [`Evidence::starting`] that have no name yet: look once more.
     pub starting: Vec<i32>,
+    /// The same on standbys.
+    pub starting_there: Vec<i32>,
     /// Standbys that could not be asked.
     pub not_asked: Vec<String>,
     /// Where the server stands now.
@@ -90,6 +95,7 @@ pub struct Census {
 pub(super) struct Left {
     pub(super) credential: String,
     pub(super) fenced: bool,
+    pub(super) can_login: bool,
     pub(super) role_oid: Option<u32>,
     pub(super) present: bool,
     pub(super) sessions: u32,
@@ -101,10 +107,11 @@ impl Left {
         Ok(Self {
             credential: field(access, row, 0)?,
             fenced: field(access, row, 1)?,
-            role_oid: field(access, row, 2)?,
-            present: field(access, row, 3)?,
-            sessions: count(field(access, row, 4)?),
-            prepared: field(access, row, 5)?,
+            can_login: field(access, row, 2)?,
+            role_oid: field(access, row, 3)?,
+            present: field(access, row, 4)?,
+            sessions: count(field(access, row, 5)?),
+            prepared: field(access, row, 6)?,
         })
     }
 
@@ -125,7 +132,7 @@ pub(super) async fn census(
     credentials: &[String],
 ) -> Result<(Vec<Left>, Position, u32), Failed> {
     const SQL: &str =
-        "SELECT c.credential::text, c.fenced, c.role_oid, c.present, c.sessions, c.prepared,
+        "SELECT c.credential::text, c.fenced, c.can_login, c.role_oid, c.present, c.sessions, c.prepared,
             p.system_id, p.timeline, p.lsn, p.at_ms, ephor.followers()
         FROM ephor.place() p LEFT JOIN ephor.census($1::text[]::uuid[]) c ON true";
     let rows = pool.call("a census", SQL, &[&credentials]).await;
@@ -135,8 +142,8 @@ pub(super) async fn census(
         what: "an answer".to_owned(),
         mend: "run `ephor target init` again".to_owned(),
     })?;
-    let position = Position::of(access, first, 6)?;
-    let followers = count(field(access, first, 10)?);
+    let position = Position::of(access, first, 7)?;
+    let followers = count(field(access, first, 11)?);
     let mut left = Vec::with_capacity(rows.len());
     for row in &rows {
         if field::<Option<String>>(access, row, 0)?.is_some() {
@@ -149,6 +156,7 @@ pub(super) async fn census(
 impl Target {
     /// Looks again for a login that was proven dead, after the longest time that a connection may take
     /// to start (`authentication_timeout`). What it finds it ends; a session found reopens the proof.
+    /// `starting` is [`Evidence::starting`], then by standby what [`Seen::Absent`] has.
     ///
     /// # Errors
     /// [`Failed`].
@@ -156,15 +164,22 @@ impl Target {
         &self,
         role_oid: Option<u32>,
         role: &RoleName,
-        starting: &[i32],
+        (starting, there): (&[i32], &[(String, Vec<i32>)]),
     ) -> Result<Census, Failed> {
         let access = self.access();
         let (role_absent, mut sessions, starting, position) =
             look_again(access, &self.inner.revoking, (role_oid, role), starting).await?;
         let mut not_asked = Vec::new();
+        let mut starting_there = Vec::new();
         for (host, pool) in &self.inner.standbys {
-            match look_again(access, pool, (role_oid, role), &[]).await {
-                Ok((_, found, _, _)) => sessions = sessions.saturating_add(found),
+            let host = host.to_string();
+            let known = there.iter().find(|(known, _)| *known == host);
+            let known = known.map_or(&[][..], |(_, pids)| pids);
+            match look_again(access, pool, (role_oid, role), known).await {
+                Ok((_, found, starting, _)) => {
+                    sessions = sessions.saturating_add(found);
+                    starting_there.extend(starting);
+                }
                 Err(why) => not_asked.push(format!("{host}: {why}")),
             }
         }
@@ -172,6 +187,7 @@ impl Target {
             role_absent,
             sessions,
             starting,
+            starting_there,
             not_asked,
             position,
         })

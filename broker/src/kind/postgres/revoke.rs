@@ -154,6 +154,10 @@ struct Told {
 }
 
 impl Told {
+    fn all(&self) -> u32 {
+        u32::try_from(self.shown.len() + self.hidden.len()).unwrap_or(u32::MAX)
+    }
+
     fn of(&self, oid: Option<u32>) -> u32 {
         let of = |seen: &&u32| Some(**seen) == oid;
         let shown = self.shown.values().filter(of).count() + self.hidden.len();
@@ -453,15 +457,17 @@ impl<'a> Act<'a> {
     }
 
     /// Step 2 at those that follow, as soon as they know of the fence.
-    async fn end_on_standbys(&self) -> Vec<Result<u32, Failed>> {
+    async fn end_on_standbys(&self) -> Vec<Result<Told, Failed>> {
         let at_one = |(_, pool): &'a (Address, Pool)| async move {
             let mut told = Told::default();
+            // The fence alone may have come first; then it still lets people in.
             let known = |left: &[Left]| {
-                left.iter().filter(|one| one.fenced).count() >= self.credentials.len()
+                let shut = left.iter().filter(|one| one.fenced && !one.can_login);
+                shut.count() >= self.credentials.len()
             };
             self.replayed(pool, known).await?;
             self.end_sessions(pool, &mut told).await?;
-            Ok(u32::try_from(told.shown.len() + told.hidden.len()).unwrap_or(u32::MAX))
+            Ok(told)
         };
         join_all(self.target.inner.standbys.iter().map(at_one)).await
     }
@@ -489,16 +495,17 @@ impl<'a> Act<'a> {
     }
 
     /// Step 6 at those that follow.
-    async fn seen_on_standbys(&self, ended: Vec<Result<u32, Failed>>) -> Vec<(String, Seen)> {
+    async fn seen_on_standbys(&self, ended: Vec<Result<Told, Failed>>) -> Vec<(String, Seen)> {
         let standbys = self.target.inner.standbys.iter().zip(ended);
-        let at_one = |((host, pool), ended): (&'a (Address, Pool), Result<u32, Failed>)| async move {
+        let at_one = |((host, pool), ended): (&'a (Address, Pool), Result<Told, Failed>)| async move {
             let seen = match ended {
-                Ok(sessions_ended) => {
+                Ok(told) => {
                     let gone = |left: &[Left]| left.iter().all(Left::is_dead);
                     let position = self.replayed(pool, gone).await;
                     position.map(|at| Seen::Absent {
                         lsn: at.lsn,
-                        sessions_ended,
+                        sessions_ended: told.all(),
+                        starting: told.starting,
                     })
                 }
                 Err(why) => Err(why),

@@ -480,11 +480,11 @@ $ephor$;
 -- What is left of dead logins, as this server sees it: roles by oid or name, sessions, prepared
 -- transactions, and where it stands. Also on a standby.
 CREATE OR REPLACE FUNCTION ephor.census(p_credentials uuid[])
-RETURNS TABLE (credential uuid, fenced boolean, role_oid oid, present boolean, sessions int, prepared text[])
+RETURNS TABLE (credential uuid, fenced boolean, can_login boolean, role_oid oid, present boolean, sessions int, prepared text[])
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
     WITH activity AS MATERIALIZED (SELECT a.usesysid FROM pg_stat_get_activity(NULL) a WHERE a.usesysid IS NOT NULL),
     waiting AS MATERIALIZED (SELECT p.gid, p.ownerid FROM pg_prepared_xact() p)
-    SELECT f.credential, f.dead, f.role_oid,
+    SELECT f.credential, f.dead, EXISTS (SELECT FROM pg_roles r WHERE r.oid = f.role_oid AND r.rolcanlogin), f.role_oid,
         EXISTS (SELECT FROM pg_roles r WHERE r.oid = f.role_oid) OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = f.role),
         (SELECT count(*)::int FROM activity a WHERE a.usesysid = f.role_oid),
         ARRAY(SELECT w.gid FROM waiting w WHERE w.ownerid = f.role_oid)

@@ -57,7 +57,7 @@ async fn case_a_a_hidden_session_is_ended_and_nobody_else() {
         "{told}"
     );
     let census = target
-        .census_again(Some(out.oid), &out.login.role, &evidence.starting)
+        .census_again(Some(out.oid), &out.login.role, (&evidence.starting, &[]))
         .await
         .unwrap();
     assert!(census.role_absent && census.sessions == 0 && census.starting.is_empty());
@@ -79,7 +79,7 @@ async fn a_hidden_session_of_a_role_that_a_dba_dropped_is_told_and_found_by_the_
         1,
         "the proof says that one session has no name yet"
     );
-    let look = || target.census_again(Some(out.oid), &out.login.role, &evidence.starting);
+    let look = || target.census_again(Some(out.oid), &out.login.role, (&evidence.starting, &[]));
     let first = look().await.unwrap();
     assert_eq!(
         (first.sessions, first.starting.len()),

@@ -66,7 +66,7 @@ async fn a_login_is_made_used_extended_and_proven_gone() {
         .await;
     assert!(matches!(minted, Err(Failed::Fenced { .. })), "{minted:?}");
     let census = target
-        .census_again(Some(out.oid), &out.login.role, &evidence.starting)
+        .census_again(Some(out.oid), &out.login.role, (&evidence.starting, &[]))
         .await
         .unwrap();
     assert!(census.role_absent && census.sessions == 0);

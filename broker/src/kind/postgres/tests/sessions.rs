@@ -147,7 +147,7 @@ async fn a_client_that_reconnects_for_ever_is_out() {
     assert!(last <= after + 4, "{after} then {last}");
     world.assert_dead(&out);
     let census = target
-        .census_again(Some(out.oid), &out.login.role, &evidence.starting)
+        .census_again(Some(out.oid), &out.login.role, (&evidence.starting, &[]))
         .await
         .unwrap();
     assert!(census.role_absent && census.sessions == 0);

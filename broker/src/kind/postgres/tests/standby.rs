@@ -1,9 +1,9 @@
 //! Servers that follow: a dead login's session there, one that is behind, one that takes over.
 
 use ephor_proto::postgres::Address;
-use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
+use ephor_testkit::postgres::{Cluster, Options as ClusterOptions, Session};
 
-use super::kit::{EPOCH, World, login, verifier};
+use super::kit::{EPOCH, Out, World, login, verifier};
 use crate::kind::postgres::*;
 
 async fn followed(settings: &[&str]) -> (World, Cluster) {
@@ -155,4 +155,82 @@ async fn after_a_failover_that_lost_the_fence_the_login_is_found_and_ended_again
         }
         None => panic!("promotion replayed the fence: {found:?}"),
     }
+}
+
+/// A session there that is just starting has no name yet, as here: a second look asks for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_starting_on_a_standby_is_looked_at_again() {
+    let (world, standby) = followed(&[]).await;
+    let target = target(&world, &[&standby]);
+    let (out, other) = (world.mint(&target).await, world.mint(&target).await);
+    world.cluster.wait_followed(&standby).unwrap();
+    let innocent = hidden(&standby, &other, 8);
+    let evidence = target.revoke(EPOCH, &out.ending()).await.unwrap();
+    let [(host, Seen::Absent { starting, .. })] = evidence.standbys.as_slice() else {
+        panic!("{evidence:?}")
+    };
+    assert_eq!(starting.len(), 1, "{evidence:?}");
+    let there = [(host.clone(), starting.clone())];
+    let look = || target.census_again(Some(out.oid), &out.login.role, (&[], &there));
+    assert_eq!(look().await.unwrap().starting_there.len(), 1);
+    assert!(innocent.finish().unwrap().contains("still here"));
+    assert!(look().await.unwrap().starting_there.is_empty());
+}
+
+/// Connects, and is let in without being shown.
+fn hidden(server: &Cluster, out: &Out, seconds: u32) -> Session {
+    let options = format!("-c post_auth_delay={seconds}");
+    let session = server.session(out.pair(), "orders", &options).unwrap();
+    let seen = "select count(*) > 0 from pg_locks where pid is not null and pid not in (select pid from pg_stat_activity)";
+    server.wait_true("postgres", seen).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    session
+}
+
+/// The fence alone comes first: until the role is NOLOGIN there too, it lets people in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_standby_that_knows_only_of_the_fence_is_not_asked_too_early() {
+    let (world, standby) = followed(&[]).await;
+    let target = target(&world, &[&standby]);
+    let out = world.mint(&target).await;
+    let fence = format!(
+        "select ephor.fence_only({EPOCH}, array['{}'::uuid], array['{}'])",
+        out.login.credential,
+        out.name()
+    );
+    world
+        .cluster
+        .psql_as(("ephor", "first"), "ephor", &fence)
+        .unwrap();
+    world.cluster.wait_followed(&standby).unwrap();
+    standby
+        .psql("postgres", "select pg_wal_replay_pause()")
+        .unwrap();
+    let paused = "select pg_get_wal_replay_pause_state() = 'paused'";
+    standby.wait_true("postgres", paused).unwrap();
+    let ending = out.ending();
+    let late = async {
+        let gone = format!("select count(*) = 0 from pg_roles where oid = {}", out.oid);
+        while world.ask(&gone) != "t" {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let session = hidden(&standby, &out, 20);
+        standby
+            .psql("postgres", "select pg_wal_replay_resume()")
+            .unwrap();
+        session
+    };
+    let (evidence, session) = tokio::join!(target.revoke(EPOCH, &ending), async {
+        tokio::time::timeout(std::time::Duration::from_secs(60), late)
+            .await
+            .unwrap()
+    });
+    let evidence = evidence.unwrap();
+    let told = match evidence.standbys.as_slice() {
+        [(_, Seen::Absent { starting, .. })] => !starting.is_empty(),
+        [(_, Seen::Behind { .. })] => evidence.partial.is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(told, "a session nobody told of: {evidence:?}");
+    drop(session);
 }

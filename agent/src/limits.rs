@@ -68,6 +68,10 @@ pub const METRICS_CONNECTION: Duration = Duration::from_secs(120);
 pub const SURFACE_THREADS: usize = 4;
 /// Messages with requests for credentials that may be on their way to the broker at once.
 pub const BATCHES_AT_ONCE: usize = 4;
+/// A message without an answer for this long is slow: the target of a login in it may hang.
+pub const BATCH_IS_SLOW: Duration = Duration::from_millis(100);
+/// Slow messages beside those.
+pub const BATCHES_ASIDE: usize = 32;
 /// How long one call to the broker may take.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// How long joining may take once connected.
@@ -87,8 +91,16 @@ pub const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a ping may stay unanswered before the connection counts as lost.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Task ends being told to the broker at the same time.
+/// Task ends being told to the broker at the same time, while it is not known that they are slow.
 pub const ENDS_IN_FLIGHT: usize = 64;
+/// An end that is not proven within this is slow: its target may hang.
+pub const END_IS_SLOW: Duration = Duration::from_millis(300);
+/// Slow ends whose first answer is waited for; a part of the streams of a connection.
+pub const ENDS_SLOW: usize = 256;
+/// Ends that the broker is at already, and that are asked after at the same time.
+pub const ENDS_AGAIN: usize = 16;
+/// Ends that are told, or wait until they are asked after.
+pub const ENDS_TOLD: usize = MAX_TASKS;
 /// CAs of one fleet that are trusted at once.
 pub const CAS: usize = 16;
 /// First wait after the agent's certificate could not be renewed.

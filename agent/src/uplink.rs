@@ -8,6 +8,7 @@ pub mod backoff;
 mod bundle;
 pub mod checkpoint;
 pub mod connect;
+mod ends;
 pub mod identity;
 pub mod join;
 pub mod refusal;
@@ -28,7 +29,7 @@ use crate::limits;
 use crate::tasks::Tasks;
 use connect::Client;
 pub use refusal::CallError;
-use together::{Asked, Together};
+use together::{Asked, Carrier, Together};
 
 /// A source of correlation ids.
 pub type NewCorrelation = Arc<dyn Fn() -> CorrelationId + Send + Sync>;
@@ -121,13 +122,8 @@ impl Uplink {
         // Not after those whose call the same broken connection holds up.
         self.session().await?;
         let (asked, answered) = Asked::new(request);
-        if let Some(mut carrier) = self.together.add(asked) {
-            let uplink = self.clone();
-            self.tasks.spawn("uplink.issue", async move {
-                while let Some((requests, answers)) = carrier.next() {
-                    answers.give(uplink.issue_all(requests).await);
-                }
-            });
+        if let Some(carrier) = self.together.add(asked) {
+            self.carry(carrier);
         }
         // One deadline to wait for those before it, and one of its own; who gives up is not sent.
         match tokio::time::timeout(2 * limits::REQUEST_DEADLINE, answered).await {
@@ -139,6 +135,26 @@ impl Uplink {
                 self.unreachable("the broker did not answer in time", 1),
             )),
         }
+    }
+
+    fn carry(&self, mut carrier: Carrier) {
+        let uplink = self.clone();
+        self.tasks.spawn("uplink.issue", async move {
+            while let Some((requests, answers)) = carrier.next() {
+                let mut call = std::pin::pin!(uplink.issue_all(requests));
+                let answer = tokio::select! {
+                    biased;
+                    answer = &mut call => answer,
+                    () = tokio::time::sleep(limits::BATCH_IS_SLOW) => {
+                        if let Some(other) = carrier.step_aside() {
+                            uplink.carry(other);
+                        }
+                        call.await
+                    }
+                };
+                answers.give(answer);
+            }
+        });
     }
 
     async fn issue_all(

@@ -242,7 +242,8 @@ impl Broker {
                 Step::Closed(row) => return Ok(*row),
                 Step::Submitted(ticket, after) => self.finish(ticket, after).await?,
                 Step::AtTargets(ids) => {
-                    if !self.queues.wait(&ids, limits::TARGET_ANSWER).await {
+                    let most = self.queues.patience(&ids);
+                    if !self.queues.wait(&ids, most).await {
                         return Err(NotEnded::AtTarget);
                     }
                 }

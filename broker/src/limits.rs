@@ -231,6 +231,8 @@ pub const OVERDUE_AHEAD_MILLIS: u64 = 750;
 pub const LATE_AT_ONCE: usize = 1_024;
 /// How long an end waits for its targets before it answers that it goes on without the caller.
 pub const TARGET_ANSWER: Duration = Duration::from_secs(5);
+/// The same while the target fails.
+pub const TARGET_ANSWER_FAILING: Duration = Duration::from_millis(250);
 /// From the intent of something with an effect outside to its making at the latest, in milliseconds,
 /// by the target's clock.
 pub const MINT_WITHIN_MILLIS: u64 = 10_000;
@@ -364,7 +366,9 @@ pub const PG_UNBLOCK_AFTER: Duration = Duration::from_millis(50);
 pub const PG_UNBLOCK_PAUSE: Duration = Duration::from_millis(25);
 /// Tries at a fence within one revocation.
 pub const PG_FENCE_TRIES: usize = 4;
-/// Between two looks at sessions that were told to end.
+/// Between the first two looks at sessions that were told to end; most are gone by then. Then longer.
+pub const PG_LOOK_PAUSE_FIRST: Duration = Duration::from_millis(1);
+/// Between two looks at sessions that were told to end, at the most.
 pub const PG_LOOK_PAUSE: Duration = Duration::from_millis(3);
 /// How long sessions that were told to end may take; then the revocation is tried again later.
 pub const PG_SESSIONS_END: Duration = Duration::from_secs(5);

@@ -27,6 +27,9 @@ pub enum What {
     /// Logins at PostgreSQL made and dropped by the broker's library, beside the same statements typed by
     /// pgbench; exit 1 if a target is missed
     Logins(Logins),
+    /// Tasks with a login at PostgreSQL and an open session end at a steady rate, through agent, broker and
+    /// server: how long until refused, ended, dropped, proven; and the same while another target hangs
+    Ends(Ends),
     /// A process that is a task (internal).
     #[command(name = "__task", hide = true)]
     Task {
@@ -54,6 +57,14 @@ pub enum What {
         /// The agent's socket.
         socket: PathBuf,
     },
+    /// A process that gets a database login, prints it and waits to be killed (internal).
+    #[command(name = "__hold-login", hide = true)]
+    LoginHolder {
+        /// The agent's socket.
+        socket: PathBuf,
+        /// By what right.
+        entitlement: String,
+    },
     /// One client process among many (internal).
     #[command(name = "__worker", hide = true)]
     Worker {
@@ -77,6 +88,26 @@ pub struct Logins {
     /// Logins dropped together
     #[arg(long, default_value_t = 10_000)]
     pub together: usize,
+}
+
+/// `ephor-loadtest ends`
+#[derive(Debug, Args)]
+pub struct Ends {
+    /// The `ephor` binary under test
+    #[arg(long, default_value = "target/release/ephor")]
+    pub ephor: PathBuf,
+    /// Tasks that end, one process each
+    #[arg(long, default_value_t = 500)]
+    pub tasks: usize,
+    /// Ends a second
+    #[arg(long, default_value_t = 50)]
+    pub rate: u64,
+    /// Runs with a target that hangs, and as many without, by turns; 0: none
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Tasks that end in one of those runs
+    #[arg(long, default_value_t = 100)]
+    pub round_tasks: usize,
 }
 
 /// What one worker does at the word.

@@ -34,10 +34,16 @@ pub struct Fixture {
 impl Fixture {
     /// Starts broker and agent in a temporary directory.
     pub async fn start(ephor: &Path) -> anyhow::Result<Self> {
+        Self::start_with(ephor, &[]).await
+    }
+
+    /// As [`Self::start`], with more arguments of `ephor dev`.
+    pub async fn start_with(ephor: &Path, more: &[&str]) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("ephor-load").tempdir()?;
         let mut dev = Command::new(ephor)
             .args(["dev", "--dir"])
             .arg(dir.path().join("d"))
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -75,6 +81,16 @@ impl Fixture {
         value(&self.environment, "EPHOR_CA_FILE").map(Path::new)
     }
 
+    /// The broker's admin socket.
+    pub fn admin_socket(&self) -> anyhow::Result<PathBuf> {
+        value(&self.environment, "EPHOR_ADMIN_SOCKET").map(PathBuf::from)
+    }
+
+    /// Where the broker finds passwords of targets.
+    pub fn target_secrets(&self) -> PathBuf {
+        self.dir.path().join("d/targets")
+    }
+
     /// The policy that `ephor dev` made.
     pub fn policy(&self) -> anyhow::Result<String> {
         let files = std::fs::read_dir(self.dir.path().join("d/policy"))?;
@@ -87,13 +103,10 @@ impl Fixture {
 
     /// Puts that policy in force; the broker's answer.
     pub async fn apply(&self, policy: &str) -> anyhow::Result<String> {
-        let socket = value(&self.environment, "EPHOR_ADMIN_SOCKET")?;
+        let socket = self.admin_socket()?;
         let body = serde_json::json!({"files": [{"name": "ephor.toml", "text": policy}]});
         let call = Call::post("/v1/policy/apply", "application/json", body.to_string());
-        let answer = Connection::unix(Path::new(socket))
-            .await?
-            .call(&call)
-            .await?;
+        let answer = Connection::unix(&socket).await?.call(&call).await?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 

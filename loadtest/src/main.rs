@@ -9,6 +9,7 @@ mod chaos; //     both daemons killed at random
 mod client; //    HTTP/1.1 over a Unix socket or TLS, one keep-alive connection
 mod clock; //     the only place that reads a clock
 mod crowd; //     as many live credentials as there are to be
+mod ends; //      database logins whose tasks end
 mod fixture; //   broker and agent under test
 mod host; //      CPU, memory and run queue, from /proc
 mod inventory; // a look at a server full of left-overs
@@ -45,6 +46,12 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::Holder { socket } => runtime
             .block_on(scenario::exit::hold(&socket))
             .map(|()| true),
+        args::What::LoginHolder {
+            socket,
+            entitlement,
+        } => runtime
+            .block_on(ends::hold(&socket, &entitlement))
+            .map(|()| true),
         args::What::CertificateHolder { socket } => runtime
             .block_on(scenario::certificate::hold(&socket))
             .map(|()| true),
@@ -53,6 +60,7 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
             .map(|()| true),
         args::What::Chaos(chaos) => chaos::run(&chaos),
         args::What::Logins(logins) => runtime.block_on(logins::run(&logins)),
+        args::What::Ends(ends) => runtime.block_on(ends::run(&ends)),
         args::What::Inventory(inventory) => inventory::run(&inventory),
         args::What::Operate(operate) => operate::run(&runtime, &operate),
         args::What::Task { socket } => ephor_testkit::chaos::task::serve(&socket).map(|()| true),

@@ -1,7 +1,6 @@
 //! The life of the connection: hello, heartbeats, what the broker tells unasked, ends that
 //! wait to be told, and the agent's own renewal; then back off and begin again.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,6 @@ use ephor_proto::grpc::{self, v1};
 use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::problem::Code;
 use ephor_proto::time::Boottime;
-use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +21,8 @@ use super::checkpoint::{self, Highest};
 use super::connect::{self, Client, Connect, ConnectError};
 use super::identity::Identity;
 use super::refusal::{self, CallError};
-use super::spool::{End, Spool};
-use super::{Link, Session, Uplink, seconds, timed};
+use super::spool::Spool;
+use super::{Link, Session, Uplink, ends, seconds, timed};
 use crate::limits;
 use crate::tasks::Tasks;
 
@@ -88,7 +86,7 @@ pub struct Renewal {
 
 /// Why a connection was left.
 #[derive(Debug, thiserror::Error)]
-enum Over {
+pub(super) enum Over {
     #[error("{0}")]
     Connect(#[from] ConnectError),
     #[error("{0}")]
@@ -314,7 +312,7 @@ async fn live(wiring: &Arc<Wiring>, session: &Arc<Session>, over: &CancellationT
         () = over.cancelled() => Over::Lost,
         over = watch(wiring, session) => over,
         over = heartbeats(wiring, session) => over,
-        over = tell_ends(wiring, session) => over,
+        over = ends::tell_all(wiring, session) => over,
         over = renew(wiring, session) => over,
     }
 }
@@ -432,64 +430,6 @@ fn take_push(wiring: &Wiring, push: v1::Push) {
         }
         // A newer broker's push that this version does not know.
         None => tracing::debug!("unknown push from the broker"),
-    }
-}
-
-/// Tells ends, oldest first, several on their way at once; ends only with the connection.
-async fn tell_ends(wiring: &Arc<Wiring>, session: &Arc<Session>) -> Over {
-    let mut taken = BTreeSet::new();
-    let mut calls = JoinSet::new();
-    loop {
-        while calls.len() < limits::ENDS_IN_FLIGHT {
-            let Some((place, end)) = wiring.spool.oldest(&taken) else {
-                break;
-            };
-            taken.insert(place);
-            let (wiring, session) = (Arc::clone(wiring), Arc::clone(session));
-            calls.spawn(async move { (place, tell(&wiring, &session, end).await) });
-        }
-        tokio::select! {
-            told = calls.join_next(), if !calls.is_empty() => match told {
-                Some(Ok((place, Ok(())))) => {
-                    wiring.spool.done(place);
-                    taken.remove(&place);
-                }
-                Some(Ok((_, Err(over)))) => return over,
-                Some(Err(error)) => tracing::error!(%error, "telling an end failed inside the agent"),
-                None => {}
-            },
-            () = wiring.spool.changed() => {}
-        }
-    }
-}
-
-/// Tells one end until the broker has it. An error is the connection's.
-async fn tell(wiring: &Wiring, session: &Session, end: End) -> Result<(), Over> {
-    let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
-    loop {
-        crate::crash_point!("complete.before_send");
-        let error = match wiring.uplink.complete(session, end.task, end.cause).await {
-            Ok(receipt) => {
-                wiring.downlink.end_acknowledged(end.task, Some(receipt));
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        match error.refused() {
-            // The broker never had it, or it ended there in another way: nothing is left to tell.
-            Some(Code::NotFound | Code::TaskEnded) => {
-                wiring.downlink.end_acknowledged(end.task, None);
-                return Ok(());
-            }
-            Some(Code::StaleInstance | Code::AgentBanned | Code::Unauthenticated) | None => {
-                return Err(error.into());
-            }
-            Some(code) => {
-                let wait = backoff.next(jitter());
-                tracing::warn!(task = %end.task, %code, ?wait, "the broker did not take a task's end; telling it again");
-                tokio::time::sleep(wait).await;
-            }
-        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A call costs both sides several times what one more request in it costs. Nothing waits for
 //! company: an agent with nothing on its way sends at once, and only while
-//! [`limits::BATCHES_AT_ONCE`] messages are on their way does the next one fill up.
+//! [`limits::BATCHES_AT_ONCE`] messages are on their way does the next one fill up. One whose answer
+//! takes long, because a login's target hangs, steps aside and does not count.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,10 +33,15 @@ pub(super) struct Together(Mutex<State>);
 struct State {
     waiting: VecDeque<Asked>,
     carriers: usize,
+    /// Those that have stepped aside.
+    aside: usize,
 }
 
 /// Carries message after message until nothing waits; one of [`limits::BATCHES_AT_ONCE`].
-pub(super) struct Carrier(Option<Arc<Together>>);
+pub(super) struct Carrier {
+    together: Option<Arc<Together>>,
+    is_aside: bool,
+}
 
 /// Those who wait for the answers to one message, in its order.
 pub(super) struct Answers(Vec<oneshot::Sender<Answer>>);
@@ -57,7 +63,7 @@ impl Together {
             return None;
         }
         state.carriers += 1;
-        Some(Carrier(Some(Arc::clone(self))))
+        Some(Carrier::of(self))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -66,9 +72,36 @@ impl Together {
 }
 
 impl Carrier {
-    /// The next message; `None` when nothing waits, and then never again.
+    fn of(together: &Arc<Together>) -> Self {
+        Self {
+            together: Some(Arc::clone(together)),
+            is_aside: false,
+        }
+    }
+
+    /// Its message is not answered soon: its place is another's, who carries what waits. Only so many
+    /// may; the others keep their places.
+    pub(super) fn step_aside(&mut self) -> Option<Self> {
+        let together = self.together.as_ref()?;
+        let mut state = together.lock();
+        if self.is_aside || state.aside >= limits::BATCHES_ASIDE {
+            return None;
+        }
+        self.is_aside = true;
+        state.aside += 1;
+        if state.waiting.is_empty() {
+            state.carriers = state.carriers.saturating_sub(1);
+            return None;
+        }
+        Some(Self::of(together))
+    }
+
+    /// The next message; `None` when nothing waits, or it has stepped aside, and then never again.
     pub(super) fn next(&mut self) -> Option<(Vec<v1::IssueRequest>, Answers)> {
-        let together = Arc::clone(self.0.as_ref()?);
+        if self.is_aside {
+            return None;
+        }
+        let together = Arc::clone(self.together.as_ref()?);
         let mut state = together.lock();
         let (mut requests, mut answers, mut size) = (Vec::new(), Vec::new(), 0);
         while let Some(next) = state.waiting.front() {
@@ -91,7 +124,7 @@ impl Carrier {
         if requests.is_empty() {
             // Under the same lock as the look, so that whoever adds next starts a carrier.
             state.carriers = state.carriers.saturating_sub(1);
-            self.0 = None;
+            self.together = None;
             return None;
         }
         Some((requests, Answers(answers)))
@@ -99,11 +132,15 @@ impl Carrier {
 }
 
 impl Drop for Carrier {
-    /// Only after a panic: the next one who asks starts another.
+    /// After a panic, the next one who asks starts another.
     fn drop(&mut self) {
-        if let Some(together) = &self.0 {
+        if let Some(together) = &self.together {
             let mut state = together.lock();
-            state.carriers = state.carriers.saturating_sub(1);
+            if self.is_aside {
+                state.aside = state.aside.saturating_sub(1);
+            } else {
+                state.carriers = state.carriers.saturating_sub(1);
+            }
         }
     }
 }
@@ -182,6 +219,35 @@ mod tests {
         assert!(carrier.next().is_none() && carrier.next().is_none());
         let (carrier, _answered) = add(&together, "next");
         assert!(carrier.is_some(), "the place of the one that ended is free");
+    }
+
+    #[test]
+    fn one_that_is_slow_steps_aside_for_what_waits() {
+        let together = Arc::<Together>::default();
+        let mut slow = Vec::new();
+        let mut waiting = Vec::new();
+        for number in 0..limits::BATCHES_AT_ONCE + limits::BATCHES_ASIDE {
+            let (carrier, answered) = add(&together, &number.to_string());
+            let mut carrier = carrier.unwrap();
+            carrier.next().unwrap();
+            assert!(carrier.step_aside().is_none(), "nothing waits");
+            slow.push(carrier);
+            waiting.push(answered);
+        }
+        // So many are slow that the last ones kept their places.
+        let (none, _first) = add(&together, "first");
+        let (_, _second) = add(&together, "second");
+        assert!(none.is_none());
+        let mut last = slow.pop().unwrap();
+        assert!(last.step_aside().is_none());
+        // One is answered.
+        let mut answered = slow.swap_remove(0);
+        assert!(answered.next().is_none());
+        drop(answered);
+        let mut other = last.step_aside().unwrap();
+        assert!(last.next().is_none(), "its place is another's");
+        assert_eq!(reasons(&other.next().unwrap().0), ["first", "second"]);
+        assert!(other.next().is_none());
     }
 
     #[test]

@@ -318,6 +318,19 @@ impl Queues {
         tokio::time::timeout(most, all).await.is_ok()
     }
 
+    /// How long an agent may wait for these: not long where their target does not work, because each of
+    /// its ends would, and there may be many.
+    pub(crate) fn patience(&self, ids: &[CredentialId]) -> Duration {
+        self.with(|inner| {
+            let fails = |queue: &&Queue| queue.is_failing || queue.away.is_some();
+            let mut failing = inner.queues.values().filter(fails);
+            match failing.any(|queue| ids.iter().any(|id| queue.jobs.contains_key(id))) {
+                true => limits::TARGET_ANSWER_FAILING,
+                false => limits::TARGET_ANSWER,
+            }
+        })
+    }
+
     /// There are more in the store than were found.
     pub(super) fn not_all(&self) {
         self.with(|inner| inner.overflowed = true);

@@ -133,8 +133,8 @@ pub(super) async fn census(
 ) -> Result<(Vec<Left>, Position, u32), Failed> {
     const SQL: &str =
         "SELECT c.credential::text, c.fenced, c.can_login, c.role_oid, c.present, c.sessions, c.prepared,
-            p.system_id, p.timeline, p.lsn, p.at_ms, ephor.followers()
-        FROM ephor.place() p LEFT JOIN ephor.census($1::text[]::uuid[]) c ON true";
+            p.system_id, p.timeline, p.lsn, p.at_ms, n
+        FROM ephor.place() p CROSS JOIN ephor.followers() n LEFT JOIN ephor.census($1::text[]::uuid[]) c ON true";
     let rows = pool.call("a census", SQL, &[&credentials]).await;
     let rows = rows.map_err(|said| said.failed(&access.name))?;
     let first = rows.first().ok_or_else(|| Failed::Missing {

@@ -229,10 +229,12 @@ fn config(user: &str, host: &Address, purpose: Purpose<'_>) -> Config {
     let mut config = Config::new();
     config.user(user).dbname(purpose.database);
     config.application_name("ephor-broker");
+    // A plan is kept for as long as a connection lives. Made while there were ten logins, it would read
+    // all of ten thousand.
     config.options(format!(
         "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={} \
-         -c client_min_messages=warning -c search_path=pg_catalog -c jit=off -c DateStyle=ISO \
-         -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed",
+         -c client_min_messages=warning -c search_path=pg_catalog -c jit=off -c enable_seqscan=off \
+         -c DateStyle=ISO -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed",
         limits::PG_STATEMENT.as_millis(),
         purpose.lock_wait.as_millis(),
         limits::PG_STATEMENT.as_millis(),

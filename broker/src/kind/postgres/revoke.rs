@@ -262,8 +262,10 @@ impl<'a> Act<'a> {
     /// Steps 2 and 4: tells sessions to end until there is none.
     async fn end_sessions(&self, pool: &Pool, told: &mut Told) -> Result<(), Failed> {
         let ended = async {
+            let mut pause = limits::PG_LOOK_PAUSE_FIRST;
             while !self.look(pool, told).await? {
-                sleep(limits::PG_LOOK_PAUSE).await;
+                sleep(pause).await;
+                pause = pause.saturating_mul(2).min(limits::PG_LOOK_PAUSE);
             }
             Ok(())
         };

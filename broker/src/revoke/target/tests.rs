@@ -144,8 +144,11 @@ fn a_target_that_works_again_is_asked_for_all() {
     queues.left("orders", &taken, at(0));
     let again = queues.take("orders", at(500), true);
     assert_eq!(again.len(), 1, "with little, until it does something");
+    assert_eq!(queues.patience(&[id(2)]), limits::TARGET_ANSWER_FAILING);
+    assert_eq!(queues.patience(&[id(9)]), limits::TARGET_ANSWER, "not its");
     queues.done("orders", again[0], at(500));
     queues.left("orders", &again, at(500));
+    assert_eq!(queues.patience(&[id(2)]), limits::TARGET_ANSWER);
     assert_eq!(queues.take("orders", at(500), true).len(), 2);
 }
 

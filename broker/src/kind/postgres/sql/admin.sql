@@ -88,8 +88,10 @@ $ephor$;
 
 -- The installation that a login's name belongs to; NULL if it is no name of ours.
 CREATE OR REPLACE FUNCTION ephor.installation_of(p_role text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $ephor$
-    SELECT substring(p_role FROM '^eph_[a-z0-9_]{0,20}_([0-9a-hjkmnp-tv-z]{6})_[0-9a-hjkmnp-tv-z]{26}$')
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    RETURN substring(p_role FROM '^eph_[a-z0-9_]{0,20}_([0-9a-hjkmnp-tv-z]{6})_[0-9a-hjkmnp-tv-z]{26}$');
+END
 $ephor$;
 
 -- Says that an epoch is over. Whoever stole the broker's password can begin a later one: then a person
@@ -167,6 +169,8 @@ CREATE OR REPLACE FUNCTION ephor.check_groups(p_groups name[]) RETURNS void
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     bad text;
+    more oid[];
+    reach oid[];
 BEGIN
     SELECT g INTO bad FROM unnest(p_groups) g
     WHERE NOT EXISTS (SELECT FROM ephor.allowed a WHERE a.role = g) LIMIT 1;
@@ -178,17 +182,20 @@ BEGIN
     IF FOUND THEN
         RAISE 'the role % does not exist, or can log in itself', bad USING ERRCODE = 'EPH04';
     END IF;
-    WITH RECURSIVE reach(oid) AS (
-        SELECT r.oid FROM pg_roles r WHERE r.rolname = ANY (p_groups)
-        UNION
-        SELECT m.roleid FROM pg_auth_members m JOIN reach ON m.member = reach.oid
-    )
-    SELECT r.rolname INTO bad FROM reach JOIN pg_roles r USING (oid)
-    WHERE r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+    -- Step by step: a recursive query costs several times that.
+    more := ARRAY(SELECT r.oid FROM pg_roles r WHERE r.rolname = ANY (p_groups));
+    WHILE cardinality(more) > 0 LOOP
+        reach := reach || more;
+        more := ARRAY(SELECT DISTINCT m.roleid FROM pg_auth_members m
+                      WHERE m.member = ANY (more) AND m.roleid <> ALL (reach));
+    END LOOP;
+    SELECT r.rolname INTO bad FROM pg_roles r
+    WHERE r.oid = ANY (reach) AND (
+          r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
        OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files',
                         'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
-                        'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal', session_user)
-    LIMIT 1;
+                        'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal', session_user))
+    ORDER BY array_position(reach, r.oid) LIMIT 1;
     IF FOUND THEN
         RAISE 'a login of this role could act as %, which reaches beyond it', bad USING ERRCODE = 'EPH04';
     END IF;
@@ -481,20 +488,27 @@ $ephor$;
 -- transactions, and where it stands. Also on a standby.
 CREATE OR REPLACE FUNCTION ephor.census(p_credentials uuid[])
 RETURNS TABLE (credential uuid, fenced boolean, can_login boolean, role_oid oid, present boolean, sessions int, prepared text[])
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+#variable_conflict use_column
+BEGIN
+    PERFORM pg_stat_clear_snapshot();
+    RETURN QUERY
     WITH activity AS MATERIALIZED (SELECT a.usesysid FROM pg_stat_get_activity(NULL) a WHERE a.usesysid IS NOT NULL),
     waiting AS MATERIALIZED (SELECT p.gid, p.ownerid FROM pg_prepared_xact() p)
     SELECT f.credential, f.dead, EXISTS (SELECT FROM pg_roles r WHERE r.oid = f.role_oid AND r.rolcanlogin), f.role_oid,
         EXISTS (SELECT FROM pg_roles r WHERE r.oid = f.role_oid) OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = f.role),
         (SELECT count(*)::int FROM activity a WHERE a.usesysid = f.role_oid),
         ARRAY(SELECT w.gid FROM waiting w WHERE w.ownerid = f.role_oid)
-    FROM ephor.fence f WHERE f.credential = ANY (p_credentials)
+    FROM ephor.fence f WHERE f.credential = ANY (p_credentials);
+END
 $ephor$;
 
 -- Servers that follow this one now, for whoever wants to know whether all were looked at.
 CREATE OR REPLACE FUNCTION ephor.followers() RETURNS int
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
-    SELECT count(*)::int FROM pg_stat_get_wal_senders() w WHERE w.state IN ('streaming', 'catchup')
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    RETURN (SELECT count(*)::int FROM pg_stat_get_wal_senders() w WHERE w.state IN ('streaming', 'catchup'));
+END
 $ephor$;
 
 -- A second look, by the oid and the name that an earlier proof was about; ends what it finds.

@@ -6,12 +6,15 @@
 //! its signature grew old, not per request; however many revocations wait, one
 //! build serves them all.
 
+mod bits; //  of one list
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -20,10 +23,10 @@ use ephor_proto::time::UnixMillis;
 use serde::Serialize;
 
 use crate::limits;
+use bits::{List, bit, deflate, inflate};
 
 /// Bits in one list.
 pub const LIST_BITS: u32 = 1 << 17;
-const LIST_BYTES: usize = (LIST_BITS / 8) as usize;
 /// The `typ` header of a list token.
 pub const TYP: &str = "statuslist+jwt";
 
@@ -153,22 +156,6 @@ impl Former {
     fn kept(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Built>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-struct List {
-    number: u32,
-    /// Guards the bits; held for a few instructions only.
-    bits: Mutex<Bits>,
-    /// Held while a list is compressed and signed, so that waiters share one build.
-    building: tokio::sync::Mutex<()>,
-    current: ArcSwapOption<Built>,
-}
-
-struct Bits {
-    revoked: Vec<u8>,
-    used: Vec<u8>,
-    used_count: u32,
-    version: u64,
 }
 
 impl StatusLists {
@@ -374,89 +361,6 @@ impl StatusLists {
     }
 }
 
-impl List {
-    fn new(number: u32) -> Self {
-        let bits = Bits {
-            revoked: vec![0; LIST_BYTES],
-            used: vec![0; LIST_BYTES],
-            used_count: 0,
-            version: 0,
-        };
-        Self {
-            number,
-            bits: Mutex::new(bits),
-            building: tokio::sync::Mutex::new(()),
-            current: ArcSwapOption::empty(),
-        }
-    }
-
-    /// A list of an earlier epoch.
-    fn void(number: u32) -> Self {
-        let list = Self::new(number);
-        list.change(|bits| bits.revoked.fill(0xff));
-        list
-    }
-
-    fn change<T>(&self, act: impl FnOnce(&mut Bits) -> T) -> T {
-        act(&mut self.bits.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn snapshot(&self) -> (u64, Vec<u8>) {
-        self.change(|bits| (bits.version, bits.revoked.clone()))
-    }
-
-    /// A random free index, or none when the list is half full: beyond that, guessing
-    /// a free one takes long and neighbours become linkable.
-    fn reserve(&self) -> Result<Option<u32>, ListError> {
-        for _ in 0..limits::STATUS_INDEX_TRIES {
-            let index = u32::from_le_bytes(ephor_crypto::random::bytes::<4>()?) % LIST_BITS;
-            let taken = self.change(|bits| {
-                if bits.used_count >= LIST_BITS / 2 {
-                    return None;
-                }
-                Some(bits.mark_used(index))
-            });
-            match taken {
-                None => return Ok(None),
-                Some(true) => return Ok(Some(index)),
-                Some(false) => {}
-            }
-        }
-        Ok(None)
-    }
-
-    fn fresh(&self, now: UnixMillis, kid: &str) -> Option<Arc<Built>> {
-        let built = self.current.load_full()?;
-        let version = self.change(|bits| bits.version);
-        (built.version == version && built.is_good(now, kid)).then_some(built)
-    }
-}
-
-impl Bits {
-    /// False when it was in use already.
-    fn mark_used(&mut self, index: u32) -> bool {
-        let fresh = write_bit(&mut self.used, index, true);
-        self.used_count += u32::from(fresh);
-        fresh
-    }
-
-    fn set(&mut self, index: u32) {
-        self.mark_used(index);
-        if write_bit(&mut self.revoked, index, true) {
-            self.version += 1;
-        }
-    }
-
-    fn clear(&mut self, index: u32) {
-        if write_bit(&mut self.used, index, false) {
-            self.used_count -= 1;
-        }
-        if write_bit(&mut self.revoked, index, false) {
-            self.version += 1;
-        }
-    }
-}
-
 #[derive(Serialize)]
 struct ListClaims<'a> {
     iss: &'a str,
@@ -471,225 +375,4 @@ struct ListClaims<'a> {
 struct Packed {
     bits: u8,
     lst: String,
-}
-
-/// Index `i` is bit `i % 8`, least significant first, of byte `i / 8`.
-fn bit(bytes: &[u8], index: u32) -> Option<bool> {
-    bytes
-        .get(index as usize / 8)
-        .map(|byte| (byte >> (index % 8)) & 1 == 1)
-}
-
-/// True when the bit changed.
-fn write_bit(bytes: &mut [u8], index: u32, value: bool) -> bool {
-    let Some(byte) = bytes.get_mut(index as usize / 8) else {
-        return false;
-    };
-    let before = *byte;
-    if value {
-        *byte |= 1 << (index % 8);
-    } else {
-        *byte &= !(1 << (index % 8));
-    }
-    *byte != before
-}
-
-fn deflate(bits: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(6));
-    encoder.write_all(bits)?;
-    encoder.finish()
-}
-
-fn inflate(packed: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut bits = Vec::with_capacity(LIST_BYTES);
-    flate2::read::ZlibDecoder::new(packed)
-        .take(LIST_BYTES as u64 + 1)
-        .read_to_end(&mut bits)?;
-    Ok(bits)
-}
-
-#[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
-mod tests {
-    use super::*;
-    use ephor_crypto::jwt::{Expected, TokenKind, VerifyKeys, verify};
-    use ephor_crypto::p256::SigningKey;
-
-    const NOW: UnixMillis = UnixMillis::from_unix_seconds(1_800_000_000);
-
-    fn lists() -> (StatusLists, VerifyKeys) {
-        let key = Arc::new(SigningKey::generate().unwrap());
-        let mut keys = VerifyKeys::new();
-        keys.insert("k1", key.public_key());
-        let signer = Arc::new(JwsSigner::new(key, TYP, "k1").unwrap());
-        (
-            StatusLists::new(
-                "http://lists.test/",
-                "https://issuer.test",
-                Places::default(),
-                signer,
-            ),
-            keys,
-        )
-    }
-
-    /// What a verifier does, sharing nothing with the code above but zlib.
-    fn stranger_reads(token: &[u8], keys: &VerifyKeys, index: usize) -> bool {
-        let expected = Expected {
-            kind: TokenKind::StatusList,
-            issuer: "https://issuer.test",
-            audience: &[],
-            now_unix: 1_800_000_000,
-            leeway_seconds: 0,
-        };
-        let verified = verify(std::str::from_utf8(token).unwrap(), keys, &expected).unwrap();
-        let claims = verified.claims();
-        assert!(claims.sub.starts_with("http://lists.test/status/"));
-        assert_eq!(claims.rest["ttl"], 5);
-        assert_eq!(claims.rest["status_list"]["bits"], 1);
-        let packed = URL_SAFE_NO_PAD
-            .decode(claims.rest["status_list"]["lst"].as_str().unwrap())
-            .unwrap();
-        let mut bits = Vec::new();
-        flate2::read::ZlibDecoder::new(&packed[..])
-            .read_to_end(&mut bits)
-            .unwrap();
-        assert_eq!(bits.len(), 16 * 1024);
-        bits[index / 8] & (1 << (index % 8)) != 0
-    }
-
-    #[tokio::test]
-    async fn a_revoked_index_is_seen_by_a_verifier_and_its_neighbours_are_not() {
-        let (lists, keys) = lists();
-        let slot = lists.reserve().unwrap();
-        let before = lists.current(slot.list, NOW).await.unwrap();
-        assert!(!stranger_reads(&before.token, &keys, slot.index as usize));
-        assert!(!before.is_revoked(slot.index));
-        lists.revoke(slot);
-        let after = lists.current(slot.list, NOW).await.unwrap();
-        assert!(stranger_reads(&after.token, &keys, slot.index as usize));
-        assert!(!stranger_reads(
-            &after.token,
-            &keys,
-            slot.index as usize ^ 1
-        ));
-        assert!(after.is_revoked(slot.index) && !after.is_revoked(slot.index ^ 1));
-        assert!(
-            after.is_revoked(LIST_BITS),
-            "an index outside the list is rejected"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_list_is_signed_again_only_when_it_changed_or_grew_old() {
-        let (lists, _) = lists();
-        let slot = lists.reserve().unwrap();
-        let first = lists.current(0, NOW).await.unwrap();
-        let again = lists
-            .current(0, NOW.saturating_add_millis(4_000))
-            .await
-            .unwrap();
-        assert!(Arc::ptr_eq(&first, &again));
-        lists.revoke(slot);
-        let changed = lists
-            .current(0, NOW.saturating_add_millis(4_000))
-            .await
-            .unwrap();
-        assert_eq!(changed.version, first.version + 1);
-        lists.revoke(slot);
-        let same = lists
-            .current(0, NOW.saturating_add_millis(5_000))
-            .await
-            .unwrap();
-        assert!(
-            Arc::ptr_eq(&changed, &same),
-            "revoking twice changes nothing"
-        );
-        let old = lists
-            .current(0, NOW.saturating_add_millis(60_000))
-            .await
-            .unwrap();
-        assert!(!Arc::ptr_eq(&changed, &old));
-        let back = lists.current(0, NOW).await.unwrap();
-        assert_eq!(
-            back.issued_at, NOW,
-            "a token from the future is not served after a step back"
-        );
-    }
-
-    #[tokio::test]
-    async fn restored_credentials_keep_index_and_bit() {
-        let (lists, _) = lists();
-        lists.restore(Slot { list: 2, index: 7 }, true);
-        lists.restore(Slot { list: 2, index: 9 }, false);
-        let built = lists.current(2, NOW).await.unwrap();
-        assert!(built.is_revoked(7) && !built.is_revoked(9));
-        assert!(matches!(
-            lists.current(3, NOW).await,
-            Err(ListError::Unknown(3))
-        ));
-        lists.release(Slot { list: 2, index: 7 });
-        assert!(!lists.current(2, NOW).await.unwrap().is_revoked(7));
-    }
-
-    #[test]
-    fn a_number_that_is_none_of_this_epochs_does_not_make_all_lists_full() {
-        let (lists, _) = lists();
-        let list = limits::STATUS_LISTS_MAX;
-        lists.restore(Slot { list, index: 7 }, true);
-        assert_eq!(lists.reserve().unwrap().list, 0);
-    }
-
-    #[tokio::test]
-    async fn lists_of_an_earlier_epoch_say_revoked_whatever_is_asked() {
-        let key = Arc::new(SigningKey::generate().unwrap());
-        let signer = Arc::new(JwsSigner::new(key, TYP, "k1").unwrap());
-        let places = Places::default().next(NOW);
-        assert_eq!(
-            (places.first, places.former.as_slice()),
-            (1_800_000_000, &[0][..])
-        );
-        let again = places.next(NOW);
-        assert!(again.first >= places.first + limits::STATUS_LISTS_MAX);
-        assert_eq!(again.former, [0, 1_800_000_000]);
-        let lists = StatusLists::new("http://lists.test/", "https://issuer.test", places, signer);
-        lists.restore(Slot { list: 0, index: 7 }, false);
-        for list in [0, 3] {
-            let built = lists.current(list, NOW).await.unwrap();
-            assert!((0..LIST_BITS).all(|index| built.is_revoked(index)));
-        }
-        // Anybody may ask for any of them.
-        let again = lists.current(3, NOW).await.unwrap();
-        assert!(Arc::ptr_eq(&again, &lists.current(3, NOW).await.unwrap()));
-        let later = NOW.saturating_add_millis(60_000);
-        assert!(!Arc::ptr_eq(
-            &again,
-            &lists.current(3, later).await.unwrap()
-        ));
-        for list in 0..limits::FORMER_LISTS_KEPT as u32 + 5 {
-            lists.current(list, later).await.unwrap();
-        }
-        assert_eq!(lists.former.kept().len(), limits::FORMER_LISTS_KEPT);
-        let slot = lists.reserve().unwrap();
-        assert_eq!(slot.list, 1_800_000_000);
-        let built = lists.current(slot.list, NOW).await.unwrap();
-        assert!(!built.is_revoked(slot.index));
-        assert!(lists.current(limits::STATUS_LISTS_MAX, NOW).await.is_err());
-    }
-
-    #[test]
-    fn no_index_is_given_twice_and_full_lists_are_followed_by_new_ones() {
-        let (lists, _) = lists();
-        let mut seen = std::collections::HashSet::new();
-        for _ in 0..LIST_BITS / 2 + 10 {
-            let slot = lists.reserve().unwrap();
-            assert!(seen.insert((slot.list, slot.index)));
-        }
-        assert_eq!(seen.iter().filter(|(list, _)| *list == 1).count(), 10);
-    }
 }

@@ -96,7 +96,7 @@ impl Broker {
         tracing::warn!(host = %name, %until, "host came back from the epoch before");
         Ok(v1::RenewIdentityResponse {
             certificate_der,
-            ca_certificates_der: keys.trusted().iter().map(|ca| ca.der().to_vec()).collect(),
+            ca_certificates_der: self.trusted_cas(),
         })
     }
 }

@@ -128,6 +128,9 @@ pub const BOOT_ID: usize = 64;
 
 /// Largest manifest of a backup, in bytes.
 pub const BACKUP_MANIFEST: u64 = 64 * 1024;
+/// A finished backup stays this long for the command that asked for it to begin to fetch it; the next one
+/// waits as long.
+pub const BACKUP_FETCHED_WITHIN: Duration = Duration::from_secs(30);
 /// Largest configuration file, in bytes.
 pub const CONFIG_FILE: u64 = 64 * 1024;
 /// Longest path of a Unix socket, in bytes (`sun_path` less its final zero).

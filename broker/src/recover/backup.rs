@@ -15,13 +15,15 @@ use ephor_proto::event::Outcome;
 use ephor_proto::http::admin;
 use ephor_proto::problem::Code;
 use ephor_proto::stage::Stage;
-use ephor_proto::time::UnixMillis;
+use ephor_proto::time::{Boottime, UnixMillis};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::app::Broker;
 use crate::files;
 use crate::ledger::log::signed_checkpoint_of;
 use crate::ledger::{Batch, Lane, inspect};
+use crate::limits;
 use crate::request::Refusal;
 
 /// The copy.
@@ -103,24 +105,50 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> BackupError {
 #[derive(Default)]
 pub(crate) struct Backups {
     /// Guards the state; held for a copy of it only.
-    last: Mutex<Option<admin::BackupState>>,
+    last: Mutex<Option<Last>>,
+}
+
+struct Last {
+    state: admin::BackupState,
+    /// When this became its state.
+    since: Boottime,
 }
 
 impl Backups {
-    fn set(&self, state: admin::BackupState) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+    fn set(&self, state: admin::BackupState, since: Boottime) {
+        let last = Some(Last { state, since });
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
-    /// Takes the one place; false while another runs.
-    fn begin(&self, begun: &admin::BackupState) -> bool {
+    /// Takes the one place.
+    ///
+    /// # Errors
+    /// Why it is not free: another runs, or is being fetched.
+    fn begin(&self, begun: &admin::BackupState, now: Boottime) -> Result<(), String> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_free = last
-            .as_ref()
-            .is_none_or(|last| last.state != admin::BackupStage::Running);
-        if is_free {
-            *last = Some(begun.clone());
+        if let Some(last) = &*last {
+            let at = Path::new(&last.state.at);
+            let is_new = now < last.since.saturating_add(limits::BACKUP_FETCHED_WITHIN);
+            match last.state.state {
+                admin::BackupStage::Running => {
+                    return Err("a backup is being made already".to_owned());
+                }
+                admin::BackupStage::Done
+                    if at.exists() && (is_new || Unfetched::of(at).is_none()) =>
+                {
+                    return Err(format!(
+                        "another command is fetching the backup in {}; try again when it is done",
+                        at.display()
+                    ));
+                }
+                admin::BackupStage::Done | admin::BackupStage::Failed => {}
+            }
         }
-        is_free
+        *last = Some(Last {
+            state: begun.clone(),
+            since: now,
+        });
+        Ok(())
     }
 
     /// What became of it.
@@ -128,7 +156,8 @@ impl Backups {
         self.last
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .as_ref()
+            .map(|last| last.state.clone())
     }
 }
 
@@ -153,9 +182,9 @@ impl Broker {
             .backups
             .join(self.clock.wall().as_millis().to_string());
         let begun = admin::BackupState::running(&into.display().to_string());
-        if !self.backups.begin(&begun) {
-            return Err(Refusal::new(Code::Busy, "a backup is being made already"));
-        }
+        self.backups
+            .begin(&begun, self.clock.boottime())
+            .map_err(|why| Refusal::new(Code::Busy, why))?;
         let broker = Arc::clone(self);
         self.tasks.spawn(
             "operate.backup",
@@ -205,23 +234,25 @@ impl Broker {
             "backup made"
         );
         let key_file = self.paths.master_key.display().to_string();
-        self.backups.set(admin::BackupState {
+        let state = admin::BackupState {
             state: admin::BackupStage::Done,
             log_size: manifest.log_size,
             bytes: manifest.bytes,
             sha256: manifest.sha256,
             master_key: (!with_master_key).then_some(key_file),
             ..admin::BackupState::running(&into.display().to_string())
-        });
+        };
+        self.backups.set(state, self.clock.boottime());
     }
 
     fn backup_failed(&self, into: &Path, error: &str) {
         tracing::error!(error, "no backup was made");
-        self.backups.set(admin::BackupState {
+        let state = admin::BackupState {
             state: admin::BackupStage::Failed,
             error: Some(error.to_owned()),
             ..admin::BackupState::running(&into.display().to_string())
-        });
+        };
+        self.backups.set(state, self.clock.boottime());
     }
 
     /// `operate.backup_begun`: from here on there may be a copy.
@@ -294,8 +325,19 @@ fn removed(copy: &Path, error: String) -> String {
     }
 }
 
+/// A copy that nobody fetches, and nobody begins to while this lives: who does holds its lock.
+struct Unfetched(#[allow(dead_code)] File);
+
+impl Unfetched {
+    fn of(copy: &Path) -> Option<Self> {
+        let directory = File::open(copy).ok()?;
+        flock(&directory, FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(Self(directory))
+    }
+}
+
 /// Removes copies that were never finished or never fetched: of a broker or a command that died.
-/// Nothing else in there is touched.
+/// Nothing else in there is touched, nor what a command is fetching.
 fn remove_left(backups: &Path) {
     let Ok(entries) = std::fs::read_dir(backups) else {
         return;
@@ -307,6 +349,10 @@ fn remove_left(backups: &Path) {
         if number.parse::<u64>().is_err() {
             continue;
         }
+        let Some(_unfetched) = Unfetched::of(&path) else {
+            tracing::info!(copy = %path.display(), "a backup is being fetched; it stays");
+            continue;
+        };
         match std::fs::remove_dir_all(&path) {
             Ok(()) => {
                 tracing::warn!(copy = %path.display(), "a backup that nobody fetched was removed")

@@ -82,6 +82,42 @@ async fn what_was_cut_short_or_never_fetched_is_removed_and_nothing_else() {
     }
 }
 
+/// A second operator's neither removes what the first one fetches, nor takes its place.
+#[tokio::test]
+async fn what_another_command_fetches_stays_and_the_next_backup_waits() {
+    let bench = Bench::new().await;
+    let first = made(&bench).await;
+    let copy = PathBuf::from(&first.at);
+    let asked = || admin::Backup {
+        to: "/elsewhere".to_owned(),
+        with_master_key: false,
+    };
+    let refused = || {
+        let refused = bench.broker.begin_backup(asked()).unwrap_err();
+        assert_eq!(refused.code, Code::Busy);
+        assert!(refused.detail.contains(&first.at), "{}", refused.detail);
+        assert_eq!(bench.broker.last_backup().unwrap().at, first.at);
+    };
+    // Its command was told of it a moment ago.
+    refused();
+    // And then took its lock.
+    let fetching = File::open(&copy).unwrap();
+    flock(&fetching, FlockOperation::NonBlockingLockShared).unwrap();
+    bench.pass_seconds(3_600);
+    refused();
+    bench.broker.remove_left_backups().await;
+    assert!(copy.join(DATABASE).exists(), "as a broker's start would");
+    // It died.
+    drop(fetching);
+    let second = made(&bench).await;
+    assert_eq!(second.state, admin::BackupStage::Done, "{:?}", second.error);
+    assert!(second.at != first.at && !copy.exists());
+    // Fetched and removed: nobody waits.
+    std::fs::remove_dir_all(&second.at).unwrap();
+    bench.pass_seconds(1);
+    assert_eq!(made(&bench).await.state, admin::BackupStage::Done);
+}
+
 #[test]
 fn what_could_not_be_removed_is_said() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ephor_proto::http::admin::{Backup, BackupStage, BackupState};
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
@@ -33,10 +33,15 @@ pub async fn backup(broker: &Peer, to: &Path, with_master_key: bool) -> Outcome 
         to: to.display().to_string(),
         with_master_key,
     };
-    let mut state: BackupState = broker.post("/v1/backup", &ask).await?;
+    let begun: BackupState = broker.post("/v1/backup", &ask).await?;
+    let mut state = begun.clone();
     while state.state == BackupStage::Running {
         tokio::time::sleep(LOOK).await;
         state = broker.read("/v1/backup").await?;
+        if state.at != begun.at {
+            let why = "another one was begun before this one was fetched; run the command again";
+            return Err(Failure::local("no backup was made", why));
+        }
     }
     if let Some(why) = &state.error {
         return Err(Failure::local("no backup was made", why));
@@ -108,6 +113,9 @@ impl Made {
         if fs::fstat(&directory)?.st_uid != user {
             return Err(strange("is not the broker's own"));
         }
+        // The broker removes what nobody has locked.
+        fs::flock(&directory, FlockOperation::NonBlockingLockShared)
+            .map_err(|_| strange("is being removed by the broker; run the command again"))?;
         let mut files = Vec::new();
         for entry in fs::Dir::read_from(&directory)? {
             let entry = entry?;
@@ -117,6 +125,9 @@ impl Made {
             }
             let known = FILES.into_iter().find(|file| file.as_bytes() == name);
             files.push(known.ok_or_else(|| strange("holds what is of no backup"))?);
+        }
+        if !files.contains(&"ephor.db") {
+            return Err(strange("holds no backup any more; run the command again"));
         }
         Ok(Self {
             path: path.to_owned(),
@@ -203,12 +214,35 @@ mod tests {
         assert_eq!(to.metadata().unwrap().mode() & 0o777, 0o700);
         assert!(!from.exists());
         std::fs::create_dir(&from).unwrap();
+        std::fs::write(from.join("ephor.db"), "another").unwrap();
         std::fs::create_dir(to.join("x")).unwrap();
         assert!(
             fetch(&from, own(), &to).is_err(),
             "never over what is there"
         );
         assert!(from.exists());
+    }
+
+    /// The broker's lock, and a directory that it emptied before we had ours.
+    #[test]
+    fn what_the_broker_removes_is_not_fetched() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::create_dir(&from).unwrap();
+        let refused = |words: &str| {
+            let refused = fetch(&from, own(), &to).unwrap_err().to_string();
+            assert!(refused.contains(words) && !to.exists(), "{refused}");
+        };
+        refused("holds no backup any more");
+        std::fs::write(from.join("ephor.db"), "copy").unwrap();
+        let broker = File::open(&from).unwrap();
+        fs::flock(&broker, FlockOperation::NonBlockingLockExclusive).unwrap();
+        refused("is being removed");
+        drop(broker);
+        let ours = Made::open(&from, own()).unwrap();
+        let broker = File::open(&from).unwrap();
+        assert!(fs::flock(&broker, FlockOperation::NonBlockingLockExclusive).is_err());
+        drop(ours);
     }
 
     /// What a broker that was broken into could name, with the words of the refusal.

@@ -106,7 +106,10 @@ fn not_installed(why: &InstallError, url: &str) -> Failure {
     let rest = "A database whose statement failed is as it was before; init may be run again.";
     match why {
         InstallError::Options(_) => Failure::usage(why),
-        InstallError::Connect { .. } => Failure::unreachable(why),
+        InstallError::Connect(_) => Failure::unreachable(format!(
+            "{why}\nA database that was not reached is as it was before. See that the server runs there, and that its \
+             pg_hba.conf lets this user in from here; then run it again."
+        )),
         InstallError::Statement { .. } => {
             // The administrator's name, and nothing that may be a password.
             let who = Target::of(url)

@@ -13,7 +13,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
 use super::access::{Access, Password, Tls};
-use super::failed::{Failed, Said, not_connected, said};
+use super::failed::{Failed, Said, Tried, not_connected, said};
 use super::password;
 use super::tls::Encrypt;
 use crate::clock::SystemClock;
@@ -64,28 +64,29 @@ impl Conn {
             Password::File(file) => file,
         };
         let next = password::next(file);
-        let mut tried: Vec<Secret> = Vec::new();
+        let tried = Tried::of(access, host, purpose.database);
+        let mut refusals: Vec<Secret> = Vec::new();
         let mut refused = None;
         // The first once more: it may have changed while we asked.
         for file in [file, &next, file] {
             let read = password::read(file).await;
-            let Some(secret) = read.map_err(|why| unreachable(access, host, why))? else {
+            let Some(secret) = read.map_err(|why| unreachable(&tried, why))? else {
                 continue;
             };
-            if tried.iter().any(|one| one.eq_ct(secret.expose())) {
+            if refusals.iter().any(|one| one.eq_ct(secret.expose())) {
                 continue;
             }
             match Self::open_with(access, host, purpose, Some(&secret), tasks).await {
                 Err(failed @ Failed::Unauthorized { .. }) => {
                     refused.get_or_insert(failed);
-                    tried.push(secret);
+                    refusals.push(secret);
                 }
                 other => return other,
             }
         }
         Err(refused.unwrap_or_else(|| {
             let why = format!("credential file {} is not there", file.display());
-            unreachable(access, host, why)
+            unreachable(&tried, why)
         }))
     }
 
@@ -106,10 +107,13 @@ impl Conn {
         }
         let opened = connected(&config, host, &access.tls, tasks);
         let client = timeout(limits::PG_CONNECT, opened).await;
-        let client = client.map_err(|_| unreachable(access, host, "no answer".to_owned()))?;
+        let tried = Tried::of(access, host, purpose.database);
+        let client = client.map_err(|_| {
+            unreachable(&tried, format!("no answer within {:?}", limits::PG_CONNECT))
+        })?;
         let client = client.map_err(|why| match why {
-            NotConnected::Tls(why) => unreachable(access, host, why),
-            NotConnected::Server(why) => not_connected(&access.name, &host.to_string(), &why),
+            NotConnected::Tls(why) => unreachable(&tried, why),
+            NotConnected::Server(why) => not_connected(&tried, &why),
         })?;
         Self::greeted(access, client).await
     }
@@ -205,10 +209,10 @@ impl Said {
     }
 }
 
-fn unreachable(access: &Access, host: &Address, why: String) -> Failed {
+fn unreachable(tried: &Tried<'_>, why: String) -> Failed {
     Failed::Unreachable {
-        target: access.name.clone(),
-        why: format!("{host}: {why}"),
+        target: tried.target.to_owned(),
+        why: format!("{tried}: {why}"),
     }
 }
 

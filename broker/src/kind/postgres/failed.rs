@@ -1,6 +1,8 @@
 //! What became of a call to a target that did not do what was asked.
 
-use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::error::DbError;
+
+use super::access::Access;
 
 /// See the module. Every text names the target and never holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,14 +40,14 @@ pub enum Failed {
         why: String,
     },
     /// It does not take our own login.
-    #[error(
-        "target {target} does not let the broker in: {why}; put the password into its credential file, it is read at every connect"
-    )]
+    #[error("target {target} does not let the broker in: {why}; {mend}")]
     Unauthorized {
         /// Name of the target.
         target: String,
         /// What the server said.
         why: String,
+        /// What to do.
+        mend: String,
     },
     /// It is in recovery, or follows another server.
     #[error("target {target}: no host of it takes writes: {why}")]
@@ -121,7 +123,7 @@ pub(super) enum Said {
 pub(super) fn said(target: &str, asked: &str, error: &tokio_postgres::Error) -> Said {
     let target = target.to_owned();
     let Some(db) = error.as_db_error() else {
-        let why = format!("{asked}: {}", chain(error));
+        let why = format!("{asked}: {}", words(error));
         return Said::Failed(Failed::Unknown { target, why });
     };
     if db.code().code() == "EPH02" {
@@ -140,7 +142,14 @@ fn answer(target: String, asked: &str, db: &DbError) -> Failed {
     match db.code().code() {
         "EPH01" => Failed::Fenced { target, why },
         "EPH03" => Failed::TooLate { target, why },
-        code if lets_nobody_in(code) => Failed::Unauthorized { target, why },
+        "28P01" => Failed::Unauthorized {
+            target,
+            why,
+            mend: "put its password into its credential file, which is read at every connect"
+                .to_owned(),
+        },
+        // No line of pg_hba.conf, or no such role.
+        "28000" => Failed::Unauthorized { target, why, mend },
         // Told to end, by an administrator or a stop of the server, while it worked.
         "57P01" | "57P02" | "57P05" | "25P03" => Failed::Unknown {
             target,
@@ -161,15 +170,6 @@ fn answer(target: String, asked: &str, db: &DbError) -> Failed {
     }
 }
 
-fn lets_nobody_in(code: &str) -> bool {
-    [
-        SqlState::INVALID_PASSWORD,
-        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
-    ]
-    .iter()
-    .any(|state| state.code() == code)
-}
-
 /// Message, detail and hint. They may quote names and never a password: none is ever sent.
 fn text(db: &DbError) -> String {
     let mut text = db.message().to_owned();
@@ -180,8 +180,23 @@ fn text(db: &DbError) -> String {
     text.replace('\n', "; ")
 }
 
+/// An error of the library in words: what the server said, without the library's "db error", or what
+/// happened on the way there.
+pub(super) fn words(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => text(db),
+        None => match chain(error) {
+            // The library's way to say that there is none, once the server asks for it.
+            none if none.contains("password missing") => {
+                "it asks for a password, and there is none".to_owned()
+            }
+            other => other,
+        },
+    }
+}
+
 /// An error with its causes; the library's own text names only the kind.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -195,21 +210,76 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What was tried in vain: a connection.
+pub(super) struct Tried<'a> {
+    /// Name of the target.
+    pub(super) target: &'a str,
+    /// The server.
+    pub(super) host: &'a ephor_proto::postgres::Address,
+    /// As whom.
+    pub(super) user: &'a str,
+    /// Into which database.
+    pub(super) database: &'a str,
+}
+
+impl<'a> Tried<'a> {
+    /// With the broker's own login.
+    pub(super) fn of(
+        access: &'a Access,
+        host: &'a ephor_proto::postgres::Address,
+        database: &'a str,
+    ) -> Self {
+        Self {
+            target: &access.name,
+            host,
+            user: &access.user,
+            database,
+        }
+    }
+}
+
+impl std::fmt::Display for Tried<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            host,
+            user,
+            database,
+            ..
+        } = self;
+        write!(f, "connecting to {host} as {user}, database {database}")
+    }
+}
+
 /// Why no connection came about.
-pub(super) fn not_connected(target: &str, host: &str, error: &tokio_postgres::Error) -> Failed {
-    let target = target.to_owned();
-    match error.as_db_error() {
-        Some(db) => match answer(target.clone(), "connecting", db) {
-            // Nothing was asked yet.
-            Failed::Unknown { why, .. } | Failed::Busy { why, .. } => Failed::Unreachable {
-                target,
-                why: format!("{host}: {why}"),
-            },
-            other => other,
-        },
-        None => Failed::Unreachable {
+pub(super) fn not_connected(tried: &Tried<'_>, error: &tokio_postgres::Error) -> Failed {
+    let target = tried.target.to_owned();
+    let Some(db) = error.as_db_error() else {
+        return Failed::Unreachable {
             target,
-            why: format!("{host}: {}", chain(error)),
+            why: format!("{tried}: {}", words(error)),
+        };
+    };
+    let why = format!("{tried}: {}", text(db));
+    match answer(target.clone(), "connecting", db) {
+        Failed::Unauthorized { mend, .. } => Failed::Unauthorized { target, why, mend },
+        Failed::Missing { mend, .. } => Failed::Missing {
+            target,
+            what: why,
+            mend,
         },
+        Failed::NotPrimary { .. } => Failed::NotPrimary { target, why },
+        Failed::Refused { .. } => Failed::Refused { target, why },
+        Failed::Unreachable { .. } if db.code().code() == "53300" => Failed::Unreachable {
+            target,
+            why: format!(
+                "{why}; raise max_connections there, or lower `connections` of the target"
+            ),
+        },
+        // Nothing was asked yet.
+        Failed::Unreachable { .. }
+        | Failed::Unknown { .. }
+        | Failed::Busy { .. }
+        | Failed::Fenced { .. }
+        | Failed::TooLate { .. } => Failed::Unreachable { target, why },
     }
 }

@@ -16,7 +16,7 @@ pub use check::{Finding, Grade, check};
 
 use super::access::Tls;
 use super::connect::{NotConnected, connected};
-use super::failed::chain;
+use super::failed::{Tried, words};
 use super::name::{Ident, literal, quoted};
 use crate::limits;
 use crate::tasks::Tasks;
@@ -73,13 +73,8 @@ pub enum InstallError {
     #[error("{0}")]
     Options(String),
     /// Nobody answers, or we are not let in.
-    #[error("{host}: {why}")]
-    Connect {
-        /// Which server.
-        host: String,
-        /// What it said.
-        why: String,
-    },
+    #[error("{0}")]
+    Connect(String),
     /// A statement failed; the database it was in is as before.
     #[error("database {database}: {why}")]
     Statement {
@@ -192,16 +187,20 @@ async fn connect_to(admin: &Admin, database: &str, tasks: &Tasks) -> Result<Clie
         Address::Tcp { host, port } => config.host(host.as_str()).port(*port),
         Address::Socket { dir, port } => config.host_path(dir).port(*port),
     };
-    let failed = |why: String| InstallError::Connect {
-        host: admin.address.to_string(),
-        why,
+    let tried = Tried {
+        target: "",
+        host: &admin.address,
+        user: &admin.user,
+        database,
     };
+    let failed = |why: String| InstallError::Connect(format!("{tried}: {why}"));
     let opened = connected(&config, &admin.address, &admin.tls, tasks);
     let opened = timeout(limits::PG_CONNECT, opened).await;
-    let opened = opened.map_err(|_| failed("no answer".to_owned()))?;
+    let opened =
+        opened.map_err(|_| failed(format!("no answer within {:?}", limits::PG_CONNECT)))?;
     opened.map_err(|why| match why {
         NotConnected::Tls(why) => failed(why),
-        NotConnected::Server(why) => failed(chain(&why)),
+        NotConnected::Server(why) => failed(words(&why)),
     })
 }
 
@@ -227,7 +226,7 @@ async fn texts(client: &Client, database: &str, sql: &str) -> Result<Vec<String>
 fn failed(database: &str, why: &tokio_postgres::Error) -> InstallError {
     InstallError::Statement {
         database: database.to_owned(),
-        why: chain(why),
+        why: words(why),
     }
 }
 

@@ -133,7 +133,11 @@ fn not_reached(access: &Access, host: &Address, database: &str, why: &Failed) ->
             )
         }
     };
-    let said = why.to_string();
+    // What to do stands beside it here.
+    let said = match why {
+        Failed::Unauthorized { why, .. } | Failed::Missing { what: why, .. } => why.clone(),
+        other => other.to_string(),
+    };
     let mend = if said.contains("pg_hba") {
         format!("a line in pg_hba.conf, then SELECT pg_reload_conf():  {line}")
     } else if said.contains("does not exist") {
@@ -146,7 +150,13 @@ fn not_reached(access: &Access, host: &Address, database: &str, why: &Failed) ->
             _ => "see that the server runs and the network lets us through".to_owned(),
         }
     };
-    Finding::not(Grade::Wrong, format!("{host}: {said}"), mend)
+    let here = host.to_string();
+    let said = if said.contains(&here) {
+        said
+    } else {
+        format!("{here}: {said}")
+    };
+    Finding::not(Grade::Wrong, said, mend)
 }
 
 async fn standby(access: &Access, host: &Address, tasks: &Tasks) -> Finding {

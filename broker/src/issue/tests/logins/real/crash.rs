@@ -2,6 +2,8 @@
 //! server: no login without an audit record, none called dead that can still act, and nothing left
 //! once another broker has the store. Judged by `psql`.
 
+mod inside;
+
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;

@@ -4,6 +4,9 @@
 //! broker that was taken over can write no more, wherever it runs. That a second one is refused
 //! while the first is alive is a courtesy on the same host.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::writer::Trouble;
@@ -85,6 +88,41 @@ fn start_time(pid: u32) -> Option<u64> {
         .nth(19)?
         .parse()
         .ok()
+}
+
+/// The file that was opened, by its name. Whoever removes or replaces it takes what is written from then
+/// on away, and nothing would say so: SQLite goes on with the file that has no name any more.
+#[derive(Debug)]
+pub(super) struct Place {
+    path: PathBuf,
+    /// Device and number of the file.
+    file: (u64, u64),
+}
+
+impl Place {
+    /// As it is now.
+    pub(super) fn of(path: &Path) -> std::io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: file_at(path)?,
+        })
+    }
+
+    /// Checks that the name still leads to it.
+    pub(super) fn check(&self) -> Result<(), Trouble> {
+        match file_at(&self.path) {
+            Ok(file) if file == self.file => Ok(()),
+            Ok(_) | Err(_) => Err(Trouble::Damaged(format!(
+                "{} was removed or replaced while it was open; stop this broker, and put the newest copy back",
+                self.path.display()
+            ))),
+        }
+    }
+}
+
+fn file_at(path: &Path) -> std::io::Result<(u64, u64)> {
+    let found = std::fs::metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// Epoch and holder that every commit must find.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use arc_swap::ArcSwap;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
 
-use super::holder::{Fence, Holder};
+use super::holder::{Fence, Holder, Place};
 use super::overlay::Overlay;
 use super::queue::Queue;
 use super::reserve::{Frame, Reserve};
@@ -155,11 +155,16 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, OpenError> {
     let (reserve, frames) = open_reserve(&options.reserve_path, reserve_seq)?;
     let shared = Arc::new(share(head, high_water));
     let (clock, writes_since_look) = (options.clock, 0);
+    let place = Place::of(path).map_err(|error| OpenError::Io {
+        path: path.to_owned(),
+        error,
+    })?;
     let mut writer = Writer {
         connection,
         frontier,
         reserve,
         fence,
+        place,
         clock,
         shared,
         writes_since_look,

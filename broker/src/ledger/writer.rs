@@ -15,7 +15,7 @@ use ephor_proto::time::UnixMillis;
 use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::batch::{CommitError, Lane, Reason};
-use super::holder::Fence;
+use super::holder::{Fence, Place};
 use super::overlay::Overlay;
 use super::queue::{Job, Queue, Taken};
 use super::reserve::Reserve;
@@ -61,6 +61,7 @@ pub(super) struct Writer {
     pub(super) frontier: Frontier,
     pub(super) reserve: Option<Reserve>,
     pub(super) fence: Fence,
+    pub(super) place: Place,
     pub(super) clock: SharedClock,
     pub(super) shared: Arc<Shared>,
     pub(super) writes_since_look: u64,

@@ -10,6 +10,7 @@ mod dev;
 mod explain;
 mod load;
 mod matching;
+mod names;
 mod wrong;
 
 use super::*;

@@ -111,7 +111,7 @@ fn pgbouncer_is_started_only_where_it_cannot_be_misled() {
 }
 
 #[test]
-fn an_applications_pool_needs_nothing_and_ends_when_its_login_is_taken() {
+fn attack_115_an_applications_pool_needs_nothing_and_ends_when_its_login_is_taken() {
     let server = server();
     let dev = Serving::start(&server);
     let python = python().display().to_string();

@@ -161,7 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn hostile_names_are_refused() {
+    fn attack_113_hostile_names_are_refused_or_quoted() {
         let hostile = [
             "",
             "a\0b",

@@ -148,7 +148,7 @@ fn a_damaged_file_is_refused_with_a_reason() {
 }
 
 #[test]
-fn a_log_that_is_not_its_checkpoint_is_refused() {
+fn attack_121_a_log_that_is_not_its_checkpoint_is_refused() {
     for tampering in [
         "UPDATE checkpoint SET root = zeroblob(32) WHERE size = 6",
         "DELETE FROM leaf WHERE idx = 5",
@@ -166,6 +166,32 @@ fn a_log_that_is_not_its_checkpoint_is_refused() {
             matches!(refusal(&store), OpenError::Damaged { .. }),
             "{tampering}"
         );
+    }
+}
+
+/// What is written to a file without a name is lost with the process: nothing is recorded any more, and
+/// so nothing is issued, also when another file has its name.
+#[test]
+fn attack_121_a_store_that_was_removed_while_it_is_open_takes_nothing_more() {
+    for replaced in [false, true] {
+        let store = Store::new();
+        let ledger = store.open();
+        commit(&ledger, issue(0).1).unwrap();
+        let copy = store.dir.path().join("copy.db");
+        std::fs::copy(store.path(), &copy).unwrap();
+        std::fs::remove_file(store.path()).unwrap();
+        if replaced {
+            std::fs::rename(&copy, store.path()).unwrap();
+        }
+        for batch in [issue(1).1, revoke(vec![], vec![event("late")])] {
+            match commit(&ledger, batch).unwrap_err() {
+                CommitError::Refused(Reason::Damaged(why)) => {
+                    assert!(why.contains("removed or replaced"), "{why}");
+                }
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(ledger.head().size, 3);
     }
 }
 

@@ -65,6 +65,7 @@ impl Writer {
             .map_err(before)?;
         run(&self.connection, "BEGIN IMMEDIATE").map_err(before)?;
         self.fence.check(&self.connection)?;
+        self.place.check()?;
         let size = self.frontier.size();
         let mut results = Vec::with_capacity(batches.len());
         for batch in batches {

@@ -7,6 +7,8 @@
     clippy::indexing_slicing
 )]
 
+mod attacks;
+
 use std::future::Future as _;
 use std::sync::Arc;
 

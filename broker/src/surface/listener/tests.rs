@@ -5,6 +5,8 @@
     clippy::indexing_slicing
 )]
 
+mod http2;
+
 use std::time::Duration;
 
 use axum::routing::get;

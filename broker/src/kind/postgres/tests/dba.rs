@@ -5,11 +5,11 @@ use std::time::Duration;
 use ephor_proto::time::UnixMillis;
 use ephor_testkit::postgres::Options as ClusterOptions;
 
-use super::kit::{EPOCH, World, login, now, shared, verifier};
+use super::kit::{EPOCH, World, login, now, options, shared, verifier};
 use crate::kind::postgres::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_a_dba_dropped_is_proven_and_its_session_ended() {
+async fn attack_116_a_role_that_a_dba_dropped_is_proven_and_its_session_ended() {
     let world = shared();
     let target = world.target();
     let out = world.mint(&target).await;
@@ -144,7 +144,7 @@ async fn a_login_of_our_name_that_the_fence_does_not_know_is_found_and_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_admin_password_is_said_and_followed_without_a_restart() {
+async fn attack_117_a_changed_admin_password_is_said_and_followed_without_a_restart() {
     let world = World::own(ClusterOptions::default()).await;
     let target = world.target();
     let out = world.mint(&target).await;
@@ -154,7 +154,27 @@ async fn a_changed_admin_password_is_said_and_followed_without_a_restart() {
         matches!(refused, Err(Failed::Unauthorized { .. })),
         "{refused:?}"
     );
-    assert!(!refused.unwrap_err().to_string().contains("first"));
+    let host = format!("127.0.0.1:{}", world.cluster.port());
+    let tried = format!("connecting to {host} as ephor, database ephor");
+    let said = refused.unwrap_err().to_string();
+    assert_eq!(
+        said,
+        format!(
+            "target orders does not let the broker in: {tried}: password authentication failed for user \"ephor\"; \
+             put its password into its credential file, which is read at every connect"
+        )
+    );
+    world.ask("alter role ephor nologin");
+    world.set_password("second");
+    let said = target.position().await.unwrap_err().to_string();
+    assert_eq!(
+        said,
+        format!(
+            "target orders does not let the broker in: {tried}: role \"ephor\" is not permitted to log in; \
+             run `ephor target check` to see how to mend it"
+        )
+    );
+    world.ask("alter role ephor login");
     world.set_password("second");
     target.revoke(EPOCH, &out.ending()).await.unwrap();
     world.assert_dead(&out);
@@ -164,6 +184,25 @@ async fn a_changed_admin_password_is_said_and_followed_without_a_restart() {
     assert!(
         matches!(&away, Err(Failed::Unreachable { why, .. }) if why.contains("credential file")),
         "{away:?}"
+    );
+    // An administrator who is not let in, and one whose statement fails.
+    let mut admin = world.admin();
+    admin.user = "nobody_here".to_owned();
+    let said = install(&admin, &options(None), &world.tasks).await;
+    let said = said.unwrap_err().to_string();
+    let who = "as nobody_here, database postgres: it asks for a password, and there is none";
+    assert!(
+        said.starts_with("connecting to /") && said.ends_with(who),
+        "{said}"
+    );
+    world.ask("create role weak login; drop schema ephor cascade");
+    admin.user = "postgres".to_owned();
+    world.ask("create schema ephor authorization weak");
+    let said = install(&admin, &options(None), &world.tasks).await;
+    let said = said.unwrap_err().to_string();
+    assert_eq!(
+        said,
+        "database orders: a schema \"ephor\" of somebody else is in the way"
     );
 }
 

@@ -244,7 +244,7 @@ async fn case_g_neither_the_broker_nor_a_login_gets_further() {
 
 /// Everything that a role can own or be given, in two databases.
 #[tokio::test(flavor = "multi_thread")]
-async fn objects_in_two_databases_grants_and_default_privileges_go() {
+async fn attack_114_objects_in_two_databases_grants_and_default_privileges_go() {
     let world = shared();
     let target = world.target();
     let out = world.mint(&target).await;

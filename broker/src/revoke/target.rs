@@ -2,7 +2,8 @@
 //! before ends of tasks before expiries, so that a target that hangs holds up nothing but itself.
 //!
 //! The store's `revoking` rows are the truth; this only remembers whose turn it is. Nothing is ever
-//! given up: what does not fit is found again by a scan, and what fails waits longer each time.
+//! given up: what does not fit is found again by a scan, and what fails waits longer each time. What
+//! fails while its neighbours do not is asked for alone, so that it slows none of them.
 
 mod late;
 mod run;
@@ -82,6 +83,8 @@ struct Job {
     next: Boottime,
     attempts: u32,
     is_running: bool,
+    /// It failed where others did not, or by itself: no call takes it together with others.
+    is_alone: bool,
     /// It was told that it is late, after so many tries.
     told: Option<u32>,
     /// See [`Wanted::is_found`].
@@ -96,8 +99,10 @@ struct Queue {
     jobs: HashMap<CredentialId, Job>,
     /// Calls under way.
     running: usize,
-    /// The last call failed.
+    /// All of the last call failed.
     is_failing: bool,
+    /// How often the most that a call takes is halved: calls of more went without an answer.
+    halved: u32,
     /// Calls since the target was last reached, and until when none but a person's is made.
     away: Option<(u32, Boottime)>,
 }
@@ -150,6 +155,7 @@ impl Queues {
                 next,
                 attempts: wanted.told.unwrap_or_default(),
                 is_running: false,
+                is_alone: false,
                 told: wanted.told,
                 is_found: wanted.is_found,
                 setback: None,
@@ -167,8 +173,11 @@ impl Queues {
     fn ready(&self, now: Boottime, may_sweep: bool) -> Vec<String> {
         self.with(|inner| {
             let is_ready = |queue: &Queue| {
+                let is_one_alone = queue.is_one_alone();
                 let mut jobs = queue.jobs.values();
-                queue.has_place() && jobs.any(|job| job.is_due(now, may_sweep))
+                let is_due =
+                    |job: &Job| job.is_due(now, may_sweep) && !(job.is_alone && is_one_alone);
+                queue.has_place() && jobs.any(is_due)
             };
             let ready = inner.queues.iter().filter(|(_, queue)| is_ready(queue));
             let mut ready: Vec<String> = ready.map(|(name, _)| name.clone()).collect();
@@ -188,21 +197,27 @@ impl Queues {
             if !queue.has_place() {
                 return Vec::new();
             }
+            let is_one_alone = queue.is_one_alone();
             let mut due: Vec<_> = queue
                 .jobs
                 .iter()
                 .filter(|(_, job)| job.is_due(now, may_sweep))
-                .map(|(id, job)| (job.urgency, job.next, *id))
+                .filter(|(_, job)| !(job.is_alone && is_one_alone))
+                .map(|(id, job)| (job.urgency, job.next, *id, job.is_alone))
                 .collect();
+            match due.iter().min().copied() {
+                Some(first @ (.., true)) => due = vec![first],
+                Some((.., false)) | None => due.retain(|(.., is_alone)| !is_alone),
+            }
             // A failing target is asked with little, until it does something.
             let most = if queue.is_failing {
                 1
             } else {
-                limits::TARGET_BATCH
+                limits::TARGET_BATCH >> queue.halved
             };
             due.sort_unstable();
             due.truncate(most);
-            for (_, _, id) in &due {
+            for (_, _, id, _) in &due {
                 if let Some(job) = queue.jobs.get_mut(id) {
                     job.is_running = true;
                 }
@@ -210,7 +225,7 @@ impl Queues {
             if !due.is_empty() {
                 queue.running += 1;
             }
-            due.into_iter().map(|(_, _, id)| id).collect()
+            due.into_iter().map(|(_, _, id, _)| id).collect()
         })
     }
 
@@ -248,7 +263,7 @@ impl Queues {
             };
             queue.away = None;
             if std::mem::take(&mut queue.is_failing) {
-                for job in queue.jobs.values_mut() {
+                for job in queue.jobs.values_mut().filter(|job| !job.is_alone) {
                     job.next = job.next.min(now);
                 }
             }
@@ -270,13 +285,14 @@ impl Queues {
             let Some(queue) = inner.queues.get_mut(target) else {
                 return;
             };
-            queue.is_failing = true;
+            queue.is_failing |= !setback.is_own;
             if setback.is_away {
                 queue.is_away(id, now, &setback);
             }
             let away = queue.away.map(|(_, until)| until);
             if let Some(job) = queue.jobs.get_mut(&id) {
                 job.is_running = false;
+                job.is_alone |= setback.is_own;
                 job.next = match away.filter(|_| setback.is_away) {
                     Some(until) => until,
                     None => {
@@ -287,6 +303,26 @@ impl Queues {
                 job.setback = Some(setback);
             }
         });
+    }
+
+    /// A call of so many came to its end. One that takes too long is made of fewer the next time.
+    fn answered(&self, target: &str, many: usize, is_unanswered: bool) {
+        self.with(|inner| {
+            let Some(queue) = inner.queues.get_mut(target) else {
+                return;
+            };
+            let fewest = limits::TARGET_BATCH.ilog2();
+            queue.halved = match is_unanswered {
+                true if many > 1 => (queue.halved + 2).min(fewest),
+                true => queue.halved,
+                false => queue.halved.saturating_sub(1),
+            };
+        });
+    }
+
+    /// Whether all of the last call failed.
+    fn is_failing(&self, target: &str) -> bool {
+        self.with(|inner| inner.queues.get(target).is_some_and(|queue| queue.is_failing))
     }
 
     /// Another writer was faster; it is looked at again at once.
@@ -357,6 +393,12 @@ impl Queue {
             None => limits::TARGET_CALLS,
         };
         self.running < most
+    }
+
+    /// Whether one is asked for that is asked for alone.
+    fn is_one_alone(&self) -> bool {
+        let mut jobs = self.jobs.values();
+        jobs.any(|job| job.is_alone && job.is_running)
     }
 
     /// Nobody answers there, or lets us in: all that waits has been tried with this one, and waits

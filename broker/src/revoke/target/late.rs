@@ -29,6 +29,8 @@ pub struct Setback {
     pub text: Arc<str>,
     /// It says something about the target, not about this one.
     pub(super) is_away: bool,
+    /// It says something about this one: others were ended by the same call, or it was alone in it.
+    pub(super) is_own: bool,
 }
 
 /// One end that was not reached in time.
@@ -67,8 +69,9 @@ pub struct Waiting {
 
 impl Setback {
     /// The target's answer, or that there was none.
-    pub(super) fn at_target(failed: &Failed) -> Self {
+    pub(super) fn at_target(failed: &Failed, is_own: bool) -> Self {
         Self {
+            is_own: is_own && !failed.is_away(),
             word: failed.word(),
             text: failed.to_string().into(),
             is_away: failed.is_away(),
@@ -81,6 +84,7 @@ impl Setback {
             word: "store",
             text: error.to_string().into(),
             is_away: false,
+            is_own: false,
         }
     }
 }

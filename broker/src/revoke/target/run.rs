@@ -29,23 +29,25 @@ impl Broker {
         }
     }
 
-    /// One call for each target that is ready.
+    /// As many calls for each target that is ready as it has places.
     fn start_calls(self: &Arc<Self>) {
         if self.behind().is_some() {
             return;
         }
         let (now, may_sweep) = (self.clock.boottime(), self.may_sweep());
         for target in self.queues.ready(now, may_sweep) {
-            let ids = self.queues.take(&target, now, may_sweep);
-            if ids.is_empty() {
-                continue;
+            loop {
+                let ids = self.queues.take(&target, now, may_sweep);
+                if ids.is_empty() {
+                    break;
+                }
+                let call = Call {
+                    broker: Arc::clone(self),
+                    target: target.clone(),
+                    ids,
+                };
+                self.tasks.spawn("revoke.target", call.run());
             }
-            let call = Call {
-                broker: Arc::clone(self),
-                target,
-                ids,
-            };
-            self.tasks.spawn("revoke.target", call.run());
         }
     }
 
@@ -60,6 +62,10 @@ impl Broker {
         crash_point!("revoke.before_target");
         let answers = self.revoke_at(target, &endings).await;
         crash_point!("revoke.after_target");
+        let is_unanswered = |answer: &Result<_, _>| matches!(answer, Err(Failed::NoAnswer(_)));
+        queues.answered(target, answers.len(), answers.iter().any(is_unanswered));
+        let is_single = answers.len() == 1 && !queues.is_failing(target);
+        let is_own = is_single || answers.iter().any(Result::is_ok);
         let mut gone = Vec::new();
         for (row, answer) in rows.into_iter().zip(answers) {
             match answer.and_then(|said| of_its_server(&row, said)) {
@@ -70,7 +76,7 @@ impl Broker {
                         target,
                         row.id,
                         self.clock.boottime(),
-                        Setback::at_target(&failed),
+                        Setback::at_target(&failed, is_own),
                     );
                 }
             }

@@ -38,7 +38,7 @@ fn setback(text: &str, is_away: bool) -> Setback {
         true => Failed::Away(text.to_owned()),
         false => Failed::Refused(text.to_owned()),
     };
-    Setback::at_target(&failed)
+    Setback::at_target(&failed, false)
 }
 
 #[test]
@@ -205,6 +205,91 @@ fn a_target_that_is_away_is_asked_by_one_for_all() {
     queues.left("orders", &[id(9)], at(600_010));
     let taken = queues.take("orders", at(600_010), true);
     assert_eq!(taken.len(), limits::TARGET_BATCH);
+}
+
+fn refused() -> Setback {
+    Setback {
+        is_own: true,
+        ..setback("its own fault", false)
+    }
+}
+
+#[test]
+fn one_that_is_refused_slows_none_of_the_others() {
+    let queues = Queues::default();
+    for n in 1..=4 {
+        queues.add("orders", expired(n), at(u64::from(n)));
+    }
+    let taken = queues.take("orders", at(10), true);
+    assert_eq!(taken.len(), 4, "nobody knows yet");
+    queues.failed("orders", id(1), at(10), refused());
+    for n in 2..=4 {
+        queues.done("orders", id(n), at(10));
+    }
+    queues.left("orders", &taken, at(10));
+    // It waits longer each time, whatever becomes of the others, and is never among them.
+    let (mut tries, mut pauses, mut last) = (0, Vec::new(), 10);
+    for now in (11..40_000).step_by(50) {
+        queues.add("orders", expired(9), at(now));
+        for _ in 0..2 {
+            let taken = queues.take("orders", at(now), true);
+            assert!(taken.len() < 2, "{taken:?}");
+            if taken == [id(1)] {
+                tries += 1;
+                pauses.push(now - last);
+                last = now;
+                queues.failed("orders", id(1), at(now), refused());
+            } else if let [other] = taken[..] {
+                assert_eq!(other, id(9));
+                queues.done("orders", other, at(now));
+            }
+            queues.left("orders", &taken, at(now));
+        }
+        assert!(queues.trying(id(9), at(now)).is_none(), "ended at once");
+    }
+    assert!((6..=10).contains(&tries), "{pauses:?}");
+    assert!(pauses.is_sorted(), "{pauses:?}");
+}
+
+#[test]
+fn at_most_one_call_is_for_those_that_are_alone() {
+    let queues = Queues::default();
+    for n in 1..=3 {
+        queues.add("orders", expired(n), at(0));
+    }
+    let taken = queues.take("orders", at(0), true);
+    for id in &taken {
+        queues.failed("orders", *id, at(0), refused());
+    }
+    queues.left("orders", &taken, at(0));
+    let alone = queues.take("orders", at(60_000), true);
+    assert_eq!(alone.len(), 1);
+    assert!(queues.take("orders", at(60_000), true).is_empty());
+    assert!(queues.ready(at(60_000), true).is_empty());
+    queues.add("orders", expired(7), at(60_000));
+    assert_eq!(queues.ready(at(60_000), true), ["orders"]);
+    assert_eq!(queues.take("orders", at(60_000), true), [id(7)]);
+}
+
+#[test]
+fn a_call_that_takes_too_long_is_made_of_fewer() {
+    let queues = Queues::default();
+    for n in 0..1_000_u64 {
+        let credential = CredentialId::from_parts(n, [1; 10]);
+        let wanted = Wanted {
+            credential,
+            ..expired(0)
+        };
+        queues.add("orders", wanted, at(0));
+    }
+    let mut sizes = Vec::new();
+    for round in 0..9 {
+        let taken = queues.take("orders", at(round), true);
+        sizes.push(taken.len());
+        queues.answered("orders", taken.len(), round < 3);
+        queues.left("orders", &taken, at(round));
+    }
+    assert_eq!(sizes, [256, 64, 16, 4, 8, 16, 32, 64, 128]);
 }
 
 #[test]

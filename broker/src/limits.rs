@@ -236,6 +236,9 @@ pub const LATE_AT_ONCE: usize = 1_024;
 pub const TARGET_ANSWER: Duration = Duration::from_secs(5);
 /// The same while the target fails.
 pub const TARGET_ANSWER_FAILING: Duration = Duration::from_millis(250);
+/// After this long, in milliseconds, a task's end that waits for a target proves by itself what is only
+/// listed.
+pub const LIST_ALONE_MILLIS: u64 = 1_000;
 /// From the intent of something with an effect outside to its making at the latest, in milliseconds,
 /// by the target's clock.
 pub const MINT_WITHIN_MILLIS: u64 = 10_000;

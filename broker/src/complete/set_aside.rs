@@ -165,9 +165,13 @@ fn row_of(
         let list = fact("list")?.rsplit('/').next()?.parse().ok()?;
         (list, fact("list_index")?.parse().ok()?, String::new())
     } else {
-        // As much as its target needs to end it. What it owns is dropped there: to which group it
-        // might have gone is not in the log.
-        let content = Content::named(fact("target")?, fact("name")?, event.time);
+        // As much as its target needs to end it.
+        let reassign = fact("reassign");
+        let content = Content {
+            reassign: reassign.is_some(),
+            groups: reassign.into_iter().collect(),
+            ..Content::named(fact("target")?, fact("name")?, event.time)
+        };
         (0, 0, content.to_json().ok()?)
     };
     Some(CredentialRow {

@@ -13,9 +13,9 @@ use crate::crash_point;
 use crate::issue::over_at;
 use crate::kind::effect::Content;
 use crate::ledger::{Batch, CredentialRow, Lane, NewEvent, Row, TaskRow};
-use crate::metrics;
 use crate::prove::Checked;
 use crate::revoke::{NotEnded, machine};
+use crate::{limits, metrics};
 
 impl Broker {
     /// Lists and checks what is still revoking of a completing task, then submits its close.
@@ -41,6 +41,12 @@ impl Broker {
             }
         }
         if !at_targets.is_empty() {
+            if row
+                .ended_at
+                .is_some_and(|at| now.millis_since(at) >= limits::LIST_ALONE_MILLIS)
+            {
+                self.list_now(&all).await?;
+            }
             return Ok(Step::AtTargets(at_targets));
         }
         let mut settling = Vec::new();
@@ -82,6 +88,20 @@ impl Broker {
                 credentials: settling,
             },
         ))
+    }
+
+    /// What is only listed does not wait for a target for long.
+    async fn list_now(&self, all: &[CredentialRow]) -> Result<(), NotEnded> {
+        let mut submitted = Vec::new();
+        for row in all {
+            if row.state == CredentialState::Revoking && row.kind.is_signed() {
+                submitted.push((row.id, self.submit_listed(row.clone()).await?));
+            }
+        }
+        for (id, ticket) in submitted {
+            self.finish_listed(id, ticket).await?;
+        }
+        Ok(())
     }
 
     /// Checks one revoking credential, and moves its row to contained (or dead, when its time is

@@ -123,7 +123,9 @@ impl Broker {
             Some(content) => {
                 facts.push(("target", content.target));
                 facts.push(("name", content.name));
-                facts.push(("reassign", content.reassign.to_string()));
+                let group = content.groups.into_iter().next();
+                let group = group.filter(|_| content.reassign);
+                facts.extend(group.map(|group| ("reassign", group)));
             }
             None => {
                 facts.push(("list", self.list_uri(row)));

@@ -105,19 +105,27 @@ impl Broker {
         permit: &Permit,
         made: &[Made],
     ) -> Result<Vec<CredentialRow>, Refusal> {
-        let mut rows = Vec::new();
-        for row in intended(permit.credentials()) {
-            let content = Content::of(row).ok_or_else(|| defect("an intent without content"))?;
-            let access = made.iter().find_map(|made| made.access_of(row.id));
-            let access = access.ok_or_else(|| defect("an intent without access"))?;
-            let access = access.peek(permit).map_err(defect)?;
-            crash_point!("mint.before_call");
-            let minted = self.mint_one(row, &content, access).await;
-            crash_point!("mint.after_call");
-            let minted = minted.map_err(|failed| not_made(&failed))?;
-            rows.push(live(row, content, minted)?);
-        }
-        Ok(rows)
+        let all = intended(permit.credentials()).map(|row| self.mint_row(permit, made, row));
+        // One that failed must not leave another half made.
+        let rows = futures_util::future::join_all(all).await;
+        rows.into_iter().collect()
+    }
+
+    async fn mint_row(
+        &self,
+        permit: &Permit,
+        made: &[Made],
+        row: &CredentialRow,
+    ) -> Result<CredentialRow, Refusal> {
+        let content = Content::of(row).ok_or_else(|| defect("an intent without content"))?;
+        let access = made.iter().find_map(|made| made.access_of(row.id));
+        let access = access.ok_or_else(|| defect("an intent without access"))?;
+        let access = access.peek(permit).map_err(defect)?;
+        crash_point!("mint.before_call");
+        let minted = self.mint_one(row, &content, access).await;
+        crash_point!("mint.after_call");
+        let minted = minted.map_err(|failed| not_made(&failed))?;
+        live(row, content, minted)
     }
 
     async fn mint_one(
@@ -206,7 +214,7 @@ impl Broker {
                 continue;
             };
             crash_point!("renew.before_extend");
-            let failed = |failed: Failed| not_made(&failed);
+            let failed = |failed: Failed| not_extended(&failed);
             let known = self.target(&content.target).map_err(failed)?;
             let named = (row.id, content.name.as_str());
             let call = known
@@ -251,6 +259,13 @@ fn live(
     content.minted = Some(minted);
     row.content = content.to_json().map_err(defect)?;
     Ok(row)
+}
+
+fn not_extended(failed: &Failed) -> Refusal {
+    let detail = format!(
+        "{failed}. It lives at least until it did before, and stays as it was handed out; ask again"
+    );
+    Refusal::new(Code::TargetFailed, detail)
 }
 
 fn not_made(failed: &Failed) -> Refusal {

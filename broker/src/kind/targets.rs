@@ -27,6 +27,8 @@ pub struct Known {
     pub at: AtTarget,
     /// What its users are told.
     pub endpoint: Endpoint,
+    /// There was a file with the password of our own login.
+    pub(crate) has_secret: bool,
     /// What policy said of it; none for one that a test put here.
     pub(crate) policy: Option<Arc<Target>>,
 }
@@ -161,7 +163,9 @@ impl Broker {
         let policy = self.policy.load().target(name).cloned();
         match (known, policy) {
             (Some(known), None) => Ok(known),
-            (Some(known), Some(policy)) if known.is_as(&policy) => Ok(known),
+            (Some(known), Some(policy)) if known.is_as(&policy) && !self.is_old(&known) => {
+                Ok(known)
+            }
             (_, Some(policy)) => Ok(self.targets.put(name, self.reach(&policy)?)),
             (None, None) => Err(Failed::Away(format!(
                 "policy has no `[target.{name}]` any more; put it back, so that what is left there can be ended"
@@ -169,17 +173,31 @@ impl Broker {
         }
     }
 
+    /// Whether a file says something else than when this was made: a password that there was none of,
+    /// other CAs.
+    fn is_old(&self, known: &Known) -> bool {
+        let Some(policy) = &known.policy else {
+            return false;
+        };
+        let has_come = || self.target_secrets.file(&policy.name).is_some();
+        let endpoint = Endpoint::of(&policy.postgres);
+        (!known.has_secret && has_come()) || endpoint.is_ok_and(|now| now != known.endpoint)
+    }
+
     fn reach(&self, policy: &Arc<Target>) -> Result<Known, Failed> {
+        let secret = self.target_secrets.file(&policy.name);
+        let has_secret = secret.is_some();
         let server = logins::Server::new(
             (&policy.name, &policy.postgres),
             &self.installation.id,
-            self.target_secrets.file(&policy.name),
+            secret,
             &self.tasks,
         )?;
         Ok(Known {
             owner: policy.owner.clone(),
             at: AtTarget::Postgres(server),
             endpoint: Endpoint::of(&policy.postgres)?,
+            has_secret,
             policy: Some(Arc::clone(policy)),
         })
     }

@@ -12,8 +12,9 @@ use super::{Work, written};
 use crate::app::Broker;
 use crate::issue::{defect, store_unavailable};
 use crate::kind::effect::{Accepted, Content};
-use crate::ledger::{Batch, CredentialRow, Lane};
+use crate::ledger::{Batch, CredentialRow, Lane, Require};
 use crate::limits;
+use crate::policy::Snapshot;
 use crate::request::Refusal;
 
 impl Broker {
@@ -33,11 +34,15 @@ impl Broker {
             return Err(Refusal::new(Code::InvalidRequest, detail));
         }
         for _ in 0..limits::CONFLICT_TRIES {
-            let (row, content) = self.acceptable(id)?;
+            let policy = self.policy.load_full();
+            let (row, content) = self.acceptable(id, &policy)?;
             if content.accepted.is_some() {
                 return Ok(row);
             }
-            if let Some(row) = self.store_accepted(row, content, reason, by).await? {
+            if let Some(row) = self
+                .store_accepted(row, content, &policy, (reason, by))
+                .await?
+            {
                 self.settle_soon(&row);
                 return Ok(row);
             }
@@ -47,7 +52,11 @@ impl Broker {
     }
 
     /// The row, if it is overdue at a target that policy does not name any more.
-    fn acceptable(&self, id: CredentialId) -> Result<(CredentialRow, Content), Refusal> {
+    fn acceptable(
+        &self,
+        id: CredentialId,
+        policy: &Snapshot,
+    ) -> Result<(CredentialRow, Content), Refusal> {
         let row = self.ledger.reader().credential(id);
         let row = row.map_err(store_unavailable)?;
         let absent = || Refusal::new(Code::NotFound, format!("there is no credential {id}"));
@@ -62,7 +71,7 @@ impl Broker {
                 id.short()
             ));
         };
-        if self.policy.load().target(&content.target).is_some() {
+        if policy.target(&content.target).is_some() {
             return conflict(format!(
                 "target {} is still in policy, and is asked until it answers; remove [target.{}] first if the \
                  server is no more",
@@ -77,8 +86,8 @@ impl Broker {
         &self,
         mut row: CredentialRow,
         mut content: Content,
-        reason: &str,
-        by: &str,
+        policy: &Snapshot,
+        (reason, by): (&str, &str),
     ) -> Result<Option<CredentialRow>, Refusal> {
         let at = self.clock.wall();
         let by = by.to_owned();
@@ -103,7 +112,8 @@ impl Broker {
         let batch = Batch {
             name: "revoke.accepted",
             lane: Lane::Revoke,
-            require: Vec::new(),
+            // The target is not in the policy that is in force when this is stored, either.
+            require: vec![Require::PolicyInForce(policy.version().to_owned())],
             rows: vec![row.clone().into()],
             events: vec![event],
         };

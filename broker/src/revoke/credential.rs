@@ -156,7 +156,7 @@ impl Broker {
     }
 
     /// Checks that it is refused and listed, then submits the second commit.
-    pub(super) async fn submit_listed(&self, mut row: CredentialRow) -> Result<Ticket, NotEnded> {
+    pub(crate) async fn submit_listed(&self, mut row: CredentialRow) -> Result<Ticket, NotEnded> {
         let checked = self.contain(&mut row, self.clock.wall()).await?;
         let event = self.listed_event(&row, &checked)?;
         let batch = Batch {
@@ -170,7 +170,7 @@ impl Broker {
     }
 
     /// After the second commit.
-    pub(super) async fn finish_listed(
+    pub(crate) async fn finish_listed(
         &self,
         id: CredentialId,
         ticket: Ticket,

@@ -17,7 +17,7 @@ use ephor_proto::time::UnixMillis;
 use super::{NotEnded, Work, machine, written};
 use crate::app::Broker;
 use crate::kind::effect::{Content, Ending, Failed, Seen};
-use crate::kind::name::installation_part;
+use crate::kind::name::{installation_part, parse};
 use crate::kind::postgres::{Found, Uses};
 use crate::kind::targets::Known;
 use crate::ledger::{Batch, CredentialRow, Lane, LiveEffect};
@@ -425,7 +425,10 @@ impl Broker {
         let known = self.target(name)?;
         match known.at.uses().await? {
             Uses::Seen(seen) => {
-                for one in seen {
+                let ours = installation_part(&self.installation.id);
+                let is_ours =
+                    |role: &str| parse(role).is_some_and(|name| name.installation == ours);
+                for one in seen.iter().filter(|one| is_ours(&one.role)) {
                     let from = one.from.as_deref().unwrap_or("local");
                     self.logins_used.saw(&one.role, from, (one.first, one.last));
                 }
@@ -453,6 +456,14 @@ fn differs(content: &Content, found: &Found) -> Option<String> {
     }
     if !found.attributes.is_empty() {
         return Some(format!("it has {}", found.attributes.join(", ")));
+    }
+    if !found.granted_to.is_empty() {
+        return Some(format!("it was granted to {}", found.granted_to.join(", ")));
+    }
+    let most = |limit: i32| u32::try_from(limit).unwrap_or(u32::MAX);
+    let was = content.connection_limit.unwrap_or(u32::MAX);
+    if most(found.connection_limit) > was {
+        return Some(format!("it may have more sessions than {was}"));
     }
     let (mut is, mut was) = (found.groups.clone(), content.groups.clone());
     is.sort();

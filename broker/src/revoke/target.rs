@@ -322,7 +322,12 @@ impl Queues {
 
     /// Whether all of the last call failed.
     fn is_failing(&self, target: &str) -> bool {
-        self.with(|inner| inner.queues.get(target).is_some_and(|queue| queue.is_failing))
+        self.with(|inner| {
+            inner
+                .queues
+                .get(target)
+                .is_some_and(|queue| queue.is_failing)
+        })
     }
 
     /// Another writer was faster; it is looked at again at once.

@@ -3,6 +3,7 @@
 mod accepted;
 mod compared;
 mod doubtful;
+mod known;
 mod late;
 mod real;
 
@@ -71,6 +72,7 @@ impl Kit {
                     sslmode: "verify-full".to_owned(),
                     sslrootcert: String::new(),
                 },
+                has_secret: false,
                 policy: None,
             };
             self.bench.broker.targets.put(name, known);
@@ -393,7 +395,9 @@ async fn a_renewal_lets_the_same_login_live_longer_there_and_sends_no_secret() {
     let mut r = bench.request(task, "other-db");
     r.renews = id.to_bytes().to_vec();
     bench.pass_seconds(10);
-    assert_eq!(bench.issue(r).await.unwrap_err().code, Code::TargetFailed);
+    let problem = bench.issue(r).await.unwrap_err();
+    assert_eq!(problem.code, Code::TargetFailed);
+    assert!(problem.detail.contains("stays as it was handed out"));
     assert_eq!(bench.row(id).state, CredentialState::Live);
 }
 

@@ -46,6 +46,8 @@ pub struct Inner {
     /// What everything there is a member of, and what it may beyond that.
     pub(crate) groups: Vec<String>,
     pub(crate) attributes: Vec<String>,
+    /// Who is a member of everything there.
+    pub(crate) granted_to: Vec<String>,
     /// Names whose calls are refused, whatever the mood.
     pub(crate) refused: BTreeSet<String>,
     /// What the next comparison is told instead of what is there: how it was before.
@@ -141,7 +143,7 @@ impl Script {
                 can_login: true,
                 attributes: inner.attributes.clone(),
                 groups: inner.groups.clone(),
-                granted_to: Vec::new(),
+                granted_to: inner.granted_to.clone(),
                 valid_until: Some(*until),
                 connection_limit: -1,
                 sessions: 0,

@@ -69,7 +69,11 @@ impl Script {
     }
 
     fn refuses(&self, name: &str) -> Result<(), Failed> {
-        match self.with(|inner| inner.refused.contains(name)) {
+        let is_refused = self.with(|inner| inner.refused.contains(name));
+        if is_refused {
+            self.with(|inner| inner.calls.push(format!("refused {name}")));
+        }
+        match is_refused {
             true => Err(Failed::Refused(format!("{name} is in its own way"))),
             false => Ok(()),
         }

@@ -65,13 +65,15 @@ impl Broker {
         let is_unanswered = |answer: &Result<_, _>| matches!(answer, Err(Failed::NoAnswer(_)));
         queues.answered(target, answers.len(), answers.iter().any(is_unanswered));
         let is_single = answers.len() == 1 && !queues.is_failing(target);
-        let is_own = is_single || answers.iter().any(Result::is_ok);
+        let has_ended_some = answers.iter().any(Result::is_ok);
         let mut gone = Vec::new();
         for (row, answer) in rows.into_iter().zip(answers) {
             match answer.and_then(|said| of_its_server(&row, said)) {
                 Ok(said) => gone.push((row, said)),
                 Err(failed) => {
                     tracing::warn!(credential = %row.id, target, %failed, "not ended at its target yet");
+                    let is_refused = matches!(failed, Failed::Refused(_));
+                    let is_own = has_ended_some || (is_single && is_refused);
                     queues.failed(
                         target,
                         row.id,

@@ -174,3 +174,29 @@ async fn nobody_answers_for_what_a_newer_policy_can_end() {
     let refused = bench.broker.accept(id, "scrapped", "uid 0").await;
     assert_eq!(refused.unwrap_err().code, Code::Conflict);
 }
+
+#[tokio::test]
+async fn one_that_is_refused_is_not_tried_again_with_each_that_is_not() {
+    let kit = Kit::new().await;
+    let bench = &kit.bench;
+    let task = bench.new_task();
+    let (_, of_tenant) = login(&kit.ask(task).await.unwrap());
+    let refused = format!("refused {}", of_tenant.user);
+    kit.orders
+        .with(|inner| inner.refused = [of_tenant.user].into());
+    bench
+        .broker
+        .complete_tasks(vec![task], EndCause::Lost)
+        .await;
+    let tries = |kit: &Kit| {
+        let calls = kit.orders.with(|inner| inner.calls.clone());
+        calls.iter().filter(|call| **call == refused).count()
+    };
+    kit.until("it was tried", |kit| tries(kit) == 1).await;
+    for _ in 0..10 {
+        let (id, _) = login(&kit.ask(bench.new_task()).await.unwrap());
+        let revoked = bench.broker.revoke(id, "a test").await.unwrap();
+        assert_eq!(revoked.row.state, CredentialState::Dead);
+    }
+    assert!(tries(&kit) <= 2, "{} tries", tries(&kit));
+}

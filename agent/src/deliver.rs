@@ -164,13 +164,20 @@ async fn issue(
     // A fresh one for each certificate, renewals included: what a stolen copy of an old key opens
     // ends with its own certificate.
     let named = key.request.filter(|_| renews.is_none());
+    // But of a login, whose two files are read one after the other by whoever connects.
+    let kept = renews
+        .and_then(|(held, id)| held.kept_key(id))
+        .map(Arc::new);
     let new_key = || {
         let key = agent.certificates.key_for(named);
         key.map_err(|error| agent.problem(Code::Internal, error.to_string()))
     };
     let needs_key = renews.is_some_and(|(held, id)| held.is_certificate(id))
         || agent.certificates.are_given_by(&key.entitlement, &key.item);
-    let mut signing = needs_key.then(new_key).transpose()?;
+    let mut signing = match kept {
+        Some(kept) => Some(kept),
+        None => needs_key.then(new_key).transpose()?,
+    };
     let message = |evidence, signing: Option<&SigningKey>| v1::IssueRequest {
         request_id: request.to_bytes().to_vec(),
         task: Some(asker.task.to_wire()),

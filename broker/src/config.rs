@@ -351,6 +351,12 @@ impl Config {
     pub fn ca_file(&self) -> PathBuf {
         self.state_dir.join("ca.pem")
     }
+
+    /// The CA of database logins in PEM, for the servers' `ssl_ca_file`.
+    #[must_use]
+    pub fn database_ca_file(&self) -> PathBuf {
+        self.state_dir.join("database-ca.pem")
+    }
 }
 
 /// What was given, in the place of the defaults.
@@ -384,6 +390,8 @@ fn schedule(
             None => None,
             some => Some(given("log_key_rotation", some, 0, twice(lead))?),
         },
+        database_lead: default.database_lead,
+        database: default.database,
         log_overlap: default.log_overlap,
     })
 }

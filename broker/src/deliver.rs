@@ -14,7 +14,7 @@ use ephor_proto::time::UnixMillis;
 
 use crate::clock::Stopwatch;
 use crate::decide::Decided;
-use crate::issue::{Access, Made, Opened, Permit, defect};
+use crate::issue::{Access, By, Made, Opened, Permit, defect};
 use crate::kind::effect::Content;
 use crate::ledger::{CredentialRow, RequestRow};
 use crate::metrics;
@@ -148,16 +148,23 @@ fn encode(row: &CredentialRow, opened: Option<Opened>) -> Result<v1::Credential,
 fn encode_login(row: &CredentialRow, access: &Access) -> Result<v1::Login, Refusal> {
     let content = Content::of(row).ok_or_else(|| defect("content that cannot be read"))?;
     let endpoint = &access.target.endpoint;
+    let (password, certificate_chain_der) = match &access.by {
+        By::Password { password, .. } => {
+            let password = password.expose_str().map_err(defect)?;
+            (password.to_owned(), Vec::new())
+        }
+        By::Certificate(der) => (String::new(), vec![der.clone()]),
+    };
     Ok(v1::Login {
         target: content.target,
         host: endpoint.host.clone(),
         port: u32::from(endpoint.port),
         database: content.database,
         user: content.name,
-        password: access.password.expose_str().map_err(defect)?.to_owned(),
+        password,
         sslmode: endpoint.sslmode.clone(),
         sslrootcert: endpoint.sslrootcert.clone(),
-        certificate_chain_der: Vec::new(),
+        certificate_chain_der,
         group: content.groups.into_iter().next().unwrap_or_default(),
         options: content.settings.into_iter().collect(),
     })

@@ -16,7 +16,7 @@ pub(crate) mod tests;
 
 pub(crate) use events::credential_part;
 pub use intent::{Intent, Made, Opened, Permit, Planned, Sealed, WrongProof};
-pub use mint::Access;
+pub use mint::{Access, By};
 
 use std::sync::Arc;
 
@@ -313,7 +313,10 @@ impl Broker {
 
     /// Signs the stored contents; the result stays sealed.
     fn sign(&self, intent: &Intent) -> Result<Vec<Made>, Unsigned> {
-        let to_make = |planned: &Planned<'_>| planned.kind().is_signed() || planned.is_intended();
+        // A password stays as it was handed out; a certificate is made anew with each renewal.
+        let to_make = |planned: &Planned<'_>| {
+            planned.kind().is_signed() || planned.is_intended() || planned.has_certificate()
+        };
         let planned = intent.planned().filter(to_make);
         planned.map(|planned| self.sign_one(&planned)).collect()
     }

@@ -1,4 +1,5 @@
-//! The broker's own keys: the CA for agents, the token key, the key of the audit log.
+//! The broker's own keys: the CA for agents and workloads, the token key, the key of the audit log,
+//! the CA for database logins.
 //!
 //! At rest they are sealed under the master key, each bound to its name and version, so
 //! that a row moved or put back is refused. A private key never leaves this module but
@@ -35,6 +36,8 @@ pub const CA: &str = "ca";
 pub const TOKEN: &str = "token";
 /// Name of the log key's row.
 pub const LOG: &str = "log";
+/// Name of the row of the CA for databases.
+pub const DATABASE: &str = "database";
 
 /// Why the keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,10 @@ pub struct Keys {
     cas: Vec<HeldCa>,
     /// The one that issues.
     issuing: HeldCa,
+    /// Trusted CAs for databases, oldest first.
+    databases: Vec<CaCertificate>,
+    /// The one that issues for logins.
+    database: Arc<Ca>,
     /// Published token keys, oldest first.
     tokens: Vec<(String, P256Public)>,
     token_public: P256Public,
@@ -154,7 +161,7 @@ pub struct Bundle {
 
 impl Keys {
     /// Names of all keys.
-    pub const NAMES: [&str; 3] = [CA, TOKEN, LOG];
+    pub const NAMES: [&str; 4] = [CA, TOKEN, LOG, DATABASE];
 
     /// New keys for a new installation, sealed: what `init` stores.
     ///
@@ -217,6 +224,7 @@ impl Keys {
         let cas = open_cas(sealer, rows, trust_domain)?;
         let issuing = cas.iter().find(|held| held.state == KeyState::Active);
         let issuing = issuing.ok_or(KeysError::Missing(CA))?.clone();
+        let (databases, database) = open_databases(sealer, rows)?;
         let token_row = active(rows, KeyKind::Token)?;
         let token = Arc::new(SigningKey::from_pkcs8(&open(sealer, token_row)?)?);
         let kid = token.public_key().thumbprint();
@@ -233,10 +241,15 @@ impl Keys {
         for row in of_kind(rows, KeyKind::Log) {
             log_vkeys.push(VerifierKey::new(origin, log_public(row)?)?);
         }
-        let published = rows.iter().filter(|row| row.name != LOG);
+        // What verifiers of this trust domain look at.
+        let published = rows
+            .iter()
+            .filter(|row| row.name == CA || row.name == TOKEN);
         Ok(Self {
             cas,
             issuing,
+            databases,
+            database,
             identity: signer(TokenKind::Identity)?,
             access: signer(TokenKind::Access)?,
             status_list: signer(TokenKind::StatusList)?,
@@ -283,6 +296,18 @@ impl Keys {
     #[must_use]
     pub fn ca_of(&self, version: u32) -> Option<&HeldCa> {
         self.cas.iter().find(|held| held.version == version)
+    }
+
+    /// The active CA for databases: it issues for logins, and its leaves are for nobody else.
+    #[must_use]
+    pub fn database_ca(&self) -> &Ca {
+        &self.database
+    }
+
+    /// The trusted CAs for databases in PEM: what goes into a server's `ssl_ca_file`.
+    #[must_use]
+    pub fn database_roots_pem(&self) -> String {
+        self.databases.iter().map(CaCertificate::pem).collect()
     }
 
     /// When the active CA ends, or the first certificate above it: nothing it signs may last longer.
@@ -437,6 +462,26 @@ fn active(rows: &[KeyRow], kind: KeyKind) -> Result<&KeyRow, KeysError> {
     of_kind(rows, kind)
         .find(|row| row.state == KeyState::Active)
         .ok_or(KeysError::Missing(kind.as_str()))
+}
+
+/// The trusted CAs for databases, oldest first, and the one that issues: of a retired one the
+/// certificate is all there is.
+fn open_databases(
+    sealer: &SealingKey,
+    rows: &[KeyRow],
+) -> Result<(Vec<CaCertificate>, Arc<Ca>), KeysError> {
+    let mut trusted: Vec<&KeyRow> = of_kind(rows, KeyKind::Database)
+        .filter(|row| row.state.is_trusted())
+        .collect();
+    trusted.sort_by_key(|row| row.version);
+    let certificates = trusted
+        .iter()
+        .map(|row| CaCertificate::from_der(&row.public));
+    let certificates = certificates.collect::<Result<Vec<_>, _>>()?;
+    let row = active(rows, KeyKind::Database)?;
+    let key = SigningKey::from_pkcs8(&open(sealer, row)?)?;
+    let pem = CaCertificate::from_der(&row.public)?.pem();
+    Ok((certificates, Arc::new(Ca::from_parts(&pem, key)?)))
 }
 
 fn open_cas(

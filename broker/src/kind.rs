@@ -12,7 +12,7 @@ use ephor_proto::kind::Kind;
 
 use crate::issue::{Planned, Sealed};
 use crate::ledger::CredentialRow;
-use crate::policy::Give;
+use crate::policy::{Give, LoginBy};
 
 /// A kind whose credential is only a signature.
 pub trait Signed {
@@ -49,7 +49,7 @@ pub(crate) fn is_given(give: &Give, row: &CredentialRow) -> bool {
             database,
             connection_limit,
             settings,
-            login: _,
+            login,
             reassign,
         } => {
             row.kind == Kind::Postgres
@@ -60,6 +60,7 @@ pub(crate) fn is_given(give: &Give, row: &CredentialRow) -> bool {
                         && terms.connection_limit == *connection_limit
                         && terms.settings == *settings
                         && terms.reassign == *reassign
+                        && terms.certificate.is_some() == (*login == LoginBy::Certificate)
                 })
         }
         // A right to ask; nobody holds it as a credential.
@@ -81,4 +82,6 @@ struct Terms {
     settings: Vec<(String, String)>,
     #[serde(default)]
     reassign: bool,
+    #[serde(default)]
+    certificate: Option<serde::de::IgnoredAny>,
 }

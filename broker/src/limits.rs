@@ -78,6 +78,12 @@ pub const CA_SECONDS: u64 = 365 * 24 * 3600;
 pub const CA_ISSUING_SECONDS: u64 = 240 * 24 * 3600;
 /// How long a CA is trusted before it issues, in seconds.
 pub const CA_LEAD_SECONDS: u64 = 24 * 3600;
+/// Life of a CA for databases, in seconds. Long, because people copy it to servers by hand.
+pub const DATABASE_CA_SECONDS: u64 = 5 * 365 * 24 * 3600;
+/// How long a CA for databases issues before the next one follows, in seconds.
+pub const DATABASE_CA_ISSUING_SECONDS: u64 = 3 * 365 * 24 * 3600;
+/// How long a CA for databases is published before it issues, in seconds.
+pub const DATABASE_CA_LEAD_SECONDS: u64 = 30 * 24 * 3600;
 /// How long a token key is used, in seconds.
 pub const TOKEN_KEY_SECONDS: u64 = 30 * 24 * 3600;
 /// How long a token or log key is published before it is used, in seconds.

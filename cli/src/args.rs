@@ -633,6 +633,8 @@ pub enum KeyKind {
     Token,
     /// Signs the audit log's checkpoints
     Log,
+    /// Issues the certificates of database logins
+    Database,
 }
 
 impl KeyKind {
@@ -642,6 +644,7 @@ impl KeyKind {
             Self::Ca => "ca",
             Self::Token => "token",
             Self::Log => "log",
+            Self::Database => "database",
         }
     }
 }
@@ -663,6 +666,8 @@ pub enum Target {
     /// Say what is missing at a server, and the statement that mends it; exit 1 if the broker cannot
     /// work there
     Check(TargetCheck),
+    /// Print the CA of logins with a certificate (PEM): what a server's ssl_ca_file must hold
+    Ca,
 }
 
 /// `ephor target init`

@@ -11,8 +11,8 @@ mod crl;
 mod pem;
 mod serial;
 
-pub use ca::{Ca, ServerNames, Svid, ca_csr, csr, verify_csr};
-pub use certificate::{CaCertificate, Leaf, not_after, split_der};
+pub use ca::{Ca, DatabaseClient, ServerNames, Svid, ca_csr, csr, verify_csr};
+pub use certificate::{CaCertificate, DatabaseLeaf, Leaf, not_after, split_der};
 pub use chain::{ChainError, certificates_of_pem, check_chain};
 pub use crl::{CrlContent, RevocationList, Revoked};
 pub use pem::{pem, secret_pem};

@@ -92,7 +92,7 @@ pub(super) fn tell<'h>(task: TaskId, key: &Key, held: &'h Held) -> (Head, Vec<&'
                 };
                 (public, key.expose())
             }
-            Body::Login(login) => (Public::Login(login.public.clone()), login.password.expose()),
+            Body::Login(login) => (Public::Login(login.public.clone()), login.secret.expose()),
         };
         credentials.push(One {
             id: credential.id,
@@ -159,10 +159,7 @@ pub(super) fn told(message: &Message, trust: &Arc<TrustStore>) -> Result<Told, F
                     trust: Arc::clone(trust),
                     key: secret,
                 },
-                Public::Login(public) => Body::Login(Arc::new(Login {
-                    public,
-                    password: secret,
-                })),
+                Public::Login(public) => Body::Login(Arc::new(Login { public, secret })),
             },
         });
     }

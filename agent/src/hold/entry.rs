@@ -129,7 +129,8 @@ pub enum Body {
         /// PKCS#8 in PEM. It was made here and is nowhere else.
         key: Secret,
     },
-    /// A database login; renewing extends it, so it is the same for as long as the task lives.
+    /// A database login; renewing extends it, so it is the same for as long as the task lives but for the
+    /// certificate, where one lets it in.
     Login(Arc<Login>),
 }
 
@@ -235,7 +236,8 @@ impl Held {
             });
             let id = CredentialId::from_slice(&given.id)?;
             let body = if let Some(login) = given.login.take() {
-                Body::Login(Arc::new(Login::new(login)?))
+                let key = beside.map(|beside| &*beside.key);
+                Body::Login(Arc::new(Login::new(login, key)?))
             } else if let Some(login) = renews.and_then(|held| held.login(id)) {
                 Body::Login(login)
             } else if given.kind == Kind::Postgres.as_str() {
@@ -323,6 +325,13 @@ impl Held {
         self.credentials
             .iter()
             .any(|one| matches!(one.body, Body::Certificate { .. }))
+    }
+
+    /// The key that the next certificate of a login is for; `None` of what has none, or a fresh one with
+    /// each certificate.
+    #[must_use]
+    pub fn kept_key(&self, id: CredentialId) -> Option<SigningKey> {
+        self.login(id)?.key()
     }
 
     /// The login of a credential, which its renewal keeps.
@@ -509,6 +518,7 @@ fn wipe(credential: &mut wire::Credential) {
     if let Some(login) = credential.login.as_mut() {
         login.url.zeroize();
         login.password.zeroize();
+        login.private_key.zeroize();
     }
 }
 

@@ -78,6 +78,13 @@ pub fn init(config: &Config, options: &InitOptions) -> Result<Option<Secret>, St
     let made = made.and_then(|(keys, token)| {
         files::replace(&ca_file, keys.roots_pem().as_bytes(), files::PUBLIC)
             .map_err(failed(format!("write {}", ca_file.display())))?;
+        let databases = config.database_ca_file();
+        files::replace(
+            &databases,
+            keys.database_roots_pem().as_bytes(),
+            files::PUBLIC,
+        )
+        .map_err(failed(format!("write {}", databases.display())))?;
         Ok(token)
     });
     ledger.shutdown();

@@ -446,7 +446,7 @@ pub(super) fn start_background(broker: &Arc<Broker>, config: &Config) {
         "keys",
         keep_rotated(
             Arc::clone(broker),
-            config.ca_file(),
+            [config.ca_file(), config.database_ca_file()],
             broker.tasks.stop_token(),
         ),
     );

@@ -121,6 +121,9 @@ impl Broker {
         ];
         match Content::of(row) {
             Some(content) => {
+                let certificate = content.certificate.as_ref();
+                let serial = certificate.and_then(|newest| newest.serial(row.id).ok());
+                facts.extend(serial.map(|serial| ("serial", serial.to_string())));
                 facts.push(("target", content.target));
                 facts.push(("name", content.name));
                 let group = content.groups.into_iter().next();

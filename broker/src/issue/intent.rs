@@ -8,6 +8,7 @@ use ephor_proto::state::credential::CredentialState;
 use ephor_proto::time::UnixMillis;
 
 use super::mint::Access;
+use crate::kind::effect::Content;
 use crate::ledger::{BatchId, CredentialRow, Durable, ReadError, Reader};
 
 /// What is to be recorded before anything exists. Made by this stage from an
@@ -116,6 +117,11 @@ impl Planned<'_> {
     /// Whether its effect outside is still to come.
     pub fn is_intended(&self) -> bool {
         self.row.state == CredentialState::Intended
+    }
+
+    /// Whether it is a login that a certificate lets in.
+    pub fn has_certificate(&self) -> bool {
+        Content::of(self.row).is_some_and(|content| content.certificate.is_some())
     }
 
     /// What kind of credential it is.

@@ -30,12 +30,32 @@ const PASSWORD_BYTES: usize = 32;
 
 /// How to use what is made at a target; sealed until its record is durable.
 pub struct Access {
-    /// The password: it is nowhere else, and never stored.
-    pub password: Secret,
-    /// What the target is given instead.
-    verifier: Verifier,
+    /// What lets it in.
+    pub by: By,
     /// Where.
     pub target: Arc<Known>,
+}
+
+/// What lets a login in.
+pub enum By {
+    /// A password.
+    Password {
+        /// It is nowhere else, and never stored.
+        password: Secret,
+        /// What the target is given instead.
+        verifier: Verifier,
+    },
+    /// A certificate in DER, for a key of the agent's.
+    Certificate(Vec<u8>),
+}
+
+impl By {
+    fn verifier(&self) -> Option<&Verifier> {
+        match self {
+            Self::Password { verifier, .. } => Some(verifier),
+            Self::Certificate(_) => None,
+        }
+    }
 }
 
 impl Broker {
@@ -46,15 +66,21 @@ impl Broker {
         content: &Content,
     ) -> Result<Made, Unsigned> {
         let target = self.target(&content.target)?;
-        let bytes: [u8; PASSWORD_BYTES] =
-            random::bytes().map_err(|error| Unsigned::Random(error.to_string()))?;
-        let password = Secret::from_string(URL_SAFE_NO_PAD.encode(bytes));
-        let verifier = target.at.verifier(&password)?;
-        let access = Access {
-            password,
-            verifier,
-            target,
+        let by = match &content.certificate {
+            Some(certificate) => {
+                let keys = self.keys.load();
+                let signed = certificate.signed(keys.database_ca(), planned.id(), &content.name);
+                By::Certificate(signed?)
+            }
+            None => {
+                let bytes: [u8; PASSWORD_BYTES] =
+                    random::bytes().map_err(|error| Unsigned::Random(error.to_string()))?;
+                let password = Secret::from_string(URL_SAFE_NO_PAD.encode(bytes));
+                let verifier = target.at.verifier(&password)?;
+                By::Password { password, verifier }
+            }
         };
+        let access = Access { by, target };
         Ok(Made::Access(Sealed::new(planned.id(), Box::new(access))))
     }
 
@@ -138,7 +164,7 @@ impl Broker {
         let call = access
             .target
             .at
-            .mint(self.installation.epoch, intent, &access.verifier);
+            .mint(self.installation.epoch, intent, access.by.verifier());
         tokio::time::timeout(limits::MINT_CALL, call)
             .await
             .unwrap_or(Err(Failed::NoAnswer(limits::MINT_CALL)))

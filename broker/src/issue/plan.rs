@@ -18,13 +18,14 @@ use crate::app::Broker;
 use crate::approve::Approved;
 use crate::decide::{Decided, Given};
 use crate::deliver::Delivery;
+use crate::kind::effect::certificate::ClientCertificate;
 use crate::kind::effect::{Content, Failed};
 use crate::kind::{jwt, x509};
 use crate::ledger::{
     Batch, CredentialRow, DecisionRow, GrantRow, Lane, RequestRow, Require, Row, TaskRow,
 };
 use crate::limits;
-use crate::policy::Give;
+use crate::policy::{Give, LoginBy};
 use crate::request::Refusal;
 use crate::revoke::{ListError, Place, Slot};
 
@@ -174,10 +175,9 @@ impl Broker {
             .clock
             .wall()
             .saturating_add_millis(limits::MINT_WITHIN_MILLIS);
-        let Some(content) = Content::planned(give, name.clone(), deadline) else {
-            let detail = "a login with a certificate cannot be made by this version";
-            return Err(Refusal::new(Code::NotSupported, detail));
-        };
+        let certificate = self.certificate_for(decided, under.1, give)?;
+        let content = Content::planned(give, name.clone(), deadline, certificate);
+        let content = content.ok_or_else(|| defect("what is given is no login"))?;
         let unreachable = |failed: Failed| {
             Refusal::new(Code::TargetFailed, format!("nothing was made: {failed}"))
         };
@@ -185,6 +185,43 @@ impl Broker {
         let mut row = self.bare_row(decided, under, (Kind::Postgres, name))?;
         row.content = content.to_json().map_err(defect)?;
         Ok(row)
+    }
+
+    /// Of a login that policy gives with a certificate.
+    fn certificate_for(
+        &self,
+        decided: &Decided,
+        life: &Granted,
+        give: &Give,
+    ) -> Result<Option<ClientCertificate>, Refusal> {
+        match give {
+            Give::Postgres {
+                login: LoginBy::Certificate,
+                ..
+            } => {
+                let life = (life.issued_at, life.expires_at);
+                self.certificate_fits(life)?;
+                Ok(Some(ClientCertificate::new(key_for(decided)?, life)))
+            }
+            Give::Postgres { .. }
+            | Give::Jwt { .. }
+            | Give::X509 { .. }
+            | Give::Introspect { .. } => Ok(None),
+        }
+    }
+
+    /// Refuses what the CA for databases would not outlive, before anything is recorded.
+    pub(super) fn certificate_fits(
+        &self,
+        (_, expires_at): (UnixMillis, UnixMillis),
+    ) -> Result<(), Refusal> {
+        let end = self.keys.load().database_ca().certificate().not_after();
+        if i64::try_from(expires_at.as_unix_seconds()).is_ok_and(|at| at <= end) {
+            return Ok(());
+        }
+        let detail = "the CA for databases ends before this login would; nothing was made \
+                      (ephor broker rotate database --now)";
+        Err(Refusal::new(Code::TargetFailed, detail))
     }
 
     /// A row that says everything but where it is listed and what is signed.

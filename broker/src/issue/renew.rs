@@ -23,6 +23,7 @@ use crate::clock::Stopwatch;
 use crate::crash_point;
 use crate::decide::{Circumstances, Decided, Given, Renewing, Window};
 use crate::deliver::{self, Delivery, Timings};
+use crate::kind::effect::Content;
 use crate::kind::{is_given, jwt, x509};
 use crate::ledger::{Batch, CredentialRow, GrantRow, Lane, Require, Row, TaskRow};
 use crate::policy::Snapshot;
@@ -226,6 +227,14 @@ impl Broker {
         row.rule = allowed.rule.clone();
         let said = match said {
             Said::Kept => return Ok(row),
+            Said::Login(mut content) => {
+                let life = (row.issued_at, row.expires_at);
+                self.certificate_fits(life)?;
+                let key = plan::key_for(decided)?;
+                let certificate = content.certificate.map(|before| before.renewed(key, life));
+                content.certificate = certificate;
+                content.to_json().map_err(defect)?
+            }
             Said::Token(claims) => self.jwt_content(&row, &claims),
             Said::Certificate(content) => {
                 let life = (row.issued_at, row.expires_at);
@@ -257,6 +266,8 @@ fn holder_matches(attested: &Attested, subject: &SpiffeId) -> bool {
 enum Said {
     Token(Map<String, Value>),
     Certificate(x509::Content),
+    /// A login that a certificate lets in.
+    Login(Box<Content>),
     /// At its target it is what it was.
     Kept,
 }
@@ -270,7 +281,10 @@ fn still_given<'a>(
     if let Some(given) = gives.iter().find(|given| is_given(&given.give, row)) {
         let said = match x509::Content::of(row) {
             Some(content) => Said::Certificate(content),
-            None if !row.kind.is_signed() => Said::Kept,
+            None if !row.kind.is_signed() => {
+                let content = Content::of(row).filter(|content| content.certificate.is_some());
+                content.map_or(Said::Kept, |content| Said::Login(Box::new(content)))
+            }
             None => Said::Token(jwt::extra_claims(&row.content)),
         };
         return Ok((&given.life, said));

@@ -1,6 +1,7 @@
 //! The same request id again: a retry whose first answer was lost gets the same credential,
 //! signed again from the stored content; never a second one.
 
+use ephor_crypto::p256::P256Public;
 use ephor_proto::event::AuditEvent;
 use ephor_proto::problem::Code;
 use ephor_proto::stage::Stage;
@@ -16,6 +17,7 @@ use crate::complete::revoke_row;
 use crate::decide::{Fallen, Held, stands};
 use crate::deliver::{self, Delivery, Timings};
 use crate::kind::effect::Content;
+use crate::kind::effect::certificate::ClientCertificate;
 use crate::ledger::{Batch, CredentialRow, Lane, Reader, RequestRow, Require, Row};
 use crate::policy::Snapshot;
 use crate::request::Refusal;
@@ -127,7 +129,8 @@ impl Broker {
             let answer = deliver::deliver(&permit, made, &delivery, timings(issuing.micros()))?;
             return Ok(Tried::Done(answer));
         }
-        let (plan, replaced) = self.plan_successor(policy, before, now)?;
+        let key = attested.requested().public_key();
+        let (plan, replaced) = self.plan_successor(policy, before, key, now)?;
         self.watch_over_replaced(&replaced);
         let recorded = self.record(plan).await;
         let is_doubtful = self
@@ -165,6 +168,7 @@ impl Broker {
         &self,
         policy: &Snapshot,
         before: Recorded,
+        key: Option<&P256Public>,
         now: UnixMillis,
     ) -> Result<(Plan, Vec<CredentialRow>), Refusal> {
         let delivery = delivery(&before)?;
@@ -192,7 +196,7 @@ impl Broker {
                 intended.push(row);
                 continue;
             }
-            let next = self.successor(&row)?;
+            let next = self.successor(&row, key)?;
             events.push(self.recorded_after(&next, &row)?.into());
             intended.push(next);
             if row.state == CredentialState::Intended || row.state.is_usable() {
@@ -225,12 +229,26 @@ impl Broker {
         Ok((plan, replaced))
     }
 
-    /// The same once more, under another name.
-    fn successor(&self, row: &CredentialRow) -> Result<CredentialRow, Refusal> {
+    /// The same once more, under another name, and for the key of the request: a renewal since may have
+    /// been for another.
+    fn successor(
+        &self,
+        row: &CredentialRow,
+        key: Option<&P256Public>,
+    ) -> Result<CredentialRow, Refusal> {
         let content = Content::of(row).ok_or_else(ended_since)?;
         let now = self.clock.wall();
         let id = self.new_id()?;
+        let certificate = match (&content.certificate, key) {
+            (Some(_), Some(key)) => {
+                let life = (row.issued_at, row.expires_at);
+                Some(ClientCertificate::new(key, life))
+            }
+            (Some(_), None) => return Err(ended_since()),
+            (None, _) => None,
+        };
         let content = Content {
+            certificate,
             deadline: now.saturating_add_millis(limits::MINT_WITHIN_MILLIS),
             minted: None,
             confirmed: false,

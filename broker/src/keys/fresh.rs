@@ -22,7 +22,7 @@ pub(super) fn row(
     let place = (version, state);
     match kind {
         KeyKind::Ca => {
-            let ca = root(owner, version, now)?;
+            let ca = root("Ephor", owner, version, limits::CA_SECONDS, now)?;
             let public = ca.certificate().der().to_vec();
             seal(sealer, kind, place, (ca.key().to_pkcs8(), public), now)
         }
@@ -30,6 +30,12 @@ pub(super) fn row(
             let key = SigningKey::generate()?;
             let public = key.public_key().spki();
             seal(sealer, kind, place, (key.to_pkcs8(), public), now)
+        }
+        KeyKind::Database => {
+            let life = limits::DATABASE_CA_SECONDS;
+            let ca = root("Ephor databases", owner, version, life, now)?;
+            let public = ca.certificate().der().to_vec();
+            seal(sealer, kind, place, (ca.key().to_pkcs8(), public), now)
         }
         KeyKind::Log => {
             let key = LogKey::generate()?;
@@ -40,9 +46,15 @@ pub(super) fn row(
 }
 
 /// A root of our own. Versions differ by name, because a chain is first looked for by name.
-fn root(owner: Owner<'_>, version: u32, now: UnixMillis) -> Result<Ca, KeysError> {
-    let (not_before, not_after) = validity(now, limits::CA_SECONDS);
-    let mut name = format!("Ephor {} {}", owner.trust_domain, owner.installation);
+fn root(
+    whose: &str,
+    owner: Owner<'_>,
+    version: u32,
+    life_seconds: u64,
+    now: UnixMillis,
+) -> Result<Ca, KeysError> {
+    let (not_before, not_after) = validity(now, life_seconds);
+    let mut name = format!("{whose} {} {}", owner.trust_domain, owner.installation);
     if version > 1 {
         name.push_str(&format!(" {version}"));
     }

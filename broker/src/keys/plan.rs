@@ -19,6 +19,11 @@ pub struct Schedule {
     pub token: u64,
     /// How long a CA issues, in milliseconds; at most two thirds of its life.
     pub ca: u64,
+    /// How long a CA for databases is published before it is used, in milliseconds: people take it to
+    /// the servers.
+    pub database_lead: u64,
+    /// How long a CA for databases issues, in milliseconds.
+    pub database: u64,
     /// How long a log key signs, in milliseconds; `None`: until someone rotates it.
     pub log: Option<u64>,
     /// How long a log key signs beside its successor, in milliseconds.
@@ -32,6 +37,8 @@ impl Default for Schedule {
             ca_lead: limits::CA_LEAD_SECONDS * 1000,
             token: limits::TOKEN_KEY_SECONDS * 1000,
             ca: limits::CA_ISSUING_SECONDS * 1000,
+            database_lead: limits::DATABASE_CA_LEAD_SECONDS * 1000,
+            database: limits::DATABASE_CA_ISSUING_SECONDS * 1000,
             log: None,
             log_overlap: limits::LOG_OVERLAP_SECONDS * 1000,
         }
@@ -44,6 +51,7 @@ impl Schedule {
     pub fn lead(&self, kind: KeyKind) -> u64 {
         match kind {
             KeyKind::Ca => self.ca_lead,
+            KeyKind::Database => self.database_lead,
             KeyKind::Token | KeyKind::Log => self.lead,
         }
     }
@@ -53,6 +61,7 @@ impl Schedule {
             KeyKind::Ca => Some(self.ca),
             KeyKind::Token => Some(self.token),
             KeyKind::Log => self.log,
+            KeyKind::Database => Some(self.database),
         }
     }
 
@@ -163,7 +172,7 @@ pub fn needed_until(
 ) -> UnixMillis {
     let leeway = limits::KEY_LEEWAY_MILLIS;
     match key.kind {
-        KeyKind::Ca | KeyKind::Token => {
+        KeyKind::Ca | KeyKind::Token | KeyKind::Database => {
             let needed = last_expiry.max(now).saturating_add_millis(leeway);
             key.ends.map_or(needed, |ends| needed.min(ends))
         }
@@ -201,6 +210,8 @@ mod tests {
             ca_lead: DAY,
             token: 30 * DAY,
             ca: 240 * DAY,
+            database_lead: 30 * DAY,
+            database: 3 * 365 * DAY,
             log: None,
             log_overlap: 30 * DAY,
         }
@@ -281,6 +292,21 @@ mod tests {
                 vec![active(Ca)],
                 239 * DAY,
                 vec![Step::Prepare(Ca)],
+            ),
+            (
+                "a CA for databases has a longer one",
+                vec![held(KeyKind::Database, 1, Active, 0)],
+                (3 * 365 - 30) * DAY,
+                vec![Step::Prepare(KeyKind::Database)],
+            ),
+            (
+                "and is not used before people can have copied it",
+                vec![
+                    held(KeyKind::Database, 1, Active, 0),
+                    held(KeyKind::Database, 2, Prepared, 0),
+                ],
+                30 * DAY - 1,
+                vec![],
             ),
             (
                 "a short CA is followed after two thirds",

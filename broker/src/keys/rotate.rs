@@ -364,7 +364,7 @@ impl Held {
         let kind: KeyKind = row.name.parse()?;
         let ends = match (kind, row.state) {
             (KeyKind::Ca, KeyState::Requested) | (KeyKind::Token | KeyKind::Log, _) => None,
-            (KeyKind::Ca, _) => Some(super::ca_row_end(row)?),
+            (KeyKind::Ca | KeyKind::Database, _) => Some(super::ca_row_end(row)?),
         };
         Ok(Self {
             kind,
@@ -382,7 +382,7 @@ impl Held {
 /// a CA that has no certificate yet, the SHA-256 of its public key.
 pub(super) fn key_id(row: &KeyRow, origin: &str) -> Result<String, KeysError> {
     Ok(match row.name.parse()? {
-        KeyKind::Ca => hex(&sha256(&row.public)),
+        KeyKind::Ca | KeyKind::Database => hex(&sha256(&row.public)),
         KeyKind::Token => P256Public::from_spki(&row.public)?.thumbprint(),
         KeyKind::Log => VerifierKey::new(origin, super::log_public(row)?)?.to_string(),
     })
@@ -412,18 +412,24 @@ pub(super) fn after_all(rows: &[KeyRow], now: UnixMillis) -> UnixMillis {
     last.map_or(now, |last| now.max(last.saturating_add_millis(1)))
 }
 
-/// Follows the schedule for ever, and keeps `ca_file` what the keys say.
+/// Follows the schedule for ever, and keeps the files of CAs what the keys say: those for workloads, and
+/// those for databases.
 pub async fn keep_rotated(
     broker: Arc<Broker>,
-    ca_file: PathBuf,
+    [ca_file, databases]: [PathBuf; 2],
     stop: tokio_util::sync::CancellationToken,
 ) {
     let mut changed = broker.keys_changed.subscribe();
     changed.mark_changed();
-    let mut file = CaFile {
-        path: ca_file,
+    let file = |path, pem| CaFile {
+        path,
+        pem,
         state: Written::No,
     };
+    let mut files = [
+        file(ca_file, Keys::roots_pem),
+        file(databases, Keys::database_roots_pem),
+    ];
     let mut pause = limits::KEY_TICK;
     loop {
         let is_change = tokio::select! {
@@ -431,7 +437,9 @@ pub async fn keep_rotated(
             () = tokio::time::sleep(pause) => false,
             _ = changed.changed() => true,
         };
-        file.keep(&broker, is_change);
+        for file in &mut files {
+            file.keep(&broker, is_change);
+        }
         // An old copy does not know which keys came after it.
         if !broker.may_sweep() {
             pause = limits::SWEEP_TICK;
@@ -450,6 +458,7 @@ pub async fn keep_rotated(
 /// The file of trusted CAs.
 struct CaFile {
     path: PathBuf,
+    pem: fn(&Keys) -> String,
     state: Written,
 }
 
@@ -471,7 +480,7 @@ impl CaFile {
         if self.state == Written::Yes || broker.vouch().is_err() {
             return;
         }
-        let pem = broker.keys.load().roots_pem();
+        let pem = (self.pem)(&broker.keys.load());
         match write_if_other(&self.path, &pem) {
             Ok(()) => self.state = Written::Yes,
             Err(error) => {

@@ -18,11 +18,13 @@ pub enum KeyKind {
     Token,
     /// Signs the audit log's checkpoints.
     Log,
+    /// Issues the client certificates of database logins, and nothing else.
+    Database,
 }
 
 impl KeyKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ca, Self::Token, Self::Log];
+    pub const ALL: [Self; 4] = [Self::Ca, Self::Token, Self::Log, Self::Database];
 
     /// As stored and as typed.
     #[must_use]
@@ -31,6 +33,7 @@ impl KeyKind {
             Self::Ca => "ca",
             Self::Token => "token",
             Self::Log => "log",
+            Self::Database => "database",
         }
     }
 
@@ -40,7 +43,7 @@ impl KeyKind {
     pub const fn signs_while_retired(self) -> bool {
         match self {
             Self::Ca | Self::Log => true,
-            Self::Token => false,
+            Self::Token | Self::Database => false,
         }
     }
 }
@@ -53,7 +56,7 @@ impl std::fmt::Display for KeyKind {
 
 /// A word that names no kind of key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is none of ca, token, log")]
+#[error("`{0}` is none of ca, token, log, database")]
 pub struct UnknownKind(String);
 
 impl std::str::FromStr for KeyKind {
@@ -204,6 +207,7 @@ mod tests {
             (KeyKind::Ca, true),
             (KeyKind::Log, true),
             (KeyKind::Token, false),
+            (KeyKind::Database, false),
         ] {
             let retired = moved(&row, kind, KeyState::Retired, now);
             assert_eq!(!retired.sealed.is_empty(), kept, "{kind}");

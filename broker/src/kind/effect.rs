@@ -13,10 +13,12 @@ use ephor_proto::state::credential::Proof;
 use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use self::certificate::ClientCertificate;
 use crate::kind::postgres::{Found, Uses};
 use crate::ledger::CredentialRow;
 use crate::policy::{Give, LoginBy};
 
+pub mod certificate;
 pub mod logins;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -43,6 +45,9 @@ pub struct Content {
     /// What it owns at its end goes to its group instead of being dropped.
     #[serde(default)]
     pub reassign: bool,
+    /// The newest certificate that lets it in; none: a password does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<ClientCertificate>,
     /// After this, by the target's clock, it must not be made any more.
     pub deadline: UnixMillis,
     /// What its target said when it was made; none before.
@@ -86,9 +91,15 @@ impl Content {
         serde_json::from_str(text)
     }
 
-    /// Of a login that policy gives; `None` for what is no login with a password.
+    /// Of a login that policy gives, with the certificate that lets it in where policy wants one; `None`
+    /// for what is no login, and where the one is missing or too much.
     #[must_use]
-    pub fn planned(give: &Give, name: String, deadline: UnixMillis) -> Option<Self> {
+    pub fn planned(
+        give: &Give,
+        name: String,
+        deadline: UnixMillis,
+        certificate: Option<ClientCertificate>,
+    ) -> Option<Self> {
         match give {
             Give::Postgres {
                 target,
@@ -96,9 +107,9 @@ impl Content {
                 database,
                 connection_limit,
                 settings,
-                login: LoginBy::Password,
+                login,
                 reassign,
-            } => Some(Self {
+            } if certificate.is_some() == (*login == LoginBy::Certificate) => Some(Self {
                 target: target.clone(),
                 name,
                 groups: roles.clone(),
@@ -106,16 +117,14 @@ impl Content {
                 connection_limit: *connection_limit,
                 settings: settings.clone(),
                 reassign: *reassign,
+                certificate,
                 deadline,
                 minted: None,
                 confirmed: false,
                 gone: None,
                 accepted: None,
             }),
-            Give::Postgres {
-                login: LoginBy::Certificate,
-                ..
-            }
+            Give::Postgres { .. }
             | Give::Jwt { .. }
             | Give::X509 { .. }
             | Give::Introspect { .. } => None,
@@ -133,6 +142,7 @@ impl Content {
             connection_limit: None,
             settings: Vec::new(),
             reassign: false,
+            certificate: None,
             deadline,
             minted: None,
             confirmed: false,
@@ -333,7 +343,8 @@ impl AtTarget {
         }
     }
 
-    /// Makes what an intent says, once. The same intent again makes no second one.
+    /// Makes what an intent says, once. The same intent again makes no second one. Without a verifier
+    /// only a certificate lets it in.
     ///
     /// # Errors
     /// When it was not made, or nobody can tell.
@@ -341,7 +352,7 @@ impl AtTarget {
         &self,
         epoch: u32,
         intent: (CredentialId, &Content, UnixMillis),
-        verifier: &Verifier,
+        verifier: Option<&Verifier>,
     ) -> Result<Minted, Failed> {
         match self {
             Self::Postgres(server) => server.mint(epoch, intent, verifier).await,

@@ -38,7 +38,7 @@ pub use install::{
     install_sql,
 };
 pub use look::{Found, Use, Uses};
-pub use mint::{Login, Minted};
+pub use mint::{CERTIFICATE, Login, Minted};
 pub use name::{BadName, Ident, RoleName};
 pub use revoke::Ending;
 pub use rotate::{NotRotated, Old, Rotated};

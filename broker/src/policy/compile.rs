@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use ephor_proto::postgres::Address;
 use ephor_proto::spiffe::{SpiffeId, TrustDomain};
 use ephor_proto::ttl::Ttl;
 use toml::de::DeTable;
 
 use super::error::{LoadError, LoadErrors, Place, Warning};
 use super::limits::MAX_SUGGESTIONS;
-use super::model::{Entitlement, Give, Target, TtlPolicy, Workload};
+use super::model::{Entitlement, Give, LoginBy, Target, Tls, TtlPolicy, Workload};
 use super::reader::{Reader, Section, guess, quoted, shown};
 use super::snapshot::{Parts, Snapshot};
 use super::source::{Source, version};
@@ -351,6 +352,7 @@ impl Compiler {
             target,
             database,
             roles,
+            login,
             ..
         } = give
         else {
@@ -381,6 +383,15 @@ impl Compiler {
                 self.refuse(place, what, hint);
             }
             Some(_) => {}
+        }
+        let by_tls = server.tls == Tls::VerifyFull && matches!(server.address, Address::Tcp { .. });
+        if *login == LoginBy::Certificate && !by_tls {
+            let what = format!(
+                "login = \"certificate\" at target {}, which is reached without TLS",
+                found.name
+            );
+            let hint = "A client certificate is shown in TLS only; name the server's host in url, with tls = \"verify-full\".";
+            self.refuse(&refers.target, what, hint);
         }
         if roles.contains(&server.user) {
             let what = format!("role {} is the broker's own login", shown(&server.user));

@@ -18,7 +18,7 @@ use super::limits::{
     MIN_ROTATE_SECONDS, MIN_SCRAM_ITERATIONS,
 };
 use super::model::{Give, LoginBy, PostgresTarget, Tls};
-use super::reader::{Keys, Reader, Section, Text, WHY_REFUSED, guess, not_supported, shown};
+use super::reader::{Keys, Reader, Section, Text, guess, shown};
 use super::tables::Given;
 
 pub(super) const TARGET: Keys = Keys {
@@ -410,7 +410,7 @@ fn role_problem(role: &str) -> Option<(&'static str, &'static str)> {
             Some(("could end the sessions that revocation needs", GROUP))
         }
         "pg_create_subscription" => Some(("could make what outlives the login", GROUP)),
-        "ephor_owner" | "ephor_signal" => Some(("is Ephor's own", GROUP)),
+        "ephor_owner" | "ephor_signal" | "ephor_certificate" => Some(("is Ephor's own", GROUP)),
         ours if ours.starts_with("eph_") => Some(("has the prefix of Ephor's logins", GROUP)),
         _ => None,
     }
@@ -499,18 +499,16 @@ fn login(reader: &mut Reader<'_>, section: &Section<'_>) -> LoginBy {
         return LoginBy::Password;
     };
     match text.value {
-        "password" => {}
-        "certificate" => {
-            let what = not_supported("login = \"certificate\"");
-            reader.refuse(text.at, what, WHY_REFUSED);
-        }
+        "password" => LoginBy::Password,
+        "certificate" => LoginBy::Certificate,
         other => {
             let guess = guess(other, ["password", "certificate"]);
             let what = format!("login {} is unknown{guess}", shown(other));
-            reader.refuse(text.at, what, "Write \"password\".");
+            let hint = "Write \"password\" or \"certificate\".";
+            reader.refuse(text.at, what, hint);
+            LoginBy::Password
         }
     }
-    LoginBy::Password
 }
 
 fn identifier(reader: &mut Reader<'_>, what: &str, text: Text<'_>) -> Option<String> {

@@ -294,10 +294,13 @@ impl Next {
         let written =
             Keys::replace_all(&broker.sealer, &stored, &kinds, owner, now).map_err(defect)?;
         let keys = broker.keys.load();
-        let log = stored
+        // The log key signs on. The CA for databases stays because people carry it to servers by hand: what
+        // the epoch before issued under it ends with its role, at the server.
+        let stays = [KeyKind::Log, KeyKind::Database].map(KeyKind::as_str);
+        let stays = stored
             .into_iter()
-            .filter(|row| row.name == KeyKind::Log.as_str());
-        let all: Vec<KeyRow> = written.iter().cloned().chain(log).collect();
+            .filter(|row| stays.contains(&row.name.as_str()));
+        let all: Vec<KeyRow> = written.iter().cloned().chain(stays).collect();
         let new = Keys::unseal(&broker.sealer, &all, &installation.trust_domain, &origin)
             .map_err(defect)?;
         let until = now.saturating_add_millis(limits::AGENT_CERTIFICATE_SECONDS * 1000);

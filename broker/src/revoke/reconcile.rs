@@ -18,7 +18,7 @@ use super::{NotEnded, Work, machine, written};
 use crate::app::Broker;
 use crate::kind::effect::{Content, Ending, Failed, Seen};
 use crate::kind::name::{installation_part, parse};
-use crate::kind::postgres::{Found, Uses};
+use crate::kind::postgres::{CERTIFICATE, Found, Uses};
 use crate::kind::targets::Known;
 use crate::ledger::{Batch, CredentialRow, Lane, LiveEffect};
 use crate::limits;
@@ -466,6 +466,7 @@ fn differs(content: &Content, found: &Found) -> Option<String> {
         return Some(format!("it may have more sessions than {was}"));
     }
     let (mut is, mut was) = (found.groups.clone(), content.groups.clone());
+    was.extend(content.certificate.as_ref().map(|_| CERTIFICATE.to_owned()));
     is.sort();
     was.sort();
     (is != was).then(|| format!("it is in {}, not in {}", is.join(", "), was.join(", ")))

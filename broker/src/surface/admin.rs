@@ -58,6 +58,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/v1/keys", get(keys::list))
         .route("/v1/keys/ca/request", post(keys::request))
         .route("/v1/keys/ca/chain", post(keys::chain))
+        .route("/v1/keys/database/certificates", get(keys::databases))
         .route("/v1/keys/{kind}/rotate", post(keys::rotate))
         .route("/v1/keys/{kind}/distrust", post(keys::distrust))
         .route("/v1/targets/{name}/rotate-secret", post(rotate_secret))

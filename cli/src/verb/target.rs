@@ -21,7 +21,7 @@ use ephor_broker::policy::{Give, Snapshot};
 use ephor_broker::tasks::Tasks;
 use ephor_crypto::Secret;
 use ephor_crypto::scram::{DEFAULT_ITERATIONS, ScramVerifier};
-use ephor_proto::http::admin::{Reason, SecretRotated};
+use ephor_proto::http::admin::{DatabaseCas, Reason, SecretRotated};
 use zeroize::Zeroizing;
 
 use crate::args::{self, DoctorOutput};
@@ -42,6 +42,10 @@ pub async fn target(verb: args::Target) -> Outcome {
         args::Target::Init(args) => init(args).await,
         args::Target::Check(args) => look(args).await,
         args::Target::RotateSecret { target, reason } => rotate(&target, reason).await,
+        args::Target::Ca => {
+            show::to_stdout(&database_cas().await?)?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -57,6 +61,14 @@ async fn rotate(name: &str, reason: String) -> Outcome {
         show::value(&old),
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The CAs of logins with a certificate, as the broker has them.
+async fn database_cas() -> Result<String, Failure> {
+    let cas: DatabaseCas = Peer::broker()
+        .read("/v1/keys/database/certificates")
+        .await?;
+    Ok(cas.pem)
 }
 
 async fn init(args: args::TargetInit) -> Outcome {

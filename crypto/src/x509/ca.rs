@@ -40,6 +40,20 @@ pub struct Svid<'a> {
     pub not_after: i64,
 }
 
+/// What the client certificate of a database login says: the role's name as its common name, which
+/// is what PostgreSQL compares, and nothing that any other verifier looks for.
+#[derive(Clone, Copy, Debug)]
+pub struct DatabaseClient<'a> {
+    /// The role: `[a-z0-9_]`, at most 63 bytes.
+    pub role: &'a str,
+    /// Its number.
+    pub serial: &'a Serial,
+    /// Start, seconds since 1970.
+    pub not_before: i64,
+    /// End, seconds since 1970.
+    pub not_after: i64,
+}
+
 /// The names a server certificate carries.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerNames<'a> {
@@ -160,6 +174,30 @@ impl Ca {
         self.issue(params, names, public_key_spki_der, svid.not_after)
     }
 
+    /// The client certificate of a database login; DER. It has no alternative name, so it is no
+    /// X509-SVID, and no server's certificate. The public key is a P-256 `SubjectPublicKeyInfo` in DER.
+    ///
+    /// # Errors
+    /// When an argument cannot stand in such a certificate, or it would outlive the CA.
+    pub fn issue_database_client(
+        &self,
+        client: &DatabaseClient<'_>,
+        public_key_spki_der: &[u8],
+    ) -> Result<Vec<u8>, X509Error> {
+        if !is_database_role(client.role) {
+            return Err(X509Error::Name("the role"));
+        }
+        let mut params = params(
+            client.serial.as_bytes(),
+            client.not_before,
+            client.not_after,
+        )?;
+        let name = &mut params.distinguished_name;
+        name.push(DnType::CommonName, client.role);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign_leaf(params, public_key_spki_der, client.not_after)
+    }
+
     /// Signs a revocation list; DER (RFC 5280 §5).
     ///
     /// # Errors
@@ -243,6 +281,21 @@ impl Ca {
         spki_der: &[u8],
         not_after_unix: i64,
     ) -> Result<Vec<u8>, X509Error> {
+        params.subject_alt_names = names;
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        self.sign_leaf(params, spki_der, not_after_unix)
+    }
+
+    /// What every leaf has; its names and what it is for are given.
+    fn sign_leaf(
+        &self,
+        mut params: CertificateParams,
+        spki_der: &[u8],
+        not_after_unix: i64,
+    ) -> Result<Vec<u8>, X509Error> {
         let ca_end = self.certificate.not_after();
         if not_after_unix > ca_end {
             return Err(X509Error::OutlivesCa {
@@ -250,13 +303,8 @@ impl Ca {
                 ca: ca_end,
             });
         }
-        params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
         params.use_authority_key_identifier_extension = true;
         let public = P256Public::from_spki(spki_der)?;
         Ok(params.signed_by(&public, &self.issuer)?.der().to_vec())
@@ -338,6 +386,12 @@ fn params(serial: &[u8], not_before: i64, not_after: i64) -> Result<CertificateP
 pub(super) fn since_1970(seconds: i64) -> Option<Duration> {
     let seconds = u64::try_from(seconds.min(TIME_MAX + 1)).ok()?;
     (seconds <= TIME_MAX.unsigned_abs()).then(|| Duration::from_secs(seconds))
+}
+
+/// What the broker calls a role that it made, and nothing that could be read as more than one name.
+fn is_database_role(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    (1..=63).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 fn uri(id: &str) -> Result<SanType, X509Error> {
@@ -425,6 +479,50 @@ mod tests {
                 ))
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn the_certificate_of_a_database_login_names_its_role_and_is_no_svid() {
+        let (ca, key) = (ca(), key());
+        let serial = Serial::new(&[7; 16]).unwrap();
+        let client = |role| DatabaseClient {
+            role,
+            serial: &serial,
+            not_before: START,
+            not_after: START + 300,
+        };
+        let spki = key.public_key().spki();
+        let role = "eph_orders_ab3c5d_0123456789abcdefghjkmn7kq2";
+        let der = ca.issue_database_client(&client(role), &spki).unwrap();
+        let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+        let names: Vec<_> = parsed.subject().iter_common_name().collect();
+        assert_eq!(names.len(), 1);
+        assert_eq!(names[0].as_str().unwrap(), role);
+        assert_eq!(parsed.subject().iter().count(), 1);
+        assert!(parsed.subject_alternative_name().unwrap().is_none());
+        let extended = parsed.extended_key_usage().unwrap().unwrap().value;
+        assert!(extended.client_auth && !extended.server_auth && !extended.any);
+        assert!(!parsed.is_ca());
+        assert!(matches!(Leaf::parse(&der), Err(X509Error::Profile(_))));
+        let read = super::super::DatabaseLeaf::parse(&der).unwrap();
+        assert_eq!((read.role.as_str(), &read.serial), (role, &serial));
+        assert_eq!((read.not_after, read.spki), (START + 300, spki.clone()));
+        let long = "a".repeat(64);
+        for bad in ["", "Orders", "a b", "a,CN=b", "postgres\0", &long] {
+            let refused = ca.issue_database_client(&client(bad), &spki);
+            assert!(matches!(refused, Err(X509Error::Name(_))), "{bad}");
+        }
+        let late = DatabaseClient {
+            not_after: END + 1,
+            ..client(role)
+        };
+        let refused = ca.issue_database_client(&late, &spki);
+        assert!(matches!(refused, Err(X509Error::OutlivesCa { .. })));
+        // A workload's certificate is nobody's login: it has no common name.
+        let svid = ca
+            .issue_agent(AGENT, &spki, [1; 16], START, START + 300)
+            .unwrap();
+        assert!(super::super::DatabaseLeaf::parse(&svid).is_err());
     }
 
     #[test]

@@ -201,6 +201,49 @@ impl Leaf {
     }
 }
 
+/// What the client certificate of a database login says. Only its form was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseLeaf {
+    /// Its one common name: the role that it logs in as.
+    pub role: String,
+    /// Serial number.
+    pub serial: Serial,
+    /// End of validity, seconds since 1970, inclusive.
+    pub not_after: i64,
+    /// DER `SubjectPublicKeyInfo`.
+    pub spki: Vec<u8>,
+}
+
+impl DatabaseLeaf {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it is malformed, a CA, has not exactly one common name, or has another name beside it.
+    pub fn parse(der: &[u8]) -> Result<Self, X509Error> {
+        let parsed = parse(der)?;
+        if parsed.is_ca() {
+            return Err(X509Error::Profile("it is a CA certificate"));
+        }
+        check_key_usage(&parsed)?;
+        if !matches!(parsed.subject_alternative_name(), Ok(None)) {
+            return Err(X509Error::Profile("it has alternative names"));
+        }
+        let mut names = parsed.subject().iter_common_name();
+        let role = match (names.next(), names.next()) {
+            (Some(name), None) => name.as_str().map_err(|_| X509Error::Malformed)?,
+            (Some(_), Some(_)) | (None, _) => {
+                return Err(X509Error::Profile("it has not exactly one common name"));
+            }
+        };
+        Ok(Self {
+            role: role.to_owned(),
+            serial: Serial::new(parsed.raw_serial())?,
+            not_after: parsed.validity().not_after.timestamp(),
+            spki: parsed.public_key().raw.to_vec(),
+        })
+    }
+}
+
 fn crl_url(parsed: &X509Certificate<'_>) -> Option<String> {
     let points =
         parsed

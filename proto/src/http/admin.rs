@@ -396,6 +396,13 @@ pub struct CaRequest {
     pub csr_pem: String,
 }
 
+/// `GET /v1/keys/database/certificates`: what a database server needs in its `ssl_ca_file`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DatabaseCas {
+    /// Every trusted CA for databases, PEM, oldest first.
+    pub pem: String,
+}
+
 /// `POST /v1/keys/ca/chain`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

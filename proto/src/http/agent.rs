@@ -146,12 +146,12 @@ pub struct Credential {
     pub login: Option<Login>,
 }
 
-/// A database login. It stays as it is for as long as its task lives: renewing moves its expiry only.
-/// Holds a secret: no `Debug`.
+/// A database login. It stays as it is for as long as its task lives: renewing moves its expiry, and
+/// brings the next certificate where one lets it in. Holds a secret: no `Debug`.
 #[derive(Serialize, Deserialize)]
 pub struct Login {
-    /// All of it as `DATABASE_URL`, password included; `sslrootcert` is not in it, because that is a
-    /// file's path.
+    /// All of it as `DATABASE_URL`, password included; `sslrootcert`, `sslcert` and `sslkey` are not in
+    /// it, because these are paths of files.
     pub url: String,
     /// The target in policy.
     pub target: String,
@@ -163,8 +163,16 @@ pub struct Login {
     pub database: String,
     /// `PGUSER`: the role that was made for the task.
     pub user: String,
-    /// `PGPASSWORD`
+    /// `PGPASSWORD`; empty where a certificate lets it in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub password: String,
+    /// What goes into the file `PGSSLCERT`, PEM; absent where a password lets it in. A renewal brings the
+    /// next one, for the same key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// What goes into the file `PGSSLKEY`, PKCS#8 in PEM, beside `certificate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_key: Option<String>,
     /// `PGSSLMODE`: `verify-full`, or `disable`.
     pub sslmode: String,
     /// PEM of the CAs that the server's certificate is checked against; absent: the system's.

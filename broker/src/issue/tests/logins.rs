@@ -1,6 +1,7 @@
 //! Logins at a target: made after their record, let out after their outcome, ended there.
 
 mod accepted;
+mod certificate;
 mod compared;
 mod doubtful;
 mod known;

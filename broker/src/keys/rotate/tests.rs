@@ -367,6 +367,7 @@ async fn the_file_of_cas_is_tried_until_it_is_written_and_never_from_an_old_copy
     let path = dir.path().join("sub/ca.pem");
     let mut file = CaFile {
         path: path.clone(),
+        pem: Keys::roots_pem,
         state: Written::No,
     };
     file.keep(&bench.broker, true);

@@ -99,19 +99,19 @@ impl Script {
         &self,
         epoch: u32,
         (id, content, until): (CredentialId, &Content, UnixMillis),
-        verifier: &Verifier,
+        verifier: Option<&Verifier>,
     ) -> Result<Minted, Failed> {
         self.with(|inner| inner.calls.push(format!("mint {}", content.name)));
-        let Verifier::Plain(password) = verifier else {
-            panic!("it keeps passwords")
+        let password = match verifier {
+            Some(Verifier::Plain(password)) => password.clone(),
+            Some(Verifier::Scram(_)) => panic!("it keeps passwords"),
+            None => String::new(),
         };
         self.answer(|inner| {
             if inner.fenced.contains(&id) || epoch < inner.epoch {
                 return Err(Failed::Fenced);
             }
-            inner
-                .alive
-                .insert(content.name.clone(), (password.clone(), until));
+            inner.alive.insert(content.name.clone(), (password, until));
             Ok(Minted {
                 number: 7,
                 seen: inner.seen("0/1"),

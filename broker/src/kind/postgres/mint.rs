@@ -10,6 +10,10 @@ use super::connect::{Params, field};
 use super::name::{Ident, RoleName};
 use super::{Failed, Position, Target};
 
+/// Role that every login without a password is in, so that `pg_hba.conf` can ask exactly these for a
+/// certificate. It has no rights.
+pub const CERTIFICATE: &str = "ephor_certificate";
+
 /// A login as it is fixed at the intent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {

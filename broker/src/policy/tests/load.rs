@@ -389,6 +389,28 @@ fn a_target_and_its_login() {
 }
 
 #[test]
+fn a_login_by_certificate_is_one_and_says_so() {
+    let text = TARGET.replace("role = ", "login = \"certificate\", role = ");
+    assert_ne!(text, TARGET);
+    let policy = with(&text).unwrap();
+    let gives = &policy.entitlement("orders-db").unwrap().gives;
+    let by = |give: &Give| match give {
+        Give::Postgres { login, .. } => Some(*login),
+        Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. } => None,
+    };
+    assert_eq!(
+        gives.iter().filter_map(by).collect::<Vec<_>>(),
+        [LoginBy::Certificate]
+    );
+    let ways = policy.explain(&ephor_proto::http::admin::Explain {
+        entitlement: Some("orders-db".into()),
+        ..Default::default()
+    });
+    let said = &ways.unwrap().ways[0].gives;
+    assert!(said.ends_with(", by certificate"), "{said}");
+}
+
+#[test]
 fn logins_obey_a_ceiling_of_their_own() {
     let ephor = EPHOR_TOML.replace("jwt = \"5m\"", "jwt = \"5m\"\npostgres = \"7m\"");
     let policy = Snapshot::from_texts(&[("e.toml", &ephor), ("o.toml", TARGET)]).unwrap();

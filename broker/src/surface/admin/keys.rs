@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use ephor_proto::http::admin::{CaRequest, Chain, Key, Reason, Rotate};
+use ephor_proto::http::admin::{CaRequest, Chain, DatabaseCas, Key, Reason, Rotate};
 use ephor_proto::problem::Code;
 
 use super::{Answer, Shared, body, refuse, to_its_end};
@@ -21,6 +21,12 @@ const CHANGE: &str = "operate.keys";
 
 pub(super) async fn list(State(broker): Shared) -> Answer<Vec<Key>> {
     refuse(&broker, broker.list_keys())
+}
+
+/// What database servers are to trust.
+pub(super) async fn databases(State(broker): Shared) -> Answer<DatabaseCas> {
+    let pem = broker.keys.load().database_roots_pem();
+    refuse(&broker, Ok(DatabaseCas { pem }))
 }
 
 pub(super) async fn rotate(

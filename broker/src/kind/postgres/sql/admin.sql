@@ -255,11 +255,21 @@ BEGIN
     END IF;
     PERFORM ephor.check_groups(p_groups::name[]);
     PERFORM ephor.check_end(p_valid_until_ms);
+    IF p_verifier IS NULL THEN
+        -- Such a role has no rights, or it would hand them to every login with a certificate.
+        PERFORM FROM pg_roles r LEFT JOIN pg_auth_members m ON m.member = r.oid
+        WHERE r.rolname = 'ephor_certificate' AND NOT r.rolcanlogin AND m.member IS NULL;
+        IF NOT FOUND THEN
+            RAISE 'the role ephor_certificate is not there, can log in or is in another role; ephor target check says what to do'
+                USING ERRCODE = 'EPH04';
+        END IF;
+    END IF;
     EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT '
                    'CONNECTION LIMIT %s VALID UNTIL %s %s IN ROLE %s',
                    p_role, coalesce(p_connections, -1), until,
                    CASE WHEN p_verifier IS NULL THEN '' ELSE 'PASSWORD ' || quote_literal(p_verifier) END,
-                   (SELECT string_agg(quote_ident(g), ', ') FROM unnest(p_groups) g));
+                   (SELECT string_agg(quote_ident(g), ', ') FROM unnest(p_groups) g)
+                   || CASE WHEN p_verifier IS NULL THEN ', ephor_certificate' ELSE '' END);
     -- The server refuses ALTER ROLE .. SET role in a function that runs as its owner: that sessions
     -- start as the group is asked at their start, by what the client is handed.
     FOR n IN 1 .. coalesce(array_length(p_settings, 1), 0) BY 2 LOOP

@@ -12,6 +12,10 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'ephor_signal') THEN
         CREATE ROLE ephor_signal NOLOGIN;
     END IF;
+    -- Logins that only a certificate lets in are members: pg_hba.conf asks these for one, and nobody else.
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'ephor_certificate') THEN
+        CREATE ROLE ephor_certificate NOLOGIN;
+    END IF;
     -- The broker's own login: it may call the functions, and nothing else.
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = @login_text@) THEN
         EXECUTE format('CREATE ROLE %I LOGIN NOINHERIT', @login_text@);
@@ -20,9 +24,9 @@ BEGIN
                AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)) THEN
         RAISE 'the role % has rights that the broker must not have; name another one', @login_text@;
     END IF;
-    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname IN ('ephor_owner', 'ephor_signal')
+    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname IN ('ephor_owner', 'ephor_signal', 'ephor_certificate')
                AND (rolcanlogin OR rolsuper)) THEN
-        RAISE 'ephor_owner and ephor_signal must be NOLOGIN and no superusers';
+        RAISE 'ephor_owner, ephor_signal and ephor_certificate must be NOLOGIN and no superusers';
     END IF;
     -- Only the owner of a function is given it; who installs need not be a superuser.
     IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
@@ -32,5 +36,12 @@ END
 $ephor$;
 ALTER ROLE ephor_owner NOLOGIN CREATEROLE INHERIT;
 GRANT pg_signal_backend, pg_read_all_stats TO ephor_signal;
+DO $ephor$
+BEGIN
+    IF pg_catalog.current_setting('server_version_num')::int >= 160000 THEN
+        EXECUTE 'GRANT ephor_certificate TO ephor_owner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE';
+    END IF;
+END
+$ephor$;
 @password@
 @groups@

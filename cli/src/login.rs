@@ -4,7 +4,7 @@
 //! Which of them is told by the variable's name, so that a program gets what it looks for there.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ephor_crypto::Secret;
 use ephor_crypto::digest::{Sha256Hasher, hex};
@@ -15,7 +15,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::postgres::system_roots;
 
 /// libpq's variables that say where and who; naming one of them gets all.
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 10] = [
     "PGHOST",
     "PGPORT",
     "PGDATABASE",
@@ -23,18 +23,24 @@ const VARIABLES: [&str; 8] = [
     "PGPASSWORD",
     "PGSSLMODE",
     "PGSSLROOTCERT",
+    "PGSSLCERT",
+    "PGSSLKEY",
     OPTIONS,
 ];
 /// Appended to what is inherited.
 pub const OPTIONS: &str = "PGOPTIONS";
 /// Variables that would lead libpq elsewhere, whatever the others say.
-pub const MISLEADING: [&str; 6] = [
+pub const MISLEADING: [&str; 10] = [
     "PGPASSWORD",
     "PGSERVICE",
     "PGSERVICEFILE",
     "PGHOSTADDR",
     "PGPASSFILE",
     "PGTARGETSESSIONATTRS",
+    "PGSSLCERT",
+    "PGSSLKEY",
+    "PGSSLPASSWORD",
+    "PGSSLCERTMODE",
 ];
 
 /// In which form a login is handed over.
@@ -87,6 +93,29 @@ pub struct Login {
     given: wire::Login,
 }
 
+/// The files that a login needs beside its own; a path that is not there is empty.
+#[derive(Debug, Clone, Default)]
+pub struct Beside {
+    /// The CAs of its server.
+    pub ca: PathBuf,
+    /// Its certificate, and the key of that.
+    pub pair: Option<(PathBuf, PathBuf)>,
+}
+
+impl Beside {
+    /// Certificate and key as they stand in a text; empty: a password lets it in.
+    fn pair(&self) -> (&str, &str) {
+        let pair = self.pair.as_ref();
+        pair.map_or(("", ""), |(certificate, key)| {
+            (path_text(certificate), path_text(key))
+        })
+    }
+}
+
+fn path_text(path: &Path) -> &str {
+    path.to_str().unwrap_or_default()
+}
+
 /// What is handed over of it.
 pub struct Shaped {
     /// The value, or the content of the file.
@@ -112,7 +141,13 @@ impl Login {
         self.given.sslrootcert.as_deref()
     }
 
-    /// Tells one login from another.
+    /// Its certificate and the key of that in PEM, where these let it in.
+    pub fn certificate(&self) -> Option<(&str, &str)> {
+        let key = self.given.private_key.as_deref();
+        self.given.certificate.as_deref().zip(key)
+    }
+
+    /// Tells one login from another, and its next certificate from this one.
     pub fn digest(&self) -> String {
         let mut hasher = Sha256Hasher::new();
         let given = &self.given;
@@ -120,48 +155,49 @@ impl Login {
             hasher.update(text.as_bytes());
         }
         hasher.update(self.ca().unwrap_or_default().as_bytes());
+        hasher.update(given.certificate.as_deref().unwrap_or_default().as_bytes());
         hex(&hasher.finish()[..8])
     }
 
-    /// In a form; `ca` is the file of its CAs. A server without CAs of its own is checked by the system's:
-    /// libpq would look for a file in the home directory, and let nobody in without it.
-    pub fn shaped(&self, form: Form, ca: Option<&Path>) -> Shaped {
-        let system = || match self.given.sslmode.as_str() {
-            "verify-full" => system_roots(),
-            _ => None,
-        };
-        let ca = ca
-            .and_then(Path::to_str)
-            .or_else(system)
-            .unwrap_or_default();
+    /// In a form, with the files that it needs beside. A server without CAs of its own is checked by the
+    /// system's: libpq would look for a file in the home directory, and let nobody in without it.
+    pub fn shaped(&self, form: Form, files: &Beside) -> Shaped {
+        let mut files = files.clone();
+        if files.ca.as_os_str().is_empty() && self.given.sslmode == "verify-full" {
+            files.ca = system_roots().map(PathBuf::from).unwrap_or_default();
+        }
+        let files = &files;
         match form {
             Form::Url => Shaped {
-                main: self.url(ca),
+                main: self.url(files),
                 beside: Vec::new(),
             },
             Form::Json => Shaped {
-                main: self.json(ca),
+                main: self.json(files),
                 beside: Vec::new(),
             },
             Form::Variables => {
-                let mut beside = self.variables(ca);
-                beside.push(("PGPASSWORD", secret(&self.given.password)));
+                let mut beside = self.variables(files);
+                if self.certificate().is_none() {
+                    beside.push(("PGPASSWORD", secret(&self.given.password)));
+                }
                 let main = Secret::new(Vec::new());
                 Shaped { main, beside }
             }
             Form::PassFile => Shaped {
                 main: self.passfile(),
-                beside: self.variables(ca),
+                beside: self.variables(files),
             },
             Form::ServiceFile => Shaped {
-                main: self.service(ca),
+                main: self.service(files),
                 beside: vec![("PGSERVICE", secret(&self.entitlement))],
             },
         }
     }
 
-    fn url(&self, ca: &str) -> Secret {
+    fn url(&self, files: &Beside) -> Secret {
         let given = &self.given;
+        let (certificate, key) = files.pair();
         let Ok(address) = ephor_proto::postgres::Address::of(&given.host, given.port) else {
             return secret(&given.url);
         };
@@ -172,7 +208,9 @@ impl Login {
             database: &given.database,
             parameters: &[
                 ("sslmode", &given.sslmode),
-                ("sslrootcert", ca),
+                ("sslrootcert", path_text(&files.ca)),
+                ("sslcert", certificate),
+                ("sslkey", key),
                 ("options", &given.options),
             ],
         };
@@ -181,9 +219,11 @@ impl Login {
         Secret::from_string(url)
     }
 
-    fn json(&self, ca: &str) -> Secret {
+    fn json(&self, files: &Beside) -> Secret {
         let given = &self.given;
-        let url = self.url(ca);
+        let url = self.url(files);
+        let (certificate, key) = files.pair();
+        let path = |path: &str| Some(path.to_owned()).filter(|path| !path.is_empty());
         let body = serde_json::json!({
             "url": url.expose_str().unwrap_or_default(),
             "target": given.target,
@@ -191,9 +231,11 @@ impl Login {
             "port": given.port,
             "database": given.database,
             "user": given.user,
-            "password": given.password,
+            "password": path(&given.password),
             "sslmode": given.sslmode,
-            "sslrootcert": Some(ca).filter(|path| !path.is_empty()),
+            "sslrootcert": path(path_text(&files.ca)),
+            "sslcert": path(certificate),
+            "sslkey": path(key),
             "role": given.role,
             "options": given.options,
         });
@@ -201,15 +243,18 @@ impl Login {
     }
 
     /// All but the password.
-    fn variables(&self, ca: &str) -> Vec<(&'static str, Secret)> {
+    fn variables(&self, files: &Beside) -> Vec<(&'static str, Secret)> {
         let given = &self.given;
+        let (certificate, key) = files.pair();
         let all = [
             ("PGHOST", given.host.as_str()),
             ("PGPORT", &given.port.to_string()),
             ("PGDATABASE", &given.database),
             ("PGUSER", &given.user),
             ("PGSSLMODE", &given.sslmode),
-            ("PGSSLROOTCERT", ca),
+            ("PGSSLROOTCERT", path_text(&files.ca)),
+            ("PGSSLCERT", certificate),
+            ("PGSSLKEY", key),
             (OPTIONS, &given.options),
         ];
         let said = all.into_iter().filter(|(_, value)| !value.is_empty());
@@ -217,9 +262,12 @@ impl Login {
     }
 
     /// One line (PostgreSQL documentation, "The Password File"); for every database of the server, since
-    /// the login may connect to others.
+    /// the login may connect to others. Empty where no password lets it in.
     fn passfile(&self) -> Secret {
         let given = &self.given;
+        if self.certificate().is_some() {
+            return Secret::new(Vec::new());
+        }
         // libpq looks the default directory up as `localhost`.
         let host = match given.host.as_str() {
             DEFAULT_SOCKET_DIR | "/run/postgresql" | "/tmp" => "*",
@@ -251,8 +299,9 @@ impl Login {
     }
 
     /// One section (PostgreSQL documentation, "The Connection Service File").
-    fn service(&self, ca: &str) -> Secret {
+    fn service(&self, files: &Beside) -> Secret {
         let given = &self.given;
+        let (certificate, key) = files.pair();
         let mut text = roomy(given);
         let _ = writeln!(text, "[{}]", self.entitlement);
         for (key, value) in [
@@ -262,7 +311,9 @@ impl Login {
             ("user", &given.user),
             ("password", &given.password),
             ("sslmode", &given.sslmode),
-            ("sslrootcert", ca),
+            ("sslrootcert", path_text(&files.ca)),
+            ("sslcert", certificate),
+            ("sslkey", key),
             ("options", &given.options),
         ] {
             if !value.is_empty() {
@@ -277,6 +328,7 @@ impl Drop for Login {
     fn drop(&mut self) {
         self.given.url.zeroize();
         self.given.password.zeroize();
+        self.given.private_key.zeroize();
     }
 }
 
@@ -298,7 +350,22 @@ pub mod tests {
 
     /// A login with everything in it that could be read as something else.
     pub fn login() -> Login {
+        Login::new("orders-db", given())
+    }
+
+    /// The same with a certificate.
+    pub fn by_certificate() -> Login {
         let given = wire::Login {
+            password: String::new(),
+            certificate: Some("CERT".into()),
+            private_key: Some("KEY".into()),
+            ..given()
+        };
+        Login::new("orders-db", given)
+    }
+
+    fn given() -> wire::Login {
+        wire::Login {
             url: "unused".into(),
             target: "orders".into(),
             host: "db1".into(),
@@ -306,16 +373,26 @@ pub mod tests {
             database: "or ders".into(),
             user: "eph_orders_db_ab3c5d_0123456789abcdefghjkmn7kq2".into(),
             password: "p:a\\s/s".into(),
+            certificate: None,
+            private_key: None,
             sslmode: "verify-full".into(),
             sslrootcert: Some("PEM".into()),
             role: "orders_rw".into(),
             options: "-c role=orders_rw".into(),
-        };
-        Login::new("orders-db", given)
+        }
     }
 
     fn shaped(name: &str) -> (String, Vec<String>) {
-        let shaped = login().shaped(Form::of(name), Some(Path::new("/run/ca")));
+        shaped_of(&login(), name)
+    }
+
+    fn shaped_of(login: &Login, name: &str) -> (String, Vec<String>) {
+        let pair = || (PathBuf::from("/run/crt"), PathBuf::from("/run/key"));
+        let files = Beside {
+            ca: "/run/ca".into(),
+            pair: login.certificate().map(|_| pair()),
+        };
+        let shaped = login.shaped(Form::of(name), &files);
         let text = |secret: &Secret| secret.expose_str().unwrap().to_owned();
         let beside = shaped.beside.iter();
         let beside = beside.map(|(name, value)| format!("{name}={}", text(value)));
@@ -401,5 +478,40 @@ pub mod tests {
             (json["url"].as_str(), json["password"].as_str()),
             (Some(&*url), Some("p:a\\s/s"))
         );
+    }
+
+    #[test]
+    fn a_certificate_stands_in_each_form_where_the_password_was() {
+        let login = by_certificate();
+        let shaped = |name| shaped_of(&login, name);
+        let files = "sslrootcert=%2Frun%2Fca&sslcert=%2Frun%2Fcrt&sslkey=%2Frun%2Fkey";
+        let url = format!(
+            "postgresql://{USER}@db1:5433/or%20ders?sslmode=verify-full&{files}&options=-c%20role%3Dorders_rw"
+        );
+        assert_eq!(shaped("DATABASE_URL"), (url, Vec::new()));
+        let (nothing, variables) = shaped("PGSSLCERT");
+        assert_eq!(nothing, "");
+        assert_eq!(
+            variables.join(" "),
+            format!(
+                "PGHOST=db1 PGPORT=5433 PGDATABASE=or ders PGUSER={USER} PGSSLMODE=verify-full \
+                 PGSSLROOTCERT=/run/ca PGSSLCERT=/run/crt PGSSLKEY=/run/key PGOPTIONS=-c role=orders_rw"
+            )
+        );
+        assert_eq!(shaped("PGPASSFILE").0, "");
+        let (service, _) = shaped("PGSERVICEFILE");
+        assert!(
+            service.contains("\nsslcert=/run/crt\nsslkey=/run/key\n"),
+            "{service}"
+        );
+        assert!(!service.contains("password"), "{service}");
+        let (json, _) = shaped("DB_JSON");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(
+            (json["sslcert"].as_str(), json["sslkey"].as_str()),
+            (Some("/run/crt"), Some("/run/key"))
+        );
+        assert!(json["password"].is_null());
+        assert_ne!(login.digest(), super::tests::login().digest());
     }
 }

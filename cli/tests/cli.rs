@@ -58,6 +58,9 @@ mod secrets;
 #[path = "cli/attacks.rs"]
 mod attacks;
 
+#[path = "cli/certificates.rs"]
+mod certificates;
+
 #[path = "cli/keys.rs"]
 mod keys;
 #[path = "cli/malformed.rs"]

@@ -8,6 +8,7 @@
 mod server;
 mod session;
 mod standby;
+mod tls;
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
@@ -23,6 +24,7 @@ use tempfile::TempDir;
 use crate::wait;
 use server::Server;
 pub use session::Session;
+pub use tls::Tls;
 
 /// How long a server may take to start, to stop or to follow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -118,6 +120,39 @@ impl Cluster {
             std::fs::write(&conf, before + "\ninclude 'ephor.conf'\n")?;
         }
         Ok(())
+    }
+
+    /// Puts a file beside the data, readable by the server alone; it is read at the next
+    /// [`Self::reload`].
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_file(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        self.put(&self.data().join(name), content)
+    }
+
+    /// Replaces the lines of `pg_hba.conf` that come before the built-in ones, from the next
+    /// [`Self::reload`] on.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_hba(&self, first: &[String]) -> anyhow::Result<()> {
+        std::fs::write(self.data().join("pg_hba.conf"), hba(first))?;
+        Ok(())
+    }
+
+    /// Makes the server read its settings and files again, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn reload(&self) -> anyhow::Result<()> {
+        const LOADED: &str = "select pg_conf_load_time()";
+        let before = self.psql("postgres", LOADED)?;
+        self.psql("postgres", "select pg_reload_conf()")?;
+        wait::until("PostgreSQL has read its settings", PATIENCE, || {
+            let now = self.psql("postgres", LOADED).ok()?;
+            (now != before).then_some(())
+        })
     }
 
     fn put(&self, path: &Path, content: &[u8]) -> anyhow::Result<()> {

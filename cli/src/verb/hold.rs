@@ -50,9 +50,11 @@ struct Held {
     port: u16,
     database: String,
     user: String,
-    password: String,
+    password: Option<String>,
     sslmode: String,
     sslrootcert: Option<String>,
+    sslcert: Option<String>,
+    sslkey: Option<String>,
     role: String,
     options: String,
 }
@@ -85,24 +87,39 @@ fn shown(variable: &str, json: &[u8]) -> Result<Zeroizing<String>, Failure> {
     let text = match output.map_or(HoldOutput::Table, |(output, _)| *output) {
         HoldOutput::Url => format!("{}\n", held.url),
         HoldOutput::Json => format!("{}\n", String::from_utf8_lossy(json)),
-        HoldOutput::Table => format!(
-            "host      {}\nport      {}\ndatabase  {}\nuser      {}\npassword  {}\nsslmode   {}\n{}\
-options   {}\n{} works as {}. Held until Ctrl-C.\n",
-            held.host,
-            held.port,
-            held.database,
-            held.user,
-            held.password,
-            held.sslmode,
-            held.sslrootcert
-                .as_deref()
-                .map_or_else(String::new, |file| format!("sslrootcert  {file}\n")),
-            held.options,
-            short_login(&held.user),
-            held.role,
-        ),
+        HoldOutput::Table => table(&held),
     };
     Ok(Zeroizing::new(text))
+}
+
+/// What a dialog asks for, one a line.
+fn table(held: &Held) -> String {
+    let port = held.port.to_string();
+    let lines = [
+        ("host", Some(&held.host)),
+        ("port", Some(&port)),
+        ("database", Some(&held.database)),
+        ("user", Some(&held.user)),
+        ("password", held.password.as_ref()),
+        ("sslmode", Some(&held.sslmode)),
+        ("sslrootcert", held.sslrootcert.as_ref()),
+        ("sslcert", held.sslcert.as_ref()),
+        ("sslkey", held.sslkey.as_ref()),
+        ("options", Some(&held.options)),
+    ];
+    let mut text = String::with_capacity(4096);
+    for (name, value) in lines {
+        if let Some(value) = value {
+            let wide = 10.max(name.len() + 2);
+            text.push_str(&format!("{name:<wide$}{value}\n"));
+        }
+    }
+    text.push_str(&format!(
+        "{} works as {}. Held until Ctrl-C.\n",
+        short_login(&held.user),
+        held.role
+    ));
+    text
 }
 
 #[cfg(test)]

@@ -191,8 +191,8 @@ async fn prepare(
             .map_or_else(|| end_of(&args.command), str::to_owned),
     };
     let mut list = wants.list.iter();
-    let needs_files =
-        list.any(|wanted| wanted.delivery() == As::File) || fetched.iter().any(Fetched::has_ca);
+    let needs_files = list.any(|wanted| wanted.delivery() == As::File)
+        || fetched.iter().any(Fetched::needs_files);
     if needs_files {
         prepared.files = Some(Files::make(task)?);
     }

@@ -14,7 +14,7 @@ use super::keep::Kept;
 use crate::clock;
 use crate::cred::Wanted;
 use crate::exit::Failure;
-use crate::login::{Form, Login, OPTIONS};
+use crate::login::{Beside, Form, Login, OPTIONS};
 use crate::words::{span, time_of_day};
 
 /// Puts one credential where the command will look for it; says so in words.
@@ -74,7 +74,8 @@ pub(super) fn deliver(
     }
 }
 
-/// A login stays as it is while the command lives: nothing of it is ever written anew.
+/// A login stays as it is while the command lives: nothing of it is ever written anew but the certificate
+/// that lets it in, where it has one.
 fn deliver_login(
     prepared: &mut Prepared,
     wanted: &Wanted,
@@ -82,14 +83,14 @@ fn deliver_login(
     login: &Login,
 ) -> Result<String, Failure> {
     let form = Form::of(&wanted.name);
-    let ca = match &prepared.files {
-        Some(files) => files.dir.put_ca(&wanted.name, login)?,
-        None => None,
+    let files = match &prepared.files {
+        Some(files) => files.dir.put_beside(&wanted.name, login)?,
+        None => Beside::default(),
     };
-    let shaped = login.shaped(form, ca.as_deref());
+    let shaped = login.shaped(form, &files);
     let mut beside = shaped.beside;
     if prepared.pg_env && form == Form::Url {
-        beside = login.shaped(Form::Variables, ca.as_deref()).beside;
+        beside = login.shaped(Form::Variables, &files).beside;
     }
     for (name, value) in &beside {
         let inherited = prepared.environment.get(name).filter(|_| *name == OPTIONS);
@@ -127,7 +128,14 @@ fn deliver_login(
         }
     };
     let (short, until) = (login.short(), &prepared.until);
-    Ok(format!("{} {short},{place} kept until {until}", one.word()))
+    let by = match login.certificate() {
+        Some(_) => " by certificate,",
+        None => "",
+    };
+    Ok(format!(
+        "{} {short},{by}{place} kept until {until}",
+        one.word()
+    ))
 }
 
 /// A sealed memory file with these bytes, which a child inherits under the same number.

@@ -46,11 +46,16 @@ impl Fetched {
         }
     }
 
-    /// Whether its server's CAs need a file.
-    pub fn has_ca(&self) -> bool {
-        self.login
-            .as_ref()
-            .is_some_and(|login| login.ca().is_some())
+    /// Whether its server's CAs, or its certificate, need a file.
+    pub fn needs_files(&self) -> bool {
+        let login = self.login.as_ref();
+        login.is_some_and(|login| login.ca().is_some() || login.certificate().is_some())
+    }
+
+    /// Whether files of it are written anew, however it was handed over.
+    pub fn has_certificate(&self) -> bool {
+        let login = self.login.as_ref();
+        login.is_some_and(|login| login.certificate().is_some())
     }
 
     /// What people call its kind.

@@ -17,7 +17,7 @@ use rustix::process::geteuid;
 
 use super::fetch::Fetched;
 use crate::exit::Failure;
-use crate::login::{Form, Login};
+use crate::login::{Beside, Form, Login};
 use crate::pems::Pems;
 
 /// How often a parent directory is made again when another run's end removed it meanwhile.
@@ -103,6 +103,11 @@ impl TaskDir {
         self.place.path().join(name)
     }
 
+    /// The path of a login's certificate.
+    pub fn certificate_of(&self, name: &str) -> PathBuf {
+        self.path_of(&format!("{name}.crt"))
+    }
+
     /// Puts a credential there: a token in a file, a certificate in a directory of files.
     ///
     /// # Errors
@@ -110,8 +115,8 @@ impl TaskDir {
     pub fn put(&self, name: &str, one: &Fetched) -> Result<PathBuf, Failure> {
         match (&one.login, &one.pems) {
             (Some(login), _) => {
-                let ca = self.put_ca(name, login)?;
-                let shaped = login.shaped(Form::of(name), ca.as_deref());
+                let beside = self.put_beside(name, login)?;
+                let shaped = login.shaped(Form::of(name), &beside);
                 self.write(name, shaped.main.expose())
             }
             (None, None) => self.write(name, one.whole.expose()),
@@ -119,15 +124,25 @@ impl TaskDir {
         }
     }
 
-    /// The file with the CAs of a login's server, if it needs one.
+    /// The files with the CAs of a login's server and with its certificate, if it needs them. A renewal
+    /// writes a new certificate only: the key stays, so that whoever opens one file after the other finds
+    /// two that fit.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn put_ca(&self, name: &str, login: &Login) -> Result<Option<PathBuf>, Failure> {
-        let ca = login.ca();
+    /// When one cannot be written.
+    pub fn put_beside(&self, name: &str, login: &Login) -> Result<Beside, Failure> {
         // A dot is in no variable's name.
-        ca.map(|pem| self.write(&format!("{name}.ca"), pem.as_bytes()))
-            .transpose()
+        let file = |end: &str, pem: &str| self.write(&format!("{name}.{end}"), pem.as_bytes());
+        let ca = login.ca().map(|pem| file("ca", pem)).transpose()?;
+        let pair = match login.certificate() {
+            Some((certificate, key)) => {
+                let key = file("key", key)?;
+                Some((file("crt", certificate)?, key))
+            }
+            None => None,
+        };
+        let ca = ca.unwrap_or_default();
+        Ok(Beside { ca, pair })
     }
 
     /// Writes files that belong together into a directory of their own and turns the link `name` to
@@ -208,7 +223,9 @@ impl TaskDir {
     /// Removes one file, or one link and what it led to; that it is gone already is as good.
     pub fn remove(&self, name: &str) {
         let _ = unlinkat(&self.dir, name, AtFlags::empty());
-        let _ = unlinkat(&self.dir, format!("{name}.ca"), AtFlags::empty());
+        for end in ["ca", "crt", "key"] {
+            let _ = unlinkat(&self.dir, format!("{name}.{end}"), AtFlags::empty());
+        }
         self.remove_sets(name, &[]);
     }
 }

@@ -4,6 +4,7 @@
 //! meant it.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ephor_proto::cred::As;
@@ -39,6 +40,8 @@ pub struct Kept {
     refresh_at: UnixMillis,
     expires_at: UnixMillis,
     failing: bool,
+    /// A login's certificate lies in a file, whatever form the login has.
+    has_certificate: bool,
 }
 
 impl Kept {
@@ -52,11 +55,29 @@ impl Kept {
             refresh_at: one.refresh_at,
             expires_at: one.expires_at,
             failing: false,
+            has_certificate: one.has_certificate(),
         }
     }
 
+    /// Whether something of it lies in a file.
     fn is_file(&self) -> bool {
-        self.wanted.delivery() == As::File
+        self.wanted.delivery() == As::File || self.has_certificate
+    }
+
+    /// Writes what is new.
+    fn put(&self, dir: &TaskDir, one: &Fetched) -> Result<(), Failure> {
+        match (&one.login, self.wanted.delivery()) {
+            (Some(login), As::Env | As::Fd) => dir.put_beside(&self.wanted.name, login).map(drop),
+            (Some(_), As::File) | (None, _) => dir.put(&self.wanted.name, one).map(drop),
+        }
+    }
+
+    /// The file that is written anew.
+    fn path(&self, dir: &TaskDir) -> PathBuf {
+        match self.has_certificate {
+            true => dir.certificate_of(&self.wanted.name),
+            false => dir.path_of(&self.wanted.name),
+        }
     }
 }
 
@@ -219,7 +240,7 @@ impl<'a> Keeper<'a> {
         if let (Some((command, reload)), Some(dir)) = (self.tells, self.dir) {
             let files: Vec<_> = (self.kept.iter())
                 .filter(|kept| kept.is_file())
-                .map(|kept| (kept.wanted.name.clone(), dir.path_of(&kept.wanted.name)))
+                .map(|kept| (kept.wanted.name.clone(), kept.path(dir)))
                 .collect();
             reload.tell(command, &rewritten, &files);
         }
@@ -243,7 +264,7 @@ impl<'a> Keeper<'a> {
         // The agent may be asked a moment before its own renewal has come.
         let is_new = digest != kept.digest;
         if let Some(dir) = self.dir.filter(|_| is_new) {
-            dir.put(&kept.wanted.name, &one)?;
+            kept.put(dir, &one)?;
         }
         kept.id = one.id;
         kept.digest = digest;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ephor_crypto::Secret;
 use ephor_proto::postgres::Address;
-use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
+use ephor_testkit::postgres::{Cluster, Options as ClusterOptions, Tls as ServerTls};
 
 use super::kit::{EPOCH, World, ident, options};
 use crate::kind::postgres::*;
@@ -332,21 +332,13 @@ async fn check_says_what_is_missing_and_how_to_mend_it() {
 /// A server with a certificate is believed by its name under the CA, and by nothing less.
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_verified_by_name() {
-    let (ca, key, certificate) = certificates();
+    let made = ServerTls::make().unwrap();
     let world = World::own(ClusterOptions {
-        settings: vec![
-            "ssl = on".into(),
-            "ssl_cert_file = 'server.crt'".into(),
-            "ssl_key_file = 'server.key'".into(),
-        ],
         hba: vec![
             "hostssl ephor,orders,billing ephor 127.0.0.1/32 scram-sha-256".into(),
             "hostnossl all ephor all reject".into(),
         ],
-        files: vec![
-            ("server.crt".into(), certificate),
-            ("server.key".into(), key),
-        ],
+        ..made.options()
     })
     .await;
     let dir = tempfile::tempdir().unwrap();
@@ -361,7 +353,7 @@ async fn tls_is_verified_by_name() {
         access.hosts = vec![Address::of(host, world.cluster.port()).unwrap()];
         Target::new(access, &Tasks::new()).position().await
     };
-    let good = file("ca.pem", &ca);
+    let good = file("ca.pem", &made.ca);
     // A slow start refuses whoever asks whether it is ready.
     let start = world.cluster.log().len();
     reach("localhost", good.clone()).await.unwrap();
@@ -372,8 +364,8 @@ async fn tls_is_verified_by_name() {
         matches!(&wrong_name, Err(Failed::Unreachable { why, .. }) if why.contains("127.0.0.1")),
         "{wrong_name:?}"
     );
-    let (other, _, _) = certificates();
-    let wrong_ca = reach("localhost", file("other.pem", &other)).await;
+    let other = ServerTls::make().unwrap();
+    let wrong_ca = reach("localhost", file("other.pem", &other.ca)).await;
     assert!(
         matches!(wrong_ca, Err(Failed::Unreachable { .. })),
         "{wrong_ca:?}"
@@ -385,32 +377,6 @@ async fn tls_is_verified_by_name() {
     );
     let off = Target::new(world.access(), &world.tasks).position().await;
     assert!(off.is_err(), "the server wants TLS: {off:?}");
-}
-
-/// A CA, and a key and certificate of it for `localhost`, made by openssl.
-fn certificates() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
-    let dir = tempfile::tempdir().unwrap();
-    let run = |line: &str| {
-        let done = std::process::Command::new("sh")
-            .arg("-ec")
-            .arg(line)
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-    };
-    run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem",
-    );
-    run("openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=db -keyout key.pem -out csr.pem
-         printf 'subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n' > ext
-         openssl x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out cert.pem");
-    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
-    (read("ca.pem"), read("key.pem"), read("cert.pem"))
 }
 
 /// Somebody who may make functions in a database where an administrator works waits for him there,

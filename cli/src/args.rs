@@ -720,6 +720,9 @@ pub struct TargetCheck {
     /// With a URL: every database where a login may own something; absent: that of the URL
     #[arg(long = "database", value_name = "DATABASE")]
     pub databases: Vec<String>,
+    /// With a URL: logins of its database are to come in by certificate
+    #[arg(long)]
+    pub certificates: bool,
     /// With a URL: where Ephor's own schema is
     #[arg(long, value_name = "DATABASE", default_value = "ephor")]
     pub admin_database: String,

@@ -8,7 +8,9 @@ mod key;
 mod verify;
 mod database;
 
-pub use database::{ServerCheck, database_client, server_end_point};
+pub use database::{
+    ServerCheck, Wanted, database_client, database_client_asking, server_end_point,
+};
 pub use key::{CertificateSlot, ca_name, certified_key};
 pub use verify::{
     Accept, Admit, ClientCerts, JoinPin, Peer, PinnedCa, TrustStore, Verified, Workloads, pinned_ca,

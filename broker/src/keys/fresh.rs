@@ -22,7 +22,8 @@ pub(super) fn row(
     let place = (version, state);
     match kind {
         KeyKind::Ca => {
-            let ca = root("Ephor", owner, version, limits::CA_SECONDS, now)?;
+            let name = format!("Ephor {} {}", owner.trust_domain, owner.installation);
+            let ca = root(name, owner, (version, limits::CA_SECONDS), now)?;
             let public = ca.certificate().der().to_vec();
             seal(sealer, kind, place, (ca.key().to_pkcs8(), public), now)
         }
@@ -32,8 +33,8 @@ pub(super) fn row(
             seal(sealer, kind, place, (key.to_pkcs8(), public), now)
         }
         KeyKind::Database => {
-            let life = limits::DATABASE_CA_SECONDS;
-            let ca = root("Ephor databases", owner, version, life, now)?;
+            let name = format!("Ephor databases {}", owner.installation);
+            let ca = root(name, owner, (version, limits::DATABASE_CA_SECONDS), now)?;
             let public = ca.certificate().der().to_vec();
             seal(sealer, kind, place, (ca.key().to_pkcs8(), public), now)
         }
@@ -47,14 +48,12 @@ pub(super) fn row(
 
 /// A root of our own. Versions differ by name, because a chain is first looked for by name.
 fn root(
-    whose: &str,
+    mut name: String,
     owner: Owner<'_>,
-    version: u32,
-    life_seconds: u64,
+    (version, life_seconds): (u32, u64),
     now: UnixMillis,
 ) -> Result<Ca, KeysError> {
     let (not_before, not_after) = validity(now, life_seconds);
-    let mut name = format!("{whose} {} {}", owner.trust_domain, owner.installation);
     if version > 1 {
         name.push_str(&format!(" {version}"));
     }

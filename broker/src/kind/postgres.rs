@@ -34,8 +34,8 @@ pub use access::{Access, Password, Tls};
 pub use census::{Census, Evidence, Seen};
 pub use failed::Failed;
 pub use install::{
-    Admin, Finding, Grade, InstallError, Installed, Options, SCHEMA_VERSION, check, install,
-    install_sql,
+    Admin, ByCertificate, Finding, Grade, InstallError, Installed, Options, SCHEMA_VERSION, check,
+    check_certificates, install, install_sql,
 };
 pub use look::{Found, Use, Uses};
 pub use mint::{CERTIFICATE, Login, Minted};

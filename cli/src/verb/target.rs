@@ -14,10 +14,10 @@ use std::time::Duration;
 use ephor_broker::config::{Config, Settings};
 use ephor_broker::kind::effect::logins::Server;
 use ephor_broker::kind::postgres::{
-    Access, Admin, Finding, Grade, Ident, InstallError, Options, Password, SCHEMA_VERSION, check,
-    install, install_sql,
+    Access, Admin, ByCertificate, Finding, Grade, Ident, InstallError, Options, Password,
+    SCHEMA_VERSION, check, check_certificates, install, install_sql,
 };
-use ephor_broker::policy::{Give, Snapshot};
+use ephor_broker::policy::{Give, LoginBy, Snapshot};
 use ephor_broker::tasks::Tasks;
 use ephor_crypto::Secret;
 use ephor_crypto::scram::{DEFAULT_ITERATIONS, ScramVerifier};
@@ -43,7 +43,7 @@ pub async fn target(verb: args::Target) -> Outcome {
         args::Target::Check(args) => look(args).await,
         args::Target::RotateSecret { target, reason } => rotate(&target, reason).await,
         args::Target::Ca => {
-            show::to_stdout(&database_cas().await?)?;
+            show::to_stdout(&database_cas().await?.pem)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -64,11 +64,8 @@ async fn rotate(name: &str, reason: String) -> Outcome {
 }
 
 /// The CAs of logins with a certificate, as the broker has them.
-async fn database_cas() -> Result<String, Failure> {
-    let cas: DatabaseCas = Peer::broker()
-        .read("/v1/keys/database/certificates")
-        .await?;
-    Ok(cas.pem)
+async fn database_cas() -> Result<DatabaseCas, Failure> {
+    Peer::broker().read("/v1/keys/database/certificates").await
 }
 
 async fn init(args: args::TargetInit) -> Outcome {
@@ -197,12 +194,16 @@ fn secret(file: &Path) -> Result<Secret, Failure> {
 }
 
 async fn look(args: args::TargetCheck) -> Outcome {
-    let (access, groups) = match args.target.contains("://") {
+    let (access, groups, databases) = match args.target.contains("://") {
         true => by_url(&args)?,
         false => by_name(&args).await?,
     };
     let tasks = Tasks::new();
-    let findings = check(&access, &groups, &tasks).await;
+    let mut findings = check(&access, &groups, &tasks).await;
+    if !databases.is_empty() {
+        let wanted = by_certificate(databases).await;
+        findings.extend(check_certificates(&access, &wanted).await);
+    }
     tasks.shutdown(ENDS).await;
     let holds = !findings.iter().any(|one| one.grade == Grade::Wrong);
     let text = match args.output {
@@ -222,8 +223,24 @@ async fn look(args: args::TargetCheck) -> Outcome {
     })
 }
 
+/// What servers need for logins with a certificate, as far as the broker can be asked.
+async fn by_certificate(databases: Vec<Ident>) -> ByCertificate {
+    let (issuing, all) = match database_cas().await {
+        Ok(cas) => (Some(cas.issuing), cas.pem),
+        Err(_) => (None, String::new()),
+    };
+    ByCertificate {
+        databases,
+        issuing,
+        all,
+    }
+}
+
+/// How to reach it, groups that logins are made of, and databases that they get into by certificate.
+type Looked = (Access, Vec<Ident>, Vec<Ident>);
+
 /// A server that policy need not name yet.
-fn by_url(args: &args::TargetCheck) -> Result<(Access, Vec<Ident>), Failure> {
+fn by_url(args: &args::TargetCheck) -> Result<Looked, Failure> {
     let server = Target::of(&args.target)?;
     let (tls, _) = server.verified()?;
     let password = match &args.password_file {
@@ -248,11 +265,15 @@ fn by_url(args: &args::TargetCheck) -> Result<(Access, Vec<Ident>), Failure> {
         tls,
         connections: 1,
     };
-    Ok((access, idents(&args.groups)?))
+    let by_certificate = match args.certificates {
+        true => vec![ident(&server.database)?],
+        false => Vec::new(),
+    };
+    Ok((access, idents(&args.groups)?, by_certificate))
 }
 
 /// A target of the policy in force, or of one in a directory.
-async fn by_name(args: &args::TargetCheck) -> Result<(Access, Vec<Ident>), Failure> {
+async fn by_name(args: &args::TargetCheck) -> Result<Looked, Failure> {
     let (snapshot, _) = super::policy::snapshot(args.policy.as_deref()).await?;
     let name = args.target.as_str();
     let Some(target) = snapshot.target(name) else {
@@ -269,7 +290,9 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Vec<Ident>), Failu
     let tasks = Tasks::new();
     let server = Server::new((name, &target.postgres), "", file, &tasks);
     let server = server.map_err(|why| Failure::config(format!("[target.{name}]: {why}.")))?;
-    Ok((server.target().access().clone(), groups(&snapshot, name)?))
+    let by_certificate = by_certificate_in(&snapshot, name)?;
+    let access = server.target().access().clone();
+    Ok((access, groups(&snapshot, name)?, by_certificate))
 }
 
 /// The file that the broker reads the password from, if it has one.
@@ -296,6 +319,28 @@ fn groups(snapshot: &Snapshot, name: &str) -> Result<Vec<Ident>, Failure> {
         }
     }
     all.iter().map(|role| ident(role)).collect()
+}
+
+/// Databases of a target that some entitlement gives logins with a certificate for.
+fn by_certificate_in(snapshot: &Snapshot, name: &str) -> Result<Vec<Ident>, Failure> {
+    let mut all = BTreeSet::new();
+    for give in snapshot.entitlements().flat_map(|one| &one.gives) {
+        match give {
+            Give::Postgres {
+                target,
+                database,
+                login: LoginBy::Certificate,
+                ..
+            } if target == name => {
+                all.insert(database.clone());
+            }
+            Give::Postgres { .. }
+            | Give::Jwt { .. }
+            | Give::X509 { .. }
+            | Give::Introspect { .. } => {}
+        }
+    }
+    all.iter().map(|database| ident(database)).collect()
 }
 
 fn told(findings: &[Finding]) -> String {

@@ -406,3 +406,76 @@ fn every_form_has_the_files() {
     assert!(login.get("password").is_none());
     world.none_left();
 }
+
+#[test]
+fn check_says_what_a_server_needs_for_them_and_with_which_line() {
+    let world = World::start("5m");
+    let check = |code: i32| {
+        let output = world
+            .ephor()
+            .args(["target", "check", "orders"])
+            .output()
+            .unwrap();
+        assert_code(&output, code);
+        text(&output.stdout)
+    };
+    let said = check(0);
+    assert!(
+        said.contains("trusts the CA of logins with a certificate")
+            && said.contains("asks logins with a certificate for it, in \"orders\""),
+        "{said}"
+    );
+    let line = "hostssl   \"orders\"   +ephor_certificate   all   cert";
+
+    // The line is missing; then it stands behind another.
+    let [own, by_certificate, no_tls] = HBA.map(str::to_owned);
+    let other = "hostssl all all 127.0.0.1/32 scram-sha-256".to_owned();
+    for (hba, found) in [
+        (
+            vec![own.clone(), "hostssl all all 127.0.0.1/32 reject".into()],
+            "has no line for logins with a certificate",
+        ),
+        (
+            vec![own.clone(), other, by_certificate.clone()],
+            "asks logins with a certificate for a password",
+        ),
+        (
+            vec!["hostssl all all 127.0.0.1/32 trust".into()],
+            "asks logins with a certificate for nothing",
+        ),
+    ] {
+        world.server.put_hba(&hba).unwrap();
+        world.server.reload().unwrap();
+        let said = check(1);
+        assert!(said.contains(found) && said.contains(line), "{said}");
+    }
+    // The line that it gives is the one that mends it.
+    world
+        .server
+        .put_hba(&[own, line.replace("all", "127.0.0.1/32"), no_tls])
+        .unwrap();
+    world.server.reload().unwrap();
+    check(0);
+
+    // It trusts another CA; then none.
+    let another = Tls::make().unwrap();
+    world.trust(&String::from_utf8(another.ca).unwrap());
+    let said = check(1);
+    assert!(
+        said.contains("does not trust the CA") && said.contains("-> ephor target ca > FILE"),
+        "{said}"
+    );
+    let unset = "alter system reset ssl_ca_file";
+    world.server.psql("postgres", unset).unwrap();
+    world.server.reload().unwrap();
+    let said = check(1);
+    assert!(said.contains("ssl_ca_file is not set"), "{said}");
+
+    // The next CA is told in good time.
+    world.trust(&world.printed(&["target", "ca"]));
+    world.printed(&["broker", "rotate", "database"]);
+    let said = check(0);
+    assert!(said.contains("not yet the one that follows it"), "{said}");
+    world.trust(&world.printed(&["target", "ca"]));
+    assert!(!check(0).contains("not yet"));
+}

@@ -1,10 +1,11 @@
 //! TLS to a database server. It is nobody of the fleet's: its certificate comes from wherever its
 //! operator has certificates from, and how far it is checked is what people know from libpq.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
@@ -13,6 +14,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{TlsError, client_config, provider};
 use crate::digest::sha256;
+use crate::x509::CaCertificate;
 
 /// How far a server's certificate is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,61 @@ fn verifier(pem: &[u8]) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
         .map_err(|_| TlsError::Roots)
+}
+
+/// What a server says of the client certificates that it would take; it is shown none.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Names of the issuers that it trusts, DER; `None` until it has asked. Held for one copy.
+    issuers: Mutex<Option<Vec<Vec<u8>>>>,
+}
+
+impl Wanted {
+    /// Whether it asked for a certificate at all.
+    #[must_use]
+    pub fn is_asked_for(&self) -> bool {
+        self.issuers().is_some()
+    }
+
+    /// Whether it said that it trusts a CA of this one's name.
+    #[must_use]
+    pub fn takes(&self, ca: &CaCertificate) -> bool {
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(ca.der()) else {
+            return false;
+        };
+        let name = parsed.subject().as_raw();
+        let issuers = self.issuers();
+        let mut issuers = issuers.iter().flatten();
+        issuers.any(|issuer| issuer.as_slice() == name)
+    }
+
+    fn issuers(&self) -> std::sync::MutexGuard<'_, Option<Vec<Vec<u8>>>> {
+        self.issuers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResolvesClientCert for Wanted {
+    fn resolve(&self, issuers: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let all = issuers.iter().map(|issuer| issuer.to_vec()).collect();
+        *self.issuers() = Some(all);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// As [`database_client`] with the name checked, and `wanted` learns what the server asks for.
+///
+/// # Errors
+/// As [`database_client`].
+pub fn database_client_asking(
+    roots: &[u8],
+    wanted: &Arc<Wanted>,
+) -> Result<ClientConfig, TlsError> {
+    let wanted: Arc<dyn ResolvesClientCert> = Arc::<Wanted>::clone(wanted);
+    client_config(verifier(roots)?, Some(wanted), &[])
 }
 
 /// What a login is bound to, so that nobody in between can pass it on: `tls-server-end-point` (RFC

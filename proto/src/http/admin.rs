@@ -401,6 +401,8 @@ pub struct CaRequest {
 pub struct DatabaseCas {
     /// Every trusted CA for databases, PEM, oldest first.
     pub pem: String,
+    /// The one of them that issues now.
+    pub issuing: String,
 }
 
 /// `POST /v1/keys/ca/chain`

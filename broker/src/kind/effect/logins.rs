@@ -90,11 +90,12 @@ impl Server {
             settings: content.settings.clone(),
             deadline: content.deadline,
         };
-        let verifier = verifier.and_then(|verifier| match verifier {
-            Verifier::Scram(verifier) => Some(verifier),
+        let verifier = match verifier {
+            Some(Verifier::Scram(verifier)) => Some(verifier),
             #[cfg(test)]
-            Verifier::Plain(_) => None,
-        });
+            Some(Verifier::Plain(_)) => None,
+            None => None,
+        };
         let minted = self.target.mint(epoch, &login, verifier).await?;
         Ok(Minted {
             number: minted.oid,

@@ -229,7 +229,7 @@ pub(super) fn field<'a, T: tokio_postgres::types::FromSql<'a>>(
     })
 }
 
-fn config(user: &str, host: &Address, purpose: Purpose<'_>) -> Config {
+pub(super) fn config(user: &str, host: &Address, purpose: Purpose<'_>) -> Config {
     let mut config = Config::new();
     config.user(user).dbname(purpose.database);
     config.application_name("ephor-broker");

@@ -4,6 +4,7 @@
 //! What is run and what `--sql` prints come from the same pieces, so a DBA who types it alone does
 //! exactly the same. All of it may be run again; a newer version replaces an older one.
 
+mod certificates;
 mod check;
 
 use ephor_crypto::Secret;
@@ -12,6 +13,7 @@ use ephor_proto::postgres::Address;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
+pub use certificates::{ByCertificate, check_certificates};
 pub use check::{Finding, Grade, check};
 
 use super::access::Tls;

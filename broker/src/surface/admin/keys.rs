@@ -25,8 +25,12 @@ pub(super) async fn list(State(broker): Shared) -> Answer<Vec<Key>> {
 
 /// What database servers are to trust.
 pub(super) async fn databases(State(broker): Shared) -> Answer<DatabaseCas> {
-    let pem = broker.keys.load().database_roots_pem();
-    refuse(&broker, Ok(DatabaseCas { pem }))
+    let keys = broker.keys.load();
+    let cas = DatabaseCas {
+        pem: keys.database_roots_pem(),
+        issuing: keys.database_ca().certificate().pem(),
+    };
+    refuse(&broker, Ok(cas))
 }
 
 pub(super) async fn rotate(

@@ -39,7 +39,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(what: impl Into<String>) -> Self {
+    pub(super) fn ok(what: impl Into<String>) -> Self {
         Self {
             grade: Grade::Ok,
             what: what.into(),
@@ -47,7 +47,7 @@ impl Finding {
         }
     }
 
-    fn not(grade: Grade, what: impl Into<String>, mend: impl Into<String>) -> Self {
+    pub(super) fn not(grade: Grade, what: impl Into<String>, mend: impl Into<String>) -> Self {
         Self {
             grade,
             what: what.into(),

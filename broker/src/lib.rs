@@ -16,7 +16,7 @@ pub mod ledger; //    store, event sequence, Merkle tree, checkpoints
 pub mod fleet; //     agents: join, heartbeat, silence, ban
 pub mod policy; //    one directory of TOML, compiled to a snapshot
 pub mod inforce; //   which of them is in force, and how another takes its place
-pub mod keys; //      CA, token key, log key, sealed at rest
+pub mod keys; //      CA, token key, log key, CA for databases, sealed at rest
 pub mod retain; //    what is over and old is forgotten
 pub mod recover; //   going back in time: noticed, refused, a new epoch; backups
 pub mod surface; //   grpc, oauth, lists, admin: parse, call a stage, encode

@@ -571,7 +571,7 @@ pub enum Broker {
         #[arg(long)]
         force: bool,
     },
-    /// List the broker's own keys: CA, token key, log key
+    /// List the broker's own keys: CA, token key, log key, CA for database logins
     Keys {
         /// Also those that are destroyed
         #[arg(long)]

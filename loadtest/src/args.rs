@@ -30,6 +30,8 @@ pub enum What {
     /// Tasks with a login at PostgreSQL and an open session end at a steady rate, through agent, broker and
     /// server: how long until refused, ended, dropped, proven; and the same while another target hangs
     Ends(Ends),
+    /// Logins with a client certificate at a PostgreSQL server: how many are made a second
+    CertificateLogins(CertificateLogins),
     /// A process that is a task (internal).
     #[command(name = "__task", hide = true)]
     Task {
@@ -74,6 +76,17 @@ pub enum What {
         #[command(flatten)]
         work: Work,
     },
+}
+
+/// `ephor-loadtest certificate-logins`
+#[derive(Debug, Args)]
+pub struct CertificateLogins {
+    /// Runs; the median counts
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Length of one run
+    #[arg(long, default_value_t = 5)]
+    pub seconds: u64,
 }
 
 /// `ephor-loadtest logins`

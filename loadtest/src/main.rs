@@ -4,6 +4,7 @@
 //! (an end that is noticed, memory of what is held, restarts) is measured against fixed targets.
 
 mod args; //      the command line
+mod certificates; // logins that a certificate lets in
 mod bare; //      the server to compare with
 mod chaos; //     both daemons killed at random
 mod client; //    HTTP/1.1 over a Unix socket or TLS, one keep-alive connection
@@ -59,6 +60,7 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
             .block_on(workers::work(&socket, &work))
             .map(|()| true),
         args::What::Chaos(chaos) => chaos::run(&chaos),
+        args::What::CertificateLogins(logins) => runtime.block_on(certificates::run(&logins)),
         args::What::Logins(logins) => runtime.block_on(logins::run(&logins)),
         args::What::Ends(ends) => runtime.block_on(ends::run(&ends)),
         args::What::Inventory(inventory) => inventory::run(&inventory),

@@ -324,7 +324,7 @@ fn groups(snapshot: &Snapshot, name: &str) -> Result<Vec<Ident>, Failure> {
 /// Databases of a target that some entitlement gives logins with a certificate for.
 fn by_certificate_in(snapshot: &Snapshot, name: &str) -> Result<Vec<Ident>, Failure> {
     let mut all = BTreeSet::new();
-    for give in snapshot.entitlements().flat_map(|one| &one.gives) {
+    for give in snapshot.entitlements().iter().flat_map(|one| &one.gives) {
         match give {
             Give::Postgres {
                 target,

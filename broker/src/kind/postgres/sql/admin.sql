@@ -260,7 +260,7 @@ BEGIN
         PERFORM FROM pg_roles r LEFT JOIN pg_auth_members m ON m.member = r.oid
         WHERE r.rolname = 'ephor_certificate' AND NOT r.rolcanlogin AND m.member IS NULL;
         IF NOT FOUND THEN
-            RAISE 'the role ephor_certificate is not there, can log in or is in another role; ephor target check says what to do'
+            RAISE 'the role ephor_certificate is not there, can log in or is in another role'
                 USING ERRCODE = 'EPH04';
         END IF;
     END IF;

@@ -16,7 +16,7 @@ use super::check::{Finding, Grade};
 use crate::kind::postgres::CERTIFICATE;
 use crate::kind::postgres::access::{Access, Tls};
 use crate::kind::postgres::connect::{Purpose, config};
-use crate::kind::postgres::failed::chain;
+use crate::kind::postgres::failed::words;
 use crate::kind::postgres::name::Ident;
 use crate::kind::postgres::tls::Encrypt;
 use crate::limits;
@@ -95,8 +95,8 @@ async fn line(host: &Address, database: &Ident, ca_file: &Path, asked: &Arc<Want
 
 /// By the server's words, in whatever language it has: what is not known is not guessed.
 fn of(why: &tokio_postgres::Error) -> Line {
-    let said = chain(why);
-    let says = |words: &str| said.contains(words);
+    let said = words(why);
+    let says = |part: &str| said.contains(part);
     if says("requires a valid client certificate") {
         Line::Certificate
     } else if says("root certificate store") {

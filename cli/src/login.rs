@@ -430,17 +430,17 @@ pub mod tests {
             (Form::Json, format!("\"sslrootcert\":\"{system}\"")),
             (Form::ServiceFile, format!("\nsslrootcert={system}\n")),
         ] {
-            let shaped = login.shaped(form, None);
+            let shaped = login.shaped(form, &Beside::default());
             let main = shaped.main.expose_str().unwrap();
             assert!(main.contains(&wanted), "{main}");
         }
         for form in [Form::Variables, Form::PassFile] {
-            let beside = login.shaped(form, None).beside;
+            let beside = login.shaped(form, &Beside::default()).beside;
             let found = beside.iter().find(|(name, _)| *name == "PGSSLROOTCERT");
             assert_eq!(found.unwrap().1.expose_str().unwrap(), system);
         }
         login.given.sslmode = "disable".into();
-        let shaped = login.shaped(Form::Url, None);
+        let shaped = login.shaped(Form::Url, &Beside::default());
         assert!(!shaped.main.expose_str().unwrap().contains("sslrootcert"));
     }
 

@@ -41,7 +41,8 @@ impl<'a> Turn<'a> {
         let rotated = targets.rotated.lock();
         let mut rotated = rotated.unwrap_or_else(PoisonError::into_inner);
         let is_first = rotated.insert(name.to_owned());
-        is_first.then_some(Self { targets, name })
+        // Made for the first alone: another that is dropped here would end the first one's turn.
+        is_first.then(|| Self { targets, name })
     }
 }
 

@@ -27,6 +27,7 @@ use crate::inforce::InForce;
 use crate::keys::Keys;
 use crate::keys::plan::Schedule;
 use crate::keys::server::Names;
+use crate::kind::pace::Pace;
 use crate::kind::targets::{Secrets, Targets};
 use crate::ledger::{Ledger, ReadError};
 use crate::metrics::Counted;
@@ -99,6 +100,8 @@ pub struct Broker {
     pub handovers: Handovers,
     /// When to look again for what is gone at its target.
     pub later_looks: Timers,
+    /// How fast what lives at targets is renewed there.
+    pub pace: Pace,
     /// Uses seen at targets.
     pub logins_used: UsedLogins,
     /// Uses seen by introspection.
@@ -241,6 +244,7 @@ impl Broker {
             queues: Queues::default(),
             handovers: Handovers::default(),
             later_looks: Timers::default(),
+            pace: Pace::default(),
             logins_used: UsedLogins::default(),
             uses: Uses::default(),
             counted: Counted::default(),

@@ -3,6 +3,7 @@
 
 pub mod effect;
 pub mod jwt;
+pub mod pace;
 pub mod name;
 pub mod postgres;
 pub mod targets;

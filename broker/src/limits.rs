@@ -221,11 +221,12 @@ pub const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause between two tries.
 pub const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Ends that wait at one target; what does not fit is found again in the store.
-pub const TARGET_QUEUE: usize = 20_000;
+pub const TARGET_QUEUE: usize = 60_000;
 /// Places beyond that for what people revoke.
 pub const TARGET_QUEUE_PEOPLE: usize = 1_000;
-/// Ends at targets that one scan of the store finds; the rest when they have become fewer.
-pub const TARGET_SCAN: usize = 2 * TARGET_QUEUE;
+/// Ends at one target that a scan of the store finds: one more than fit, so that the rest is known to be
+/// there; those are found when they have become fewer.
+pub const TARGET_SCAN: usize = TARGET_QUEUE + 1;
 /// Calls under way at one target.
 pub const TARGET_CALLS: usize = 4;
 /// Ends that one call takes.
@@ -263,6 +264,21 @@ pub const DRIFT_MILLIS: u64 = 2_000;
 pub const LOOK_AGAIN_MILLIS: u64 = 65_000;
 /// What was proven this long before a start is looked at again after it, in milliseconds.
 pub const LOOK_AGAIN_BEFORE_MILLIS: u64 = 600_000;
+/// What was missed of renewals may make them so many times as fast as they come otherwise.
+pub const PACE_MOST: f64 = 1.5;
+/// So many renewals a second at one target are few.
+pub const PACE_LEAST: f64 = 32.0;
+/// So many seconds' worth of renewals may begin together.
+pub const PACE_BURST_SECONDS: f64 = 0.1;
+/// So many always may.
+pub const PACE_BURST: f64 = 8.0;
+/// One is not told to wait for more than this part of what it has to live.
+pub const PACE_WAIT_PART: f64 = 0.75;
+/// The part of its life after which something at a target is renewed, about: two thirds, and a little
+/// before.
+pub const RENEWED_AFTER: f64 = 0.6;
+/// A later look at a target where one is under way waits so much longer, in milliseconds.
+pub const LOOK_AGAIN_BUSY_MILLIS: u64 = 2_000;
 /// Later looks in one tick.
 pub const LOOKS_AT_ONCE: usize = 64;
 /// Between two looks at who uses what was made at targets.

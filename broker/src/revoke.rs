@@ -4,11 +4,13 @@
 //! or for its holder; a whole task in [`complete`](crate::complete).
 
 mod accept;
+mod again;
 mod credential;
 mod crl;
 mod doubt;
 mod expire;
 mod expiry;
+mod history;
 mod listing;
 mod narrow;
 mod pending;

@@ -69,6 +69,12 @@ mod malformed;
 #[path = "cli/ledger.rs"]
 mod ledger;
 
+#[path = "cli/cases.rs"]
+mod cases;
+
+#[path = "cli/overdue.rs"]
+mod overdue;
+
 #[path = "cli/supervise.rs"]
 mod supervise;
 

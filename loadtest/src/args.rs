@@ -32,6 +32,8 @@ pub enum What {
     Ends(Ends),
     /// Logins with a client certificate at a PostgreSQL server: how many are made a second
     CertificateLogins(CertificateLogins),
+    /// Many live logins at PostgreSQL, then broker and server die and come back; exit 1 if one is lost
+    Scale(Scale),
     /// A process that is a task (internal).
     #[command(name = "__task", hide = true)]
     Task {
@@ -121,6 +123,26 @@ pub struct Ends {
     /// Tasks that end in one of those runs
     #[arg(long, default_value_t = 100)]
     pub round_tasks: usize,
+}
+
+/// `ephor-loadtest scale`
+#[derive(Debug, Args)]
+pub struct Scale {
+    /// The `ephor` binary under test
+    #[arg(long, default_value = "target/release/ephor")]
+    pub ephor: PathBuf,
+    /// Logins
+    #[arg(long, default_value_t = 50_000)]
+    pub live: usize,
+    /// Seconds that each lives, unless it is renewed
+    #[arg(long, default_value_t = 900)]
+    pub ttl: u64,
+    /// Seconds without broker and server
+    #[arg(long, default_value_t = 30)]
+    pub away: u64,
+    /// Seconds that are watched after that
+    #[arg(long, default_value_t = 120)]
+    pub watch: u64,
 }
 
 /// What one worker does at the word.

@@ -18,6 +18,7 @@ mod logins; //    a database server's logins, made and dropped
 mod measure; //   closed loop, open loop, histograms
 mod operate; //   everything that is done to a service that runs
 mod raw; //       a client that costs the machine little
+mod scale; //     many logins, and everything restarted
 mod scenario; //  what is measured
 mod workers; //   client processes with tasks of their own
 
@@ -63,6 +64,7 @@ fn run(cli: args::Cli) -> anyhow::Result<bool> {
         args::What::CertificateLogins(logins) => runtime.block_on(certificates::run(&logins)),
         args::What::Logins(logins) => runtime.block_on(logins::run(&logins)),
         args::What::Ends(ends) => runtime.block_on(ends::run(&ends)),
+        args::What::Scale(scale) => runtime.block_on(scale::run(&scale)),
         args::What::Inventory(inventory) => inventory::run(&inventory),
         args::What::Operate(operate) => operate::run(&runtime, &operate),
         args::What::Task { socket } => ephor_testkit::chaos::task::serve(&socket).map(|()| true),

@@ -483,6 +483,17 @@ impl Installation {
         Ok(rusqlite::Connection::open(self.database())?.execute(sql, [])?)
     }
 
+    /// What a question to the broker's database counts, read beside it.
+    ///
+    /// # Errors
+    /// When SQLite refuses.
+    pub fn count(&self, sql: &str) -> anyhow::Result<u64> {
+        let connection = rusqlite::Connection::open(self.database())?;
+        Ok(u64::try_from(
+            connection.query_row(sql, [], |row| row.get::<_, i64>(0))?,
+        )?)
+    }
+
     fn broker_url(&self) -> String {
         format!("https://{}", self.https)
     }

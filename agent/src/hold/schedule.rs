@@ -133,7 +133,14 @@ impl Schedule {
         self.wakes.remove(&(item.wake, ticket));
         match again {
             Some(wish) => {
-                let wait = item.backoff.next(jitter).max(wish);
+                // One that has little left tries more than once in it.
+                let left = Duration::from_millis(item.end.millis_since(now)) / 2;
+                let wait = item
+                    .backoff
+                    .next(jitter)
+                    .min(left)
+                    .max(RETRY_FIRST)
+                    .max(wish);
                 item.wake = now.saturating_add(wait).min(item.end);
             }
             None => {
@@ -254,6 +261,29 @@ mod tests {
         }
         assert_eq!(now, at(300_000));
         assert_eq!(waits[..8], [250, 500, 1000, 2000, 4000, 8000, 16000, 30000]);
+    }
+
+    /// The broker was away for most of what a short life leaves.
+    #[test]
+    fn one_with_little_left_does_not_wait_until_it_is_over() {
+        let mut schedule = Schedule::default();
+        let short = Lifetime {
+            asked: at(0),
+            refresh: at(40_000),
+            end: at(60_000),
+        };
+        schedule.add(1, short, 0);
+        let mut now = schedule.next_wake().unwrap();
+        while now < at(56_000) {
+            assert_eq!(schedule.due(now, 9), [Renew(1)]);
+            schedule.failed(1, now, Some(Duration::ZERO), u16::MAX);
+            now = schedule.next_wake().unwrap();
+        }
+        assert!(
+            now < at(59_000),
+            "it is tried again before its end: {now:?}"
+        );
+        assert_eq!(schedule.due(now, 9), [Renew(1)]);
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Broker {
         let minted = self.mint_one(row, &content, access).await;
         crash_point!("mint.after_call");
         let minted = minted.map_err(|failed| not_made(&failed))?;
+        self.heard_of(&content.target, &minted.seen);
         live(row, content, minted)
     }
 

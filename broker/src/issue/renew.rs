@@ -4,6 +4,8 @@
 //! before the new token is opened. What has ended is never made live again: the row's version is a
 //! precondition, and every end changes it.
 
+use std::time::Duration;
+
 use ephor_proto::id::{CorrelationId, CredentialId};
 use ephor_proto::kind::Kind;
 use ephor_proto::problem::Code;
@@ -44,6 +46,7 @@ impl Broker {
         correlation: CorrelationId,
     ) -> Result<Tried, Refusal> {
         let (row, grant, task) = self.renewable(&attested, id, now)?;
+        self.admit_renewal(&row, now)?;
         let deciding = Stopwatch::start();
         let given = Circumstances {
             now,
@@ -73,6 +76,26 @@ impl Broker {
         let response = deliver::deliver(&permit, sealed, &delivery, timings)?;
         crash_point!("renew.before_answer");
         Ok(Tried::Done(response))
+    }
+
+    /// What is renewed at a target comes there at a bearable pace; see [`Pace`](crate::kind::pace::Pace).
+    ///
+    /// # Errors
+    /// `busy`, with when to come again.
+    fn admit_renewal(&self, row: &CredentialRow, now: UnixMillis) -> Result<(), Refusal> {
+        let Some(content) = Content::of(row) else {
+            return Ok(());
+        };
+        let left = Duration::from_millis(row.expires_at.millis_since(now));
+        let at = self.clock.boottime();
+        self.pace.admit(&content.target, left, at).map_err(|wait| {
+            let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+            let detail = format!(
+                "target {} has many to renew after an outage; it is this one's turn in {seconds} s, long before it expires",
+                content.target
+            );
+            Refusal::new(Code::Busy, detail).with_retry_after(seconds)
+        })
     }
 
     /// The version of the row, if what the caller holds is a certificate of a CA that no longer issues.

@@ -203,6 +203,29 @@ impl std::fmt::Display for Seen {
     }
 }
 
+impl Seen {
+    /// Whether a server that was `before` can be here now without having lost anything of it.
+    #[must_use]
+    pub fn follows(&self, before: &Self) -> bool {
+        let is_back = matches!((self.position(), before.position()), (Some(now), Some(before)) if now < before);
+        self.is_history_of(before) && !is_back
+    }
+
+    /// Whether both are of one server, with no failover and no restore between them.
+    #[must_use]
+    pub fn is_history_of(&self, other: &Self) -> bool {
+        (&self.system_id, self.timeline) == (&other.system_id, other.timeline)
+    }
+
+    /// Where in its log, as a number; `None` for what is written otherwise.
+    #[must_use]
+    pub fn position(&self) -> Option<u64> {
+        let (high, low) = self.lsn.split_once('/')?;
+        let part = |text| u64::from_str_radix(text, 16).ok();
+        Some((part(high)? << 32) | part(low)?)
+    }
+}
+
 /// A later look at something that was gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Again {

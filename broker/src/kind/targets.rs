@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ephor_proto::postgres::Address;
 
-use super::effect::{AtTarget, Failed, logins};
+use super::effect::{AtTarget, Failed, Seen, logins};
 use super::name;
 use crate::app::Broker;
 use crate::issue::defect;
@@ -66,6 +66,12 @@ pub struct Targets {
     looked_at: Mutex<HashSet<String>>,
     /// Guards the names of those whose own login gets another password; held for one look-up.
     rotated: Mutex<HashSet<String>>,
+    /// Guards the names of those where something is looked for again; held for one look-up.
+    looked_again: Mutex<HashSet<String>>,
+    /// Guards the names of those to compare before their turn; held for one look-up.
+    hurried: Mutex<HashSet<String>>,
+    /// Guards where the history of each was when it was last heard; held for one look-up.
+    heard: Mutex<HashMap<String, Seen>>,
 }
 
 impl Targets {
@@ -83,25 +89,69 @@ impl Targets {
 
     /// False when one is under way.
     pub(crate) fn begin_look(&self, name: &str) -> bool {
-        let mut looked_at = self
-            .looked_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        looked_at.insert(name.to_owned())
+        locked(&self.looked_at).insert(name.to_owned())
     }
 
     /// It came to its end.
     pub(crate) fn end_look(&self, name: &str) {
-        let mut looked_at = self
-            .looked_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        looked_at.remove(name);
+        locked(&self.looked_at).remove(name);
+    }
+
+    /// False when something is being looked for there again already.
+    pub(crate) fn begin_again(&self, name: &str) -> bool {
+        locked(&self.looked_again).insert(name.to_owned())
+    }
+
+    /// That came to its end.
+    pub(crate) fn end_again(&self, name: &str) {
+        locked(&self.looked_again).remove(name);
+    }
+
+    /// It is compared at the next tick.
+    pub(crate) fn hurry_look(&self, name: &str) {
+        locked(&self.hurried).insert(name.to_owned());
+    }
+
+    /// Those to compare before their turn, once.
+    pub(crate) fn hurried(&self) -> Vec<String> {
+        locked(&self.hurried).drain().collect()
+    }
+
+    /// It said where it is; true when that is another history than it had when it was compared. Before
+    /// it has been compared nothing is known of that.
+    pub(crate) fn heard(&self, name: &str, seen: &Seen) -> bool {
+        let mut heard = locked(&self.heard);
+        let Some(last) = heard.get_mut(name) else {
+            return false;
+        };
+        let is_same = seen.is_history_of(last);
+        if is_same && seen.position() > last.position() {
+            last.clone_from(seen);
+        }
+        !is_same
+    }
+
+    /// Where it was when it was last heard.
+    pub(crate) fn last_heard(&self, name: &str) -> Option<Seen> {
+        locked(&self.heard).get(name).cloned()
+    }
+
+    /// From here on it is known to be there. Calls may have heard something later meanwhile.
+    pub(crate) fn set_heard(&self, name: &str, seen: Seen) {
+        let mut heard = locked(&self.heard);
+        let last = heard.entry(name.to_owned()).or_insert_with(|| seen.clone());
+        if !seen.is_history_of(last) || seen.position() > last.position() {
+            *last = seen;
+        }
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Arc<Known>>) -> T) -> T {
-        act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut locked(&self.known))
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the passwords of the broker's own logins at targets are.

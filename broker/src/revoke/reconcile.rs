@@ -7,14 +7,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ephor_proto::event::{AuditEvent, Outcome};
 use ephor_proto::id::CredentialId;
 use ephor_proto::stage::Stage;
-use ephor_proto::state::credential::{self, CredentialEvent, CredentialState};
-use ephor_proto::time::UnixMillis;
+use ephor_proto::state::credential::CredentialState;
 
-use super::{NotEnded, Work, machine, written};
+use super::{NotEnded, Work, written};
 use crate::app::Broker;
 use crate::kind::effect::{Content, Ending, Failed, Seen};
 use crate::kind::name::{installation_part, parse};
@@ -27,7 +27,7 @@ const DIFFERS: &str = "at its target it is not what it was made as";
 
 /// Why a comparison did not come to its end; it is made again.
 #[derive(Debug, thiserror::Error)]
-enum NotCompared {
+pub(super) enum NotCompared {
     #[error(transparent)]
     Target(#[from] Failed),
     #[error(transparent)]
@@ -67,7 +67,9 @@ impl Setbacks {
     }
 }
 
-async fn answered<T>(call: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+pub(super) async fn answered<T>(
+    call: impl Future<Output = Result<T, Failed>>,
+) -> Result<T, Failed> {
     let outcome = tokio::time::timeout(limits::TARGET_CALL, call).await;
     outcome.unwrap_or(Err(Failed::NoAnswer(limits::TARGET_CALL)))
 }
@@ -89,7 +91,16 @@ impl Broker {
     /// revoking in the store and in no queue, for whatever reason, comes back to one.
     pub(crate) fn reconcile_targets(self: &Arc<Self>) {
         self.queues.not_all();
-        for name in self.target_names() {
+        self.reconcile_those(self.target_names());
+    }
+
+    /// The same of those that have another history than before.
+    pub(super) fn reconcile_changed(self: &Arc<Self>) {
+        self.reconcile_those(self.targets.hurried());
+    }
+
+    fn reconcile_those(self: &Arc<Self>, names: Vec<String>) {
+        for name in names {
             if !self.targets.begin_look(&name) {
                 continue;
             }
@@ -117,7 +128,7 @@ impl Broker {
         answered(known.at.begin_epoch(self.installation.epoch)).await?;
         self.tend_secret(&known).await;
         let before = self.clock.wall();
-        let seen = answered(known.at.seen()).await?;
+        let seen = self.follow_history(name, &known).await?;
         let found = answered(known.at.ours()).await?;
         let ours = installation_part(&self.installation.id);
         let is_ours = |one: &&Found| one.installation.as_deref() == Some(ours.as_str());
@@ -132,6 +143,9 @@ impl Broker {
                 here.push((live, found));
             }
         })?;
+        let steady = here.iter().map(|(live, _)| live.renewals_per_second());
+        let at = self.clock.boottime();
+        self.pace.is_steady(name, steady.sum(), at);
         let mut setbacks = Setbacks::default();
         // What nobody answers for goes first.
         for one in there.into_values() {
@@ -158,7 +172,7 @@ impl Broker {
     }
 
     /// Asked again before each act: a look takes its time, in which that may be found out.
-    fn not_behind(&self) -> Result<(), NotCompared> {
+    pub(super) fn not_behind(&self) -> Result<(), NotCompared> {
         self.behind().map_or(Ok(()), |_| Err(NotCompared::Behind))
     }
 
@@ -191,6 +205,11 @@ impl Broker {
             if is_later {
                 let what = "it would live longer than it was given; mended";
                 self.tell_drift(&row, target, what).await?;
+            }
+            let left = Duration::from_millis(row.expires_at.millis_since(self.clock.wall()));
+            // Those whose renewal the target missed may be many.
+            while let Err(wait) = self.pace.admit(target, left, self.clock.boottime()) {
+                tokio::time::sleep(wait).await;
             }
             let named = (row.id, content.name.as_str());
             let epoch = self.installation.epoch;
@@ -335,79 +354,6 @@ impl Broker {
         written(self.ledger.submit(batch)?.await).map(drop)
     }
 
-    /// What was proven dead is there again, or was: its proof does not hold, and it is ended anew.
-    async fn reopen(&self, mut row: CredentialRow, why: &str) -> Result<(), NotEnded> {
-        let now = self.clock.wall();
-        let event = CredentialEvent::Reopened;
-        row.state = credential::step(machine(&row), event, now)?.0.state;
-        row.version += 1;
-        row.evidence = None;
-        if let Some(mut content) = Content::of(&row) {
-            content.gone = None;
-            row.content = content.to_json().map_err(NotEnded::defect)?;
-        }
-        let mut event = self.about(Stage::Revoke, "reopened", &row)?;
-        event.outcome = Outcome::Failed;
-        event.facts.insert("why".to_owned(), why.to_owned());
-        let batch = Batch {
-            name: "revoke.reopened",
-            lane: Lane::Revoke,
-            require: Vec::new(),
-            rows: vec![row.clone().into()],
-            events: vec![event.into()],
-        };
-        // Ended also when nobody knows whether this is stored, and when the earlier end is just leaving
-        // its queue.
-        let work = Work::Credential(row.id);
-        let now = self.clock.boottime();
-        self.pending.add_after(work, now, limits::SWEEP_GRACE);
-        if written(self.ledger.submit(batch)?.await)?.is_some() {
-            tracing::error!(credential = %row.id, why, "what was proven dead is not");
-            self.end_at_target(&row, false);
-        }
-        Ok(())
-    }
-
-    /// Looks again for what was gone a while ago: a connection that was starting then may have hidden.
-    pub(crate) async fn look_again(&self, now: UnixMillis) {
-        for id in self.later_looks.due(now, limits::LOOKS_AT_ONCE) {
-            if let Err(error) = self.look_again_for(id).await {
-                tracing::warn!(credential = %id, %error, "a later look at a target failed; it is made again");
-                let later = now.saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
-                self.later_looks.set(id, later);
-            }
-        }
-    }
-
-    async fn look_again_for(&self, id: CredentialId) -> Result<(), NotCompared> {
-        self.not_behind()?;
-        let row = self.ledger.reader().credential(id)?;
-        let Some(row) = row.filter(|row| row.state == CredentialState::Dead) else {
-            return Ok(());
-        };
-        let Some(content) = Content::of(&row) else {
-            return Ok(());
-        };
-        let Some(gone) = &content.gone else {
-            return Ok(());
-        };
-        let known = self.target(&content.target)?;
-        let again = answered(known.at.look_again(&content.name, gone)).await?;
-        if again.sessions > 0 || !again.is_absent {
-            let why = format!(
-                "a later look found {} sessions{}",
-                again.sessions,
-                if again.is_absent { "" } else { ", and itself" }
-            );
-            self.reopen(row, &why).await?;
-        } else if again.is_incomplete {
-            let later = self.clock.wall();
-            let later = later.saturating_add_millis(limits::LOOK_AGAIN_MILLIS);
-            self.later_looks.set(id, later);
-        }
-        Ok(())
-    }
-
     /// Who uses what was made at the targets, as far as they tell.
     pub(super) fn sample_uses(self: &Arc<Self>) {
         for name in self.target_names() {
@@ -423,6 +369,7 @@ impl Broker {
 
     pub(crate) async fn sample(&self, name: &str) -> Result<(), Failed> {
         let known = self.target(name)?;
+        self.heard_of(name, &known.at.seen().await?);
         match known.at.uses().await? {
             Uses::Seen(seen) => {
                 let ours = installation_part(&self.installation.id);

@@ -1,6 +1,6 @@
 //! At start: what is in memory is rebuilt from the store, and ends that hang are driven on.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::TaskState;
@@ -25,12 +25,27 @@ impl Broker {
                 self.deadlines.set(task.id, deadline);
             }
         }
+        self.restore_pace()?;
         self.find_unfinished()?;
         self.find_awaited()?;
         tracing::info!(
             credentials = self.timers.len(),
             "status lists and timers rebuilt"
         );
+        Ok(())
+    }
+
+    /// At which pace renewals come at each target, by what lives there.
+    fn restore_pace(&self) -> Result<(), ReadError> {
+        let mut steady: HashMap<String, f64> = HashMap::new();
+        self.ledger.reader().live_effects(|live| {
+            let rate = live.renewals_per_second();
+            *steady.entry(live.target).or_default() += rate;
+        })?;
+        let now = self.clock.boottime();
+        for (target, per_second) in steady {
+            self.pace.is_steady(&target, per_second, now);
+        }
         Ok(())
     }
 
@@ -65,11 +80,7 @@ impl Broker {
     /// Puts what is being revoked at a target into its queue.
     pub(super) fn find_at_targets(&self) -> Result<(), ReadError> {
         let reader = self.ledger.reader();
-        let at_targets = reader.revoking_at_targets(limits::TARGET_SCAN)?;
-        if at_targets.len() >= limits::TARGET_SCAN {
-            self.queues.not_all();
-        }
-        for row in at_targets {
+        for row in reader.revoking_at_targets(limits::TARGET_SCAN)? {
             self.end_at_target(&row, true);
         }
         Ok(())

@@ -2,6 +2,7 @@
 //! then. Each tick is safe to run twice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ephor_proto::id::{CredentialId, TaskId};
 use ephor_proto::state::credential::CredentialState;
@@ -42,19 +43,24 @@ impl Broker {
         let broker = Arc::clone(self);
         self.tasks.spawn_vital("revoke.reconcile", async move {
             // The first time as soon as it may.
-            let mut wait = limits::SWEEP_TICK;
-            while broker.tick(wait).await {
-                if broker.may_sweep() {
+            let mut wait = Duration::ZERO;
+            while broker.tick(limits::SWEEP_TICK).await {
+                wait = wait.saturating_sub(limits::SWEEP_TICK);
+                if !broker.may_sweep() {
+                    continue;
+                }
+                if wait.is_zero() {
                     broker.reconcile_targets();
                     wait = limits::RECONCILE_EVERY;
                 }
+                broker.reconcile_changed();
             }
         });
         let broker = Arc::clone(self);
         self.tasks.spawn_vital("revoke.look_again", async move {
             while broker.tick(limits::EXPIRY_TICK).await {
                 if broker.may_sweep() {
-                    broker.look_again(broker.clock.wall()).await;
+                    broker.look_again_at_targets();
                 }
             }
         });

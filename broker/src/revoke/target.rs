@@ -103,6 +103,8 @@ struct Queue {
     is_failing: bool,
     /// How often the most that a call takes is halved: calls of more went without an answer.
     halved: u32,
+    /// The store has more than fit here.
+    is_overflowed: bool,
     /// Calls since the target was last reached, and until when none but a person's is made.
     away: Option<(u32, Boottime)>,
 }
@@ -110,7 +112,8 @@ struct Queue {
 #[derive(Default)]
 struct Inner {
     queues: HashMap<String, Queue>,
-    overflowed: bool,
+    /// Somebody wants the store to be scanned.
+    is_scan_due: bool,
 }
 
 /// See the module.
@@ -141,7 +144,7 @@ impl Queues {
                 Urgency::End | Urgency::Expiry => limits::TARGET_QUEUE,
             };
             if queue.jobs.len() >= places {
-                inner.overflowed = true;
+                queue.is_overflowed = true;
                 return false;
             }
             // At a target that is away, only a person's request is tried before its next turn.
@@ -215,8 +218,12 @@ impl Queues {
             } else {
                 limits::TARGET_BATCH >> queue.halved
             };
+            // There may be very many, and a sort of all of them for each call is much.
+            if due.len() > most {
+                due.select_nth_unstable(most);
+                due.truncate(most);
+            }
             due.sort_unstable();
-            due.truncate(most);
             for (_, _, id, _) in &due {
                 if let Some(job) = queue.jobs.get_mut(id) {
                     job.is_running = true;
@@ -247,7 +254,7 @@ impl Queues {
                         job.next = now.saturating_add(limits::TARGET_RETRY_MOST / 4);
                     }
                 }
-                if queue.jobs.is_empty() && queue.running == 0 {
+                if queue.jobs.is_empty() && queue.running == 0 && !queue.is_overflowed {
                     inner.queues.remove(target);
                 }
             }
@@ -372,16 +379,22 @@ impl Queues {
         })
     }
 
-    /// There are more in the store than were found.
+    /// There may be more in the store than is here.
     pub(super) fn not_all(&self) {
-        self.with(|inner| inner.overflowed = true);
+        self.with(|inner| inner.is_scan_due = true);
     }
 
-    /// True once after something did not fit, and there is room: scan the store for it.
+    /// True once after something did not fit at a target, and there is room there, or it may be: scan the
+    /// store for it.
     pub(super) fn needs_scan(&self) -> bool {
         self.with(|inner| {
-            let has_room = |queue: &Queue| queue.jobs.len() < limits::TARGET_QUEUE / 2;
-            inner.queues.values().all(has_room) && std::mem::take(&mut inner.overflowed)
+            let mut is_needed = std::mem::take(&mut inner.is_scan_due);
+            for queue in inner.queues.values_mut() {
+                if queue.jobs.len() < limits::TARGET_QUEUE / 2 {
+                    is_needed |= std::mem::take(&mut queue.is_overflowed);
+                }
+            }
+            is_needed
         })
     }
 

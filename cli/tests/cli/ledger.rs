@@ -77,7 +77,7 @@ fn numbers(test: &str) -> BTreeSet<u32> {
 }
 
 /// Every function of the Rust sources.
-fn functions() -> BTreeSet<String> {
+pub(super) fn functions() -> BTreeSet<String> {
     let folders = [
         "proto", "crypto", "confine", "broker", "agent", "client", "cli", "testkit",
     ];

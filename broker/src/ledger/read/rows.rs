@@ -1,5 +1,7 @@
 //! Typed reads of each table.
 
+use std::time::Duration;
+
 use ephor_proto::id::{CredentialId, DecisionId, GrantId, JoinTokenId, RequestId, TaskId};
 use ephor_proto::kind::Kind;
 use ephor_proto::state::credential::CredentialState;
@@ -76,6 +78,17 @@ pub struct LiveEffect {
     pub name: String,
     /// When it was (last) issued.
     pub issued_at: UnixMillis,
+    /// When it expires, unless it is renewed.
+    pub expires_at: UnixMillis,
+}
+
+impl LiveEffect {
+    /// How often it is renewed, as long as its task lives.
+    #[must_use]
+    pub fn renewals_per_second(&self) -> f64 {
+        let life = Duration::from_millis(self.expires_at.millis_since(self.issued_at));
+        1.0 / (life.as_secs_f64() * limits::RENEWED_AFTER).max(1.0)
+    }
 }
 
 /// What a task holds.
@@ -341,10 +354,13 @@ impl Reader {
         Ok(rows.into_iter().map(|row| row.id).collect())
     }
 
-    /// Credentials with an effect outside that are being revoked, at most so many.
+    /// Credentials with an effect outside that are being revoked, at most so many of each target: one
+    /// that is away for long must not hide those of the others.
     pub fn revoking_at_targets(&self, limit: usize) -> Result<Vec<CredentialRow>, ReadError> {
-        let condition = "WHERE listed = 1 AND state = 'revoking' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \
-                         LIMIT ?1";
+        let condition = "WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER \
+                         (PARTITION BY json_extract(content, '$.target')) AS place FROM credential \
+                         WHERE listed = 1 AND state = 'revoking' AND kind IN ('postgres', 'sudo', 'secret', 'exec')) \
+                         WHERE place <= ?1)";
         let keep =
             |row: &CredentialRow| row.state == CredentialState::Revoking && !row.kind.is_signed();
         self.list(condition, [int(limit as u64)], keep)
@@ -353,9 +369,11 @@ impl Reader {
     /// Credentials with an effect outside that ended since then and are dead.
     pub fn gone_since(&self, since: UnixMillis) -> Result<Vec<CredentialId>, ReadError> {
         let condition = "WHERE listed = 1 AND state = 'dead' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \
-                         AND revoked_at >= ?1";
+                         AND (revoked_at >= ?1 OR json_extract(content, '$.gone.at') >= ?1)";
         let keep = |row: &CredentialRow| {
-            let is_since = row.revoked_at.is_some_and(|at| at >= since);
+            let gone = Content::of(row).and_then(|content| content.gone);
+            let is_since = row.revoked_at.is_some_and(|at| at >= since)
+                || gone.is_some_and(|gone| gone.at >= since);
             row.state == CredentialState::Dead && !row.kind.is_signed() && is_since
         };
         let rows = self.list(condition, [millis(since)], keep)?;
@@ -373,18 +391,19 @@ impl Reader {
     pub fn live_effects(&self, mut each: impl FnMut(LiveEffect)) -> Result<(), ReadError> {
         let connection = self.connection()?;
         let mut statement = connection.prepare_cached(
-            "SELECT id, item, issued_at, json_extract(content, '$.target') FROM credential \
+            "SELECT id, item, issued_at, json_extract(content, '$.target'), expires_at FROM credential \
              WHERE listed = 1 AND state = ?1 AND kind IN ('postgres', 'sudo', 'secret', 'exec')",
         )?;
         for state in [CredentialState::Live, CredentialState::Replacing] {
             let mut rows = statement.query([state.as_str()])?;
             while let Some(row) = rows.next()? {
                 let columns = Columns(row);
-                let (Ok(id), Ok(name), Ok(issued_at), Ok(target)) = (
+                let (Ok(id), Ok(name), Ok(issued_at), Ok(target), Ok(expires_at)) = (
                     columns.id(0),
                     columns.string(1),
                     columns.time(2),
                     columns.string(3),
+                    columns.time(4),
                 ) else {
                     continue;
                 };
@@ -395,6 +414,7 @@ impl Reader {
                         target,
                         name,
                         issued_at,
+                        expires_at,
                     });
                 }
             }

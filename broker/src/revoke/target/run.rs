@@ -69,7 +69,10 @@ impl Broker {
         let mut gone = Vec::new();
         for (row, answer) in rows.into_iter().zip(answers) {
             match answer.and_then(|said| of_its_server(&row, said)) {
-                Ok(said) => gone.push((row, said)),
+                Ok(said) => {
+                    self.heard_of(target, &said.seen);
+                    gone.push((row, said));
+                }
                 Err(failed) => {
                     tracing::warn!(credential = %row.id, target, %failed, "not ended at its target yet");
                     let is_refused = matches!(failed, Failed::Refused(_));

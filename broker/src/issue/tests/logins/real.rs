@@ -2,9 +2,12 @@
 
 use ephor_crypto::Secret;
 use ephor_crypto::scram::ScramVerifier;
+use ephor_proto::grpc::v1;
+use ephor_proto::id::TaskId;
+use ephor_proto::problem::Code;
 use ephor_proto::state::credential::{CredentialState, Proof};
 use ephor_proto::time::Clock;
-use ephor_testkit::postgres::Cluster;
+use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
 
 use super::super::harness::{Bench, POLICY};
 use super::login;
@@ -12,7 +15,9 @@ use crate::kind::effect::Content;
 use crate::kind::postgres::{Ident, Options, install_sql};
 
 mod crash;
+mod receipt;
 mod rotate;
+mod servers;
 
 struct World {
     bench: Bench,
@@ -34,7 +39,11 @@ impl World {
 
 /// A server with our schema.
 fn cluster() -> Cluster {
-    let cluster = Cluster::start().unwrap();
+    prepared(&ClusterOptions::default())
+}
+
+fn prepared(options: &ClusterOptions) -> Cluster {
+    let cluster = Cluster::with(options).unwrap();
     let ident = |name: &str| Ident::parse(name).unwrap();
     let options = Options {
         login: ident("ephor"),
@@ -62,8 +71,13 @@ fn cluster() -> Cluster {
 
 /// What a start would find in its configuration and policy.
 fn begin(bench: &Bench, port: u16) {
+    begin_with(bench, port, "connections = 8");
+}
+
+/// The same, with more of the target's settings.
+fn begin_with(bench: &Bench, port: u16, more: &str) {
     bench.put_target_secret("orders", "of-ephor\n");
-    bench.put_policy(&policy(port));
+    bench.put_policy(&policy_with(port, more));
     bench.broker.start_timers();
 }
 
@@ -89,6 +103,18 @@ gives = [{{ postgres = {{ target = "orders", role = "orders_rw", connection_limi
 fn roles(cluster: &Cluster) -> String {
     let sql = "select count(*) from pg_roles where rolname like 'eph\\_%'";
     cluster.psql("postgres", sql).unwrap()
+}
+
+/// The end of a task. On a busy machine it may take longer than an answer waits, and be tried again.
+async fn completed(bench: &Bench, task: TaskId) -> v1::CompleteResponse {
+    for _ in 0..30 {
+        match bench.complete(task, "exited").await {
+            Ok(ended) => return ended,
+            Err(problem) => assert_eq!(problem.code, Code::Overdue, "{problem}"),
+        }
+        bench.clock.advance_millis(1_000);
+    }
+    panic!("{:?}", bench.broker.queues.waiting(bench.clock.boottime()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,178 @@
+//! How fast what lives at a target is renewed there. As a rule renewals come by themselves at the pace
+//! at which they were made; after an outage all that were missed come at once, from every host. Those
+//! are told when to come again, so that a server that is just back is not asked much faster than
+//! before, and nothing is made to wait until it expires.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use ephor_proto::time::Boottime;
+
+use crate::limits;
+
+/// Renewals by the target's name.
+#[derive(Default)]
+pub struct Pace {
+    /// Guards the lanes; held for one look-up.
+    lanes: Mutex<HashMap<String, Lane>>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    /// Renewals a second, when nothing was missed.
+    steady: f64,
+    /// That may begin now.
+    tokens: f64,
+    /// That were told to come again and have not been let in yet, as far as that can be told.
+    owed: f64,
+    at: Boottime,
+}
+
+impl Lane {
+    fn new(now: Boottime) -> Self {
+        let mut lane = Self {
+            steady: 0.0,
+            tokens: 0.0,
+            owed: 0.0,
+            at: now,
+        };
+        lane.tokens = lane.burst();
+        lane
+    }
+
+    /// A second, at most.
+    fn most(&self) -> f64 {
+        (self.steady * limits::PACE_MOST).max(limits::PACE_LEAST)
+    }
+
+    /// What is left for those that were missed.
+    fn spare(&self) -> f64 {
+        self.most() - self.steady
+    }
+
+    fn burst(&self) -> f64 {
+        (self.most() * limits::PACE_BURST_SECONDS).max(limits::PACE_BURST)
+    }
+
+    fn pass(&mut self, now: Boottime) {
+        let seconds = Duration::from_millis(now.millis_since(self.at)).as_secs_f64();
+        self.at = now;
+        self.tokens = (self.tokens + seconds * self.most()).min(self.burst());
+        self.owed = (self.owed - seconds * self.spare()).max(0.0);
+    }
+}
+
+impl Pace {
+    /// So many come in a second there when nothing was missed.
+    pub(crate) fn is_steady(&self, target: &str, per_second: f64, now: Boottime) {
+        self.with(target, now, |lane| lane.steady = per_second);
+    }
+
+    /// Whether one that has this long to live may be renewed now; else when it should come again.
+    ///
+    /// # Errors
+    /// The wait.
+    pub(crate) fn admit(
+        &self,
+        target: &str,
+        left: Duration,
+        now: Boottime,
+    ) -> Result<(), Duration> {
+        self.with(target, now, |lane| {
+            let wait = Duration::from_secs_f64((lane.owed + 1.0) / lane.spare());
+            if lane.tokens >= 1.0 || wait > left.mul_f64(limits::PACE_WAIT_PART) {
+                lane.tokens = (lane.tokens - 1.0).max(-lane.burst());
+                return Ok(());
+            }
+            lane.owed += 1.0;
+            Err(wait)
+        })
+    }
+
+    fn with<T>(&self, target: &str, now: Boottime, act: impl FnOnce(&mut Lane) -> T) -> T {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = lanes.entry(target.to_owned());
+        let lane = lane.or_insert_with(|| Lane::new(now));
+        lane.pass(now);
+        act(lane)
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn at(millis: u64) -> Boottime {
+        Boottime::from_millis(millis)
+    }
+
+    /// 100 a second come; for a minute nobody could, and all of them come back within three seconds.
+    #[test]
+    fn what_was_missed_comes_at_less_than_twice_the_pace_and_in_time() {
+        let pace = Pace::default();
+        pace.is_steady("orders", 100.0, at(0));
+        let outage = 60_000;
+        // When each asks, and when it would expire.
+        let mut asks: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+        for n in 0..6_000 {
+            asks.insert((outage + n / 2, n), outage + 200_000);
+        }
+        for n in 6_000..60_000 {
+            let asked = outage + (n - 6_000) * 10;
+            asks.insert((asked, n), asked + 200_000);
+        }
+        let mut per_second: BTreeMap<u64, u32> = BTreeMap::new();
+        let mut last_missed = 0;
+        while let Some(((now, n), end)) = asks.pop_first() {
+            let left = Duration::from_millis(end - now);
+            match pace.admit("orders", left, at(now)) {
+                Ok(()) => {
+                    *per_second.entry(now / 1000).or_default() += 1;
+                    if n < 6_000 {
+                        last_missed = last_missed.max(now);
+                    }
+                }
+                // As whole seconds, on the wire.
+                Err(wait) => {
+                    let again = now + wait.as_secs_f64().ceil() as u64 * 1000;
+                    assert!(again < end, "{n} would be over");
+                    asks.insert((again, n), end);
+                }
+            }
+        }
+        assert!(
+            per_second.values().all(|many| *many <= 200),
+            "{per_second:?}"
+        );
+        assert!(
+            last_missed < outage + 200_000,
+            "the last of them at {last_missed}"
+        );
+        assert_eq!(per_second.values().sum::<u32>(), 60_000);
+    }
+
+    #[test]
+    fn nothing_waits_until_it_expires_and_few_do_not_wait() {
+        let pace = Pace::default();
+        pace.is_steady("orders", 1.0, at(0));
+        let long = Duration::from_secs(600);
+        while pace.admit("orders", long, at(0)).is_ok() {}
+        let soon = Duration::from_millis(10);
+        assert_eq!(pace.admit("orders", soon, at(0)), Ok(()), "it has to");
+        assert_eq!(pace.admit("other", long, at(0)), Ok(()), "for itself");
+        let mut waits = 0;
+        for n in 0..10_u64 {
+            waits += u32::from(pace.admit("orders", long, at(1_000 + n * 100)).is_err());
+        }
+        assert_eq!(waits, 0, "ten a second are few");
+    }
+}

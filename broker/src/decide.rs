@@ -317,6 +317,7 @@ pub(crate) fn ceilings(
     let (kind, ttl) = match give {
         Give::X509 { .. } => (Kind::X509, policy.ttl().x509),
         Give::Postgres { .. } => (Kind::Postgres, policy.ttl().postgres),
+        Give::Secret { .. } => (Kind::Secret, policy.ttl().secret),
         // The right to ask is used with a token too, and so obeys the same ceiling.
         Give::Jwt { .. } | Give::Introspect { .. } => (Kind::Jwt, policy.ttl().jwt),
     };

@@ -335,14 +335,12 @@ impl Broker {
                 let signer = x509::Signer::new(held.ok_or(Unsigned::Distrusted)?);
                 Ok(Made::Certificate(signer.sign(planned)?))
             }
-            Kind::Postgres => {
-                let content: Content = serde_json::from_str(planned.content())
-                    .map_err(|_| Unsigned::Kind(Kind::Postgres))?;
+            kind @ (Kind::Postgres | Kind::Secret) => {
+                let content: Content =
+                    serde_json::from_str(planned.content()).map_err(|_| Unsigned::Kind(kind))?;
                 self.access(planned, &content)
             }
-            kind @ (Kind::Ssh | Kind::Sudo | Kind::Secret | Kind::Exec) => {
-                Err(Unsigned::Kind(kind))
-            }
+            kind @ (Kind::Ssh | Kind::Sudo | Kind::Exec) => Err(Unsigned::Kind(kind)),
         }
     }
 }

@@ -64,6 +64,16 @@ pub(crate) fn is_given(give: &Give, row: &CredentialRow) -> bool {
                         && terms.certificate.is_some() == (*login == LoginBy::Certificate)
                 })
         }
+        Give::Secret {
+            target,
+            role,
+            database,
+        } => {
+            row.kind == Kind::Secret
+                && row.item == *role
+                && serde_json::from_str::<Terms>(&row.content)
+                    .is_ok_and(|terms| terms.target == *target && terms.database == *database)
+        }
         // A right to ask; nobody holds it as a credential.
         Give::Introspect { .. } => false,
     }

@@ -410,3 +410,5 @@ pub const PG_FENCE_KEEP_SECONDS: i64 = 7 * 24 * 3600;
 pub const PG_CA_FILE: u64 = 1024 * 1024;
 /// Largest file with a target's password, in bytes.
 pub const PG_PASSWORD_FILE: usize = 1024;
+/// How long a request that is made again waits until what it was lent before is back.
+pub const LENT_WAIT: Duration = Duration::from_secs(5);

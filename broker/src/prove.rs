@@ -180,8 +180,12 @@ impl Broker {
     /// What introspection, or its target when it was asked, saw of its use; nobody else can tell.
     pub(crate) fn used(&self, row: &CredentialRow) -> Used {
         let (seen, source) = match row.kind {
-            Kind::Postgres => (self.logins_used.of(&row.item), "pg_stat_activity"),
-            Kind::Jwt | Kind::X509 | Kind::Ssh | Kind::Sudo | Kind::Secret | Kind::Exec => {
+            Kind::Postgres | Kind::Secret => {
+                let name = Content::of(row).map(|content| content.used_as());
+                let seen = name.and_then(|name| self.logins_used.of(&name));
+                (seen, "pg_stat_activity")
+            }
+            Kind::Jwt | Kind::X509 | Kind::Ssh | Kind::Sudo | Kind::Exec => {
                 (self.uses.of(row.id), "introspection")
             }
         };

@@ -677,8 +677,16 @@ pub struct TargetInit {
     /// postgres://ADMIN@HOST/DATABASE?sslmode=...; the password better from PGPASSWORD or ~/.pgpass
     pub url: String,
     /// Group role that logins may be made of; may be repeated
-    #[arg(long = "group", value_name = "ROLE", required = true)]
+    #[arg(
+        long = "group",
+        value_name = "ROLE",
+        required_unless_present = "static_roles"
+    )]
     pub groups: Vec<String>,
+    /// Login of somebody's that may be lent to one task at a time: its password is then Ephor's to set;
+    /// may be repeated
+    #[arg(long = "static-role", value_name = "ROLE")]
+    pub static_roles: Vec<String>,
     /// Make those of them that are not there, without any right
     #[arg(long)]
     pub make_groups: bool,
@@ -717,6 +725,9 @@ pub struct TargetCheck {
     /// With a URL: group role that logins are to be made of; may be repeated
     #[arg(long = "group", value_name = "ROLE")]
     pub groups: Vec<String>,
+    /// With a URL: login that may be lent; may be repeated
+    #[arg(long = "static-role", value_name = "ROLE")]
+    pub static_roles: Vec<String>,
     /// With a URL: every database where a login may own something; absent: that of the URL
     #[arg(long = "database", value_name = "DATABASE")]
     pub databases: Vec<String>,

@@ -109,6 +109,7 @@ async fn prepared(cluster: &Cluster, tasks: &Tasks) -> anyhow::Result<Makes> {
         verifier: None,
         groups: vec![Ident::parse("orders_rw")?],
         make_groups: true,
+        static_roles: Vec::new(),
         admin_database: Ident::parse("ephor")?,
         databases: vec![Ident::parse("orders")?],
     };

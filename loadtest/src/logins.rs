@@ -105,6 +105,7 @@ async fn prepared(cluster: &Cluster, tasks: &Tasks) -> anyhow::Result<Server> {
         verifier: None,
         groups: vec![Ident::parse("orders_rw")?],
         make_groups: true,
+        static_roles: Vec::new(),
         admin_database: Ident::parse("ephor")?,
         databases: vec![Ident::parse("orders")?, Ident::parse("billing")?],
     };

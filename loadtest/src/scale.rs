@@ -126,6 +126,7 @@ async fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
         verifier: None,
         groups: vec![Ident::parse("orders_rw")?],
         make_groups: true,
+        static_roles: Vec::new(),
         admin_database: Ident::parse("ephor")?,
         databases: vec![Ident::parse("orders")?],
     };

@@ -240,7 +240,10 @@ impl Held {
                 Body::Login(Arc::new(Login::new(login, key)?))
             } else if let Some(login) = renews.and_then(|held| held.login(id)) {
                 Body::Login(login)
-            } else if given.kind == Kind::Postgres.as_str() {
+            } else if [Kind::Postgres, Kind::Secret]
+                .iter()
+                .any(|kind| given.kind == kind.as_str())
+            {
                 return Err(BadAnswer::Login("it renews one that is not held here"));
             } else if given.certificate_chain_der.is_empty() {
                 Body::Token {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use ephor_proto::event::{AuditEvent, Outcome, Text};
 use ephor_proto::id::{CredentialId, DecisionId, GrantId, TaskId};
+use ephor_proto::kind::Kind;
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
 
@@ -170,6 +171,7 @@ fn row_of(
         let content = Content {
             reassign: reassign.is_some(),
             groups: reassign.into_iter().collect(),
+            is_static: part.kind == Kind::Secret,
             ..Content::named(fact("target")?, fact("name")?, event.time)
         };
         (0, 0, content.to_json().ok()?)

@@ -243,7 +243,7 @@ impl Broker {
             crash_point!("renew.before_extend");
             let failed = |failed: Failed| not_extended(&failed);
             let known = self.target(&content.target).map_err(failed)?;
-            let named = (row.id, content.name.as_str());
+            let named = (row.id, &content);
             let call = known
                 .at
                 .extend(self.installation.epoch, named, row.expires_at);

@@ -13,7 +13,7 @@ use ephor_proto::time::UnixMillis;
 use ephor_proto::ttl::Granted;
 use serde_json::{Map, Value};
 
-use super::{Intent, Plan, defect};
+use super::{Intent, Plan, defect, store_unavailable};
 use crate::app::Broker;
 use crate::approve::Approved;
 use crate::decide::{Decided, Given};
@@ -113,7 +113,9 @@ impl Broker {
                     places.push(Place::Crl(list));
                     rows.push(self.x509_row(decided, (grant, life), list, (key, dns))?);
                 }
-                Give::Postgres { .. } => rows.push(self.login_row(decided, (grant, life), give)?),
+                Give::Postgres { .. } | Give::Secret { .. } => {
+                    rows.push(self.login_row(decided, (grant, life), give)?);
+                }
                 // A right to ask, checked where the question is asked; there is nothing to hold.
                 Give::Introspect { .. } => {}
             }
@@ -170,19 +172,37 @@ impl Broker {
             let detail = "too many logins wait for their hand-over to be confirmed";
             return Err(Refusal::new(Code::Busy, detail));
         }
-        let name = self.name_at_target(decided.attested().requested().entitlement())?;
         let deadline = self
             .clock
             .wall()
             .saturating_add_millis(limits::MINT_WITHIN_MILLIS);
         let certificate = self.certificate_for(decided, under.1, give)?;
-        let content = Content::planned(give, name.clone(), deadline, certificate);
+        let (kind, content) = match give {
+            Give::Secret {
+                target,
+                role,
+                database,
+            } => {
+                self.is_free(target, role)?;
+                let (target, role, database) = (target.clone(), role.clone(), database.clone());
+                let content = Content::lent(target, role, database, deadline);
+                (Kind::Secret, Some(content))
+            }
+            Give::Postgres { .. }
+            | Give::Jwt { .. }
+            | Give::X509 { .. }
+            | Give::Introspect { .. } => {
+                let name = self.name_at_target(decided.attested().requested().entitlement())?;
+                let content = Content::planned(give, name, deadline, certificate);
+                (Kind::Postgres, content)
+            }
+        };
         let content = content.ok_or_else(|| defect("what is given is no login"))?;
         let unreachable = |failed: Failed| {
             Refusal::new(Code::TargetFailed, format!("nothing was made: {failed}"))
         };
         self.target(&content.target).map_err(unreachable)?;
-        let mut row = self.bare_row(decided, under, (Kind::Postgres, name))?;
+        let mut row = self.bare_row(decided, under, (kind, content.name.clone()))?;
         row.content = content.to_json().map_err(defect)?;
         Ok(row)
     }
@@ -204,6 +224,7 @@ impl Broker {
                 Ok(Some(ClientCertificate::new(key_for(decided)?, life)))
             }
             Give::Postgres { .. }
+            | Give::Secret { .. }
             | Give::Jwt { .. }
             | Give::X509 { .. }
             | Give::Introspect { .. } => Ok(None),
@@ -222,6 +243,22 @@ impl Broker {
         let detail = "the CA for databases ends before this login would; nothing was made \
                       (ephor broker rotate database --now)";
         Err(Refusal::new(Code::TargetFailed, detail))
+    }
+
+    /// Refuses what another task has: nothing is recorded then, and the target would refuse it, too.
+    fn is_free(&self, target: &str, role: &str) -> Result<(), Refusal> {
+        let held = self.ledger.reader().checked_out(target, role);
+        let Some(held) = held.map_err(store_unavailable)? else {
+            return Ok(());
+        };
+        let state = match held.state.is_out() {
+            true => "checked out for another task",
+            false => "just being given another password",
+        };
+        let detail = format!(
+            "the role {role} at target {target} is {state}; nothing was issued, ask again when that has ended"
+        );
+        Err(Refusal::new(Code::Busy, detail))
     }
 
     /// A row that says everything but where it is listed and what is signed.

@@ -3,6 +3,7 @@
 
 use ephor_crypto::p256::P256Public;
 use ephor_proto::event::AuditEvent;
+use ephor_proto::kind::Kind;
 use ephor_proto::problem::Code;
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
@@ -148,6 +149,7 @@ impl Broker {
         let Some((permit, made, delivery)) = recorded? else {
             return Ok(Tried::Again);
         };
+        self.wait_for_lent(&replaced).await;
         let (permit, made) = self.mint(permit, made).await?;
         self.expect_confirmation(&permit);
         let answer = deliver::deliver(&permit, made, &delivery, timings(issuing.micros()))?;
@@ -229,8 +231,18 @@ impl Broker {
         Ok((plan, replaced))
     }
 
-    /// The same once more, under another name, and for the key of the request: a renewal since may have
-    /// been for another.
+    /// What is lent to one at a time must be back before it is lent again; where that takes too long the
+    /// target refuses, and who asked asks again.
+    async fn wait_for_lent(&self, replaced: &[CredentialRow]) {
+        let lent = replaced.iter().filter(|row| row.kind == Kind::Secret);
+        let lent: Vec<_> = lent.map(|row| row.id).collect();
+        if !lent.is_empty() {
+            self.queues.wait(&lent, limits::LENT_WAIT).await;
+        }
+    }
+
+    /// The same once more, under another name where it has one of its own, and for the key of the
+    /// request: a renewal since may have been for another.
     fn successor(
         &self,
         row: &CredentialRow,
@@ -254,7 +266,10 @@ impl Broker {
             confirmed: false,
             gone: None,
             accepted: None,
-            name: self.name_at_target(&row.entitlement)?,
+            name: match content.is_static {
+                true => content.name.clone(),
+                false => self.name_at_target(&row.entitlement)?,
+            },
             ..content
         };
         Ok(CredentialRow {

@@ -48,6 +48,9 @@ pub struct Content {
     /// The newest certificate that lets it in; none: a password does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<ClientCertificate>,
+    /// It was there before and stays: what is made and ended is its password.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_static: bool,
     /// After this, by the target's clock, it must not be made any more.
     pub deadline: UnixMillis,
     /// What its target said when it was made; none before.
@@ -62,6 +65,17 @@ pub struct Content {
     /// A person answers for that it was never shown to be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted: Option<Accepted>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde wants it so
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// See [`Content::used_as`], of a role that is lent.
+#[must_use]
+pub fn lent_name(role: &str, target: &str) -> String {
+    format!("{role} at {target}")
 }
 
 /// That a person accepted an end without proof; why is in the log.
@@ -118,6 +132,7 @@ impl Content {
                 settings: settings.clone(),
                 reassign: *reassign,
                 certificate,
+                is_static: false,
                 deadline,
                 minted: None,
                 confirmed: false,
@@ -125,9 +140,20 @@ impl Content {
                 accepted: None,
             }),
             Give::Postgres { .. }
+            | Give::Secret { .. }
             | Give::Jwt { .. }
             | Give::X509 { .. }
             | Give::Introspect { .. } => None,
+        }
+    }
+
+    /// Of a role that is lent.
+    #[must_use]
+    pub fn lent(target: String, role: String, database: String, deadline: UnixMillis) -> Self {
+        Self {
+            database,
+            is_static: true,
+            ..Self::named(target, role, deadline)
         }
     }
 
@@ -143,11 +169,21 @@ impl Content {
             settings: Vec::new(),
             reassign: false,
             certificate: None,
+            is_static: false,
             deadline,
             minted: None,
             confirmed: false,
             gone: None,
             accepted: None,
+        }
+    }
+
+    /// What its sessions are counted under: a name of ours is its own, others' may be at two targets.
+    #[must_use]
+    pub fn used_as(&self) -> String {
+        match self.is_static {
+            true => lent_name(&self.name, &self.target),
+            false => self.name.clone(),
         }
     }
 
@@ -253,6 +289,9 @@ pub struct Gone {
     /// Servers that follow and do not have it either.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standbys: Vec<String>,
+    /// What goes on, and is no part of what was ended; empty is nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub remains: String,
     /// What could not be looked at; empty is nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub partial: String,
@@ -275,6 +314,8 @@ pub struct Ending {
     pub name: String,
     /// Group that gets what it owns; none: that is dropped.
     pub reassign: Option<String>,
+    /// Of what was only lent, the database that it was for; none: it goes altogether.
+    pub lent: Option<String>,
 }
 
 impl Ending {
@@ -285,6 +326,7 @@ impl Ending {
         Self {
             credential,
             name: content.name,
+            lent: Some(content.database).filter(|_| content.is_static),
             reassign: group.filter(|_| content.reassign),
         }
     }
@@ -391,13 +433,13 @@ impl AtTarget {
     pub async fn extend(
         &self,
         epoch: u32,
-        (id, name): (CredentialId, &str),
+        (id, content): (CredentialId, &Content),
         until: UnixMillis,
     ) -> Result<(), Failed> {
         match self {
-            Self::Postgres(server) => server.extend(epoch, (id, name), until).await,
+            Self::Postgres(server) => server.extend(epoch, (id, content), until).await,
             #[cfg(test)]
-            Self::Scripted(script) => script.extend(epoch, (id, name), until).await,
+            Self::Scripted(script) => script.extend(epoch, (id, &content.name), until).await,
         }
     }
 
@@ -441,7 +483,7 @@ impl AtTarget {
     /// When it could not be asked.
     pub async fn ours(&self) -> Result<Vec<Found>, Failed> {
         match self {
-            Self::Postgres(server) => Ok(server.target().ours().await?),
+            Self::Postgres(server) => server.ours().await,
             #[cfg(test)]
             Self::Scripted(script) => script.ours(),
         }
@@ -453,7 +495,7 @@ impl AtTarget {
     /// When it could not be asked.
     pub async fn uses(&self) -> Result<Uses, Failed> {
         match self {
-            Self::Postgres(server) => Ok(server.target().uses().await?),
+            Self::Postgres(server) => server.uses().await,
             #[cfg(test)]
             Self::Scripted(script) => Ok(script.uses()),
         }
@@ -463,11 +505,15 @@ impl AtTarget {
     ///
     /// # Errors
     /// When it could not be asked.
-    pub async fn look_again(&self, name: &str, gone: &Gone) -> Result<Again, Failed> {
+    pub async fn look_again(
+        &self,
+        (id, content): (CredentialId, &Content),
+        gone: &Gone,
+    ) -> Result<Again, Failed> {
         match self {
-            Self::Postgres(server) => server.look_again(name, gone).await,
+            Self::Postgres(server) => server.look_again((id, content), gone).await,
             #[cfg(test)]
-            Self::Scripted(script) => script.look_again(name),
+            Self::Scripted(script) => script.look_again(&content.name),
         }
     }
 
@@ -507,8 +553,12 @@ impl Gone {
     pub fn text(&self, content: &Content) -> String {
         let (name, sessions, at) = (&content.name, self.sessions_ended, self.at);
         let place = self.place(&content.target);
+        let what = match content.is_static {
+            true => "the password of ",
+            false => "",
+        };
         format!(
-            "{name} is {} at {place}, {sessions} sessions ended, seen {at}",
+            "{what}{name} is {} at {place}, {sessions} sessions ended, seen {at}",
             self.proof.as_str()
         )
     }
@@ -519,6 +569,9 @@ impl Gone {
         let mut place = format!("{target} ({})", self.seen);
         for standby in &self.standbys {
             place.push_str(&format!(", standby {standby}"));
+        }
+        if !self.remains.is_empty() {
+            place.push_str(&format!("; {}", self.remains));
         }
         if !self.partial.is_empty() {
             place.push_str(&format!("; partial: {}", self.partial));

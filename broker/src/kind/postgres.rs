@@ -19,6 +19,8 @@ mod mint; //      make, extend
 mod revoke; //    fence, end sessions, drop
 mod unblock; //   ends whoever of ours is in the way
 mod census; //    what is left, here and on standbys
+mod checkout; // a role that is lent, and has a password of nobody afterwards
+mod probe; //    which password a server asks for
 mod look; //      what there is: the reconciler's and the user's view
 mod rotate; //    another password for our own login
 mod install; //   `ephor target init` and `check`
@@ -32,10 +34,11 @@ use tokio_postgres::Row;
 
 pub use access::{Access, Password, Tls};
 pub use census::{Census, Evidence, Seen};
+pub use checkout::{CheckedIn, Checkout, LeftOver};
 pub use failed::Failed;
 pub use install::{
     Admin, ByCertificate, Finding, Grade, InstallError, Installed, Options, SCHEMA_VERSION, check,
-    check_certificates, install, install_sql,
+    check_certificates, check_static_roles, install, install_sql,
 };
 pub use look::{Found, Use, Uses};
 pub use mint::{CERTIFICATE, Login, Minted};

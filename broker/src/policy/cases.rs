@@ -283,7 +283,7 @@ impl Case {
 fn audience_of(give: &Give) -> Option<&str> {
     match give {
         Give::Jwt { audience, .. } | Give::Introspect { audience } => Some(audience),
-        Give::X509 { .. } | Give::Postgres { .. } => None,
+        Give::X509 { .. } | Give::Postgres { .. } | Give::Secret { .. } => None,
     }
 }
 

@@ -174,6 +174,10 @@ impl Compiler {
         if let Some((place, postgres)) = &draft.postgres {
             self.within_max("postgres", place, *postgres, (&max_place, max));
         }
+        if let Some((place, secret)) = &draft.secret {
+            self.within_max("secret", place, *secret, (&max_place, max));
+        }
+        let secret = draft.secret.map(|(_, ttl)| ttl);
         let postgres = draft.postgres.map(|(_, ttl)| ttl);
         let jwt = draft.jwt.map(|(_, ttl)| ttl);
         let x509 = draft.x509.map(|(_, ttl)| ttl);
@@ -185,6 +189,7 @@ impl Compiler {
             jwt,
             x509,
             postgres,
+            secret,
         };
         Some((max_place, policy))
     }
@@ -338,7 +343,7 @@ impl Compiler {
     fn gives(&mut self, drafts: Vec<Given>, known: &Known<'_>) -> Vec<Give> {
         let mut gives = Vec::with_capacity(drafts.len());
         for Given { mut give, refers } in drafts {
-            if let (Some(refers), Give::Postgres { .. }) = (refers, &give) {
+            if let Some(refers) = refers {
                 self.login(&mut give, &refers, known);
             }
             gives.push(give);
@@ -348,15 +353,23 @@ impl Compiler {
 
     /// A login's target is there, and its database is one of the target's.
     fn login(&mut self, give: &mut Give, refers: &Refers, known: &Known<'_>) {
-        let Give::Postgres {
-            target,
-            database,
-            roles,
-            login,
-            ..
-        } = give
-        else {
-            return;
+        let (target, database, roles, by_certificate) = match give {
+            Give::Postgres {
+                target,
+                database,
+                roles,
+                login,
+                ..
+            } => {
+                let by_certificate = *login == LoginBy::Certificate;
+                (target, database, roles.as_slice(), by_certificate)
+            }
+            Give::Secret {
+                target,
+                database,
+                role,
+            } => (target, database, std::slice::from_ref(role), false),
+            Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. } => return,
         };
         let Some(found) = known.targets.iter().find(|known| known.name == *target) else {
             let named = known.target_names.contains(target);
@@ -385,7 +398,7 @@ impl Compiler {
             Some(_) => {}
         }
         let by_tls = server.tls == Tls::VerifyFull && matches!(server.address, Address::Tcp { .. });
-        if *login == LoginBy::Certificate && !by_tls {
+        if by_certificate && !by_tls {
             let what = format!(
                 "login = \"certificate\" at target {}, which is reached without TLS",
                 found.name

@@ -112,6 +112,7 @@ impl Told {
             ("kind.jwt", kind(old.jwt), kind(new.jwt)),
             ("kind.x509", kind(old.x509), kind(new.x509)),
             ("kind.postgres", kind(old.postgres), kind(new.postgres)),
+            ("kind.secret", kind(old.secret), kind(new.secret)),
         ] {
             self.ceiling("ttl", None, name, old, new);
         }
@@ -238,6 +239,7 @@ impl Told {
                     let content = match gone {
                         Give::X509 { .. } => "names",
                         Give::Postgres { .. } => "rights or settings",
+                        Give::Secret { .. } => "database",
                         Give::Jwt { .. } | Give::Introspect { .. } => "claims",
                     };
                     let detail = format!(
@@ -353,7 +355,23 @@ fn replaces(old: &Give, new: &Give) -> bool {
         (Give::X509 { .. }, Give::X509 { .. }) => true,
         (Give::Postgres { target: old, .. }, Give::Postgres { target: new, .. }) => old == new,
         (
-            Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. } | Give::Postgres { .. },
+            Give::Secret {
+                target: old,
+                role: was,
+                ..
+            },
+            Give::Secret {
+                target: new,
+                role: is,
+                ..
+            },
+        ) => (old, was) == (new, is),
+        (
+            Give::Jwt { .. }
+            | Give::X509 { .. }
+            | Give::Introspect { .. }
+            | Give::Postgres { .. }
+            | Give::Secret { .. },
             _,
         ) => false,
     }

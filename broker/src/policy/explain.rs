@@ -231,6 +231,11 @@ pub(super) fn in_words(give: &Give) -> String {
         Give::X509 { dns } if dns.is_empty() => "certificate".to_owned(),
         Give::X509 { dns } => format!("certificate for {}", dns.join(", ")),
         Give::Introspect { audience } => format!("may introspect tokens for {audience}"),
+        Give::Secret {
+            target,
+            role,
+            database,
+        } => format!("password of {role} on {target}/{database}, for one task at a time"),
         Give::Postgres {
             target,
             roles,

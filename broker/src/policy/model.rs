@@ -28,6 +28,8 @@ pub struct TtlPolicy {
     pub x509: Option<Ttl>,
     /// `[ttl.kind] postgres`.
     pub postgres: Option<Ttl>,
+    /// `[ttl.kind] secret`.
+    pub secret: Option<Ttl>,
 }
 
 /// `[workload."…"]`: a subject, and which processes are it.
@@ -133,6 +135,16 @@ pub enum Give {
     Introspect {
         /// Whose tokens.
         audience: String,
+    },
+    /// A login at a database server that was there before: lent to one task at a time, with a password
+    /// made for it.
+    Secret {
+        /// Name of the `[target]`.
+        target: String,
+        /// The role that is lent.
+        role: String,
+        /// The database that it is for; one of the target's.
+        database: String,
     },
     /// A login at a database server, made for the task.
     Postgres {

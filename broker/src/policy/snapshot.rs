@@ -263,6 +263,6 @@ impl Snapshot {
 fn introspected(give: &Give) -> Option<String> {
     match give {
         Give::Introspect { audience } => Some(audience.clone()),
-        Give::Jwt { .. } | Give::X509 { .. } | Give::Postgres { .. } => None,
+        Give::Jwt { .. } | Give::X509 { .. } | Give::Postgres { .. } | Give::Secret { .. } => None,
     }
 }

@@ -16,7 +16,7 @@ use super::limits::{MAX_AUDIENCES, MAX_DNS_NAMES, MAX_GIVES, MAX_RUNS};
 use super::model::{Give, Identity, Run};
 use super::reader::{Keys, Reader, Section, not_supported, quoted, section_of, shown};
 use super::runs::run;
-use super::target::{Refers, TargetDraft, give_postgres, target};
+use super::target::{Refers, TargetDraft, give_postgres, give_secret, target};
 
 const FILE: Keys = Keys {
     known: &["trust_domain", "ttl", "workload", "entitlement", "target"],
@@ -27,8 +27,8 @@ const TTL: Keys = Keys {
     later: &[],
 };
 const TTL_KIND: Keys = Keys {
-    known: &["jwt", "x509", "postgres"],
-    later: &["ssh", "sudo", "secret", "exec"],
+    known: &["jwt", "x509", "postgres", "secret"],
+    later: &["ssh", "sudo", "exec"],
 };
 const WORKLOAD: Keys = Keys {
     known: &["owner", "deputy", "purpose", "runs", "identity"],
@@ -43,8 +43,8 @@ const ENTITLEMENT: Keys = Keys {
     later: &["approve", "review", "break_glass", "on_lost"],
 };
 const GIVE: Keys = Keys {
-    known: &["jwt", "x509", "introspect", "postgres"],
-    later: &["ssh", "sudo", "secret", "exec"],
+    known: &["jwt", "x509", "introspect", "postgres", "secret"],
+    later: &["ssh", "sudo", "exec"],
 };
 const X509: Keys = Keys {
     known: &["dns"],
@@ -79,6 +79,7 @@ pub(super) struct TtlDraft {
     pub(super) jwt: Option<(Place, Ttl)>,
     pub(super) x509: Option<(Place, Ttl)>,
     pub(super) postgres: Option<(Place, Ttl)>,
+    pub(super) secret: Option<(Place, Ttl)>,
 }
 
 /// `[workload."…"]` as written; missing parts were reported.
@@ -165,12 +166,13 @@ fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
     let placed = |reader: &Reader<'_>, (at, ttl)| (reader.place(at), ttl);
     let default = ttl(reader, section, "default").map(|found| placed(reader, found));
     let max = ttl(reader, section, "max").map(|found| placed(reader, found));
-    let (mut jwt, mut x509, mut postgres) = (None, None, None);
+    let (mut jwt, mut x509, mut postgres, mut secret) = (None, None, None, None);
     if let Some(kinds) = section.section(reader, "kind", "[ttl.kind]") {
         kinds.check_keys(reader, &TTL_KIND);
         jwt = ttl(reader, &kinds, "jwt").map(|found| placed(reader, found));
         x509 = ttl(reader, &kinds, "x509").map(|found| placed(reader, found));
         postgres = ttl(reader, &kinds, "postgres").map(|found| placed(reader, found));
+        secret = ttl(reader, &kinds, "secret").map(|found| placed(reader, found));
     }
     let (task, service) = (
         limit(reader, section, "task"),
@@ -185,6 +187,7 @@ fn ttls(reader: &mut Reader<'_>, section: &Section<'_>) -> TtlDraft {
         jwt,
         x509,
         postgres,
+        secret,
     }
 }
 
@@ -389,6 +392,7 @@ fn gives(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Given> {
                 match given.give {
                     Give::X509 { .. } => "x509 twice in one gives",
                     Give::Postgres { .. } => "the same target twice in one gives",
+                    Give::Secret { .. } => "the same role twice in one gives",
                     Give::Jwt { .. } | Give::Introspect { .. } => {
                         "the same audience twice in one gives"
                     }
@@ -410,7 +414,19 @@ fn same_target(a: &Give, b: &Give) -> bool {
         // One login is a member of several roles; make several entitlements for several logins.
         (Give::Postgres { target: a, .. }, Give::Postgres { target: b, .. }) => a == b,
         (
-            Give::Jwt { .. } | Give::Introspect { .. } | Give::X509 { .. } | Give::Postgres { .. },
+            Give::Secret {
+                target: a, role: x, ..
+            },
+            Give::Secret {
+                target: b, role: y, ..
+            },
+        ) => (a, x) == (b, y),
+        (
+            Give::Jwt { .. }
+            | Give::Introspect { .. }
+            | Give::X509 { .. }
+            | Give::Postgres { .. }
+            | Give::Secret { .. },
             _,
         ) => false,
     }
@@ -445,6 +461,9 @@ fn give(reader: &mut Reader<'_>, item: &Spanned<DeValue<'_>>, of: &str) -> Optio
     let introspect = section.section(reader, "introspect", "introspect");
     if let Some(section) = section.section(reader, "postgres", "postgres") {
         return give_postgres(reader, &section);
+    }
+    if let Some(section) = section.section(reader, "secret", "secret") {
+        return give_secret(reader, &section);
     }
     jwt.and_then(|section| give_jwt(reader, &section))
         .or_else(|| x509.map(|section| give_x509(reader, &section)))
@@ -520,6 +539,7 @@ mod tests {
             super::super::target::TARGET,
             super::super::target::POSTGRES_TARGET,
             super::super::target::POSTGRES,
+            super::super::target::SECRET,
         ] {
             // Either is enough, and neither is asked for by name alone.
             for key in keys

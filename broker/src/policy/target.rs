@@ -52,6 +52,11 @@ pub(super) const POSTGRES: Keys = Keys {
     later: &[],
 };
 
+pub(super) const SECRET: Keys = Keys {
+    known: &["target", "role", "database"],
+    later: &[],
+};
+
 const ADMIN_DATABASE: &str = "ephor";
 const SCRAM_ITERATIONS: u32 = 4096;
 const CONNECTIONS: u32 = 8;
@@ -350,6 +355,38 @@ pub(super) fn give_postgres(reader: &mut Reader<'_>, section: &Section<'_>) -> O
             settings,
             login,
             reassign,
+        },
+    })
+}
+
+/// `secret = { … }` in `gives`: a role that was there before.
+pub(super) fn give_secret(reader: &mut Reader<'_>, section: &Section<'_>) -> Option<Given> {
+    section.check_keys(reader, &SECRET);
+    let hint = "Add target = \"NAME\" of a [target.NAME].";
+    let target = section.required(reader, "target", hint);
+    let hint = "Add role = \"NAME\" of a login that is there: its password is lent.";
+    let role = section.required(reader, "role", hint);
+    let database = section.text(reader, "database");
+    let named = database.and_then(|text| identifier(reader, "database", text));
+    let role = role.and_then(|text| match role_problem(text.value) {
+        Some((problem, _)) => {
+            let hint = "Name a login of your own, with the rights of one program.";
+            let what = format!("role {} {problem}", shown(text.value));
+            reader.refuse(text.at, what, hint);
+            None
+        }
+        None => identifier(reader, "role", text),
+    });
+    let (target, role) = (target?, role?);
+    Some(Given {
+        refers: Some(Refers {
+            target: reader.place(target.at),
+            database: database.map(|text| reader.place(text.at)),
+        }),
+        give: Give::Secret {
+            target: target.value.to_owned(),
+            role,
+            database: named.unwrap_or_default(),
         },
     })
 }

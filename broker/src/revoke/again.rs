@@ -110,7 +110,7 @@ impl Broker {
             return Ok(());
         };
         let known = self.target(&content.target)?;
-        let again = answered(known.at.look_again(&content.name, gone)).await?;
+        let again = answered(known.at.look_again((id, &content), gone)).await?;
         if again.sessions > 0 || !again.is_absent {
             let why = format!(
                 "a later look found {} sessions{}",

@@ -16,7 +16,7 @@ use ephor_proto::state::credential::CredentialState;
 
 use super::{NotEnded, Work, written};
 use crate::app::Broker;
-use crate::kind::effect::{Content, Ending, Failed, Seen};
+use crate::kind::effect::{Content, Ending, Failed, Seen, lent_name};
 use crate::kind::name::{installation_part, parse};
 use crate::kind::postgres::{CERTIFICATE, Found, Uses};
 use crate::kind::targets::Known;
@@ -211,7 +211,7 @@ impl Broker {
             while let Err(wait) = self.pace.admit(target, left, self.clock.boottime()) {
                 tokio::time::sleep(wait).await;
             }
-            let named = (row.id, content.name.as_str());
+            let named = (row.id, &content);
             let epoch = self.installation.epoch;
             answered(known.at.extend(epoch, named, row.expires_at)).await?;
         }
@@ -291,6 +291,7 @@ impl Broker {
             },
             name: found.role.clone(),
             reassign: None,
+            lent: found.is_static.then(String::new),
         };
         let endings = [ending];
         let call = known.at.revoke(self.installation.epoch, &endings);
@@ -375,9 +376,16 @@ impl Broker {
                 let ours = installation_part(&self.installation.id);
                 let is_ours =
                     |role: &str| parse(role).is_some_and(|name| name.installation == ours);
-                for one in seen.iter().filter(|one| is_ours(&one.role)) {
+                for one in seen
+                    .iter()
+                    .filter(|one| one.is_static || is_ours(&one.role))
+                {
                     let from = one.from.as_deref().unwrap_or("local");
-                    self.logins_used.saw(&one.role, from, (one.first, one.last));
+                    let role = match one.is_static {
+                        true => lent_name(&one.role, name),
+                        false => one.role.clone(),
+                    };
+                    self.logins_used.saw(&role, from, (one.first, one.last));
                 }
             }
             Uses::Unknown(why) => tracing::debug!(target = name, why, "it does not tell its use"),

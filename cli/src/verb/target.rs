@@ -15,7 +15,7 @@ use ephor_broker::config::{Config, Settings};
 use ephor_broker::kind::effect::logins::Server;
 use ephor_broker::kind::postgres::{
     Access, Admin, ByCertificate, Finding, Grade, Ident, InstallError, Options, Password,
-    SCHEMA_VERSION, check, check_certificates, install, install_sql,
+    SCHEMA_VERSION, check, check_certificates, check_static_roles, install, install_sql,
 };
 use ephor_broker::policy::{Give, LoginBy, Snapshot};
 use ephor_broker::tasks::Tasks;
@@ -145,6 +145,7 @@ fn options(args: &args::TargetInit, database: &str) -> Result<Options, Failure> 
         verifier: verifier.transpose()?,
         groups: idents(&args.groups)?,
         make_groups: args.make_groups,
+        static_roles: idents(&args.static_roles)?,
         admin_database: ident(&args.admin_database)?,
         databases,
     })
@@ -194,16 +195,17 @@ fn secret(file: &Path) -> Result<Secret, Failure> {
 }
 
 async fn look(args: args::TargetCheck) -> Outcome {
-    let (access, groups, databases) = match args.target.contains("://") {
+    let (access, asked) = match args.target.contains("://") {
         true => by_url(&args)?,
         false => by_name(&args).await?,
     };
     let tasks = Tasks::new();
-    let mut findings = check(&access, &groups, &tasks).await;
-    if !databases.is_empty() {
-        let wanted = by_certificate(databases).await;
+    let mut findings = check(&access, &asked.groups, &tasks).await;
+    if !asked.databases.is_empty() {
+        let wanted = by_certificate(asked.databases).await;
         findings.extend(check_certificates(&access, &wanted).await);
     }
+    findings.extend(check_static_roles(&access, &asked.lent, &tasks).await);
     tasks.shutdown(ENDS).await;
     let holds = !findings.iter().any(|one| one.grade == Grade::Wrong);
     let text = match args.output {
@@ -236,11 +238,18 @@ async fn by_certificate(databases: Vec<Ident>) -> ByCertificate {
     }
 }
 
-/// How to reach it, groups that logins are made of, and databases that they get into by certificate.
-type Looked = (Access, Vec<Ident>, Vec<Ident>);
+/// What is asked of a server beside what every target needs.
+struct Asked {
+    /// Groups that logins are made of.
+    groups: Vec<Ident>,
+    /// Databases that logins get into by certificate.
+    databases: Vec<Ident>,
+    /// Roles that are lent.
+    lent: Vec<Ident>,
+}
 
 /// A server that policy need not name yet.
-fn by_url(args: &args::TargetCheck) -> Result<Looked, Failure> {
+fn by_url(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
     let server = Target::of(&args.target)?;
     let (tls, _) = server.verified()?;
     let password = match &args.password_file {
@@ -265,15 +274,20 @@ fn by_url(args: &args::TargetCheck) -> Result<Looked, Failure> {
         tls,
         connections: 1,
     };
-    let by_certificate = match args.certificates {
+    let databases = match args.certificates {
         true => vec![ident(&server.database)?],
         false => Vec::new(),
     };
-    Ok((access, idents(&args.groups)?, by_certificate))
+    let asked = Asked {
+        groups: idents(&args.groups)?,
+        databases,
+        lent: idents(&args.static_roles)?,
+    };
+    Ok((access, asked))
 }
 
 /// A target of the policy in force, or of one in a directory.
-async fn by_name(args: &args::TargetCheck) -> Result<Looked, Failure> {
+async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
     let (snapshot, _) = super::policy::snapshot(args.policy.as_deref()).await?;
     let name = args.target.as_str();
     let Some(target) = snapshot.target(name) else {
@@ -290,9 +304,13 @@ async fn by_name(args: &args::TargetCheck) -> Result<Looked, Failure> {
     let tasks = Tasks::new();
     let server = Server::new((name, &target.postgres), "", file, &tasks);
     let server = server.map_err(|why| Failure::config(format!("[target.{name}]: {why}.")))?;
-    let by_certificate = by_certificate_in(&snapshot, name)?;
-    let access = server.target().access().clone();
-    Ok((access, groups(&snapshot, name)?, by_certificate))
+    let (groups, lent) = roles(&snapshot, name)?;
+    let asked = Asked {
+        groups,
+        databases: by_certificate_in(&snapshot, name)?,
+        lent,
+    };
+    Ok((server.target().access().clone(), asked))
 }
 
 /// The file that the broker reads the password from, if it has one.
@@ -304,21 +322,28 @@ fn of_broker(args: &args::TargetCheck) -> Option<PathBuf> {
     file.exists().then_some(file)
 }
 
-/// Every group role that an entitlement gives at a target.
-fn groups(snapshot: &Snapshot, name: &str) -> Result<Vec<Ident>, Failure> {
-    let mut all = BTreeSet::new();
+/// Every group role that an entitlement gives at a target, and every role that one lends.
+fn roles(snapshot: &Snapshot, name: &str) -> Result<(Vec<Ident>, Vec<Ident>), Failure> {
+    let (mut all, mut lent) = (BTreeSet::new(), BTreeSet::new());
     for entitlement in snapshot.entitlements() {
         for give in &entitlement.gives {
             match give {
                 Give::Postgres { target, roles, .. } if target == name => all.extend(roles.clone()),
+                Give::Secret { target, role, .. } if target == name => {
+                    lent.insert(role.clone());
+                }
                 Give::Postgres { .. }
+                | Give::Secret { .. }
                 | Give::Jwt { .. }
                 | Give::X509 { .. }
                 | Give::Introspect { .. } => {}
             }
         }
     }
-    all.iter().map(|role| ident(role)).collect()
+    let named = |all: &BTreeSet<String>| -> Result<Vec<Ident>, Failure> {
+        all.iter().map(|role| ident(role)).collect()
+    };
+    Ok((named(&all)?, named(&lent)?))
 }
 
 /// Databases of a target that some entitlement gives logins with a certificate for.
@@ -335,6 +360,7 @@ fn by_certificate_in(snapshot: &Snapshot, name: &str) -> Result<Vec<Ident>, Fail
                 all.insert(database.clone());
             }
             Give::Postgres { .. }
+            | Give::Secret { .. }
             | Give::Jwt { .. }
             | Give::X509 { .. }
             | Give::Introspect { .. } => {}

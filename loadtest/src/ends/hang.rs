@@ -56,6 +56,7 @@ impl Stuck {
             verifier: Some(ScramVerifier::new(&secret, ITERATIONS)?),
             groups: vec![Ident::parse(GROUP)?],
             make_groups: true,
+            static_roles: Vec::new(),
             admin_database: Ident::parse("ephor")?,
             databases: vec![Ident::parse("orders")?],
         };

@@ -177,7 +177,7 @@ fn login(answer: &v1::IssueResponse) -> (CredentialId, v1::Login) {
     let one = answer
         .credentials
         .iter()
-        .find(|one| one.kind == "postgres")
+        .find(|one| one.login.is_some())
         .unwrap();
     assert!(one.token.is_empty());
     (
@@ -572,6 +572,7 @@ async fn its_use_is_sampled_and_stands_where_its_end_is_told() {
             database: None,
             first: at(1_000),
             last: at(2_000),
+            is_static: false,
         }];
     });
     kit.bench.broker.sample("orders").await.unwrap();

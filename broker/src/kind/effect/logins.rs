@@ -18,6 +18,8 @@ use crate::kind::postgres::{
 use crate::policy::{PostgresTarget, Tls};
 use crate::tasks::Tasks;
 
+mod lent;
+
 /// One server.
 #[derive(Clone)]
 pub struct Server {
@@ -79,6 +81,9 @@ impl Server {
         (id, content, until): (CredentialId, &Content, UnixMillis),
         verifier: Option<&Verifier>,
     ) -> Result<Minted, Failed> {
+        if content.is_static {
+            return self.check_out(epoch, (id, content, until), verifier).await;
+        }
         let groups = content.groups.iter().map(|name| ident(name));
         let login = Login {
             credential: id,
@@ -96,25 +101,19 @@ impl Server {
             Some(Verifier::Plain(_)) => None,
             None => None,
         };
-        let minted = self.target.mint(epoch, &login, verifier).await?;
-        Ok(Minted {
-            number: minted.oid,
-            seen: Seen {
-                system_id: minted.system_id,
-                timeline: minted.timeline,
-                lsn: minted.lsn,
-            },
-            at: minted.at,
-        })
+        Ok(made(self.target.mint(epoch, &login, verifier).await?))
     }
 
     pub(super) async fn extend(
         &self,
         epoch: u32,
-        (id, name): (CredentialId, &str),
+        (id, content): (CredentialId, &Content),
         until: UnixMillis,
     ) -> Result<(), Failed> {
-        let role = role(name)?;
+        if content.is_static {
+            return Ok(self.target.extend_checkout(epoch, id, until).await?);
+        }
+        let role = role(&content.name)?;
         Ok(self.target.extend(epoch, id, &role, until).await?)
     }
 
@@ -127,8 +126,15 @@ impl Server {
         })
     }
 
-    pub(super) async fn look_again(&self, name: &str, gone: &Gone) -> Result<Again, Failed> {
-        let role = role(name)?;
+    pub(super) async fn look_again(
+        &self,
+        (id, content): (CredentialId, &Content),
+        gone: &Gone,
+    ) -> Result<Again, Failed> {
+        if content.is_static {
+            return self.left_over(id, gone).await;
+        }
+        let role = role(&content.name)?;
         let census = self
             .target
             .census_again(gone.number, &role, (&gone.starting, &gone.starting_there))
@@ -143,6 +149,23 @@ impl Server {
     }
 
     pub(super) async fn revoke(&self, epoch: u32, endings: &[Ending]) -> Vec<Result<Gone, Failed>> {
+        let (lent, made): (Vec<&Ending>, Vec<&Ending>) =
+            endings.iter().partition(|ending| ending.lent.is_some());
+        let checked_in = self.check_in_all(epoch, &lent);
+        let (lent, made) = tokio::join!(checked_in, self.revoke_made(epoch, &made));
+        let (mut lent, mut made) = (lent.into_iter(), made.into_iter());
+        let each = endings.iter().map(|ending| match ending.lent {
+            Some(_) => lent.next(),
+            None => made.next(),
+        });
+        let none = || Err(Failed::Unknown("no answer for one of them".to_owned()));
+        each.map(|answer| answer.unwrap_or_else(none)).collect()
+    }
+
+    async fn revoke_made(&self, epoch: u32, endings: &[&Ending]) -> Vec<Result<Gone, Failed>> {
+        if endings.is_empty() {
+            return Vec::new();
+        }
         let mut planned = Vec::with_capacity(endings.len());
         for ending in endings {
             match planned_ending(ending) {
@@ -198,6 +221,7 @@ fn gone(evidence: postgres::Evidence) -> Gone {
             lsn: evidence.lsn,
         },
         standbys,
+        remains: String::new(),
         partial: partial.join("; "),
         starting: evidence.starting,
         starting_there,
@@ -219,6 +243,18 @@ fn tls(policy: &PostgresTarget) -> postgres::Tls {
 
 /// Where Debian and its like keep the CAs that the system trusts.
 pub(crate) const SYSTEM_CAS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+fn made(minted: postgres::Minted) -> Minted {
+    Minted {
+        number: minted.oid,
+        seen: Seen {
+            system_id: minted.system_id,
+            timeline: minted.timeline,
+            lsn: minted.lsn,
+        },
+        at: minted.at,
+    }
+}
 
 fn ident(name: &str) -> Result<Ident, Failed> {
     Ident::parse(name).map_err(bad_name)

@@ -151,6 +151,7 @@ impl Script {
                 valid_until: Some(*until),
                 connection_limit: -1,
                 sessions: 0,
+                is_static: false,
             };
             let alive = inner.earlier.take().unwrap_or_else(|| inner.alive.clone());
             Ok(alive.iter().map(found).collect())
@@ -213,6 +214,7 @@ impl Script {
                     sessions_ended: 0,
                     seen: inner.seen("0/2"),
                     standbys: Vec::new(),
+                    remains: String::new(),
                     partial: String::new(),
                     starting: Vec::new(),
                     starting_there: Vec::new(),

@@ -164,7 +164,7 @@ fn answer(target: String, asked: &str, db: &DbError) -> Failed {
         },
         // Waited too long for a lock, a deadlock, two at the same row (XX000 says "tuple
         // concurrently updated"), a statement that took too long; all locks of the server are taken.
-        "55P03" | "40P01" | "40001" | "57014" | "53200" => Failed::Busy { target, why },
+        "EPH08" | "55P03" | "40P01" | "40001" | "57014" | "53200" => Failed::Busy { target, why },
         "XX000" if why.contains("concurrently") => Failed::Busy { target, why },
         _ => Failed::Refused { target, why },
     }

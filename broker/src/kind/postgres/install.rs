@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 pub use certificates::{ByCertificate, check_certificates};
-pub use check::{Finding, Grade, check};
+pub use check::{Finding, Grade, check, check_static_roles};
 
 use super::access::Tls;
 use super::connect::{NotConnected, connected};
@@ -30,6 +30,8 @@ const ROLES: &str = include_str!("sql/roles.sql");
 const GROUP: &str = include_str!("sql/group.sql");
 const ADMIN: &str = include_str!("sql/admin.sql");
 const MEMBER: &str = include_str!("sql/member.sql");
+const STATIC: &str = include_str!("sql/static.sql");
+const STATIC_ROLE: &str = include_str!("sql/static_role.sql");
 const DONE: &str = include_str!("sql/done.sql");
 /// What a connection of an administrator must not take from a database where others may write: there
 /// somebody's `format(text, text)` fits better than the server's own, and would run with all rights.
@@ -48,6 +50,8 @@ pub struct Options {
     pub groups: Vec<Ident>,
     /// Makes those of them that are not there, as NOLOGIN roles without any right.
     pub make_groups: bool,
+    /// Logins of somebody's that may be lent to tasks.
+    pub static_roles: Vec<Ident>,
     /// Where the schema with the fence goes; made if it is not there.
     pub admin_database: Ident,
     /// Every database where a login may own something.
@@ -263,7 +267,7 @@ fn sections(options: &Options) -> Result<Vec<Section>, InstallError> {
         Section {
             database: Some(admin.to_owned()),
             first: None,
-            sql: filled(ADMIN, options),
+            sql: filled(ADMIN, options) + &filled(STATIC, options),
         },
     ];
     for database in &options.databases {
@@ -313,7 +317,10 @@ fn roles(options: &Options) -> String {
         let sql = GROUP.replace("@group_text@", &literal(group.as_str()));
         make + &sql.replace("@group@", &group.quoted())
     };
-    let groups: String = options.groups.iter().map(group).collect();
+    let lent =
+        |role: &Ident| filled(STATIC_ROLE, options).replace("@role_text@", &literal(role.as_str()));
+    let mut groups: String = options.groups.iter().map(group).collect();
+    groups.extend(options.static_roles.iter().map(lent));
     filled(ROLES, options)
         .replace("@password@", &password)
         .replace("@groups@", &groups)
@@ -326,9 +333,15 @@ fn filled(piece: &str, options: &Options) -> String {
         format!("INSERT INTO ephor.allowed (role) VALUES ({name}) ON CONFLICT DO NOTHING;\n")
     };
     let allowed: String = options.groups.iter().map(allow).collect();
+    let lend = |role: &Ident| {
+        let name = literal(role.as_str());
+        format!("INSERT INTO ephor.static_role (role) VALUES ({name}) ON CONFLICT DO NOTHING;\n")
+    };
+    let lent: String = options.static_roles.iter().map(lend).collect();
     piece
         .replace("@version@", &SCHEMA_VERSION.to_string())
         .replace("@login_text@", &literal(options.login.as_str()))
         .replace("@login@", &options.login.quoted())
         .replace("@allowed@", &allowed)
+        .replace("@static@", &lent)
 }

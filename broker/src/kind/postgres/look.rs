@@ -37,6 +37,8 @@ pub struct Found {
     pub connection_limit: i32,
     /// Sessions now.
     pub sessions: u32,
+    /// It was there before, is lent, and stays.
+    pub is_static: bool,
 }
 
 /// One session of a login of ours.
@@ -56,6 +58,8 @@ pub struct Use {
     pub first: UnixMillis,
     /// When it last began or ended something.
     pub last: UnixMillis,
+    /// The role was there before, and is lent.
+    pub is_static: bool,
 }
 
 /// Who is connected now.
@@ -67,7 +71,7 @@ pub enum Uses {
     Unknown(String),
 }
 
-fn time(millis: i64) -> UnixMillis {
+pub(super) fn time(millis: i64) -> UnixMillis {
     UnixMillis::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
@@ -111,6 +115,7 @@ impl Target {
                 valid_until: valid_until.map(time),
                 connection_limit: field(access, row, 10)?,
                 sessions: census::count(field(access, row, 11)?),
+                is_static: false,
             })
         };
         rows.iter().map(found).collect()
@@ -143,6 +148,7 @@ impl Target {
                 database: field(access, row, 4)?,
                 first: time(since),
                 last: time(last.unwrap_or(since)),
+                is_static: false,
             });
         }
         Ok(Uses::Seen(uses))

@@ -147,6 +147,6 @@ impl Target {
     }
 }
 
-fn millis(time: UnixMillis) -> i64 {
+pub(super) fn millis(time: UnixMillis) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

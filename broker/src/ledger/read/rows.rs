@@ -422,6 +422,24 @@ impl Reader {
         Ok(())
     }
 
+    /// Who has a role that is lent to one at a time, or had it and is not shown to be done with it.
+    pub fn checked_out(
+        &self,
+        target: &str,
+        role: &str,
+    ) -> Result<Option<CredentialRow>, ReadError> {
+        let condition = "WHERE listed = 1 AND state IN ('intended', 'live', 'replacing', 'revoking') \
+                         AND kind = 'secret' AND item = ?1 AND json_extract(content, '$.target') = ?2";
+        let keep = |row: &CredentialRow| {
+            let is_there = Content::of(row).is_some_and(|content| content.target == target);
+            row.kind == Kind::Secret
+                && row.state != CredentialState::Dead
+                && row.item == role
+                && is_there
+        };
+        Ok(self.list(condition, [role, target], keep)?.pop())
+    }
+
     /// Live credentials with an effect outside whose hand-over was not confirmed.
     pub fn unconfirmed(&self) -> Result<Vec<CredentialId>, ReadError> {
         let condition = "WHERE listed = 1 AND state = 'live' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \

@@ -170,7 +170,7 @@ fn ttls_that_contradict_each_other() {
             "invalid: service: `never` is no duration (such as 15m, 1h or 90d). a.toml:5:11.",
             "invalid: task: `0s` is not a whole number of seconds above 0. a.toml:6:8.",
             "invalid: ssh is not supported by this version. a.toml:7:10. It would not be enforced, so it is refused.",
-            "invalid: jtw is no key of [ttl.kind] (jwt?). a.toml:7:22. Keys here: jwt, x509, postgres.",
+            "invalid: jtw is no key of [ttl.kind] (jwt?). a.toml:7:22. Keys here: jwt, x509, postgres, secret.",
             "invalid: grace is no key of [ttl]. a.toml:8:1. Keys here: default, max, task, service, kind.",
         ]
     );
@@ -396,7 +396,9 @@ fn a_login_by_certificate_is_one_and_says_so() {
     let gives = &policy.entitlement("orders-db").unwrap().gives;
     let by = |give: &Give| match give {
         Give::Postgres { login, .. } => Some(*login),
-        Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. } => None,
+        Give::Secret { .. } | Give::Jwt { .. } | Give::X509 { .. } | Give::Introspect { .. } => {
+            None
+        }
     };
     assert_eq!(
         gives.iter().filter_map(by).collect::<Vec<_>>(),

@@ -207,7 +207,9 @@ impl Broker {
     /// After that commit: who waited goes on, and a task that only waited for this one is closed at
     /// the next tick.
     fn is_gone(&self, target: &str, row: &CredentialRow) {
-        self.logins_used.forget(&row.item);
+        if let Some(content) = Content::of(row) {
+            self.logins_used.forget(&content.used_as());
+        }
         let later = self
             .clock
             .wall()

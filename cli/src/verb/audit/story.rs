@@ -245,7 +245,7 @@ impl<'a> Events<'a> {
         let used = self.used?.event.get("used")?;
         if used.get("where").and_then(Value::as_str) == Some("unknown") {
             let nobody = match self.issued.map(|record| text(record, "/credential/kind")) {
-                Some("postgres") => "its server was not seen to be asked with it",
+                Some("postgres" | "secret") => "its server was not seen to be asked with it",
                 Some(_) | None => "no service introspected it",
             };
             return Some(format!("not known; {nobody}"));

@@ -63,6 +63,7 @@ impl Database {
             verifier: Some(verifier),
             groups: vec![ident(GROUP)?],
             make_groups: true,
+            static_roles: Vec::new(),
             admin_database: ident(ADMIN_DATABASE)?,
             databases: vec![ident(&server.database)?],
         };

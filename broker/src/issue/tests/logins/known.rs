@@ -49,6 +49,7 @@ async fn use_by_logins_of_another_installation_is_not_kept() {
         database: None,
         first: UnixMillis::from_millis(1_000),
         last: UnixMillis::from_millis(2_000),
+        is_static: false,
     };
     let uses = vec![one(&login.user), one(&foreign)];
     kit.orders.with(|inner| inner.uses = uses);

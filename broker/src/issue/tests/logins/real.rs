@@ -15,6 +15,7 @@ use crate::kind::effect::Content;
 use crate::kind::postgres::{Ident, Options, install_sql};
 
 mod crash;
+mod lent;
 mod receipt;
 mod rotate;
 mod servers;
@@ -56,10 +57,12 @@ fn prepared(options: &ClusterOptions) -> Cluster {
         ),
         groups: vec![ident("orders_rw")],
         make_groups: true,
+        static_roles: vec![ident("legacy_app")],
         admin_database: ident("ephor"),
         databases: vec![ident("orders")],
     };
-    cluster.psql("postgres", "create database orders").unwrap();
+    let before = "create database orders; create role legacy_app login password 'of-old'";
+    cluster.psql("postgres", before).unwrap();
     cluster
         .psql("postgres", &install_sql(&options).unwrap())
         .unwrap();
@@ -96,6 +99,11 @@ owner = "team:orders"
 purpose = "Serve the order page"
 who = ["orders/web"]
 gives = [{{ postgres = {{ target = "orders", role = "orders_rw", connection_limit = 3, settings = {{ statement_timeout = "30s" }} }} }}]
+[entitlement.legacy]
+owner = "team:orders"
+purpose = "A program that knows one login"
+who = ["orders/web"]
+gives = [{{ secret = {{ target = "orders", role = "legacy_app" }} }}]
 "#
     )
 }

@@ -1,5 +1,9 @@
 //! What is missing at a target, with the statement that mends it.
 
+mod lent;
+
+pub use lent::check_static_roles;
+
 use ephor_proto::postgres::Address;
 use tokio_postgres::Row;
 

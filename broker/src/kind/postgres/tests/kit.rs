@@ -61,6 +61,7 @@ pub(super) fn options(password: Option<&Secret>) -> Options {
         verifier: password.map(|p| ScramVerifier::new(p, 4096.try_into().unwrap()).unwrap()),
         groups: vec![ident("orders_rw"), ident("orders_ro")],
         make_groups: true,
+        static_roles: Vec::new(),
         admin_database: ident("ephor"),
         databases: vec![ident("orders"), ident("billing")],
     }

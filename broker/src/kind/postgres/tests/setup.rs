@@ -85,6 +85,7 @@ async fn what_does_not_fit_is_refused() {
     assert!(install(&world.admin(), &same, &world.tasks).await.is_err());
     let none = Options {
         make_groups: false,
+        static_roles: Vec::new(),
         groups: vec![ident("nobody here")],
         ..options(None)
     };

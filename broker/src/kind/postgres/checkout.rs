@@ -1,0 +1,562 @@
+//! A login that was there before and stays: lent to one task, with a password made for it, and given
+//! a password of nobody when that task ends. In an order like that of [`super::revoke`]:
+//!
+//! 1. fence: NOLOGIN, no password, committed; nobody comes in, and this checkout never begins again;
+//! 2. its sessions end, here and on standbys: one that went on could set the password that it likes;
+//! 3. LOGIN again, with a password that nobody knows;
+//! 4. a login is begun, to see by its salt which password the server asks for. Only that is a proof.
+//!
+//! What is claimed is that the password is dead and its sessions are over. The role goes on, and with
+//! it what it owns, and whatever was done with its rights.
+
+use std::collections::HashSet;
+
+use ephor_crypto::scram::{ScramVerifier, password};
+use ephor_proto::id::CredentialId;
+use ephor_proto::postgres::Address;
+use ephor_proto::time::UnixMillis;
+use futures_util::future::join_all;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Row;
+
+use super::census::count;
+use super::connect::{Params, field};
+use super::failed::{Failed, Said};
+use super::look::time;
+use super::mint::millis;
+use super::name::Ident;
+use super::pool::Pool;
+use super::probe::{AsksFor, asks_for};
+use super::{Found, Minted, Position, Target, Use};
+use crate::{crash_point, limits};
+
+/// Rounds for a password of 256 random bits that nobody will ever type.
+const OF_NOBODY: std::num::NonZeroU32 = std::num::NonZeroU32::MIN;
+
+/// A role to lend, as it is fixed at the intent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkout {
+    /// Whose it is; the key of the fence.
+    pub credential: CredentialId,
+    /// The role that is lent.
+    pub role: Ident,
+    /// The password is refused from then on, by the server's clock.
+    pub valid_until: UnixMillis,
+    /// See [`super::Login::deadline`].
+    pub deadline: UnixMillis,
+}
+
+/// That the password of a checkout is dead, as its server said after the last act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedIn {
+    /// Of the role; none when it was never checked out.
+    pub role_oid: Option<u32>,
+    /// What the role is called; none when somebody has dropped it.
+    pub called: Option<String>,
+    /// Sessions that were told to end, and did.
+    pub sessions_ended: u32,
+    /// See [`super::Evidence::starting`].
+    pub starting: Vec<i32>,
+    /// The same on standbys, by their address.
+    pub starting_there: Vec<(String, Vec<i32>)>,
+    /// Standbys that have it too, with how far they had come.
+    pub standbys: Vec<String>,
+    /// What was not looked at, or could not be seen.
+    pub partial: Vec<String>,
+    /// Where the server stood.
+    pub position: Position,
+}
+
+/// A later look at a checkout that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOver {
+    /// It is out again: the server went back in time.
+    pub is_out: bool,
+    /// Sessions of before it was checked in; they were told to end.
+    pub sessions: u32,
+    /// Those of the processes asked about that have no name yet.
+    pub starting: Vec<i32>,
+    /// Whether every standby could be asked, too.
+    pub all_asked: bool,
+}
+
+/// What the fence says.
+struct Fenced {
+    state: String,
+    role_oid: Option<u32>,
+    called: Option<String>,
+    salt: Option<String>,
+}
+
+/// Sessions that were told to end.
+#[derive(Default)]
+struct Told {
+    pids: HashSet<i32>,
+    starting: Vec<i32>,
+}
+
+impl Target {
+    /// Lends a role, with the password whose verifier is given. The same call again says the same.
+    ///
+    /// # Errors
+    /// [`Failed`]. Unless it [may be done](Failed::may_be_done) all the same, nothing has changed.
+    pub async fn check_out(
+        &self,
+        epoch: u32,
+        checkout: &Checkout,
+        verifier: &ScramVerifier,
+    ) -> Result<Minted, Failed> {
+        const SQL: &str = "SELECT m.role_oid, m.system_id, m.timeline, m.lsn, m.at_ms
+            FROM ephor.check_out($1, $2, $3::text::uuid, $4, $5, $6, $7) m";
+        self.ready_to_revoke().await?;
+        let ahead = self.inner.making.ahead().await?;
+        let deadline = millis(checkout.deadline).saturating_add(ahead);
+        let params: Params<'_> = &[
+            &self.access().installation,
+            &i64::from(epoch),
+            &checkout.credential.to_string(),
+            &checkout.role.as_str(),
+            &millis(checkout.valid_until),
+            &verifier.expose(),
+            &deadline,
+        ];
+        let rows = self
+            .under(
+                &self.inner.making,
+                epoch,
+                "checking out a role",
+                SQL,
+                params,
+            )
+            .await?;
+        let row = self.only(&rows)?;
+        let at = Position::of(self.access(), row, 1)?;
+        Ok(Minted {
+            oid: field(self.access(), row, 0)?,
+            system_id: at.system_id,
+            timeline: at.timeline,
+            lsn: at.lsn,
+            at: at.at,
+        })
+    }
+
+    /// Moves the end of a password that is out.
+    ///
+    /// # Errors
+    /// As [`Target::extend`].
+    pub async fn extend_checkout(
+        &self,
+        epoch: u32,
+        credential: CredentialId,
+        valid_until: UnixMillis,
+    ) -> Result<(), Failed> {
+        const SQL: &str = "SELECT ephor.extend_checkout($1, $2, $3::text::uuid, $4)";
+        let params: Params<'_> = &[
+            &self.access().installation,
+            &i64::from(epoch),
+            &credential.to_string(),
+            &millis(valid_until),
+        ];
+        let asked = "extending a checkout";
+        let making = &self.inner.making;
+        let rows = self.under(making, epoch, asked, SQL, params).await?;
+        if field(self.access(), self.only(&rows)?, 0)? {
+            return Ok(());
+        }
+        Err(Failed::Refused {
+            target: self.name().to_owned(),
+            why: "the role was dropped or renamed there".to_owned(),
+        })
+    }
+
+    /// Ends a checkout and proves it. One that was never made, is over, or whose role is gone is proven
+    /// as well, and never made from then on.
+    ///
+    /// # Errors
+    /// [`Failed`]: then the password may live; it is to be begun again, for ever.
+    pub async fn check_in(
+        &self,
+        epoch: u32,
+        (credential, role): (CredentialId, &Ident),
+        database: &Ident,
+    ) -> Result<CheckedIn, Failed> {
+        let one = CheckIn {
+            target: self,
+            epoch,
+            credential: credential.to_string(),
+            role: role.as_str(),
+        };
+        let mut told = Told::default();
+        let mut fenced = one.fence(&mut told).await?;
+        let mut on_standbys: Vec<_> = self.inner.standbys.iter().map(|_| Ok(Vec::new())).collect();
+        let mut ended_before = 0;
+        if fenced.state == "fenced" {
+            crash_point!("lent.fenced");
+            let (here, there) = tokio::join!(
+                one.end_sessions(&self.inner.revoking, &mut told),
+                one.end_on_standbys()
+            );
+            here?;
+            on_standbys = there;
+            crash_point!("lent.quiet");
+            one.done(&told).await?;
+            crash_point!("lent.back");
+            fenced = one.fence_once(true).await?;
+        } else if fenced.role_oid.is_some() {
+            // Somebody has dropped the role, or it was in already: its sessions are over all the same.
+            let revoking = &self.inner.revoking;
+            let (_, left) = self.census_of(revoking, &one.credential, &[]).await?;
+            ended_before = left.sessions;
+            one.waited(revoking, "in").await?;
+        }
+        let mut partial = Vec::new();
+        if let (Some(called), Some(salt)) = (&fenced.called, &fenced.salt) {
+            partial.extend(self.is_of_nobody(called, database, salt).await?);
+        }
+        let (mut standbys, mut starting_there) = (Vec::new(), Vec::new());
+        for ((host, pool), ended) in self.inner.standbys.iter().zip(on_standbys) {
+            match one.seen_at(pool, ended).await {
+                Ok((lsn, starting)) => {
+                    standbys.push(format!("{host} at {lsn}"));
+                    starting_there
+                        .extend((!starting.is_empty()).then(|| (host.to_string(), starting)));
+                }
+                Err(why) => partial.push(format!("standby {host}: {why}")),
+            }
+        }
+        Ok(CheckedIn {
+            role_oid: fenced.role_oid,
+            called: fenced.called,
+            sessions_ended: count(i32::try_from(told.pids.len()).unwrap_or(i32::MAX))
+                + ended_before,
+            starting: told.starting,
+            starting_there,
+            standbys,
+            partial,
+            position: self.position().await?,
+        })
+    }
+
+    /// Begins a login as the role, to see which password the server asks for. Gives what keeps it from
+    /// being seen, if anything does.
+    async fn is_of_nobody(
+        &self,
+        called: &str,
+        database: &Ident,
+        salt: &str,
+    ) -> Result<Option<String>, Failed> {
+        let mut why = "the target has no host".to_owned();
+        for host in &self.access().hosts {
+            let login = (called, database.as_str());
+            match asks_for(login, host, &self.access().tls).await {
+                AsksFor::Password { salt: asked } if asked == salt => return Ok(None),
+                // Somebody has set another one meanwhile, or it is another server than the one that we asked.
+                AsksFor::Password { .. } => {
+                    return Err(Failed::Busy {
+                        target: self.name().to_owned(),
+                        why: format!(
+                            "{host} asks {called} for another password than the one that was just set"
+                        ),
+                    });
+                }
+                AsksFor::Nothing => why = format!("{host} lets {called} in without a password"),
+                AsksFor::Unknown(said) => why = format!("{host}: {said}"),
+            }
+        }
+        Ok(Some(format!(
+            "whether the password is refused was not seen from here: {why}"
+        )))
+    }
+
+    /// Looks again for what an ended checkout may have left; sessions that are found are ended.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn left_over(
+        &self,
+        credential: CredentialId,
+        (starting, there): (&[i32], &[(String, Vec<i32>)]),
+    ) -> Result<LeftOver, Failed> {
+        let credential = credential.to_string();
+        let mut left = self
+            .census_of(&self.inner.revoking, &credential, starting)
+            .await?;
+        for (host, pool) in &self.inner.standbys {
+            let host = host.to_string();
+            let known = there.iter().find(|(known, _)| *known == host);
+            let known = known.map_or(&[][..], |(_, pids)| pids);
+            match self.census_of(pool, &credential, known).await {
+                Ok((_, there)) => {
+                    left.1.sessions = left.1.sessions.saturating_add(there.sessions);
+                    left.1.starting.extend(there.starting);
+                }
+                Err(_) => left.1.all_asked = false,
+            }
+        }
+        Ok(left.1)
+    }
+
+    async fn census_of(
+        &self,
+        pool: &Pool,
+        credential: &String,
+        starting: &[i32],
+    ) -> Result<(Option<String>, LeftOver), Failed> {
+        const SQL: &str = "SELECT c.state, c.sessions, c.starting
+            FROM ephor.check_in_census($1::text::uuid, $2) c";
+        let access = self.access();
+        let params: Params<'_> = &[credential, &starting];
+        let rows = pool.call("a census of a checkout", SQL, params).await;
+        let rows = rows.map_err(|said| said.failed(self.name()))?;
+        let row = self.only(&rows)?;
+        let state: Option<String> = field(access, row, 0)?;
+        let left = LeftOver {
+            is_out: state.as_deref() == Some("out"),
+            sessions: count(field(access, row, 1)?),
+            starting: field(access, row, 2)?,
+            all_asked: true,
+        };
+        Ok((state, left))
+    }
+
+    /// Every role that is out, or being checked in; of whatever installation.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn checkouts(&self) -> Result<Vec<Found>, Failed> {
+        const SQL: &str =
+            "SELECT c.installation, c.role, c.now, c.role_oid, c.credential::text, c.fenced,
+            c.can_login, c.attributes, c.valid_until_ms, c.sessions FROM ephor.checkouts() c";
+        const PRUNE: &str = "SELECT ephor.prune_checkouts($1)";
+        let access = self.access();
+        let pool = &self.inner.revoking;
+        let rows = pool.call("its checkouts", SQL, &[]).await;
+        let rows = rows.map_err(|said| said.failed(self.name()))?;
+        let params: Params<'_> = &[&limits::PG_FENCE_KEEP_SECONDS];
+        let pruned = pool.call("pruning checkouts", PRUNE, params).await;
+        pruned.map_err(|said| said.failed(self.name()))?;
+        let found = |row| {
+            let credential: Option<String> = field(access, row, 4)?;
+            let oid: Option<u32> = field(access, row, 3)?;
+            let valid_until: Option<i64> = field(access, row, 8)?;
+            Ok(Found {
+                role: field(access, row, 1)?,
+                now: field(access, row, 2)?,
+                installation: field(access, row, 0)?,
+                oid: oid.unwrap_or(0),
+                credential: credential.and_then(|text| text.parse().ok()),
+                fenced: field(access, row, 5)?,
+                can_login: field(access, row, 6)?,
+                attributes: field(access, row, 7)?,
+                groups: Vec::new(),
+                granted_to: Vec::new(),
+                valid_until: valid_until.map(time),
+                connection_limit: -1,
+                sessions: count(field(access, row, 9)?),
+                is_static: true,
+            })
+        };
+        rows.iter().map(found).collect()
+    }
+
+    /// Who is connected now with a role that we have lent.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn checkout_uses(&self) -> Result<Vec<Use>, Failed> {
+        const SQL: &str =
+            "SELECT u.role, u.role_oid, u.pid, u.address, u.database, u.since_ms, u.last_ms
+            FROM ephor.checkout_uses($1) u WHERE u.since_ms IS NOT NULL";
+        let access = self.access();
+        let asked = "who is connected with a static role";
+        let rows = self
+            .inner
+            .revoking
+            .call(asked, SQL, &[&access.installation])
+            .await;
+        let rows = rows.map_err(|said| said.failed(self.name()))?;
+        let used = |row| {
+            let since: i64 = field(access, row, 5)?;
+            let last: Option<i64> = field(access, row, 6)?;
+            Ok(Use {
+                role: field(access, row, 0)?,
+                oid: field(access, row, 1)?,
+                pid: field(access, row, 2)?,
+                from: field(access, row, 3)?,
+                database: field(access, row, 4)?,
+                first: time(since),
+                last: time(last.unwrap_or(since)),
+                is_static: true,
+            })
+        };
+        rows.iter().map(used).collect()
+    }
+}
+
+/// One checkout to end.
+struct CheckIn<'a> {
+    target: &'a Target,
+    epoch: u32,
+    credential: String,
+    role: &'a str,
+}
+
+impl<'a> CheckIn<'a> {
+    /// Step 1. A session of the role can hold what ALTER ROLE needs: then the row alone is written first,
+    /// and with it the right to end that session.
+    async fn fence(&self, told: &mut Told) -> Result<Fenced, Failed> {
+        for _ in 1..limits::PG_FENCE_TRIES {
+            match self.fence_once(false).await {
+                Err(Failed::Busy { .. }) => {}
+                other => return other,
+            }
+            match self.fence_once(true).await {
+                Ok(_) => {
+                    self.look(&self.target.inner.watching, told).await?;
+                }
+                Err(Failed::Busy { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        self.fence_once(false).await
+    }
+
+    async fn fence_once(&self, alone: bool) -> Result<Fenced, Failed> {
+        const SQL: &str = "SELECT f.state, f.role_oid, f.called, f.salt
+            FROM ephor.check_in_fence($1, $2, $3::text::uuid, $4, $5) f";
+        let params: Params<'_> = &[
+            &self.target.access().installation,
+            &i64::from(self.epoch),
+            &self.credential,
+            &self.role,
+            &alone,
+        ];
+        let rows = self.unblocked("fencing a checkout", SQL, params).await?;
+        let (access, row) = (self.target.access(), self.target.only(&rows)?);
+        Ok(Fenced {
+            state: field(access, row, 0)?,
+            role_oid: field(access, row, 1)?,
+            called: field(access, row, 2)?,
+            salt: field(access, row, 3)?,
+        })
+    }
+
+    async fn unblocked(
+        &self,
+        asked: &str,
+        sql: &'static str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, Failed> {
+        let target = self.target;
+        match target.unblocked(asked, sql, params).await {
+            Err(Said::OtherEpoch) => target.begin_epoch(self.epoch).await?,
+            other => return other.map_err(|said| said.failed(target.name())),
+        }
+        let again = target.unblocked(asked, sql, params).await;
+        again.map_err(|said| said.failed(target.name()))
+    }
+
+    /// Step 2: tells sessions to end until there is none.
+    async fn end_sessions(&self, pool: &Pool, told: &mut Told) -> Result<(), Failed> {
+        let ended = async {
+            while !self.look(pool, told).await? {
+                sleep(limits::PG_LOOK_PAUSE).await;
+            }
+            Ok(())
+        };
+        let ended = timeout(limits::PG_SESSIONS_END, ended).await;
+        ended.unwrap_or_else(|_| {
+            let mut pids: Vec<_> = told.pids.iter().collect();
+            pids.sort();
+            Err(self.busy(format!(
+                "sessions were told to end and have not: process {pids:?}"
+            )))
+        })
+    }
+
+    /// One look; whether there was no session.
+    async fn look(&self, pool: &Pool, told: &mut Told) -> Result<bool, Failed> {
+        const SQL: &str = "SELECT e.pids, e.hidden, e.starting
+            FROM ephor.check_in_sessions($1::text::uuid) e";
+        let access = self.target.access();
+        let rows = pool.call("ending sessions", SQL, &[&self.credential]).await;
+        let rows = rows.map_err(|said| said.failed(&access.name))?;
+        let row = self.target.only(&rows)?;
+        let pids: Vec<i32> = field(access, row, 0)?;
+        let hidden: Vec<i32> = field(access, row, 1)?;
+        let none = pids.is_empty() && hidden.is_empty();
+        told.pids.extend(pids.into_iter().chain(hidden));
+        told.starting = field(access, row, 2)?;
+        Ok(none)
+    }
+
+    /// Step 3.
+    async fn done(&self, told: &Told) -> Result<(), Failed> {
+        const SQL: &str = "SELECT ephor.check_in_done($1, $2, $3::text::uuid, $4, $5)";
+        let failed = |why: String| self.busy(why);
+        let nobody = password().map_err(|why| failed(why.to_string()))?;
+        let verifier = ScramVerifier::new(&nobody, OF_NOBODY);
+        let verifier = verifier.map_err(|why| failed(why.to_string()))?;
+        let params: Params<'_> = &[
+            &self.target.access().installation,
+            &i64::from(self.epoch),
+            &self.credential,
+            &verifier.expose(),
+            &told.starting,
+        ];
+        self.unblocked("checking in a role", SQL, params).await?;
+        Ok(())
+    }
+
+    /// Step 2 at those that follow, as soon as they know of the fence.
+    async fn end_on_standbys(&self) -> Vec<Result<Vec<i32>, Failed>> {
+        let at_one = |(_, pool): &'a (Address, Pool)| async move {
+            let mut told = Told::default();
+            self.waited(pool, "fenced").await?;
+            self.end_sessions(pool, &mut told).await?;
+            Ok(told.starting)
+        };
+        join_all(self.target.inner.standbys.iter().map(at_one)).await
+    }
+
+    /// That a standby has it, too, and no session of before.
+    async fn seen_at(
+        &self,
+        pool: &Pool,
+        ended: Result<Vec<i32>, Failed>,
+    ) -> Result<(String, Vec<i32>), Failed> {
+        let starting = ended?;
+        self.waited(pool, "in").await?;
+        let rows = pool
+            .call("its position", "SELECT p.lsn FROM ephor.place() p", &[])
+            .await;
+        let rows = rows.map_err(|said| said.failed(self.target.name()))?;
+        let lsn = field(self.target.access(), self.target.only(&rows)?, 0)?;
+        Ok((lsn, starting))
+    }
+
+    /// Waits until a standby shows this state, and no session of it.
+    async fn waited(&self, pool: &Pool, state: &str) -> Result<(), Failed> {
+        let looking = async {
+            loop {
+                let (seen, left) = self.target.census_of(pool, &self.credential, &[]).await?;
+                if seen.as_deref() == Some(state) && left.sessions == 0 {
+                    return Ok(());
+                }
+                sleep(limits::PG_LOOK_PAUSE).await;
+            }
+        };
+        let looked = timeout(limits::PG_STANDBY_REPLAY, looking).await;
+        looked.unwrap_or_else(|_| {
+            let behind = format!("not replayed within {:?}", limits::PG_STANDBY_REPLAY);
+            Err(self.busy(behind))
+        })
+    }
+
+    fn busy(&self, why: String) -> Failed {
+        Failed::Busy {
+            target: self.target.name().to_owned(),
+            why,
+        }
+    }
+}

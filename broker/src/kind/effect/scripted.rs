@@ -55,6 +55,8 @@ pub struct Inner {
     /// Sessions that the next later look finds.
     pub(crate) hidden: u32,
     pub(crate) uses: Vec<crate::kind::postgres::Use>,
+    /// Calls that were left without an answer.
+    pub(crate) hanging: u32,
     /// Calls that came: `mint NAME`, `revoke N`.
     pub(crate) calls: Vec<String>,
 }
@@ -89,6 +91,7 @@ impl Script {
                 Err(Failed::Unknown("the answer was lost".to_owned()))
             }
             Mood::Hangs => {
+                self.with(|inner| inner.hanging += 1);
                 tokio::time::sleep(Duration::from_secs(3_600)).await;
                 Err(Failed::Unknown("hung".to_owned()))
             }

@@ -362,6 +362,6 @@ fn sqlite_is_compiled_as_this_workspace_asks() {
     let options: Vec<String> = options.unwrap().map(Result::unwrap).collect();
     assert!(
         options.iter().any(|option| option == "DEFAULT_MEMSTATUS=0"),
-        "{options:?}"
+        "built before its flags were set? cargo clean -p libsqlite3-sys: {options:?}"
     );
 }

@@ -34,6 +34,7 @@ fn an_operator_sees_rotates_and_distrusts_keys() {
         listed(&dev, &["keys", "-o", "json"]),
         [
             row("ca", 1, "active"),
+            row("database", 1, "active"),
             row("log", 1, "active"),
             row("token", 1, "active")
         ]

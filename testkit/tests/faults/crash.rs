@@ -87,6 +87,34 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "issue::tests::logins::real::crash of the broker",
     ),
     (
+        "lent.fenced",
+        "issue::tests::logins::real::lent of the broker",
+    ),
+    (
+        "lent.quiet",
+        "issue::tests::logins::real::lent of the broker",
+    ),
+    (
+        "lent.back",
+        "issue::tests::logins::real::lent of the broker",
+    ),
+    (
+        "rotate.next_written",
+        "issue::tests::logins::real::rotate of the broker",
+    ),
+    (
+        "rotate.set",
+        "issue::tests::logins::real::rotate of the broker",
+    ),
+    (
+        "rotate.proven",
+        "issue::tests::logins::real::rotate of the broker",
+    ),
+    (
+        "rotate.settled",
+        "issue::tests::logins::real::rotate of the broker",
+    ),
+    (
         "keys.before_commit",
         "rotate::killed_at_every_point_of_a_rotation",
     ),

@@ -8,8 +8,8 @@ use ephor_testkit::installation::{Installation, SETTLE, Side};
 use ephor_testkit::wait;
 use ephor_testkit::workload::Workload;
 
-/// What others may read: neither is a secret.
-const PUBLIC: [&str; 2] = ["ca.pem", "protections.json"];
+/// What others may read: none is a secret.
+const PUBLIC: [&str; 3] = ["ca.pem", "database-ca.pem", "protections.json"];
 
 fn files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

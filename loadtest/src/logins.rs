@@ -40,6 +40,8 @@ const OF_PGBENCH: f64 = 0.8;
 /// Logins dropped in a second, when many end together.
 const DROPS: f64 = 3_000.0;
 const EPOCH: u32 = 1;
+/// What every login is good for, in milliseconds; the server refuses more than 90 days.
+const LIFE: u64 = 3_600_000;
 const INSTALLATION: &str = "loadtest";
 /// What PostgreSQL and every driver take, and the least.
 const ITERATIONS: [u32; 2] = [4096, 1];
@@ -195,7 +197,7 @@ async fn mint(server: &Server, iterations: u32) -> anyhow::Result<Login> {
         role: RoleName::parse(&name::make("orders-db", INSTALLATION, random::bytes()?))?,
         groups: vec![Ident::parse("orders_rw")?],
         database: Ident::parse("orders")?,
-        valid_until: UnixMillis::from_millis(now.as_millis() + 3_600_000),
+        valid_until: UnixMillis::from_millis(now.as_millis() + LIFE),
         connection_limit: Some(10),
         settings: vec![("statement_timeout".to_owned(), "30s".to_owned())],
         deadline: UnixMillis::from_millis(now.as_millis() + 10_000),
@@ -224,12 +226,13 @@ fn same_statement(iterations: u32) -> anyhow::Result<Typed> {
     // pgbench takes what follows a colon for a variable.
     let verifier = verifier.expose().replace(':', "' || chr(58) || '");
     let installation = name::installation_part(INSTALLATION);
+    let until = SystemClock.wall().as_millis() + LIFE;
     let script = format!(
         "\\set n random(100000000000000, 999999999999999)\n\
          SELECT m.role_oid, m.system_id, m.timeline, m.lsn, m.at_ms FROM ephor.mint({EPOCH}, \
          ('00000000000000000' || :n::bigint::text)::uuid, \
-         'eph_orders_db_{installation}_00000000000' || :n::bigint::text, '{{orders_rw}}', 4102444800000, 10, \
-         '{verifier}', '{{statement_timeout,30s}}', 4102444800000) m;\n"
+         'eph_orders_db_{installation}_00000000000' || :n::bigint::text, '{{orders_rw}}', {until}, 10, \
+         '{verifier}', '{{statement_timeout,30s}}', {until}) m;\n"
     );
     Ok(Typed {
         script,

@@ -193,6 +193,10 @@ async fn issue(
         public_key_der: signing
             .map(|key| key.public_key().spki())
             .unwrap_or_default(),
+        left_milliseconds: renews
+            .map(|(held, _)| held.lifetime.end.millis_since(agent.clock.boottime()))
+            .map(|left| left.max(1))
+            .unwrap_or_default(),
     };
     let sent = agent.now();
     agent.told(asker.task.id);

@@ -262,6 +262,10 @@ pub const DRIFT_MILLIS: u64 = 2_000;
 /// From the proof that something is gone to the later look, in milliseconds: longer than a server lets
 /// a connection start (PostgreSQL's `authentication_timeout`).
 pub const LOOK_AGAIN_MILLIS: u64 = 65_000;
+/// Between two logins that would end too soon at their target and get back the end that they were given.
+pub const LENGTHEN_PAUSE: Duration = Duration::from_millis(31);
+/// So long that goes on before the next comparison may begin.
+pub const LENGTHEN_FOR: Duration = Duration::from_secs(120);
 /// What was proven this long before a start is looked at again after it, in milliseconds.
 pub const LOOK_AGAIN_BEFORE_MILLIS: u64 = 600_000;
 /// What was missed of renewals may make them so many times as fast as they come otherwise.

@@ -11,6 +11,8 @@ pub use coalesce::{Counted, RefusalKey, Refusals, Summed};
 pub use refusal::Refusal;
 pub use throttle::{OpenWork, Throttle};
 
+use std::time::Duration;
+
 use ephor_crypto::digest::Sha256Hasher;
 use ephor_crypto::p256::P256Public;
 use ephor_proto::grpc::v1;
@@ -59,6 +61,7 @@ pub struct Requested {
     reason: String,
     ttl: Option<Ttl>,
     renews: Option<CredentialId>,
+    left: Option<Duration>,
     subject: Option<String>,
     public_key: Option<P256Public>,
 }
@@ -97,6 +100,7 @@ impl Requested {
             reason: r.reason,
             ttl: r.ttl_seconds.map(Ttl::from_seconds),
             renews,
+            left: (r.left_milliseconds > 0).then(|| Duration::from_millis(r.left_milliseconds)),
             subject: (!r.subject.is_empty()).then_some(r.subject),
             public_key,
         };
@@ -149,6 +153,11 @@ impl Requested {
         self.renews
     }
 
+    /// How long what is to be renewed still lives, by its holder's word.
+    pub fn left(&self) -> Option<Duration> {
+        self.left
+    }
+
     /// The subject it names, when several match.
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
@@ -161,7 +170,7 @@ impl Requested {
     }
 
     /// Over all that decides what is issued. Evidence is left out: it is looked at anew
-    /// at every try, and an agent may attest again between two tries.
+    /// at every try, and an agent may attest again between two tries. So is what passes with time.
     fn content_digest(&self, host: &str) -> [u8; 32] {
         let ttl = self
             .ttl
@@ -279,6 +288,7 @@ pub(crate) mod tests {
             digest_of("h", |r| r.evidence.as_mut().unwrap().exe_sha256 =
                 vec![1; 32])
         );
+        assert_eq!(base, digest_of("h", |r| r.left_milliseconds = 7));
         let others = [
             digest_of("i", |_| {}),
             digest_of("h", |r| r.entitlement.push('x')),

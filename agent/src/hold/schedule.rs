@@ -38,6 +38,8 @@ struct Item {
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// Longest wait between two tries.
 const RETRY_CAP: Duration = Duration::from_secs(30);
+/// Of what is left, so much may be waited because the broker wishes it. It asks for less than this.
+const WISH_PART: f64 = 0.875;
 /// The share of the time to the refresh that jitter may take off a first renewal, in percent. With
 /// half of it, thousands that came at once ask at less than twice the rate at which they go on.
 const FIRST_SPREAD_PERCENT: u64 = 50;
@@ -133,12 +135,14 @@ impl Schedule {
         self.wakes.remove(&(item.wake, ticket));
         match again {
             Some(wish) => {
-                // One that has little left tries more than once in it.
-                let left = Duration::from_millis(item.end.millis_since(now)) / 2;
+                // One that has little left tries more than once in it, whatever the wish: the broker
+                // may take it for one that lives longer.
+                let left = Duration::from_millis(item.end.millis_since(now));
+                let wish = wish.min(left.mul_f64(WISH_PART));
                 let wait = item
                     .backoff
                     .next(jitter)
-                    .min(left)
+                    .min(left / 2)
                     .max(RETRY_FIRST)
                     .max(wish);
                 item.wake = now.saturating_add(wait).min(item.end);
@@ -299,6 +303,22 @@ mod tests {
         schedule.remove(1);
         assert_eq!(schedule.next_wake(), Some(at(300_000)));
         assert_eq!(schedule.due(at(300_000), 9), [Drop(2)]);
+    }
+
+    /// As of one whose later end was stored and never came here.
+    #[test]
+    fn a_wish_beyond_its_end_is_not_waited_for() {
+        let mut schedule = Schedule::default();
+        schedule.add(1, life(0), 0);
+        let mut now = at(192_000);
+        let mut tries = 0;
+        while now < at(298_000) {
+            assert_eq!(schedule.due(now, 9), [Renew(1)], "at {now:?}");
+            schedule.failed(1, now, Some(Duration::from_secs(200)), 0);
+            now = schedule.next_wake().unwrap();
+            tries += 1;
+        }
+        assert!(tries >= 2 && now < at(300_000), "{tries} until {now:?}");
     }
 
     #[test]

@@ -148,10 +148,11 @@ impl Broker {
         let access = access.ok_or_else(|| defect("an intent without access"))?;
         let access = access.peek(permit).map_err(defect)?;
         crash_point!("mint.before_call");
+        let begun = self.clock.boottime();
         let minted = self.mint_one(row, &content, access).await;
         crash_point!("mint.after_call");
         let minted = minted.map_err(|failed| not_made(&failed))?;
-        self.heard_of(&content.target, &minted.seen);
+        self.heard_of(&content.target, &minted.seen, begun);
         live(row, content, minted)
     }
 

@@ -46,7 +46,7 @@ impl Broker {
         correlation: CorrelationId,
     ) -> Result<Tried, Refusal> {
         let (row, grant, task) = self.renewable(&attested, id, now)?;
-        self.admit_renewal(&row, now)?;
+        self.admit_renewal(&row, attested.requested().left(), now)?;
         let deciding = Stopwatch::start();
         let given = Circumstances {
             now,
@@ -82,14 +82,20 @@ impl Broker {
     ///
     /// # Errors
     /// `busy`, with when to come again.
-    fn admit_renewal(&self, row: &CredentialRow, now: UnixMillis) -> Result<(), Refusal> {
+    fn admit_renewal(
+        &self,
+        row: &CredentialRow,
+        held: Option<Duration>,
+        now: UnixMillis,
+    ) -> Result<(), Refusal> {
         let Some(content) = Content::of(row) else {
             return Ok(());
         };
-        let left = Duration::from_millis(row.expires_at.millis_since(now));
+        let stored = Duration::from_millis(row.expires_at.millis_since(now));
+        // A later end is stored before target and agent have it, and may never have come there.
+        let left = held.map_or(stored, |held| held.min(stored));
         let at = self.clock.boottime();
-        self.pace.admit(&content.target, left, at).map_err(|wait| {
-            let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        self.pace.admit(&content.target, left, at).map_err(|seconds| {
             let detail = format!(
                 "target {} has many to renew after an outage; it is this one's turn in {seconds} s, long before it expires",
                 content.target

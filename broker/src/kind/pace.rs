@@ -69,24 +69,23 @@ impl Pace {
         self.with(target, now, |lane| lane.steady = per_second);
     }
 
-    /// Whether one that has this long to live may be renewed now; else when it should come again.
+    /// Whether one that has this long to live, where it is held, may be renewed now; else when it
+    /// should come again.
     ///
     /// # Errors
-    /// The wait.
-    pub(crate) fn admit(
-        &self,
-        target: &str,
-        left: Duration,
-        now: Boottime,
-    ) -> Result<(), Duration> {
+    /// The wait, in the whole seconds that it is told as.
+    pub(crate) fn admit(&self, target: &str, left: Duration, now: Boottime) -> Result<(), u32> {
         self.with(target, now, |lane| {
-            let wait = Duration::from_secs_f64((lane.owed + 1.0) / lane.spare());
-            if lane.tokens >= 1.0 || wait > left.mul_f64(limits::PACE_WAIT_PART) {
+            let seconds = ((lane.owed + 1.0) / lane.spare()).ceil();
+            if lane.tokens >= 1.0 || seconds > left.as_secs_f64() * limits::PACE_WAIT_PART {
                 lane.tokens = (lane.tokens - 1.0).max(-lane.burst());
                 return Ok(());
             }
             lane.owed += 1.0;
-            Err(wait)
+            Err(Duration::from_secs_f64(seconds)
+                .as_secs()
+                .try_into()
+                .unwrap_or(u32::MAX))
         })
     }
 
@@ -141,9 +140,8 @@ mod tests {
                         last_missed = last_missed.max(now);
                     }
                 }
-                // As whole seconds, on the wire.
-                Err(wait) => {
-                    let again = now + wait.as_secs_f64().ceil() as u64 * 1000;
+                Err(seconds) => {
+                    let again = now + u64::from(seconds) * 1000;
                     assert!(again < end, "{n} would be over");
                     asks.insert((again, n), end);
                 }
@@ -168,6 +166,9 @@ mod tests {
         while pace.admit("orders", long, at(0)).is_ok() {}
         let soon = Duration::from_millis(10);
         assert_eq!(pace.admit("orders", soon, at(0)), Ok(()), "it has to");
+        // Waits are told in whole seconds: one would be all of it.
+        let second = Duration::from_secs(1);
+        assert_eq!(pace.admit("orders", second, at(0)), Ok(()));
         assert_eq!(pace.admit("other", long, at(0)), Ok(()), "for itself");
         let mut waits = 0;
         for n in 0..10_u64 {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ephor_proto::postgres::Address;
+use ephor_proto::time::Boottime;
 
 use super::effect::{AtTarget, Failed, Seen, logins};
 use super::name;
@@ -71,7 +72,28 @@ pub struct Targets {
     /// Guards the names of those to compare before their turn; held for one look-up.
     hurried: Mutex<HashSet<String>>,
     /// Guards where the history of each was when it was last heard; held for one look-up.
-    heard: Mutex<HashMap<String, Seen>>,
+    heard: Mutex<HashMap<String, Heard>>,
+}
+
+/// Where the history of a target was.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    /// The furthest that it said.
+    pub(crate) seen: Seen,
+    /// When the answer came.
+    pub(crate) at: Boottime,
+    /// Asked after that, it said an earlier place.
+    pub(crate) is_back: bool,
+}
+
+impl Heard {
+    const fn new(seen: Seen, at: Boottime) -> Self {
+        Self {
+            seen,
+            at,
+            is_back: false,
+        }
+    }
 }
 
 impl Targets {
@@ -117,32 +139,54 @@ impl Targets {
         locked(&self.hurried).drain().collect()
     }
 
-    /// It said where it is; true when that is another history than it had when it was compared. Before
-    /// it has been compared nothing is known of that.
-    pub(crate) fn heard(&self, name: &str, seen: &Seen) -> bool {
+    /// Whether it is one of them.
+    pub(crate) fn is_hurried(&self, name: &str) -> bool {
+        locked(&self.hurried).contains(name)
+    }
+
+    /// It said where it is, when asked at `begun`; true when that is another history than it had when it
+    /// was compared, or an earlier place than it had told before it was asked. Before it has been compared
+    /// nothing is known of that.
+    pub(crate) fn heard(
+        &self,
+        name: &str,
+        seen: &Seen,
+        (begun, now): (Boottime, Boottime),
+    ) -> bool {
         let mut heard = locked(&self.heard);
         let Some(last) = heard.get_mut(name) else {
             return false;
         };
-        let is_same = seen.is_history_of(last);
-        if is_same && seen.position() > last.position() {
-            last.clone_from(seen);
+        if !seen.is_history_of(&last.seen) {
+            return true;
         }
-        !is_same
+        if seen.follows(&last.seen) {
+            last.seen.clone_from(seen);
+            last.at = last.at.max(now);
+            return false;
+        }
+        // Answers may come in another order than they were given.
+        last.is_back |= begun > last.at;
+        last.is_back
     }
 
-    /// Where it was when it was last heard.
-    pub(crate) fn last_heard(&self, name: &str) -> Option<Seen> {
+    /// What it said last.
+    pub(crate) fn last_heard(&self, name: &str) -> Option<Heard> {
         locked(&self.heard).get(name).cloned()
     }
 
-    /// From here on it is known to be there. Calls may have heard something later meanwhile.
-    pub(crate) fn set_heard(&self, name: &str, seen: Seen) {
+    /// It was compared, and was there then. Calls may have heard something later meanwhile.
+    pub(crate) fn set_heard(&self, name: &str, seen: Seen, now: Boottime) {
         let mut heard = locked(&self.heard);
-        let last = heard.entry(name.to_owned()).or_insert_with(|| seen.clone());
-        if !seen.is_history_of(last) || seen.position() > last.position() {
-            *last = seen;
+        let says_more = |last: &Heard| last.is_back || last.seen.follows(&seen);
+        if !heard.get(name).is_some_and(says_more) {
+            heard.insert(name.to_owned(), Heard::new(seen, now));
         }
+    }
+
+    /// From here on it is known to be there, whatever was heard before.
+    pub(crate) fn set_heard_anew(&self, name: &str, seen: Seen, now: Boottime) {
+        locked(&self.heard).insert(name.to_owned(), Heard::new(seen, now));
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Arc<Known>>) -> T) -> T {

@@ -4,7 +4,10 @@
 //! the store, and what was proven lately is looked for again.
 
 use ephor_proto::event::Outcome;
+use ephor_proto::id::CredentialId;
 use ephor_proto::stage::Stage;
+use ephor_proto::time::{Boottime, UnixMillis};
+use serde::{Deserialize, Serialize};
 
 use super::reconcile::{NotCompared, answered};
 use super::{NotEnded, written};
@@ -17,11 +20,21 @@ use crate::limits;
 /// Name of the setting in the store; the target's name follows.
 const META: &str = "seen at target ";
 
+/// As it is stored.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    seen: Seen,
+    /// When it said so, by our clock.
+    at: Option<UnixMillis>,
+}
+
 impl Broker {
-    /// A target said where it is. If that is another history than before, it is compared with the
-    /// store at the next tick and not at its next turn.
-    pub(crate) fn heard_of(&self, target: &str, seen: &Seen) {
-        if self.targets.heard(target, seen) {
+    /// A target said where it is, when asked at `begun`. If that does not follow from what it said before,
+    /// it is compared with the store at the next tick and not at its next turn.
+    pub(crate) fn heard_of(&self, target: &str, seen: &Seen, begun: Boottime) {
+        let times = (begun, self.clock.boottime());
+        if self.targets.heard(target, seen, times) {
             self.targets.hurry_look(target);
         }
     }
@@ -33,19 +46,18 @@ impl Broker {
         known: &Known,
     ) -> Result<Seen, NotCompared> {
         // Before it is asked: what calls that are under way hear meanwhile may be later.
-        let before = match self.targets.last_heard(target) {
-            Some(before) => Some(before),
-            None => self.stored_history(target)?,
-        };
+        let before = self.history(target)?;
         let now = answered(known.at.seen()).await?;
-        let is_new = before.as_ref().is_none_or(|before| !now.follows(before));
+        let follows = |before: &Before| !before.is_back && now.follows(&before.seen);
         let mut events = Vec::new();
-        if let Some(before) = before.filter(|_| is_new) {
-            let again = self.proven_lately(target)?;
+        let mut is_another = false;
+        if let Some(before) = before.filter(|before| !follows(before)) {
+            is_another = true;
+            let again = self.proven_since(target, before.at).await?;
             let mut event = self.event(Stage::Revoke, "target_changed", Outcome::Failed)?;
             let facts = [
                 ("target", target.to_owned()),
-                ("before", before.to_string()),
+                ("before", before.seen.to_string()),
                 ("now", now.to_string()),
                 ("looked_at_again", again.len().to_string()),
             ];
@@ -53,12 +65,16 @@ impl Broker {
                 .facts
                 .extend(facts.map(|(name, value)| (name.to_owned(), value)));
             events.push(event.into());
-            tracing::error!(target, %before, %now, "a target has another history than before; what was proven there is looked at again");
+            tracing::error!(target, before = %before.seen, %now, "a target has another history than before; what was proven there is looked at again");
             for id in again {
                 self.later_looks.set(id, self.clock.wall());
             }
         }
-        let text = serde_json::to_string(&now).map_err(NotEnded::defect)?;
+        let stored = Stored {
+            seen: now.clone(),
+            at: Some(self.clock.wall()),
+        };
+        let text = serde_json::to_string(&stored).map_err(NotEnded::defect)?;
         let batch = Batch {
             name: "revoke.target_changed",
             lane: Lane::Revoke,
@@ -67,27 +83,63 @@ impl Broker {
             events,
         };
         written(self.ledger.submit(batch).map_err(NotEnded::from)?.await)?;
-        self.targets.set_heard(target, now.clone());
+        let at = self.clock.boottime();
+        match is_another {
+            // An earlier place must not be told once more at each comparison.
+            true => self.targets.set_heard_anew(target, now.clone(), at),
+            false => self.targets.set_heard(target, now.clone(), at),
+        }
         Ok(now)
     }
 
-    fn stored_history(&self, target: &str) -> Result<Option<Seen>, ReadError> {
+    /// Where a target was; after a start as it is stored.
+    fn history(&self, target: &str) -> Result<Option<Before>, ReadError> {
+        let wall = self.clock.wall();
+        if let Some(heard) = self.targets.last_heard(target) {
+            let ago = self.clock.boottime().millis_since(heard.at);
+            return Ok(Some(Before {
+                seen: heard.seen,
+                at: wall.saturating_sub_millis(ago),
+                is_back: heard.is_back,
+            }));
+        }
         let stored = self.ledger.reader().meta(&format!("{META}{target}"))?;
-        Ok(stored.and_then(|text| serde_json::from_str(&text).ok()))
+        let stored: Option<Stored> = stored.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(stored.map(|stored| Before {
+            seen: stored.seen,
+            at: stored.at.unwrap_or(wall),
+            is_back: false,
+        }))
     }
 
-    /// What was proven dead there not long ago.
-    fn proven_lately(&self, target: &str) -> Result<Vec<ephor_proto::id::CredentialId>, ReadError> {
-        let since = self.clock.wall();
+    /// What was proven dead there since a while before then. The proofs of a long outage's beginning
+    /// are old when it ends.
+    async fn proven_since(
+        &self,
+        target: &str,
+        heard: UnixMillis,
+    ) -> Result<Vec<CredentialId>, ReadError> {
+        let since = heard.min(self.clock.wall());
         let since = since.saturating_sub_millis(limits::LOOK_AGAIN_BEFORE_MILLIS);
-        let reader = self.ledger.reader();
+        let gone = self.ledger.reader().gone_since(since)?;
         let mut ids = Vec::new();
-        for id in reader.gone_since(since)? {
-            let content = reader.credential(id)?.as_ref().and_then(Content::of);
+        for id in gone {
+            // There may be many, and each is a read.
+            tokio::task::yield_now().await;
+            let row = self.ledger.reader().credential(id)?;
+            let content = row.as_ref().and_then(Content::of);
             if content.is_some_and(|content| content.target == target) {
                 ids.push(id);
             }
         }
         Ok(ids)
     }
+}
+
+/// Where a target was, and when it said so, by our clock.
+struct Before {
+    seen: Seen,
+    at: UnixMillis,
+    /// It has said an earlier place since.
+    is_back: bool,
 }

@@ -13,6 +13,7 @@ use ephor_proto::event::{AuditEvent, Outcome};
 use ephor_proto::id::CredentialId;
 use ephor_proto::stage::Stage;
 use ephor_proto::state::credential::CredentialState;
+use ephor_proto::time::UnixMillis;
 
 use super::{NotEnded, Work, written};
 use crate::app::Broker;
@@ -67,6 +68,15 @@ impl Setbacks {
     }
 }
 
+/// Would end at its target before its time.
+struct Short {
+    /// When it would.
+    until: UnixMillis,
+    id: CredentialId,
+    /// When it was to, then.
+    end: UnixMillis,
+}
+
 pub(super) async fn answered<T>(
     call: impl Future<Output = Result<T, Failed>>,
 ) -> Result<T, Failed> {
@@ -94,14 +104,20 @@ impl Broker {
         self.reconcile_those(self.target_names());
     }
 
-    /// The same of those that have another history than before.
-    pub(super) fn reconcile_changed(self: &Arc<Self>) {
-        self.reconcile_those(self.targets.hurried());
+    /// The same of those that have another history than before. One that is being compared just now is
+    /// compared again after that, which may have begun before.
+    pub(crate) fn reconcile_changed(self: &Arc<Self>) {
+        for name in self.reconcile_those(self.targets.hurried()) {
+            self.targets.hurry_look(&name);
+        }
     }
 
-    fn reconcile_those(self: &Arc<Self>, names: Vec<String>) {
+    /// Those that are being compared already are returned.
+    fn reconcile_those(self: &Arc<Self>, names: Vec<String>) -> Vec<String> {
+        let mut under_way = Vec::new();
         for name in names {
             if !self.targets.begin_look(&name) {
+                under_way.push(name);
                 continue;
             }
             let look = Look {
@@ -110,6 +126,7 @@ impl Broker {
             };
             self.tasks.spawn("revoke.reconcile", look.run());
         }
+        under_way
     }
 
     /// Compares one target once.
@@ -147,6 +164,7 @@ impl Broker {
         let at = self.clock.boottime();
         self.pace.is_steady(name, steady.sum(), at);
         let mut setbacks = Setbacks::default();
+        let mut short = Vec::new();
         // What nobody answers for goes first.
         for one in there.into_values() {
             setbacks.passed(self.end_stray(&known, name, one).await)?;
@@ -155,7 +173,10 @@ impl Broker {
             // There may be many, and each is a read.
             tokio::task::yield_now().await;
             let compared = match found {
-                Some(one) => self.compare_one(&known, name, &live, one).await,
+                Some(one) => {
+                    let compared = self.compare_one(&known, name, &live, one).await;
+                    compared.map(|is_short| short.extend(is_short))
+                }
                 // Made before the look began, and not there.
                 None if live
                     .issued_at
@@ -168,6 +189,7 @@ impl Broker {
             };
             setbacks.passed(compared)?;
         }
+        self.lengthen(&known, name, short, &mut setbacks).await?;
         setbacks.first.map_or(Ok(()), Err)
     }
 
@@ -176,46 +198,96 @@ impl Broker {
         self.behind().map_or(Ok(()), |_| Err(NotCompared::Behind))
     }
 
-    /// Something that the store holds live, as it is there.
+    /// Something that the store holds live, as it is there. What would end there before its time is
+    /// returned: that can wait until the rest was looked at.
     async fn compare_one(
         &self,
         known: &Known,
         target: &str,
         live: &LiveEffect,
         found: &Found,
-    ) -> Result<(), NotCompared> {
+    ) -> Result<Option<Short>, NotCompared> {
         let Some(row) = self.ledger.reader().credential(live.id)? else {
-            return Ok(());
+            return Ok(None);
         };
         let Some(content) = Content::of(&row).filter(|_| row.state.is_usable()) else {
-            return Ok(());
+            return Ok(None);
         };
         if let Some(what) = differs(&content, found) {
             self.tell_drift(&row, target, &what).await?;
             self.end_differing(row.id).await?;
-            return Ok(());
+            return Ok(None);
         }
-        let until = found.valid_until;
-        let is_later = until
-            .is_none_or(|until| until > row.expires_at.saturating_add_millis(limits::DRIFT_MILLIS));
-        let is_earlier = until.is_some_and(|until| {
-            until.saturating_add_millis(limits::DRIFT_MILLIS) < row.expires_at
-        });
-        if is_later || is_earlier {
-            if is_later {
-                let what = "it would live longer than it was given; mended";
-                self.tell_drift(&row, target, what).await?;
+        let end = row.expires_at;
+        let is_later = |until: UnixMillis| until > end.saturating_add_millis(limits::DRIFT_MILLIS);
+        if found.valid_until.is_none_or(is_later) {
+            let what = "it would live longer than it was given; mended";
+            self.tell_drift(&row, target, what).await?;
+            self.set_end(known, row.id).await?;
+            return Ok(None);
+        }
+        let is_earlier =
+            |until: &UnixMillis| until.saturating_add_millis(limits::DRIFT_MILLIS) < end;
+        let until = found.valid_until.filter(is_earlier);
+        Ok(until.map(|until| Short {
+            until,
+            id: row.id,
+            end,
+        }))
+    }
+
+    /// Those that would end too soon, the next to end first. After an outage they may be many and the
+    /// server just back: one after the other, with pauses that leave time for all. Ends early when another
+    /// comparison is wanted, which finds the rest.
+    async fn lengthen(
+        &self,
+        known: &Known,
+        target: &str,
+        mut short: Vec<Short>,
+        setbacks: &mut Setbacks,
+    ) -> Result<(), NotCompared> {
+        short.sort_unstable_by_key(|one| one.until);
+        let begun = self.clock.boottime();
+        let mut many = u32::try_from(short.len()).unwrap_or(u32::MAX);
+        for one in short {
+            many = many.saturating_sub(1);
+            let spent = Duration::from_millis(self.clock.boottime().millis_since(begun));
+            if spent > limits::LENGTHEN_FOR || self.targets.is_hurried(target) {
+                break;
             }
-            let left = Duration::from_millis(row.expires_at.millis_since(self.clock.wall()));
-            // Those whose renewal the target missed may be many.
-            while let Err(wait) = self.pace.admit(target, left, self.clock.boottime()) {
-                tokio::time::sleep(wait).await;
+            let row = self.ledger.reader().credential(one.id)?;
+            // Who renewed it meanwhile has told the target.
+            if row.is_none_or(|row| row.expires_at != one.end) {
+                continue;
             }
-            let named = (row.id, &content);
-            let epoch = self.installation.epoch;
-            answered(known.at.extend(epoch, named, row.expires_at)).await?;
+            setbacks.passed(self.set_end(known, one.id).await)?;
+            let left = Duration::from_millis(one.until.millis_since(self.clock.wall()));
+            tokio::time::sleep(limits::LENGTHEN_PAUSE.min(left / many.max(1))).await;
         }
         Ok(())
+    }
+
+    /// Gives it the end there that it has here. It may be renewed in between, which must not be undone:
+    /// what was set last is what was stored last.
+    async fn set_end(&self, known: &Known, id: CredentialId) -> Result<(), NotCompared> {
+        let epoch = self.installation.epoch;
+        let mut set = None;
+        loop {
+            let row = self.ledger.reader().credential(id)?;
+            let Some(row) = row.filter(|row| row.state.is_usable()) else {
+                return Ok(());
+            };
+            match set {
+                Some((end, outcome)) if end == row.expires_at => return outcome,
+                Some(_) | None => {}
+            }
+            let Some(content) = Content::of(&row) else {
+                return Ok(());
+            };
+            let call = known.at.extend(epoch, (id, &content), row.expires_at);
+            let outcome = answered(call).await.map_err(NotCompared::from);
+            set = Some((row.expires_at, outcome));
+        }
     }
 
     /// Something that the store holds live, and that is not at the server that was seen.
@@ -370,7 +442,8 @@ impl Broker {
 
     pub(crate) async fn sample(&self, name: &str) -> Result<(), Failed> {
         let known = self.target(name)?;
-        self.heard_of(name, &known.at.seen().await?);
+        let begun = self.clock.boottime();
+        self.heard_of(name, &known.at.seen().await?, begun);
         match known.at.uses().await? {
             Uses::Seen(seen) => {
                 let ours = installation_part(&self.installation.id);

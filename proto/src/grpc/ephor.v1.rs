@@ -266,6 +266,10 @@ pub struct IssueRequest {
     /// the entitlement gives a certificate (else refused with `key_needed`).
     #[prost(bytes = "vec", tag = "11")]
     pub public_key_der: ::prost::alloc::vec::Vec<u8>,
+    /// Of a renewal: how long what the caller holds still lives, in milliseconds; 0: not said. What is
+    /// stored may end later, when the target or the answer to an earlier renewal was lost.
+    #[prost(uint64, tag = "12")]
+    pub left_milliseconds: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 #[prost(skip_debug)]

@@ -6,6 +6,8 @@ mod compared;
 mod doubtful;
 mod known;
 mod late;
+mod mended;
+mod moved;
 mod real;
 
 use std::collections::BTreeSet;

@@ -2,12 +2,13 @@
 //! a server would.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ephor_proto::id::CredentialId;
 use ephor_proto::state::credential::Proof;
 use ephor_proto::time::UnixMillis;
+use tokio::sync::Notify;
 
 use super::{Again, Content, Ending, Failed, Found, Gone, Minted, Seen, Uses, Verifier};
 use crate::kind::name;
@@ -43,6 +44,10 @@ pub struct Inner {
     pub(crate) epoch: u32,
     /// Of the server that it is; 1 unless a test says otherwise.
     pub(crate) system_id: Option<u32>,
+    /// How far its log is.
+    pub(crate) lsn: u64,
+    /// What the next extension of this one waits for before it is done.
+    pub(crate) gate: Option<(String, Arc<Notify>)>,
     /// What everything there is a member of, and what it may beyond that.
     pub(crate) groups: Vec<String>,
     pub(crate) attributes: Vec<String>,
@@ -117,7 +122,7 @@ impl Script {
             inner.alive.insert(content.name.clone(), (password, until));
             Ok(Minted {
                 number: 7,
-                seen: inner.seen("0/1"),
+                seen: inner.seen(),
                 at: UnixMillis::from_millis(1),
             })
         })
@@ -135,7 +140,7 @@ impl Script {
     }
 
     pub(super) fn position(&self) -> Result<Seen, Failed> {
-        self.with(|inner| Ok(inner.seen("0/1")))
+        self.with(|inner| Ok(inner.seen()))
     }
 
     pub(super) fn ours(&self) -> Result<Vec<Found>, Failed> {
@@ -182,6 +187,10 @@ impl Script {
         until: UnixMillis,
     ) -> Result<(), Failed> {
         self.with(|inner| inner.calls.push(format!("extend {name}")));
+        let gate = self.with(|inner| inner.gate.take_if(|(held, _)| held == name));
+        if let Some((_, gate)) = gate {
+            gate.notified().await;
+        }
         self.refuses(name)?;
         self.answer(|inner| {
             let alive = inner.alive.get_mut(name);
@@ -207,6 +216,7 @@ impl Script {
                 inner.epoch = inner.epoch.max(epoch);
                 inner.fenced.insert(ending.credential);
                 let was_there = inner.alive.remove(&ending.name).is_some();
+                inner.lsn += 1;
                 Gone {
                     proof: if was_there {
                         Proof::Dropped
@@ -215,7 +225,7 @@ impl Script {
                     },
                     number: None,
                     sessions_ended: 0,
-                    seen: inner.seen("0/2"),
+                    seen: inner.seen(),
                     standbys: Vec::new(),
                     remains: String::new(),
                     partial: String::new(),
@@ -231,11 +241,11 @@ impl Script {
 }
 
 impl Inner {
-    fn seen(&self, lsn: &str) -> Seen {
+    fn seen(&self) -> Seen {
         Seen {
             system_id: self.system_id.unwrap_or(1).to_string(),
             timeline: 1,
-            lsn: lsn.to_owned(),
+            lsn: format!("0/{:X}", self.lsn + 1),
         }
     }
 }

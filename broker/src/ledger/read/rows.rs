@@ -369,14 +369,16 @@ impl Reader {
     /// Credentials with an effect outside that ended since then and are dead.
     pub fn gone_since(&self, since: UnixMillis) -> Result<Vec<CredentialId>, ReadError> {
         let condition = "WHERE listed = 1 AND state = 'dead' AND kind IN ('postgres', 'sudo', 'secret', 'exec') \
-                         AND (revoked_at >= ?1 OR json_extract(content, '$.gone.at') >= ?1)";
+                         AND (revoked_at >= ?1 OR json_extract(content, '$.gone.at') >= ?2)";
         let keep = |row: &CredentialRow| {
             let gone = Content::of(row).and_then(|content| content.gone);
             let is_since = row.revoked_at.is_some_and(|at| at >= since)
                 || gone.is_some_and(|gone| gone.at >= since);
             row.state == CredentialState::Dead && !row.kind.is_signed() && is_since
         };
-        let rows = self.list(condition, [millis(since)], keep)?;
+        // As a text, which this is in JSON: any text is more than any number.
+        let params = (millis(since), since.to_string());
+        let rows = self.list(condition, params, keep)?;
         Ok(rows.into_iter().map(|row| row.id).collect())
     }
 

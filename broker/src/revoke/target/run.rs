@@ -60,6 +60,7 @@ impl Broker {
             return;
         }
         crash_point!("revoke.before_target");
+        let begun = self.clock.boottime();
         let answers = self.revoke_at(target, &endings).await;
         crash_point!("revoke.after_target");
         let is_unanswered = |answer: &Result<_, _>| matches!(answer, Err(Failed::NoAnswer(_)));
@@ -70,7 +71,7 @@ impl Broker {
         for (row, answer) in rows.into_iter().zip(answers) {
             match answer.and_then(|said| of_its_server(&row, said)) {
                 Ok(said) => {
-                    self.heard_of(target, &said.seen);
+                    self.heard_of(target, &said.seen, begun);
                     gone.push((row, said));
                 }
                 Err(failed) => {

@@ -69,6 +69,12 @@ async fn a_renewal_keeps_what_was_handed_out_and_moves_the_expiry() {
     until("it is renewed twice", || world.issues() >= 3).await;
     let renews = world.broker.state().issues[1].renews.clone();
     assert!(!renews.is_empty(), "extended by id, not asked for anew");
+    let left: Vec<u64> = {
+        let state = world.broker.state();
+        state.issues.iter().map(|r| r.left_milliseconds).collect()
+    };
+    assert_eq!(left[0], 0, "nothing is held yet");
+    assert!((1..60_000).contains(&left[1]), "what is left: {left:?}");
     let mut later = world.get(DATABASE).await.json();
     while later["expires_at"] == first["expires_at"] {
         later = world.get(DATABASE).await.json();

@@ -416,3 +416,7 @@ pub const PG_CA_FILE: u64 = 1024 * 1024;
 pub const PG_PASSWORD_FILE: usize = 1024;
 /// How long a request that is made again waits until what it was lent before is back.
 pub const LENT_WAIT: Duration = Duration::from_secs(5);
+/// Between two tries at lending a role that is not at rest yet.
+pub const PG_LENT_PAUSE: Duration = Duration::from_millis(50);
+/// Tries at lending a role: about as long as [`LENT_WAIT`].
+pub const PG_LENT_TRIES: usize = 100;

@@ -151,12 +151,13 @@ impl Broker {
         let is_ours = |one: &&Found| one.installation.as_deref() == Some(ours.as_str());
         let mut there = HashMap::new();
         for one in found.iter().filter(is_ours) {
-            there.insert(one.role.as_str(), one);
+            there.insert(called(one), one);
         }
         let mut here = Vec::new();
         self.ledger.reader().live_effects(|live| {
             if live.target == name {
-                let found = there.remove(live.name.as_str());
+                let lent = there.remove(&live.id.to_string());
+                let found = lent.or_else(|| there.remove(&live.name));
                 here.push((live, found));
             }
         })?;
@@ -469,6 +470,15 @@ impl Broker {
     fn target_names(&self) -> Vec<String> {
         let policy = self.policy.load();
         policy.targets().map(|target| target.name.clone()).collect()
+    }
+}
+
+/// What a thing there and its row have in common. A role that is lent is the same for everybody who has it: the
+/// server knows for which credential.
+fn called(found: &Found) -> String {
+    match found.credential {
+        Some(id) if found.is_static => id.to_string(),
+        Some(_) | None => found.role.clone(),
     }
 }
 

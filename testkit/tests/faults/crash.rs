@@ -87,6 +87,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "issue::tests::logins::real::crash of the broker",
     ),
     (
+        "lent.taken",
+        "issue::tests::logins::real::lent of the broker",
+    ),
+    (
         "lent.fenced",
         "issue::tests::logins::real::lent of the broker",
     ),
@@ -94,6 +98,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "lent.quiet",
         "issue::tests::logins::real::lent of the broker",
     ),
+    ("lent.set", "issue::tests::logins::real::lent of the broker"),
     (
         "lent.back",
         "issue::tests::logins::real::lent of the broker",

@@ -132,7 +132,7 @@ impl Server {
         gone: &Gone,
     ) -> Result<Again, Failed> {
         if content.is_static {
-            return self.left_over(id, gone).await;
+            return self.left_over((id, content), gone).await;
         }
         let role = role(&content.name)?;
         let census = self

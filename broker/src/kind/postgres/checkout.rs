@@ -1,10 +1,13 @@
-//! A login that was there before and stays: lent to one task, with a password made for it, and given
-//! a password of nobody when that task ends. In an order like that of [`super::revoke`]:
+//! A login that was there before and stays: lent to one task, with a password made for it, and shut again
+//! when that task ends. It logs in only while it is lent. In an order like that of [`super::revoke`]:
 //!
 //! 1. fence: NOLOGIN, no password, committed; nobody comes in, and this checkout never begins again;
 //! 2. its sessions end, here and on standbys: one that went on could set the password that it likes;
-//! 3. LOGIN again, with a password that nobody knows;
-//! 4. a login is begun, to see by its salt which password the server asks for. Only that is a proof.
+//! 3. a password of nobody, and still NOLOGIN;
+//! 4. a login with that password: the server takes it, and says that the role may not log in. Only that
+//!    is a proof, of that password and of none other;
+//! 5. from here on it may be lent again: LOGIN comes with the next password, after everybody is gone who
+//!    had begun a login before 1.
 //!
 //! What is claimed is that the password is dead and its sessions are over. The role goes on, and with
 //! it what it owns, and whatever was done with its rights.
@@ -12,6 +15,7 @@
 use std::collections::HashSet;
 
 use ephor_crypto::scram::{ScramVerifier, password};
+use ephor_crypto::{Secret, random};
 use ephor_proto::id::CredentialId;
 use ephor_proto::postgres::Address;
 use ephor_proto::time::UnixMillis;
@@ -26,7 +30,7 @@ use super::look::time;
 use super::mint::millis;
 use super::name::Ident;
 use super::pool::Pool;
-use super::probe::{AsksFor, asks_for};
+use super::probe::{AsksFor, Who, asks_for};
 use super::{Found, Minted, Position, Target, Use};
 use crate::{crash_point, limits};
 
@@ -40,6 +44,8 @@ pub struct Checkout {
     pub credential: CredentialId,
     /// The role that is lent.
     pub role: Ident,
+    /// Database that it is for, to see there what its server says.
+    pub database: Ident,
     /// The password is refused from then on, by the server's clock.
     pub valid_until: UnixMillis,
     /// See [`super::Login::deadline`].
@@ -61,6 +67,8 @@ pub struct CheckedIn {
     pub starting_there: Vec<(String, Vec<i32>)>,
     /// Standbys that have it too, with how far they had come.
     pub standbys: Vec<String>,
+    /// What goes on of what was done with the role's rights.
+    pub remains: String,
     /// What was not looked at, or could not be seen.
     pub partial: Vec<String>,
     /// Where the server stood.
@@ -70,9 +78,9 @@ pub struct CheckedIn {
 /// A later look at a checkout that is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOver {
-    /// It is out again: the server went back in time.
+    /// It is out again, or open: the server went back in time, or somebody set LOGIN or a password.
     pub is_out: bool,
-    /// Sessions of before it was checked in; they were told to end.
+    /// Sessions that must not be; they were told to end.
     pub sessions: u32,
     /// Those of the processes asked about that have no name yet.
     pub starting: Vec<i32>,
@@ -85,7 +93,14 @@ struct Fenced {
     state: String,
     role_oid: Option<u32>,
     called: Option<String>,
-    salt: Option<String>,
+}
+
+/// What a census says.
+struct Census {
+    state: Option<String>,
+    left: LeftOver,
+    /// Of one that is in, and was not lent since: what the role is called, and the salt of its password.
+    last: Option<(String, String)>,
 }
 
 /// Sessions that were told to end.
@@ -96,19 +111,53 @@ struct Told {
 }
 
 impl Target {
-    /// Lends a role, with the password whose verifier is given. The same call again says the same.
+    /// Lends a role, with the password whose verifier is given. The same call again says the same. A role that
+    /// logs in or has sessions is brought to rest first, as if it had been lent.
     ///
     /// # Errors
-    /// [`Failed`]. Unless it [may be done](Failed::may_be_done) all the same, nothing has changed.
+    /// [`Failed`]. Unless it [may be done](Failed::may_be_done) all the same, it is not lent.
     pub async fn check_out(
         &self,
         epoch: u32,
         checkout: &Checkout,
         verifier: &ScramVerifier,
     ) -> Result<Minted, Failed> {
-        const SQL: &str = "SELECT m.role_oid, m.system_id, m.timeline, m.lsn, m.at_ms
-            FROM ephor.check_out($1, $2, $3::text::uuid, $4, $5, $6, $7) m";
         self.ready_to_revoke().await?;
+        let role = checkout.role.as_str();
+        let (mut why, mut opened) = (String::new(), 0);
+        for _ in 0..limits::PG_LENT_TRIES {
+            let rest = match self.check_out_once(epoch, checkout, verifier).await? {
+                Ok(minted) => return Ok(minted),
+                Err(rest) => rest,
+            };
+            if rest == "open" {
+                why = format!("the role {role} is let log in again and again");
+                opened += 1;
+                if opened > limits::PG_FENCE_TRIES {
+                    break;
+                }
+                self.bring_to_rest(epoch, checkout).await?;
+                continue;
+            }
+            why = format!(
+                "a login may be under way that began before the role {role} was last taken back; the server ends \
+                 it when its authentication_timeout is over at the latest: ask again then"
+            );
+            sleep(limits::PG_LENT_PAUSE).await;
+        }
+        let target = self.name().to_owned();
+        Err(Failed::Busy { target, why })
+    }
+
+    /// One try, or why the role is not at rest.
+    async fn check_out_once(
+        &self,
+        epoch: u32,
+        checkout: &Checkout,
+        verifier: &ScramVerifier,
+    ) -> Result<Result<Minted, String>, Failed> {
+        const SQL: &str = "SELECT m.role_oid, m.system_id, m.timeline, m.lsn, m.at_ms, m.rest
+            FROM ephor.check_out($1, $2, $3::text::uuid, $4, $5, $6, $7) m";
         let ahead = self.inner.making.ahead().await?;
         let deadline = millis(checkout.deadline).saturating_add(ahead);
         let params: Params<'_> = &[
@@ -120,24 +169,46 @@ impl Target {
             &verifier.expose(),
             &deadline,
         ];
-        let rows = self
-            .under(
-                &self.inner.making,
-                epoch,
-                "checking out a role",
-                SQL,
-                params,
-            )
-            .await?;
+        let asked = "checking out a role";
+        let making = &self.inner.making;
+        let rows = self.under(making, epoch, asked, SQL, params).await?;
         let row = self.only(&rows)?;
+        let rest: Option<String> = field(self.access(), row, 5)?;
+        if let Some(rest) = rest {
+            return Ok(Err(rest));
+        }
         let at = Position::of(self.access(), row, 1)?;
-        Ok(Minted {
+        Ok(Ok(Minted {
             oid: field(self.access(), row, 0)?,
             system_id: at.system_id,
             timeline: at.timeline,
             lsn: at.lsn,
             at: at.at,
-        })
+        }))
+    }
+
+    /// Before it is lent for the first time, and whenever somebody let it log in since. What is left of this
+    /// after a crash is found as a checkout that nobody knows.
+    async fn bring_to_rest(&self, epoch: u32, checkout: &Checkout) -> Result<(), Failed> {
+        const SQL: &str = "SELECT ephor.take($1, $2, $3::text::uuid, $4)";
+        let random = random::bytes().map_err(|why| Failed::Busy {
+            target: self.name().to_owned(),
+            why: why.to_string(),
+        })?;
+        let taken = CredentialId::from_parts(checkout.credential.unix_millis(), random);
+        let params: Params<'_> = &[
+            &self.access().installation,
+            &i64::from(epoch),
+            &taken.to_string(),
+            &checkout.role.as_str(),
+        ];
+        let making = &self.inner.making;
+        self.under(making, epoch, "taking a role", SQL, params)
+            .await?;
+        crash_point!("lent.taken");
+        let one = (taken, &checkout.role);
+        self.check_in(epoch, one, &checkout.database).await?;
+        Ok(())
     }
 
     /// Moves the end of a password that is out.
@@ -169,8 +240,8 @@ impl Target {
         })
     }
 
-    /// Ends a checkout and proves it. One that was never made, is over, or whose role is gone is proven
-    /// as well, and never made from then on.
+    /// Ends a checkout and proves it. One that was never made, or whose role is gone, is proven as well, and
+    /// never made from then on.
     ///
     /// # Errors
     /// [`Failed`]: then the password may live; it is to be begun again, for ever.
@@ -186,78 +257,41 @@ impl Target {
             credential: credential.to_string(),
             role: role.as_str(),
         };
-        let mut told = Told::default();
-        let mut fenced = one.fence(&mut told).await?;
-        let mut on_standbys: Vec<_> = self.inner.standbys.iter().map(|_| Ok(Vec::new())).collect();
-        let mut ended_before = 0;
-        if fenced.state == "fenced" {
-            crash_point!("lent.fenced");
-            let (here, there) = tokio::join!(
-                one.end_sessions(&self.inner.revoking, &mut told),
-                one.end_on_standbys()
-            );
-            here?;
-            on_standbys = there;
-            crash_point!("lent.quiet");
-            one.done(&told).await?;
-            crash_point!("lent.back");
-            fenced = one.fence_once(true).await?;
-        } else if fenced.role_oid.is_some() {
-            // Somebody has dropped the role, or it was in already: its sessions are over all the same.
-            let revoking = &self.inner.revoking;
-            let (_, left) = self.census_of(revoking, &one.credential, &[]).await?;
-            ended_before = left.sessions;
-            one.waited(revoking, "in").await?;
+        match one.run(database).await {
+            Err(failed) => Err(one.with_prepared(failed).await),
+            ended => ended,
         }
-        let mut partial = Vec::new();
-        if let (Some(called), Some(salt)) = (&fenced.called, &fenced.salt) {
-            partial.extend(self.is_of_nobody(called, database, salt).await?);
-        }
-        let (mut standbys, mut starting_there) = (Vec::new(), Vec::new());
-        for ((host, pool), ended) in self.inner.standbys.iter().zip(on_standbys) {
-            match one.seen_at(pool, ended).await {
-                Ok((lsn, starting)) => {
-                    standbys.push(format!("{host} at {lsn}"));
-                    starting_there
-                        .extend((!starting.is_empty()).then(|| (host.to_string(), starting)));
-                }
-                Err(why) => partial.push(format!("standby {host}: {why}")),
-            }
-        }
-        Ok(CheckedIn {
-            role_oid: fenced.role_oid,
-            called: fenced.called,
-            sessions_ended: count(i32::try_from(told.pids.len()).unwrap_or(i32::MAX))
-                + ended_before,
-            starting: told.starting,
-            starting_there,
-            standbys,
-            partial,
-            position: self.position().await?,
-        })
     }
 
-    /// Begins a login as the role, to see which password the server asks for. Gives what keeps it from
-    /// being seen, if anything does.
+    /// Logs in as the role with the password that nobody has. Gives what keeps it from being seen what the server
+    /// says to that, if anything does.
     async fn is_of_nobody(
         &self,
         called: &str,
         database: &Ident,
-        salt: &str,
+        nobody: &Secret,
     ) -> Result<Option<String>, Failed> {
         let mut why = "the target has no host".to_owned();
         for host in &self.access().hosts {
-            let login = (called, database.as_str());
-            match asks_for(login, host, &self.access().tls).await {
-                AsksFor::Password { salt: asked } if asked == salt => return Ok(None),
-                // Somebody has set another one meanwhile, or it is another server than the one that we asked.
-                AsksFor::Password { .. } => {
-                    return Err(Failed::Busy {
-                        target: self.name().to_owned(),
-                        why: format!(
-                            "{host} asks {called} for another password than the one that was just set"
-                        ),
-                    });
+            let who = Who {
+                user: called,
+                database: database.as_str(),
+                password: Some((nobody, OF_NOBODY)),
+            };
+            let busy = |why: String| {
+                let target = self.name().to_owned();
+                Err(Failed::Busy { target, why })
+            };
+            match asks_for(who, host, &self.access().tls).await {
+                AsksFor::Shut => return Ok(None),
+                // Somebody has done that meanwhile, or it is another server than the one that we asked.
+                AsksFor::Another | AsksFor::Password { .. } => {
+                    return busy(format!(
+                        "{host} asks {called} for another password than the one that was just set"
+                    ));
+                }
+                AsksFor::Open => {
+                    return busy(format!("{host} lets {called} log in, which was just shut"));
                 }
                 AsksFor::Nothing => why = format!("{host} lets {called} in without a password"),
                 AsksFor::Unknown(said) => why = format!("{host}: {said}"),
@@ -275,25 +309,51 @@ impl Target {
     pub async fn left_over(
         &self,
         credential: CredentialId,
+        database: &Ident,
         (starting, there): (&[i32], &[(String, Vec<i32>)]),
     ) -> Result<LeftOver, Failed> {
         let credential = credential.to_string();
-        let mut left = self
-            .census_of(&self.inner.revoking, &credential, starting)
-            .await?;
+        let revoking = &self.inner.revoking;
+        let here = self.census_of(revoking, &credential, starting).await?;
+        let mut left = here.left;
+        if let Some(last) = here.last.filter(|_| !left.is_out) {
+            // It may have been lent while that was asked.
+            left.is_out = self.has_another_password(&last, database).await
+                && self.census_of(revoking, &credential, &[]).await?.last == Some(last);
+        }
         for (host, pool) in &self.inner.standbys {
             let host = host.to_string();
             let known = there.iter().find(|(known, _)| *known == host);
             let known = known.map_or(&[][..], |(_, pids)| pids);
             match self.census_of(pool, &credential, known).await {
-                Ok((_, there)) => {
-                    left.1.sessions = left.1.sessions.saturating_add(there.sessions);
-                    left.1.starting.extend(there.starting);
+                Ok(there) => {
+                    left.sessions = left.sessions.saturating_add(there.left.sessions);
+                    left.starting.extend(there.left.starting);
                 }
-                Err(_) => left.1.all_asked = false,
+                Err(_) => left.all_asked = false,
             }
         }
-        Ok(left.1)
+        Ok(left)
+    }
+
+    /// Whether the server surely asks for another password than the one with this salt.
+    async fn has_another_password(
+        &self,
+        (called, salt): &(String, String),
+        database: &Ident,
+    ) -> bool {
+        for host in &self.access().hosts {
+            let who = Who {
+                user: called,
+                database: database.as_str(),
+                password: None,
+            };
+            if let AsksFor::Password { salt: asked } = asks_for(who, host, &self.access().tls).await
+            {
+                return asked != *salt;
+            }
+        }
+        false
     }
 
     async fn census_of(
@@ -301,8 +361,8 @@ impl Target {
         pool: &Pool,
         credential: &String,
         starting: &[i32],
-    ) -> Result<(Option<String>, LeftOver), Failed> {
-        const SQL: &str = "SELECT c.state, c.sessions, c.starting
+    ) -> Result<Census, Failed> {
+        const SQL: &str = "SELECT c.state, c.can_login, c.sessions, c.starting, c.called, c.salt
             FROM ephor.check_in_census($1::text::uuid, $2) c";
         let access = self.access();
         let params: Params<'_> = &[credential, &starting];
@@ -310,13 +370,20 @@ impl Target {
         let rows = rows.map_err(|said| said.failed(self.name()))?;
         let row = self.only(&rows)?;
         let state: Option<String> = field(access, row, 0)?;
+        let can_login: Option<bool> = field(access, row, 1)?;
+        let called: Option<String> = field(access, row, 4)?;
+        let salt: Option<String> = field(access, row, 5)?;
         let left = LeftOver {
-            is_out: state.as_deref() == Some("out"),
-            sessions: count(field(access, row, 1)?),
-            starting: field(access, row, 2)?,
+            is_out: state.as_deref() == Some("out") || can_login == Some(true),
+            sessions: count(field(access, row, 2)?),
+            starting: field(access, row, 3)?,
             all_asked: true,
         };
-        Ok((state, left))
+        Ok(Census {
+            state,
+            left,
+            last: called.zip(salt),
+        })
     }
 
     /// Every role that is out, or being checked in; of whatever installation.
@@ -402,14 +469,76 @@ struct CheckIn<'a> {
 }
 
 impl<'a> CheckIn<'a> {
-    /// Step 1. A session of the role can hold what ALTER ROLE needs: then the row alone is written first,
-    /// and with it the right to end that session.
+    async fn run(&self, database: &Ident) -> Result<CheckedIn, Failed> {
+        let revoking = &self.target.inner.revoking;
+        let standbys = &self.target.inner.standbys;
+        let mut told = Told::default();
+        let fenced = self.fence(&mut told).await?;
+        let mut on_standbys: Vec<_> = standbys.iter().map(|_| Ok(Vec::new())).collect();
+        let mut ended_before = 0;
+        let (mut partial, mut remains) = (Vec::new(), Vec::new());
+        if let (Some(called), "fenced") = (&fenced.called, fenced.state.as_str()) {
+            crash_point!("lent.fenced");
+            let (here, there) = tokio::join!(
+                self.end_sessions(revoking, &mut told),
+                self.end_on_standbys()
+            );
+            here?;
+            on_standbys = there;
+            crash_point!("lent.quiet");
+            let (nobody, settings) = self.set(&told).await?;
+            crash_point!("lent.set");
+            let seen = self.target.is_of_nobody(called, database, &nobody);
+            partial.extend(seen.await?);
+            remains.extend(settings);
+            remains.extend(self.done().await?);
+            crash_point!("lent.back");
+        } else if fenced.role_oid.is_some() {
+            // Somebody has dropped the role, or it was lent since: its sessions are over all the same.
+            let census = self.target.census_of(revoking, &self.credential, &[]);
+            ended_before = census.await?.left.sessions;
+            self.waited(revoking, "in").await?;
+            if fenced.called.is_some() {
+                let since = "the role was lent again or taken back since: what its server asks for was not asked";
+                partial.push(since.to_owned());
+            }
+        }
+        let (mut seen_at, mut starting_there) = (Vec::new(), Vec::new());
+        for ((host, pool), ended) in standbys.iter().zip(on_standbys) {
+            match self.seen_at(pool, ended).await {
+                Ok((lsn, starting)) => {
+                    seen_at.push(format!("{host} at {lsn}"));
+                    starting_there
+                        .extend((!starting.is_empty()).then(|| (host.to_string(), starting)));
+                }
+                Err(why) => partial.push(format!("standby {host}: {why}")),
+            }
+        }
+        Ok(CheckedIn {
+            role_oid: fenced.role_oid,
+            called: fenced.called,
+            sessions_ended: count(i32::try_from(told.pids.len()).unwrap_or(i32::MAX))
+                + ended_before,
+            starting: told.starting,
+            starting_there,
+            standbys: seen_at,
+            remains: remains.join("; "),
+            partial,
+            position: self.target.position().await?,
+        })
+    }
+
+    /// Step 1. A session of the role can hold what ALTER ROLE needs, or somebody has given it what our right does
+    /// not reach: then the row alone is written first, and with it the right to end its sessions.
     async fn fence(&self, told: &mut Told) -> Result<Fenced, Failed> {
         for _ in 1..limits::PG_FENCE_TRIES {
-            match self.fence_once(false).await {
-                Err(Failed::Busy { .. }) => {}
+            let failed = match self.fence_once(false).await {
+                Err(
+                    failed
+                    @ (Failed::Busy { .. } | Failed::Refused { .. } | Failed::Missing { .. }),
+                ) => failed,
                 other => return other,
-            }
+            };
             match self.fence_once(true).await {
                 Ok(_) => {
                     self.look(&self.target.inner.watching, told).await?;
@@ -417,12 +546,41 @@ impl<'a> CheckIn<'a> {
                 Err(Failed::Busy { .. }) => {}
                 Err(other) => return Err(other),
             }
+            if !matches!(failed, Failed::Busy { .. }) {
+                return Err(failed);
+            }
         }
         self.fence_once(false).await
     }
 
+    /// The same failure, with what may be in the way and no session ends.
+    async fn with_prepared(&self, failed: Failed) -> Failed {
+        const SQL: &str = "SELECT ephor.prepared_of($1::text::uuid)";
+        let pool = &self.target.inner.watching;
+        let is_there = |failed: &Failed| matches!(failed, Failed::Busy { .. });
+        if !is_there(&failed) {
+            return failed;
+        }
+        let asked = "prepared transactions";
+        let rows = pool.call(asked, SQL, &[&self.credential]).await;
+        let rows = rows.unwrap_or_default();
+        let access = self.target.access();
+        let named = rows.first().and_then(|row| field(access, row, 0).ok());
+        let named: Option<String> = named.flatten();
+        match (failed, named) {
+            (Failed::Busy { target, why }, Some(named)) => Failed::Busy {
+                target,
+                why: format!(
+                    "{why}; prepared transactions of the role hold what they changed until somebody ends them \
+                     there (ROLLBACK PREPARED): {named}"
+                ),
+            },
+            (failed, _) => failed,
+        }
+    }
+
     async fn fence_once(&self, alone: bool) -> Result<Fenced, Failed> {
-        const SQL: &str = "SELECT f.state, f.role_oid, f.called, f.salt
+        const SQL: &str = "SELECT f.state, f.role_oid, f.called
             FROM ephor.check_in_fence($1, $2, $3::text::uuid, $4, $5) f";
         let params: Params<'_> = &[
             &self.target.access().installation,
@@ -437,7 +595,6 @@ impl<'a> CheckIn<'a> {
             state: field(access, row, 0)?,
             role_oid: field(access, row, 1)?,
             called: field(access, row, 2)?,
-            salt: field(access, row, 3)?,
         })
     }
 
@@ -490,9 +647,9 @@ impl<'a> CheckIn<'a> {
         Ok(none)
     }
 
-    /// Step 3.
-    async fn done(&self, told: &Told) -> Result<(), Failed> {
-        const SQL: &str = "SELECT ephor.check_in_done($1, $2, $3::text::uuid, $4, $5)";
+    /// Step 3. Also what became of settings that the task had changed.
+    async fn set(&self, told: &Told) -> Result<(Secret, Option<String>), Failed> {
+        const SQL: &str = "SELECT ephor.check_in_set($1, $2, $3::text::uuid, $4, $5)";
         let failed = |why: String| self.busy(why);
         let nobody = password().map_err(|why| failed(why.to_string()))?;
         let verifier = ScramVerifier::new(&nobody, OF_NOBODY);
@@ -504,8 +661,23 @@ impl<'a> CheckIn<'a> {
             &verifier.expose(),
             &told.starting,
         ];
-        self.unblocked("checking in a role", SQL, params).await?;
-        Ok(())
+        let asked = "giving a role a password of nobody";
+        let rows = self.unblocked(asked, SQL, params).await?;
+        let settings = field(self.target.access(), self.target.only(&rows)?, 0)?;
+        Ok((nobody, settings))
+    }
+
+    /// Step 5. Also what goes on.
+    async fn done(&self) -> Result<Option<String>, Failed> {
+        const SQL: &str = "SELECT ephor.check_in_done($1, $2, $3::text::uuid)";
+        let params: Params<'_> = &[
+            &self.target.access().installation,
+            &i64::from(self.epoch),
+            &self.credential,
+        ];
+        let rows = self.unblocked("checking in a role", SQL, params).await?;
+        let remains: Option<String> = field(self.target.access(), self.target.only(&rows)?, 0)?;
+        Ok(remains.filter(|remains| !remains.is_empty()))
     }
 
     /// Step 2 at those that follow, as soon as they know of the fence.
@@ -539,8 +711,8 @@ impl<'a> CheckIn<'a> {
     async fn waited(&self, pool: &Pool, state: &str) -> Result<(), Failed> {
         let looking = async {
             loop {
-                let (seen, left) = self.target.census_of(pool, &self.credential, &[]).await?;
-                if seen.as_deref() == Some(state) && left.sessions == 0 {
+                let seen = self.target.census_of(pool, &self.credential, &[]).await?;
+                if seen.state.as_deref() == Some(state) && seen.left.sessions == 0 {
                     return Ok(());
                 }
                 sleep(limits::PG_LOOK_PAUSE).await;

@@ -31,6 +31,7 @@ const GROUP: &str = include_str!("sql/group.sql");
 const ADMIN: &str = include_str!("sql/admin.sql");
 const MEMBER: &str = include_str!("sql/member.sql");
 const STATIC: &str = include_str!("sql/static.sql");
+const STATIC_IN: &str = include_str!("sql/static_in.sql");
 const STATIC_ROLE: &str = include_str!("sql/static_role.sql");
 const DONE: &str = include_str!("sql/done.sql");
 /// What a connection of an administrator must not take from a database where others may write: there
@@ -267,7 +268,7 @@ fn sections(options: &Options) -> Result<Vec<Section>, InstallError> {
         Section {
             database: Some(admin.to_owned()),
             first: None,
-            sql: filled(ADMIN, options) + &filled(STATIC, options),
+            sql: filled(ADMIN, options) + &filled(STATIC, options) + &filled(STATIC_IN, options),
         },
     ];
     for database in &options.databases {
@@ -335,7 +336,12 @@ fn filled(piece: &str, options: &Options) -> String {
     let allowed: String = options.groups.iter().map(allow).collect();
     let lend = |role: &Ident| {
         let name = literal(role.as_str());
-        format!("INSERT INTO ephor.static_role (role) VALUES ({name}) ON CONFLICT DO NOTHING;\n")
+        format!(
+            "INSERT INTO ephor.static_role (role) VALUES ({name}) ON CONFLICT DO NOTHING;\n\
+             DO $ephor$\nDECLARE\n    found record;\nBEGIN\n    \
+             SELECT * INTO found FROM ephor.why_not_lent({name});\n    IF found.why IS NOT NULL THEN\n        \
+             RAISE '%', found.why USING HINT = found.mend;\n    END IF;\nEND\n$ephor$;\n"
+        )
     };
     let lent: String = options.static_roles.iter().map(lend).collect();
     piece

@@ -17,3 +17,4 @@ mod dba; //      what administrators do meanwhile
 mod standby; //  servers that follow
 mod many; //     thousands at once
 mod setup; //    init and check
+mod probed; //   what a login shows of a password

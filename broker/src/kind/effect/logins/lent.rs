@@ -21,6 +21,7 @@ impl Server {
         let checkout = Checkout {
             credential,
             role: ident(&content.name)?,
+            database: ident(&content.database)?,
             valid_until,
             deadline: content.deadline,
         };
@@ -59,9 +60,14 @@ impl Server {
         Ok(gone(self.target.check_in(epoch, one, &database).await?))
     }
 
-    pub(super) async fn left_over(&self, id: CredentialId, gone: &Gone) -> Result<Again, Failed> {
+    pub(super) async fn left_over(
+        &self,
+        (id, content): (CredentialId, &Content),
+        gone: &Gone,
+    ) -> Result<Again, Failed> {
         let known = (gone.starting.as_slice(), gone.starting_there.as_slice());
-        let left = self.target.left_over(id, known).await?;
+        let database = ident(&content.database)?;
+        let left = self.target.left_over(id, &database, known).await?;
         Ok(Again {
             is_absent: !left.is_out,
             sessions: left.sessions,
@@ -88,7 +94,8 @@ impl Server {
 
 fn gone(ended: CheckedIn) -> Gone {
     let remains = match &ended.called {
-        Some(called) => format!("the role {called} goes on, with a password that nobody has"),
+        Some(called) if ended.remains.is_empty() => format!("the role {called} goes on"),
+        Some(called) => format!("the role {called} goes on; {}", ended.remains),
         None => String::new(),
     };
     Gone {

@@ -437,26 +437,39 @@ BEGIN
 END
 $ephor$;
 
--- Looks for sessions of dead logins and tells them to end. A backend that is still starting
--- (post_auth_delay, preloaded libraries) is not in pg_stat_activity and has no name anywhere, but it
--- holds a lock of its own; the right to end it is then what tells whose it is.
+-- Processes that hold a lock and have no name yet: logins under way, and sessions that are just starting
+-- (post_auth_delay, preloaded libraries). Up to version 17 these are in pg_stat_activity not at all, from 18
+-- on without a user. In this order: who gets its name in between is found by whoever then looks for names.
+CREATE OR REPLACE FUNCTION ephor.nameless() RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+DECLARE
+    locks int[] := ARRAY(SELECT DISTINCT l.pid FROM pg_lock_status() l WHERE l.pid IS NOT NULL);
+BEGIN
+    PERFORM pg_stat_clear_snapshot();
+    RETURN ARRAY(
+        SELECT l FROM unnest(locks) l EXCEPT SELECT a.pid FROM pg_stat_get_activity(NULL) a
+        WHERE a.usesysid IS NOT NULL OR current_setting('server_version_num')::int < 180000
+           OR a.backend_type NOT IN ('client backend', 'walsender'));
+END
+$ephor$;
+
+-- Looks for sessions of dead logins and tells them to end. Of one that is still starting the right to end
+-- it is what tells whose it is.
 CREATE OR REPLACE FUNCTION ephor.end_sessions(
     p_credentials uuid[], OUT pids int[], OUT oids oid[], OUT hidden int[], OUT starting int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     dead oid[];
-    locks int[];
+    unnamed int[];
     one int;
 BEGIN
     dead := ARRAY(SELECT f.role_oid FROM ephor.fence f
                   WHERE f.credential = ANY (p_credentials) AND f.dead AND f.role_oid IS NOT NULL);
     hidden := '{}';
     starting := '{}';
-    -- In this order: who shows himself in between is found the second time.
-    locks := ARRAY(SELECT DISTINCT l.pid FROM pg_lock_status() l WHERE l.pid IS NOT NULL);
-    PERFORM pg_stat_clear_snapshot();
+    unnamed := ephor.nameless();
     SELECT s.pids, s.oids INTO pids, oids FROM ephor.signal(dead) s;
-    FOR one IN SELECT l FROM unnest(locks) l EXCEPT SELECT a.pid FROM pg_stat_get_activity(NULL) a LOOP
+    FOREACH one IN ARRAY unnamed LOOP
         BEGIN
             -- While a dead login is still in some group, the right would reach further than it.
             IF EXISTS (SELECT FROM pg_auth_members m WHERE m.member = ANY (dead)) THEN
@@ -527,14 +540,13 @@ RETURNS TABLE (role_oid oid, present boolean, sessions int, starting int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 #variable_conflict use_column
 DECLARE
-    locks int[] := ARRAY(SELECT DISTINCT l.pid FROM pg_lock_status() l WHERE l.pid = ANY (p_starting));
+    unnamed int[] := ephor.nameless();
 BEGIN
-    PERFORM pg_stat_clear_snapshot();
     RETURN QUERY
     WITH activity AS MATERIALIZED (SELECT a.usesysid FROM pg_stat_get_activity(NULL) a WHERE a.usesysid IS NOT NULL)
     SELECT u.o, EXISTS (SELECT FROM pg_roles r WHERE r.oid = u.o) OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = u.n),
         (SELECT count(*)::int FROM activity a WHERE a.usesysid = u.o),
-        ARRAY(SELECT l FROM unnest(locks) l EXCEPT SELECT a.pid FROM pg_stat_get_activity(NULL) a)
+        ARRAY(SELECT l FROM unnest(unnamed) l WHERE l = ANY (p_starting))
     FROM unnest(p_oids, p_names) AS u(o, n);
     PERFORM ephor.signal(p_oids);
 END
@@ -614,15 +626,15 @@ BEGIN
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', one.signature);
         EXECUTE format('ALTER FUNCTION %s OWNER TO %I', one.signature,
-            CASE WHEN one.proname IN ('signal', 'census', 'followers', 'look_again', 'uses')
+            CASE WHEN one.proname IN ('signal', 'nameless', 'census', 'followers', 'look_again', 'uses')
                  THEN 'ephor_signal' ELSE 'ephor_owner' END);
-        IF one.proname NOT IN ('pass', 'over', 'check_groups', 'check_end', 'installation_of', 'mark_dead', 'disarm', 'signal') THEN
+        IF one.proname NOT IN ('pass', 'over', 'check_groups', 'check_end', 'installation_of', 'mark_dead', 'disarm', 'signal', 'nameless') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', one.signature, @login_text@);
         END IF;
     END LOOP;
 END
 $ephor$;
-GRANT EXECUTE ON FUNCTION ephor.signal(oid[]) TO ephor_owner;
+GRANT EXECUTE ON FUNCTION ephor.signal(oid[]), ephor.nameless() TO ephor_owner;
 REVOKE CREATE ON SCHEMA ephor FROM ephor_signal;
 
 INSERT INTO ephor.version (version) VALUES (@version@) ON CONFLICT DO NOTHING;

@@ -1,9 +1,10 @@
 
--- A login of somebody's that may be lent. From 16 on CREATEROLE alone does not allow to change it.
+-- A login of somebody's that may be lent. From 16 on CREATEROLE alone does not allow to change it. Whether it
+-- can be lent is asked where the schema is (why_not_lent).
 DO $ephor$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = @role_text@ AND rolcanlogin) THEN
-        RAISE 'the static role % does not exist, or cannot log in', @role_text@;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = @role_text@) THEN
+        RAISE 'the static role % does not exist', @role_text@;
     END IF;
     IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = @role_text@
                AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls))

@@ -9,6 +9,7 @@ use ephor_proto::id::{
 use super::{ReadError, Reader};
 use ephor_proto::kind::Kind;
 use ephor_proto::postgres::short_login;
+use ephor_proto::state::credential::CredentialState;
 
 use crate::ledger::codec::{BlobId, Columns};
 
@@ -119,12 +120,25 @@ impl Reader {
         if typed.len() < MIN_LOGIN_TYPED {
             return Ok(Vec::new());
         }
-        // What is lent has its name every time: the last one is meant.
-        let sql = "SELECT id, item FROM credential WHERE kind = 'secret' AND item = ?1 ORDER BY issued_at DESC LIMIT 1";
+        // What is lent has its name every time, and at every target: the last one of each is meant, and those
+        // that are dead only where nothing else is.
+        let sql = "SELECT id, state, max(issued_at) AS last FROM credential WHERE kind = 'secret' AND item = ?1
+            GROUP BY CASE WHEN json_valid(content) THEN json_extract(content, '$.target') END ORDER BY last DESC";
         let mut statement = self.connection()?.prepare_cached(sql)?;
         let mut rows = statement.query([typed])?;
-        if let Some(row) = rows.next()? {
-            return Ok(Columns(row).id(0).into_iter().collect());
+        let (mut lent, mut last) = (Vec::new(), None);
+        while let Some(row) = rows.next()? {
+            let columns = Columns(row);
+            let Ok(id) = columns.id(0) else { continue };
+            last.get_or_insert(id);
+            let state = columns.word::<CredentialState>(1);
+            if state.is_ok_and(|state| state != CredentialState::Dead) {
+                lent.push(id);
+            }
+        }
+        if last.is_some() {
+            lent.extend(last.filter(|_| lent.is_empty()));
+            return Ok(lent);
         }
         let sql = "SELECT id, item FROM credential WHERE kind = ?1";
         let mut statement = self.connection()?.prepare_cached(sql)?;

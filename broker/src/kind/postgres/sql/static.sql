@@ -98,7 +98,7 @@ BEGIN
        OR EXISTS (SELECT FROM ephor.installation i WHERE i.login = r.rolname)
        OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'ephor'::regnamespace AND p.proname = 'check_out'
                   AND has_function_privilege(r.oid, p.oid, 'EXECUTE'))
-    LIMIT 1;
+    ORDER BY r.oid = wanted LIMIT 1;
     IF FOUND THEN
         why := format('whoever has the role %s could act as %s, which reaches beyond it', p_role, bad);
         mend := format('REVOKE %I FROM %I, or take from it what no login of a program needs', bad, p_role);

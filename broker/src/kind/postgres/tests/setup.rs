@@ -460,3 +460,65 @@ async fn a_tenant_who_waits_for_the_administrator_gains_nothing() {
     );
     assert_eq!(superusers(&world.cluster), "postgres", "check");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_check_and_lending_say_the_same_of_a_role_that_may_not_be_lent() {
+    let world = World::own(ClusterOptions::default()).await;
+    let psql = |sql: &str| world.cluster.psql("postgres", sql).unwrap();
+    psql(
+        "create role fixed login; create role helper; grant pg_execute_server_program to helper; grant helper to fixed",
+    );
+    let lent = || Options {
+        static_roles: vec![ident("fixed")],
+        ..options(None)
+    };
+    let reaches = "could act as pg_execute_server_program";
+    let refused = install(&world.admin(), &lent(), &world.tasks).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains(reaches), "{refused}");
+    psql("revoke helper from fixed");
+    for _ in 0..2 {
+        install(&world.admin(), &lent(), &world.tasks)
+            .await
+            .unwrap();
+    }
+    let roles = [ident("fixed")];
+    let say = async || check_static_roles(&world.access(), &roles, &world.tasks).await;
+    let found = say().await;
+    assert_eq!(
+        found,
+        [Finding {
+            grade: Grade::Ok,
+            what: "\"fixed\" may be lent".to_owned(),
+            mend: None
+        }]
+    );
+    for (breaks, said, mends) in [
+        ("grant helper to fixed", reaches, "revoke helper from fixed"),
+        (
+            "grant fixed to helper",
+            "others may act as the role fixed",
+            "revoke fixed from helper",
+        ),
+        (
+            "alter role fixed nologin",
+            "somebody has shut it",
+            "alter role fixed login",
+        ),
+        (
+            "grant ephor to fixed",
+            "could act as ephor",
+            "revoke ephor from fixed",
+        ),
+    ] {
+        psql(breaks);
+        let found = say().await;
+        assert!(
+            found[0].grade == Grade::Wrong && found[0].what.contains(said),
+            "{breaks}: {found:?}"
+        );
+        assert!(found[0].mend.is_some());
+        psql(mends);
+        assert_eq!(say().await[0].grade, Grade::Ok, "{mends}");
+    }
+}

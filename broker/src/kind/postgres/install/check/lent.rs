@@ -33,47 +33,42 @@ pub async fn check_static_roles(access: &Access, roles: &[Ident], tasks: &Tasks)
 }
 
 impl Look<'_> {
+    /// What whoever lends it says, in the same words; and what is weak all the same.
     async fn static_roles(&self, roles: &[Ident]) -> Result<Vec<Finding>, Failed> {
-        const SQL: &str = "SELECT EXISTS (SELECT FROM ephor.static_role s WHERE s.role = $1::text),
-            EXISTS (SELECT FROM pg_roles r WHERE r.rolname = $1::text AND r.rolcanlogin),
-            EXISTS (SELECT FROM pg_roles r WHERE r.rolname = $1::text
-                AND (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls)),
+        const SQL: &str = "SELECT w.why, w.mend,
             current_setting('server_version_num')::int < 160000 OR EXISTS (
                 SELECT FROM pg_auth_members m WHERE m.admin_option AND m.member = 'ephor_owner'::regrole
                 AND m.roleid = (SELECT r.oid FROM pg_roles r WHERE r.rolname = $1::text)),
-            EXISTS (SELECT FROM pg_auth_members m WHERE m.member = (SELECT r.oid FROM pg_roles r WHERE r.rolname = $1::text))";
+            EXISTS (SELECT FROM pg_auth_members m WHERE m.member = (SELECT r.oid FROM pg_roles r WHERE r.rolname = $1::text)),
+            (SELECT CASE WHEN c.fenced THEN 'just being checked in' ELSE 'checked out' END || ': credential '
+                    || c.credential || ' of installation ' || c.installation
+             FROM ephor.checkouts() c WHERE c.role = $1::text LIMIT 1)
+            FROM ephor.why_not_lent($1::text) w";
         let mut found = Vec::new();
         for role in roles {
             let name = role.quoted();
             for row in self.rows(SQL, &[&role.as_str()]).await? {
-                let get = |place| field::<bool>(self.access, &row, place);
-                if !get(1)? {
-                    found.push(Finding::not(
+                let text = |place| field::<Option<String>>(self.access, &row, place);
+                let is = |place| field::<bool>(self.access, &row, place);
+                let now = text(4)?.map_or(String::new(), |now| format!("; it is {now}"));
+                found.push(if let Some(why) = text(0)? {
+                    let mend = text(1)?.unwrap_or_default();
+                    Finding::not(Grade::Wrong, format!("{why}{now}"), mend)
+                } else if !is(2)? {
+                    Finding::not(
                         Grade::Wrong,
-                        format!("no login {name}, or one that is shut"),
-                        format!("ALTER ROLE {name} LOGIN"),
-                    ));
-                } else if get(2)? {
-                    found.push(Finding::not(
-                        Grade::Wrong,
-                        format!("{name} has rights that must not be lent"),
-                        format!("ALTER ROLE {name} NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS"),
-                    ));
-                } else if !get(0)? || !get(3)? {
-                    found.push(Finding::not(
-                        Grade::Wrong,
-                        format!("{name} is not allowed to be lent here"),
+                        format!("ephor_owner has no ADMIN on {name}"),
                         "ephor target init, with its --static-role",
-                    ));
-                } else if get(4)? {
-                    found.push(Finding::not(
+                    )
+                } else if is(3)? {
+                    Finding::not(
                         Grade::Weak,
-                        format!("{name} may be lent; it is in groups, so a session of it that is just starting is ended a little later"),
+                        format!("{name} may be lent{now}; it is in groups, so a session of it that is just starting is ended a little later"),
                         format!("grant {name} its rights directly instead"),
-                    ));
+                    )
                 } else {
-                    found.push(Finding::ok(format!("{name} may be lent")));
-                }
+                    Finding::ok(format!("{name} may be lent{now}"))
+                });
             }
         }
         Ok(found)

@@ -185,7 +185,8 @@ impl Watch {
                 "issue.minted" => {
                     sights.task_of.insert(of("/facts/name"), of("/task"));
                 }
-                "complete.exited" => task.began = of("/time").parse().ok(),
+                // Where the broker hears from a heartbeat first, it says `lost`.
+                "complete.exited" | "complete.lost" => task.began = of("/time").parse().ok(),
                 "prove.dead" => task.proven = Some(now),
                 "prove.receipt" => task.receipt = Some(now),
                 _ => {}

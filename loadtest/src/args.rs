@@ -134,8 +134,8 @@ pub struct Scale {
     /// Logins
     #[arg(long, default_value_t = 50_000)]
     pub live: usize,
-    /// Seconds that each lives, unless it is renewed
-    #[arg(long, default_value_t = 900)]
+    /// Seconds that each lives, unless it is renewed; at most 600, the default of the fixture's policy
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(30..=600))]
     pub ttl: u64,
     /// Seconds without broker and server
     #[arg(long, default_value_t = 30)]

@@ -56,9 +56,10 @@ pub async fn run(args: &Scale) -> anyhow::Result<bool> {
     kit.wait_connected()?;
 
     let (workers, fill) = fill(&kit, args).await?;
-    let steady = steady(&wire, args).await?;
+    let steady = args.live as f64 / (args.ttl as f64 * RENEWED_AFTER);
+    let reached = reached(&wire, steady).await?;
     let before = Count::of(&kit, &cluster)?;
-    host::say(&format!("{}; {steady:.1} calls a second", before.told()));
+    host::say(&format!("{}; {reached:.1} calls a second", before.told()));
 
     kit.kill(Side::Broker)?;
     cluster.crash()?;
@@ -98,7 +99,8 @@ pub async fn run(args: &Scale) -> anyhow::Result<bool> {
         ],
         detail: json!({
             "live": args.live, "ttl_seconds": args.ttl, "filled_seconds": fill.as_secs_f64(),
-            "steady_calls_per_second": steady, "calls_per_second": calls,
+            "steady_calls_per_second": steady, "reached_calls_per_second": reached,
+            "calls_per_second": calls,
             "away_seconds": args.away, "ready_seconds": ready.as_secs_f64(),
             "broker_resident_mebibytes": resident / 1024 / 1024,
             "run_queue": host::run_queue(),
@@ -169,9 +171,9 @@ async fn fill(kit: &Installation, args: &Scale) -> anyhow::Result<(Vec<Workers>,
     Ok((all, start.elapsed()))
 }
 
-/// Calls a second once renewals come at the pace that the lives of the logins say.
-async fn steady(wire: &Wire, args: &Scale) -> anyhow::Result<f64> {
-    let expected = args.live as f64 / (args.ttl as f64 * RENEWED_AFTER);
+/// Calls a second once renewals come at about the pace at which they go on. What was made at once is
+/// renewed faster the first time, so that this is no measure of it.
+async fn reached(wire: &Wire, steady: f64) -> anyhow::Result<f64> {
     let begun = Moment::now();
     while begun.elapsed() < Duration::from_secs(STEADY_MOST) {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -180,11 +182,11 @@ async fn steady(wire: &Wire, args: &Scale) -> anyhow::Result<f64> {
         let whole = calls.get(..STEADY_SECONDS).unwrap_or_default();
         let rate = f64::from(whole.iter().sum::<u32>()) / STEADY_SECONDS as f64;
         let is_filled = begun.elapsed() > Duration::from_secs(STEADY_SECONDS as u64);
-        if is_filled && rate >= STEADY_PART * expected {
+        if is_filled && rate >= STEADY_PART * steady {
             return Ok(rate);
         }
     }
-    anyhow::bail!("renewals did not reach {expected:.0} a second")
+    anyhow::bail!("renewals did not reach {steady:.0} a second")
 }
 
 /// What server and store have.

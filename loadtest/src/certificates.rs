@@ -12,16 +12,12 @@ use anyhow::{Context, ensure};
 use ephor_broker::clock::SystemClock;
 use ephor_broker::kind::effect::certificate::ClientCertificate;
 use ephor_broker::kind::name;
-use ephor_broker::kind::postgres::{
-    Access, Admin, CERTIFICATE, Ident, Login, Options, Password, RoleName, Target as Server, Tls,
-    install,
-};
+use ephor_broker::kind::postgres::{CERTIFICATE, Ident, Login, RoleName, Target as Server};
 use ephor_broker::tasks::Tasks;
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::random;
 use ephor_crypto::x509::{Ca, pem, secret_pem};
 use ephor_proto::id::CredentialId;
-use ephor_proto::postgres::Address;
 use ephor_proto::time::{Clock, UnixMillis};
 use ephor_testkit::postgres::{Cluster, Options as ClusterOptions, Tls as ServerTls};
 use futures_util::future::try_join_all;
@@ -32,13 +28,13 @@ use crate::clock::Moment;
 use crate::host;
 use crate::measure::median;
 use crate::scenario::{Finding, Target};
+use crate::target::{self, INSTALLATION};
 
 /// Connections of the library.
 const CONNECTIONS: usize = 8;
 /// Logins made in a second.
 const CREATES: f64 = 1_500.0;
 const EPOCH: u32 = 1;
-const INSTALLATION: &str = "loadtest";
 /// Life of a login, in milliseconds.
 const LIFE: u64 = 3_600_000;
 /// Life of the CA, in seconds.
@@ -95,46 +91,15 @@ pub async fn run(args: &CertificateLogins) -> anyhow::Result<bool> {
 }
 
 async fn prepared(cluster: &Cluster, tasks: &Tasks) -> anyhow::Result<Makes> {
-    cluster.psql("postgres", "CREATE DATABASE orders")?;
     let now = i64::try_from(SystemClock.wall().as_unix_seconds())?;
     let end = now + i64::try_from(CA_LIFE)?;
     let ca = Ca::create("loadtest", "load.test", now - 60, end)?;
     cluster.put_file("clients.pem", ca.certificate().pem().as_bytes())?;
     cluster.psql("postgres", "ALTER SYSTEM SET ssl_ca_file = 'clients.pem'")?;
     cluster.reload()?;
-    let socket = cluster.socket_dir().to_str().context("socket")?;
-    let address = Address::of(socket, cluster.port())?;
-    let options = Options {
-        login: Ident::parse("ephor")?,
-        verifier: None,
-        groups: vec![Ident::parse("orders_rw")?],
-        make_groups: true,
-        static_roles: Vec::new(),
-        admin_database: Ident::parse("ephor")?,
-        databases: vec![Ident::parse("orders")?],
-    };
-    let admin = Admin {
-        address: address.clone(),
-        user: "postgres".to_owned(),
-        password: None,
-        database: "postgres".to_owned(),
-        tls: Tls::Off,
-    };
-    install(&admin, &options, tasks).await?;
-    let access = Access {
-        name: "orders".to_owned(),
-        installation: name::installation_part(INSTALLATION),
-        hosts: vec![address],
-        user: "ephor".to_owned(),
-        password: Password::None,
-        admin_database: options.admin_database,
-        databases: options.databases,
-        standbys: Vec::new(),
-        tls: Tls::Off,
-        connections: CONNECTIONS,
-    };
+    let target = target::prepare(cluster, ("orders_rw", &["orders"]), None, tasks).await?;
     Ok(Makes {
-        server: Server::new(access, tasks),
+        server: target.library(CONNECTIONS, tasks),
         ca,
         key: SigningKey::generate()?,
     })

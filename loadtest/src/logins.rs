@@ -13,15 +13,11 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use ephor_broker::clock::SystemClock;
 use ephor_broker::kind::name;
-use ephor_broker::kind::postgres::{
-    Access, Admin, Ending, Ident, Login, Options, Password, RoleName, Target as Server, Tls,
-    install,
-};
+use ephor_broker::kind::postgres::{Ending, Ident, Login, RoleName, Target as Server};
 use ephor_broker::tasks::Tasks;
 use ephor_crypto::random;
 use ephor_crypto::scram::{ScramVerifier, password};
 use ephor_proto::id::CredentialId;
-use ephor_proto::postgres::Address;
 use ephor_proto::time::{Clock, UnixMillis};
 use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
 use futures_util::future::try_join_all;
@@ -32,6 +28,7 @@ use crate::clock::Moment;
 use crate::host;
 use crate::measure::median;
 use crate::scenario::{Finding, Target};
+use crate::target::{self, INSTALLATION};
 
 /// Connections, of ours as of pgbench.
 const CONNECTIONS: usize = 8;
@@ -42,7 +39,6 @@ const DROPS: f64 = 3_000.0;
 const EPOCH: u32 = 1;
 /// What every login is good for, in milliseconds; the server refuses more than 90 days.
 const LIFE: u64 = 3_600_000;
-const INSTALLATION: &str = "loadtest";
 /// What PostgreSQL and every driver take, and the least.
 const ITERATIONS: [u32; 2] = [4096, 1];
 
@@ -53,12 +49,10 @@ pub async fn run(args: &Logins) -> anyhow::Result<bool> {
         hba: vec!["local all all trust".to_owned()],
         ..ClusterOptions::default()
     })?;
-    cluster.psql(
-        "postgres",
-        "CREATE DATABASE orders; CREATE DATABASE billing",
-    )?;
     let tasks = Tasks::new();
-    let server = prepared(&cluster, &tasks).await?;
+    let databases = ["orders", "billing"];
+    let target = target::prepare(&cluster, ("orders_rw", &databases), None, &tasks).await?;
+    let server = target.library(CONNECTIONS, &tasks);
     let mut targets = Vec::new();
     let mut detail = serde_json::Map::new();
     for iterations in ITERATIONS {
@@ -97,41 +91,6 @@ pub async fn run(args: &Logins) -> anyhow::Result<bool> {
     }
     host::print(&serde_json::to_string_pretty(&finding)?)?;
     Ok(finding.targets.iter().all(|target| target.held))
-}
-
-async fn prepared(cluster: &Cluster, tasks: &Tasks) -> anyhow::Result<Server> {
-    let socket = cluster.socket_dir().to_str().context("socket")?;
-    let address = Address::of(socket, cluster.port())?;
-    let options = Options {
-        login: Ident::parse("ephor")?,
-        verifier: None,
-        groups: vec![Ident::parse("orders_rw")?],
-        make_groups: true,
-        static_roles: Vec::new(),
-        admin_database: Ident::parse("ephor")?,
-        databases: vec![Ident::parse("orders")?, Ident::parse("billing")?],
-    };
-    let admin = Admin {
-        address: address.clone(),
-        user: "postgres".to_owned(),
-        password: None,
-        database: "postgres".to_owned(),
-        tls: Tls::Off,
-    };
-    install(&admin, &options, tasks).await?;
-    let access = Access {
-        name: "orders".to_owned(),
-        installation: name::installation_part(INSTALLATION),
-        hosts: vec![address],
-        user: "ephor".to_owned(),
-        password: Password::None,
-        admin_database: options.admin_database,
-        databases: options.databases,
-        standbys: Vec::new(),
-        tls: Tls::Off,
-        connections: CONNECTIONS,
-    };
-    Ok(Server::new(access, tasks))
 }
 
 /// Logins made a second, a value a round.

@@ -20,6 +20,7 @@ mod operate; //   everything that is done to a service that runs
 mod raw; //       a client that costs the machine little
 mod scale; //     many logins, and everything restarted
 mod scenario; //  what is measured
+mod target; //    a PostgreSQL server, made a target
 mod workers; //   client processes with tasks of their own
 
 use std::process::ExitCode;

@@ -7,10 +7,8 @@ mod wire; // counts what the broker asks
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use ephor_broker::kind::postgres::{Admin, Ident, Options, Tls, install};
+use anyhow::ensure;
 use ephor_broker::tasks::Tasks;
-use ephor_proto::postgres::Address;
 use ephor_testkit::installation::{Installation, Side};
 use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
 use serde_json::json;
@@ -19,6 +17,7 @@ use crate::args::{Made, Scale, Work};
 use crate::clock::Moment;
 use crate::host;
 use crate::scenario::{Finding, Target};
+use crate::target;
 use crate::workers::Workers;
 
 use wire::Wire;
@@ -45,7 +44,9 @@ pub async fn run(args: &Scale) -> anyhow::Result<bool> {
         ],
         ..ClusterOptions::default()
     })?;
-    prepare(&cluster).await?;
+    let tasks = Tasks::new();
+    target::prepare(&cluster, ("orders_rw", &["orders"]), None, &tasks).await?;
+    tasks.shutdown(Duration::from_secs(1)).await;
     let wire = Wire::start(cluster.port())?;
     let kit = Installation::create(&args.ephor)?;
     std::fs::write(kit.path("policy/orders.toml"), policy(wire.port(), args))?;
@@ -111,31 +112,6 @@ pub async fn run(args: &Scale) -> anyhow::Result<bool> {
     }
     host::print(&serde_json::to_string_pretty(&finding)?)?;
     Ok(finding.targets.iter().all(|target| target.held))
-}
-
-async fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
-    cluster.psql("postgres", "CREATE DATABASE orders")?;
-    let socket = cluster.socket_dir().to_str().context("socket")?;
-    let admin = Admin {
-        address: Address::of(socket, cluster.port())?,
-        user: "postgres".to_owned(),
-        password: None,
-        database: "postgres".to_owned(),
-        tls: Tls::Off,
-    };
-    let options = Options {
-        login: Ident::parse("ephor")?,
-        verifier: None,
-        groups: vec![Ident::parse("orders_rw")?],
-        make_groups: true,
-        static_roles: Vec::new(),
-        admin_database: Ident::parse("ephor")?,
-        databases: vec![Ident::parse("orders")?],
-    };
-    let tasks = Tasks::new();
-    install(&admin, &options, &tasks).await?;
-    tasks.shutdown(Duration::from_secs(1)).await;
-    Ok(())
 }
 
 fn policy(port: u16, args: &Scale) -> String {

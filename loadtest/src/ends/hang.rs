@@ -8,10 +8,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use ephor_broker::kind::postgres::{Admin, Ident, Options, Tls, install};
 use ephor_broker::tasks::Tasks;
 use ephor_crypto::scram::{ScramVerifier, password};
-use ephor_proto::postgres::Address;
 use ephor_testkit::postgres::{Cluster, Options as ClusterOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -22,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use super::stock::{Held, gather};
 use crate::clock::Moment;
 use crate::fixture::Fixture;
+use crate::target;
 
 /// What each answer is kept for.
 const HANGS: Duration = Duration::from_secs(30);
@@ -41,27 +40,10 @@ impl Stuck {
     /// A prepared server, its relay, and the policy that names it.
     pub async fn prepare(fixture: &Fixture) -> anyhow::Result<Self> {
         let cluster = Cluster::with(&ClusterOptions::default())?;
-        cluster.psql("postgres", "CREATE DATABASE orders")?;
         let secret = password()?;
-        let socket = cluster.socket_dir().to_str().context("socket")?;
-        let admin = Admin {
-            address: Address::of(socket, cluster.port())?,
-            user: "postgres".to_owned(),
-            password: None,
-            database: "postgres".to_owned(),
-            tls: Tls::Off,
-        };
-        let options = Options {
-            login: Ident::parse("ephor")?,
-            verifier: Some(ScramVerifier::new(&secret, ITERATIONS)?),
-            groups: vec![Ident::parse(GROUP)?],
-            make_groups: true,
-            static_roles: Vec::new(),
-            admin_database: Ident::parse("ephor")?,
-            databases: vec![Ident::parse("orders")?],
-        };
+        let verifier = Some(ScramVerifier::new(&secret, ITERATIONS)?);
         let tasks = Tasks::new();
-        install(&admin, &options, &tasks).await?;
+        target::prepare(&cluster, (GROUP, &["orders"]), verifier, &tasks).await?;
         tasks.shutdown(Duration::from_secs(1)).await;
         let file = fixture.target_secrets().join("target-stuck");
         let mut file = std::fs::OpenOptions::new()

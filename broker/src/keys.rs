@@ -6,6 +6,7 @@
 //! through a signature.
 
 mod fresh;
+pub(crate) mod lacking;
 pub mod master;
 pub mod plan;
 pub mod rotate;

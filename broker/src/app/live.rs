@@ -7,6 +7,8 @@
     clippy::indexing_slicing
 )]
 
+mod older;
+
 use std::future::Future;
 use std::time::Duration;
 

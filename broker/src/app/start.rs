@@ -18,9 +18,10 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::fleet::{self, Fleet};
 use crate::inforce::{Checked, NoPolicy, at_start};
+use crate::keys::lacking::complete;
 use crate::keys::master::{MasterKeyError, Provider};
-use crate::keys::rotate::{keep_rotated, stored_keys};
-use crate::keys::{Keys, KeysError, server};
+use crate::keys::rotate::keep_rotated;
+use crate::keys::{Keys, KeysError, Owner, server};
 use crate::kind::targets::Secrets;
 use crate::ledger::{Batch, Lane, Ledger, OpenError, Options, ReadError};
 use crate::policy::LoadErrors;
@@ -255,12 +256,12 @@ async fn open_on(config: &Config, source: Source) -> Result<(Arc<Broker>, Socket
             store: stored.trust_domain,
         });
     }
-    let keys = Keys::unseal(
-        &sealer,
-        &stored_keys(&ledger)?,
-        &trust_domain,
-        &stored.origin,
-    )?;
+    let owner = Owner {
+        trust_domain: &trust_domain,
+        installation: &stored.id,
+    };
+    let rows = complete(&ledger, &sealer, owner, clock.wall()).await?;
+    let keys = Keys::unseal(&sealer, &rows, &trust_domain, &stored.origin)?;
     let fleet = Fleet::restore(ledger.reader().hosts()?, Arc::clone(&clock));
     let sockets = match source {
         Source::Kept(kept) => kept,

@@ -1,5 +1,6 @@
 //! New keys, sealed from the moment they are stored.
 
+use ephor_crypto::digest::{hex, sha256};
 use ephor_crypto::ed25519::LogKey;
 use ephor_crypto::p256::SigningKey;
 use ephor_crypto::seal::SealingKey;
@@ -10,6 +11,9 @@ use super::state::{KeyKind, KeyState};
 use super::{KeysError, Owner, record, validity};
 use crate::ledger::KeyRow;
 use crate::limits;
+
+/// Characters of a CA's key identifier that stand in its name.
+const NAMED_BY: usize = 8;
 
 /// A new key of `kind`, as a row of this version and state.
 pub(super) fn row(
@@ -22,8 +26,9 @@ pub(super) fn row(
     let place = (version, state);
     match kind {
         KeyKind::Ca => {
+            let key = SigningKey::generate()?;
             let name = format!("Ephor {} {}", owner.trust_domain, owner.installation);
-            let ca = root(name, owner, (version, limits::CA_SECONDS), now)?;
+            let ca = root((key, name), owner, (version, limits::CA_SECONDS), now)?;
             let public = ca.certificate().der().to_vec();
             seal(sealer, kind, place, (ca.key().to_pkcs8(), public), now)
         }
@@ -33,8 +38,14 @@ pub(super) fn row(
             seal(sealer, kind, place, (key.to_pkcs8(), public), now)
         }
         KeyKind::Database => {
-            let name = format!("Ephor databases {}", owner.installation);
-            let ca = root(name, owner, (version, limits::DATABASE_CA_SECONDS), now)?;
+            let key = SigningKey::generate()?;
+            // A server tells only by their names which CAs it trusts. An older copy of this store makes the
+            // same version once more, of another key.
+            let id = hex(&sha256(&key.public_key().spki()));
+            let id: String = id.chars().take(NAMED_BY).collect();
+            let name = format!("Ephor databases {} {id}", owner.installation);
+            let life = (version, limits::DATABASE_CA_SECONDS);
+            let ca = root((key, name), owner, life, now)?;
             let public = ca.certificate().der().to_vec();
             seal(sealer, kind, place, (ca.key().to_pkcs8(), public), now)
         }
@@ -48,7 +59,7 @@ pub(super) fn row(
 
 /// A root of our own. Versions differ by name, because a chain is first looked for by name.
 fn root(
-    mut name: String,
+    (key, mut name): (SigningKey, String),
     owner: Owner<'_>,
     (version, life_seconds): (u32, u64),
     now: UnixMillis,
@@ -59,7 +70,12 @@ fn root(
     }
     let domain = owner.trust_domain.as_str();
     let name = common_name(name);
-    Ok(Ca::create(&name, domain, not_before, not_after)?)
+    Ok(Ca::create_with(
+        key,
+        &name,
+        domain,
+        (not_before, not_after),
+    )?)
 }
 
 /// At most as long as a common name may be (RFC 5280 appendix A, ub-common-name).

@@ -121,3 +121,23 @@ fn agents_get_a_day_and_never_more_than_the_ca() {
         keys.ca().certificate().not_after()
     );
 }
+
+/// A server tells which CAs it trusts by their names. Another key of the same version, as an older copy
+/// of the store makes it, has another one.
+#[test]
+fn no_two_cas_for_databases_have_one_name() {
+    let database = || {
+        let rows = Keys::generate(&sealer(1), &domain(), "abcd", now()).unwrap();
+        let row = rows.into_iter().find(|row| row.name == DATABASE).unwrap();
+        CaCertificate::from_der(&row.public).unwrap()
+    };
+    let names = |ca: &CaCertificate| {
+        let (der, before) = (ca.der(), b"Ephor databases abcd ");
+        let places = (0..der.len()).filter(|at| der[*at..].starts_with(before));
+        let names = places.map(|at| der[at + before.len()..][..8].to_vec());
+        names.collect::<Vec<_>>()
+    };
+    let (one, two) = (names(&database()), names(&database()));
+    assert_eq!(one.len(), 2, "as issuer and as subject");
+    assert!(one[0] == one[1] && two[0] == two[1] && one[0] != two[0]);
+}

@@ -1,6 +1,6 @@
 //! `ephor broker recover`: a new epoch, because nobody can tell what an old copy lacks.
 //!
-//! One commit, so that half a recovery is none: new token key and CA, the old ones distrusted at
+//! One commit, so that half a recovery is none: new token key and CAs, the old ones distrusted at
 //! once, everything stored live revoking, join tokens void, hosts that were not named locked out, and
 //! the log goes on under a new name. It ends this run of the broker, which then opens the store anew.
 
@@ -290,16 +290,14 @@ impl Next {
             installation: &installation.id,
         };
         let stored = stored_keys(&broker.ledger).map_err(store_unavailable)?;
-        let kinds = [KeyKind::Ca, KeyKind::Token];
+        // That for databases, too: the copy may have been made before it was distrusted.
+        let kinds = [KeyKind::Ca, KeyKind::Token, KeyKind::Database];
         let written =
             Keys::replace_all(&broker.sealer, &stored, &kinds, owner, now).map_err(defect)?;
         let keys = broker.keys.load();
-        // The log key signs on. The CA for databases stays because people carry it to servers by hand: what
-        // the epoch before issued under it ends with its role, at the server.
-        let stays = [KeyKind::Log, KeyKind::Database].map(KeyKind::as_str);
-        let stays = stored
-            .into_iter()
-            .filter(|row| stays.contains(&row.name.as_str()));
+        // The log key signs on.
+        let log = KeyKind::Log.as_str();
+        let stays = stored.into_iter().filter(|row| row.name == log);
         let all: Vec<KeyRow> = written.iter().cloned().chain(stays).collect();
         let new = Keys::unseal(&broker.sealer, &all, &installation.trust_domain, &origin)
             .map_err(defect)?;

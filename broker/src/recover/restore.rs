@@ -17,9 +17,10 @@ use super::backup::{DATABASE, MANIFEST, MASTER_KEY, Manifest, SEAL, digest, is_s
 use super::behind::{Behind, META};
 use crate::config::Config;
 use crate::files;
-use crate::keys::Keys;
+use crate::keys::lacking::lacking;
 use crate::keys::master::{MasterKeyError, Provider};
-use crate::ledger::{Inspected, OpenError, holder_of, inspect, keep_out, mark};
+use crate::keys::{Keys, Owner};
+use crate::ledger::{Inspected, KeyRow, OpenError, holder_of, inspect, keep_out, mark};
 use crate::limits;
 
 /// What to restore, and over what.
@@ -301,7 +302,15 @@ impl Backup {
         }
         let domain =
             TrustDomain::new(&installation.trust_domain).map_err(|error| error.to_string())?;
-        let keys = Keys::unseal(sealer, &found.keys, &domain, &installation.origin);
+        let owner = Owner {
+            trust_domain: &domain,
+            installation: &installation.id,
+        };
+        // What its store lacks because it is older, the start makes.
+        let lacking = lacking(sealer, &found.keys, owner, self.manifest.made_at);
+        let lacking = lacking.map_err(|error| error.to_string())?;
+        let rows: Vec<KeyRow> = found.keys.iter().cloned().chain(lacking).collect();
+        let keys = Keys::unseal(sealer, &rows, &domain, &installation.origin);
         let keys = keys.map_err(|error| error.to_string())?;
         let note: SignedNote = self
             .manifest

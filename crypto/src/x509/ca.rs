@@ -77,6 +77,21 @@ impl Ca {
         not_before_unix: i64,
         not_after_unix: i64,
     ) -> Result<Self, X509Error> {
+        let key = SigningKey::generate()?;
+        let times = (not_before_unix, not_after_unix);
+        Self::create_with(key, common_name, trust_domain, times)
+    }
+
+    /// The same with this key, by which it may be named.
+    ///
+    /// # Errors
+    /// As [`Ca::create`].
+    pub fn create_with(
+        key: SigningKey,
+        common_name: &str,
+        trust_domain: &str,
+        (not_before_unix, not_after_unix): (i64, i64),
+    ) -> Result<Self, X509Error> {
         if !is_trust_domain(trust_domain) {
             return Err(X509Error::Name("the trust domain"));
         }
@@ -91,7 +106,6 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
-        let key = SigningKey::generate()?;
         let certificate = CaCertificate::from_der(params.self_signed(&key)?.der())?;
         Self::assemble(certificate, key)
     }

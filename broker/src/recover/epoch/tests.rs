@@ -93,3 +93,27 @@ async fn a_rotation_under_way_is_waited_for_and_what_it_made_is_distrusted_too()
     assert_eq!(of_token(2).unwrap().state, KeyState::Destroyed);
     assert_eq!(of_token(3).unwrap().state, KeyState::Active);
 }
+
+/// It may have been stolen, replaced and distrusted after the copy was made.
+#[tokio::test]
+async fn the_ca_for_databases_of_an_older_copy_is_distrusted_too() {
+    let bench = Bench::new().await;
+    let broker = std::sync::Arc::clone(&bench.broker);
+    let before = broker.keys.load().database_roots_pem();
+    broker.recover(&forced()).await.unwrap();
+    ended(&bench).await;
+    let rows = stored_keys(&broker.ledger).unwrap();
+    let of = |version| {
+        let mut rows = rows.iter();
+        let found = rows.find(|row| row.name == "database" && row.version == version);
+        found.unwrap()
+    };
+    assert_eq!(of(1).state, KeyState::Destroyed);
+    assert!(of(1).sealed.is_empty());
+    assert_eq!(of(2).state, KeyState::Active);
+    let domain = &broker.installation.trust_domain;
+    let keys = Keys::unseal(&broker.sealer, &rows, domain, "o").unwrap();
+    let after = keys.database_roots_pem();
+    assert_eq!(after.matches("BEGIN CERTIFICATE").count(), 1);
+    assert_ne!(after, before);
+}

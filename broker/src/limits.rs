@@ -116,6 +116,9 @@ pub const RENEW_UNDER_NEW_CA_MILLIS: u64 = 3_600_000;
 /// Retired log keys that still sign beside the active one: all there may be; a note holds 16
 /// signatures.
 pub const LOG_KEYS_BESIDE: usize = KEY_VERSIONS - 1;
+/// The certificate of a login starts this long before now, in seconds: a database server's clock is nobody's
+/// of the fleet, and there was no such role before.
+pub const LOGIN_CERTIFICATE_BACKDATE_SECONDS: u64 = 3600;
 /// Certificates start this long before now, for clocks that differ, in seconds.
 pub const CERTIFICATE_BACKDATE_SECONDS: u64 = 60;
 

@@ -71,11 +71,18 @@ impl Broker {
         let agents = self.fleet.states();
         let waiting = [self.pending.len(), self.timers.len()].map(|n| n as u64);
         let at_targets = self.queues.waiting(self.clock.boottime());
+        let next_ca = self.next_database_ca();
+        let next_ca = next_ca.map(|from| from.millis_since(self.clock.wall()).max(1));
         let page = metrics::page(move |page| {
             STAGES.tell(page, &Stage::ALL)?;
             REFUSALS.tell(page)?;
             tell_now(page, ready, &agents, waiting)?;
             tell_targets(page, &at_targets)?;
+            page.gauges(
+                "database_ca_next_seconds",
+                "Until the next CA for databases is used, which servers must have by then; 0 when none is published",
+                [([], next_ca.unwrap_or_default().div_ceil(1000))],
+            )?;
             tell_ledger(page, &health)?;
             counts
                 .as_ref()

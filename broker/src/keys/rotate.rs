@@ -177,6 +177,12 @@ impl Broker {
         })
     }
 
+    /// When the next CA for databases is used, if one is published.
+    pub(crate) fn next_database_ca(&self) -> Option<UnixMillis> {
+        let next = self.prepared(KeyKind::Database)?;
+        Some(self.schedule.active_from(&next))
+    }
+
     fn prepared(&self, kind: KeyKind) -> Option<Held> {
         let keys = self.keys.load();
         let found = |key: &&Held| key.kind == kind && key.state == KeyState::Prepared;
@@ -350,6 +356,15 @@ impl Broker {
         event.facts.insert("key_id".to_owned(), id);
         if let Some(until) = row.until {
             event.facts.insert("until".to_owned(), until.to_string());
+        }
+        if row.state == KeyState::Prepared {
+            let from = self.schedule.active_from(&Held::of(row).map_err(defect)?);
+            event.facts.insert("used_from".to_owned(), from.to_string());
+            // Nobody else follows by himself.
+            if row.name == KeyKind::Database.as_str() {
+                tracing::warn!(used_from = %from, "the next CA for databases is published: servers that do not have it by then \
+                    (ephor target ca) refuse new logins with a certificate; ephor target check says which");
+            }
         }
         self.with_reason(event, reason)
     }

@@ -381,3 +381,30 @@ async fn the_file_of_cas_is_tried_until_it_is_written_and_never_from_an_old_copy
     file.keep(&bench.broker, true);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "of before");
 }
+
+/// Nobody but people takes it to the servers: they are told when it must be there, and can have an alarm.
+#[tokio::test]
+async fn when_the_next_ca_for_databases_is_used_is_told_before() {
+    let bench = Bench::new().await;
+    let line = |page: String| {
+        let name = "ephor_database_ca_next_seconds ";
+        let line = page.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().to_owned()
+    };
+    assert_eq!(line(bench.broker.metrics().await.unwrap()), "0");
+    // By the schedule.
+    bench.pass_seconds(limits::DATABASE_CA_ISSUING_SECONDS - limits::DATABASE_CA_LEAD_SECONDS);
+    bench.broker.sweep_keys().await.unwrap();
+    let prepared = bench.events_of("operate.key_prepared");
+    let facts = prepared.iter().map(|event| &event.facts);
+    let of_databases: Vec<_> = facts.filter(|facts| facts["key"] == "database").collect();
+    assert_eq!(of_databases.len(), 1);
+    let used_from: UnixMillis = of_databases[0]["used_from"].parse().unwrap();
+    let days = used_from.millis_since(bench.broker.clock.wall()) / 86_400_000;
+    assert!((29..=30).contains(&days), "{days}");
+    let seconds: u64 = line(bench.broker.metrics().await.unwrap()).parse().unwrap();
+    assert!(seconds.abs_diff(limits::DATABASE_CA_LEAD_SECONDS) < 60);
+    bench.pass_seconds(limits::DATABASE_CA_LEAD_SECONDS - 7_200);
+    let seconds: u64 = line(bench.broker.metrics().await.unwrap()).parse().unwrap();
+    assert!(seconds.abs_diff(7_200) < 60, "{seconds}");
+}

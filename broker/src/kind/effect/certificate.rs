@@ -37,7 +37,7 @@ impl ClientCertificate {
             public_key: STANDARD.encode(key.spki()),
             not_before: issued_at
                 .as_unix_seconds()
-                .saturating_sub(limits::SVID_BACKDATE_SECONDS),
+                .saturating_sub(limits::LOGIN_CERTIFICATE_BACKDATE_SECONDS),
             not_after: expires_at.as_unix_seconds(),
         }
     }

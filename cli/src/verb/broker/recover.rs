@@ -33,7 +33,8 @@ pub async fn recover(broker: &Peer, reason: String, admit: Vec<String>, force: b
         "Epoch {} began.  The log goes on as {}.\n\
          Every token and certificate issued before is refused; {} that the store knew of {} being revoked.\n\
          {} may come back with the certificate they have until {}; the others need a new join token.\n\
-         Verifiers need the new log key:  ephor broker status\n",
+         Verifiers need the new log key:  ephor broker status\n\
+         Servers that let logins in by certificate need the new CA in place of the old:  ephor target ca\n",
         begun.epoch,
         begun.origin,
         begun.credentials,

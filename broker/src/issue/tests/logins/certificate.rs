@@ -61,6 +61,10 @@ async fn it_has_a_certificate_of_its_role_and_its_end_and_no_password_anywhere()
         leaf.not_after,
         i64::try_from(until.as_unix_seconds()).unwrap()
     );
+    // A server may be behind.
+    let issued = row.issued_at.as_unix_seconds();
+    let content = Content::of(&row).unwrap().certificate.unwrap();
+    assert_eq!(content.not_before, issued - 3_600);
     let recorded = kit.bench.events_of("issue.recorded");
     let said = recorded.last().unwrap().facts.get("serial").cloned();
     assert_eq!(said, Some(leaf.serial.to_string()));

@@ -115,7 +115,8 @@ fn of(why: &tokio_postgres::Error) -> Line {
 fn told(host: &Address, database: &Ident, line: &Line) -> Finding {
     let name = database.quoted();
     let mend = format!(
-        "a line in pg_hba.conf, before those for everybody, then SELECT pg_reload_conf():  \
+        "a line in pg_hba.conf, after those of the broker and of people, before those for everybody, then \
+         SELECT pg_reload_conf():  \
          hostssl   {name}   +{CERTIFICATE}   all   cert"
     );
     match line {
@@ -147,7 +148,8 @@ fn told(host: &Address, database: &Ident, line: &Line) -> Finding {
 
 /// What makes the server trust our CA.
 const TRUST: &str = "ephor target ca > FILE, beside the server's data; then \
-                     ALTER SYSTEM SET ssl_ca_file = 'FILE'; SELECT pg_reload_conf()";
+                     ALTER SYSTEM SET ssl_ca_file = 'FILE'; SELECT pg_reload_conf(). Where SHOW ssl_ca_file \
+                     names one already: ephor target ca >> that one, and only the reload";
 
 fn cas(host: &Address, wanted: &ByCertificate, asked: &Wanted) -> Vec<Finding> {
     let Some(issuing) = &wanted.issuing else {

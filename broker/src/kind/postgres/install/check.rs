@@ -1,6 +1,7 @@
 //! What is missing at a target, with the statement that mends it.
 
 mod lent;
+mod members;
 
 pub use lent::check_static_roles;
 
@@ -88,6 +89,7 @@ pub async fn check(access: &Access, groups: &[Ident], tasks: &Tasks) -> Vec<Find
         look.server().await,
         look.schema().await,
         look.rights().await,
+        look.members().await,
         look.groups(groups).await,
         look.databases().await,
         look.followers().await,

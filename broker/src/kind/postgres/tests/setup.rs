@@ -193,7 +193,17 @@ async fn an_administrator_who_is_no_superuser_can_install() {
         install(&admin, &options(Some(&secret)), &world.tasks)
             .await
             .unwrap();
+        // Else he would be asked for a certificate himself, from the next one on.
+        let own = fresh.psql_as(
+            ("master", "m"),
+            "postgres",
+            "grant ephor_certificate to master",
+        );
+        own.unwrap();
     }
+    install(&admin, &options(Some(&secret)), &world.tasks)
+        .await
+        .unwrap();
     let kept = "select count(*) from pg_auth_members where member = 'master'::regrole and roleid::regrole::text ~ '^ephor'";
     assert_eq!(fresh.psql("postgres", kept).unwrap(), "0");
     let mut access = world.access();
@@ -277,6 +287,19 @@ async fn check_says_what_is_missing_and_how_to_mend_it() {
                 .is_some_and(|mend| mend.contains("DELETE FROM ephor.allowed"))),
         "{found:?}"
     );
+    // Who is asked for a certificate and is no login of ours; a login that was made is.
+    let members = "create role dba login; create role staff nologin; grant staff to dba; create role ann login;
+        grant ephor_certificate to staff, ann; create role eph_x_y_z login in role ephor_certificate";
+    world.cluster.psql("postgres", members).unwrap();
+    let found = check(&world.access(), &groups, &world.tasks).await;
+    let asked: Vec<_> = found
+        .iter()
+        .filter(|one| one.what.contains("is in ephor_certificate"))
+        .map(|one| (one.grade, one.what.split(' ').next().unwrap()))
+        .collect();
+    assert_eq!(asked, [(Grade::Weak, "\"ann\""), (Grade::Weak, "\"dba\"")]);
+    let gone = "drop role dba; drop role staff; drop role ann; drop role eph_x_y_z";
+    world.cluster.psql("postgres", gone).unwrap();
     // Without the right to see who is connected from where, use is unknown and never guessed.
     world
         .cluster

@@ -43,7 +43,10 @@ async fn it_gets_one_at_its_start_and_on_record_and_so_does_a_backup_of_it() {
     let (broker, sockets) = open(&live.config, Inherited::none()).await.unwrap();
     drop(sockets);
     let first = id(&broker);
-    assert_eq!(on_record(&broker.ledger.reader()), [first.clone()]);
+    assert_eq!(
+        on_record(&broker.ledger.reader()),
+        std::slice::from_ref(&first)
+    );
     end(&broker).await;
     // Once.
     let (broker, sockets) = open(&live.config, Inherited::none()).await.unwrap();

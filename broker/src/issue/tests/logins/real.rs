@@ -215,9 +215,19 @@ async fn a_server_that_is_away_is_told_and_asked_until_it_is_back() {
     );
     world.cluster.boot().unwrap();
     assert_eq!(world.roles(), "1");
-    world.bench.clock.advance_millis(60_000);
-    let ended = world.bench.complete(task, "exited").await.unwrap();
-    assert_eq!(ended.dead, 1);
+    // A machine with much to do may not connect within the time that a call waits.
+    let mut ended = None;
+    for _ in 0..20 {
+        world.bench.clock.advance_millis(60_000);
+        match world.bench.complete(task, "exited").await {
+            Ok(answer) => {
+                ended = Some(answer.dead);
+                break;
+            }
+            Err(problem) => assert_eq!(problem.code, ephor_proto::problem::Code::Overdue),
+        }
+    }
+    assert_eq!(ended, Some(1));
     assert_eq!(world.roles(), "0");
     assert_eq!(world.bench.row(id).overdue, None);
 }

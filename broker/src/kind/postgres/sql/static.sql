@@ -199,9 +199,10 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     known ephor.checkout;
 BEGIN
+    -- Nobody, if that one has ended just now.
     SELECT * INTO known FROM ephor.checkout c WHERE c.role_oid = p_oid AND c.state <> 'in';
-    RAISE 'the role % is checked out, or just being checked in: credential % of installation %, since %',
-        p_role, known.credential, known.installation, known.at
+    RAISE 'the role % is checked out, or just being checked in%', p_role,
+        CASE WHEN FOUND THEN format(': credential %s of installation %s, since %s', known.credential, known.installation, known.at) ELSE '' END
         USING ERRCODE = 'EPH06', HINT = 'it is lent again when that one has ended';
 END
 $ephor$;

@@ -96,8 +96,10 @@ async fn the_password_dies_with_the_task_and_the_role_goes_on() {
     );
 
     // The next task gets another one.
-    let (task, _, next) = taken(bench).await;
+    let (task, second, next) = taken(bench).await;
     assert_ne!(next.password, given.password);
+    let named = bench.broker.ledger.reader().logins_named(ROLE).unwrap();
+    assert_eq!(named, [second]);
     assert!(is_let_in(cluster, &next.password));
     assert!(!is_let_in(cluster, &given.password));
     bench.complete(task, "exited").await.unwrap();
@@ -134,7 +136,7 @@ async fn only_one_task_has_it_whatever_a_broker_believes() {
     } else {
         (second, first)
     };
-    let (_, given) = login(&answer);
+    let (winner_id, given) = login(&answer);
     assert!(is_let_in(cluster, &given.password));
     // Once it is recorded, nothing of another's is.
     let before = bench.events().len();
@@ -161,7 +163,10 @@ async fn only_one_task_has_it_whatever_a_broker_believes() {
     let epoch = bench.broker.installation.epoch;
     let refused = target.check_out(epoch, &other, &verifier.unwrap()).await;
     let refused = refused.unwrap_err().to_string();
-    assert!(refused.contains("is checked out"), "{refused}");
+    assert!(
+        refused.contains("is checked out") && refused.contains(&winner_id.to_string()),
+        "{refused}"
+    );
     // Its end is none of the one who has it.
     let one = (other.credential, &other.role);
     let database = crate::kind::postgres::Ident::parse("orders").unwrap();

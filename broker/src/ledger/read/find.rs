@@ -122,7 +122,7 @@ impl Reader {
         }
         // What is lent has its name every time, and at every target: the last one of each is meant, and those
         // that are dead only where nothing else is.
-        let sql = "SELECT id, state, max(issued_at) AS last FROM credential WHERE kind = 'secret' AND item = ?1
+        let sql = "SELECT id, state, max(issued_at + CASE state WHEN 'dead' THEN 0 ELSE 100000000000000 END) AS last FROM credential WHERE kind = 'secret' AND item = ?1
             GROUP BY CASE WHEN json_valid(content) THEN json_extract(content, '$.target') END ORDER BY last DESC";
         let mut statement = self.connection()?.prepare_cached(sql)?;
         let mut rows = statement.query([typed])?;

@@ -45,6 +45,7 @@ BEGIN
         RETURN;
     END IF;
     EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD NULL', called);
+    UPDATE ephor.checkout c SET salt = NULL WHERE c.credential = p_credential;
     IF current_setting('server_version_num')::int >= 160000 THEN
         EXECUTE format('GRANT %I TO ephor_owner WITH INHERIT TRUE, SET TRUE', called);
     ELSE
@@ -195,7 +196,8 @@ BEGIN
     PERFORM ephor.pass(p_installation, p_epoch);
     SELECT * INTO known FROM ephor.checkout c WHERE c.credential = p_credential FOR UPDATE;
     SELECT r.rolname INTO called FROM pg_roles r WHERE r.oid = known.role_oid AND NOT r.rolcanlogin;
-    IF NOT FOUND OR known.state <> 'fenced' OR known.installation <> p_installation THEN
+    -- Without salt: another try at the same has just begun, and taken the password of nobody away.
+    IF NOT FOUND OR known.state <> 'fenced' OR known.salt IS NULL OR known.installation <> p_installation THEN
         RAISE 'checkout % is not being checked in, or somebody lets its role log in', p_credential USING ERRCODE = 'EPH08';
     ELSIF EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.usesysid = known.role_oid) THEN
         RAISE 'a session of the role % is there again', known.role USING ERRCODE = 'EPH08';

@@ -107,7 +107,10 @@ async fn whoever_was_in_before_the_first_lending_is_out_then_and_so_is_his_passw
     let begun = Begun::new(cluster.port(), old);
     let late = async {
         let shut = || cluster.psql("postgres", SHUT).unwrap() == "t";
-        while !shut() {
+        for _ in 0..200 {
+            if shut() {
+                break;
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         refused(begun.finish());

@@ -132,10 +132,16 @@ impl Target {
                 };
                 Ok((tls, Some(ca_file)))
             }
-            Mode::Disable | Mode::Prefer | Mode::Require | Mode::VerifyCa
-                if words::is_here(&self.address) =>
-            {
+            Mode::Disable | Mode::Prefer if words::is_here(&self.address) => {
                 Ok((install::Tls::Off, None))
+            }
+            // To go on without TLS would be less than was asked for.
+            Mode::Require | Mode::VerifyCa if words::is_here(&self.address) => {
+                Err(Failure::usage(format!(
+                    "This sslmode asks {} for TLS and not for its name. Use ?sslmode=verify-full, with &sslrootcert=FILE if its CA is \
+                     your own, or leave sslmode away: the server is on this host.",
+                    self.name()
+                )))
             }
             Mode::Disable | Mode::Prefer | Mode::Require | Mode::VerifyCa => {
                 Err(Failure::usage(format!(
@@ -264,4 +270,34 @@ fn read(file: &Path) -> Result<(PathBuf, Vec<u8>), Failure> {
         .and_then(|file| file.take(ROOTS_MAX).read_to_end(&mut pem))
         .map_err(|why| Failure::usage(format!("sslrootcert {}: {why}.", file.display())))?;
     Ok((file.to_owned(), pem))
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_that_was_asked_for_is_not_left_out_on_this_host() {
+        let asked = |mode: &str| {
+            let url = format!("postgres://bo:p@127.0.0.1/shop?sslmode={mode}");
+            Target::of(&url).unwrap().verified()
+        };
+        for mode in ["disable", "prefer"] {
+            assert!(
+                matches!(asked(mode), Ok((install::Tls::Off, None))),
+                "{mode}"
+            );
+        }
+        for mode in ["require", "verify-ca"] {
+            assert!(asked(mode).is_err(), "{mode}");
+        }
+        let full = asked("verify-full").unwrap();
+        assert!(matches!(full.0, install::Tls::VerifyFull { .. }));
+    }
 }

@@ -3,8 +3,8 @@
 
 pub mod effect;
 pub mod jwt;
-pub mod pace;
 pub mod name;
+pub mod pace;
 pub mod postgres;
 pub mod targets;
 pub mod x509;

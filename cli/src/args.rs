@@ -683,13 +683,13 @@ pub struct TargetInit {
         required_unless_present = "static_roles"
     )]
     pub groups: Vec<String>,
+    /// Make those of them that are not there, without any right
+    #[arg(long)]
+    pub make_groups: bool,
     /// Login of somebody's that may be lent to one task at a time: its password is then Ephor's to set;
     /// may be repeated
     #[arg(long = "static-role", value_name = "ROLE")]
     pub static_roles: Vec<String>,
-    /// Make those of them that are not there, without any right
-    #[arg(long)]
-    pub make_groups: bool,
     /// Every database where a login may own or be given something; absent: that of the URL
     #[arg(long = "database", value_name = "DATABASE")]
     pub databases: Vec<String>,

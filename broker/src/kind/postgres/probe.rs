@@ -7,30 +7,26 @@
 //! with the password itself. A server that takes it shows that it knows its verifier, and only then says whether the
 //! role may log in at all.
 
+use std::io;
 use std::num::NonZeroU32;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use ephor_crypto::scram::Exchange;
-use ephor_crypto::{Secret, random};
+use bytes::BytesMut;
+use ephor_crypto::Secret;
 use ephor_proto::postgres::Address;
+use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::backend::{ErrorResponseBody, Header, Message};
+use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::TlsConnect as _;
 
 use super::access::Tls;
 use super::tls::Encrypt;
 use crate::limits;
 
-/// Version 3.0 of the protocol, and the number that asks for TLS first.
-const PROTOCOL: i32 = 196_608;
-const TLS_REQUEST: i32 = 80_877_103;
-const MECHANISM: &str = "SCRAM-SHA-256";
-/// invalid_authorization_specification: after the password was taken, that the role may not log in.
-const NOT_PERMITTED: &str = "28000";
-/// invalid_password
-const WRONG_PASSWORD: &str = "28P01";
 /// Longest message that is read here; a server that asks for a password says little.
 const MESSAGE: usize = 16 * 1024;
 
@@ -72,7 +68,7 @@ pub(super) async fn asks_for(who: Who<'_>, host: &Address, tls: &Tls) -> AsksFor
     }
 }
 
-async fn begin(who: Who<'_>, host: &Address, tls: &Tls) -> std::io::Result<AsksFor> {
+async fn begin(who: Who<'_>, host: &Address, tls: &Tls) -> io::Result<AsksFor> {
     match (host, tls) {
         (Address::Socket { dir, port }, _) => {
             let path = std::path::Path::new(dir).join(format!(".s.PGSQL.{port}"));
@@ -83,10 +79,11 @@ async fn begin(who: Who<'_>, host: &Address, tls: &Tls) -> std::io::Result<AsksF
         }
         (Address::Tcp { host, port }, Tls::VerifyFull { ca_file }) => {
             let encrypt = Encrypt::verify_full(ca_file).await;
-            let mut encrypt = encrypt.map_err(std::io::Error::other)?;
+            let mut encrypt = encrypt.map_err(io::Error::other)?;
             let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.write_all(&8_i32.to_be_bytes()).await?;
-            stream.write_all(&TLS_REQUEST.to_be_bytes()).await?;
+            let mut asks = BytesMut::new();
+            frontend::ssl_request(&mut asks);
+            stream.write_all(&asks).await?;
             if stream.read_u8().await? != b'S' {
                 return Ok(AsksFor::Unknown("it takes no TLS".to_owned()));
             }
@@ -100,93 +97,82 @@ async fn begin(who: Who<'_>, host: &Address, tls: &Tls) -> std::io::Result<AsksF
     }
 }
 
-async fn ask<S>(mut stream: S, who: Who<'_>) -> std::io::Result<AsksFor>
+async fn ask<S>(stream: S, who: Who<'_>) -> io::Result<AsksFor>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut startup = PROTOCOL.to_be_bytes().to_vec();
-    for (name, value) in [
+    let mut wire = Wire {
+        stream,
+        heard: BytesMut::new(),
+    };
+    let parameters = [
         ("user", who.user),
         ("database", who.database),
         ("application_name", "ephor-broker"),
-    ] {
-        for text in [name, value] {
-            startup.extend_from_slice(text.as_bytes());
-            startup.push(0);
-        }
-    }
-    startup.push(0);
-    stream.write_all(&framed(None, &startup)).await?;
-    let bare = bare()?;
+    ];
+    wire.say(|into| frontend::startup_message(parameters, into))
+        .await?;
+    // No channel is bound: the password of nobody is none to be stolen.
+    let password = who.password.map_or(&[][..], |(secret, _)| secret.expose());
+    let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
     loop {
-        let (tag, body) = message(&mut stream).await?;
-        let (kind, rest) = body.split_at_checked(4).unwrap_or((&[], &body));
-        match (tag, kind) {
-            (b'R', [0, 0, 0, 0]) => return Ok(AsksFor::Nothing),
-            (b'R', [0, 0, 0, 10]) => {
-                stream.write_all(&first(&bare)).await?;
+        match wire.hear().await? {
+            Message::AuthenticationOk => return Ok(AsksFor::Nothing),
+            Message::AuthenticationSasl(_) => {
+                wire.say(|into| {
+                    frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), into)
+                })
+                .await?;
             }
-            (b'R', [0, 0, 0, 11]) => {
-                let Some(asked) = Challenge::parse(rest) else {
+            Message::AuthenticationSaslContinue(body) => {
+                let Some(asked) = Challenge::parse(body.data()) else {
                     return Ok(AsksFor::Unknown("it names no salt".to_owned()));
                 };
                 return match who.password {
-                    Some(known) => finish(stream, (&bare, &asked), known).await,
                     None => Ok(AsksFor::Password { salt: asked.salt }),
+                    // Rounds of a stranger are not worked off.
+                    Some((_, rounds)) if rounds.get() != asked.rounds => Ok(AsksFor::Another),
+                    Some(_) => {
+                        scram.update(body.data())?;
+                        finish(wire, scram).await
+                    }
                 };
             }
-            (b'R', _) => {
+            Message::ErrorResponse(body) => return Ok(AsksFor::Unknown(said(&body, b'M'))),
+            Message::NoticeResponse(_) => {}
+            _ => {
                 let why = "it asks for a password in a way that shows nothing of it";
                 return Ok(AsksFor::Unknown(why.to_owned()));
             }
-            (b'E', _) => return Ok(AsksFor::Unknown(said(&body, b"M"))),
-            // A notice, or a version that it does not speak whole.
-            _ => {}
         }
     }
 }
 
 /// Shows the password, and looks what the server makes of it.
-async fn finish<S>(
-    mut stream: S,
-    (bare, asked): (&str, &Challenge),
-    (password, rounds): (&Secret, NonZeroU32),
-) -> std::io::Result<AsksFor>
+async fn finish<S>(mut wire: Wire<S>, mut scram: ScramSha256) -> io::Result<AsksFor>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let salt = STANDARD
-        .decode(&asked.salt)
-        .map_err(std::io::Error::other)?;
-    // Rounds of a stranger are not worked off.
-    if asked.rounds != rounds.get() {
-        return Ok(AsksFor::Another);
-    }
-    let last = format!("c=biws,r={}", asked.nonce);
-    let auth_message = format!("{bare},{},{last}", asked.text);
-    let exchange = Exchange::new(password, (&salt, rounds), &auth_message);
-    let last = format!("{last},p={}", exchange.proof);
-    stream
-        .write_all(&framed(Some(b'p'), last.as_bytes()))
+    wire.say(|into| frontend::sasl_response(scram.message(), into))
         .await?;
-    let signature = format!("v={}", exchange.server_signature);
     let mut took_it = false;
     loop {
-        let (tag, body) = message(&mut stream).await?;
-        let (kind, rest) = body.split_at_checked(4).unwrap_or((&[], &body));
-        match (tag, kind) {
-            (b'R', [0, 0, 0, 12]) if rest == signature.as_bytes() => took_it = true,
+        match wire.hear().await? {
+            Message::AuthenticationSaslFinal(body) if scram.finish(body.data()).is_ok() => {
+                took_it = true;
+            }
             // Nobody that knows a verifier of this password.
-            (b'R', [0, 0, 0, 12]) => return Ok(AsksFor::Another),
-            (b'R', [0, 0, 0, 0]) => {}
-            (b'E', _) => {
-                return Ok(match (took_it, said(&body, b"C").as_str()) {
-                    (true, NOT_PERMITTED) => AsksFor::Shut,
-                    (false, WRONG_PASSWORD) => AsksFor::Another,
-                    _ => AsksFor::Unknown(said(&body, b"M")),
+            Message::AuthenticationSaslFinal(_) => return Ok(AsksFor::Another),
+            Message::AuthenticationOk | Message::NoticeResponse(_) => {}
+            Message::ErrorResponse(body) => {
+                let code = SqlState::from_code(&said(&body, b'C'));
+                return Ok(match took_it {
+                    // After the password was taken: that the role may not log in.
+                    true if code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => AsksFor::Shut,
+                    false if code == SqlState::INVALID_PASSWORD => AsksFor::Another,
+                    true | false => AsksFor::Unknown(said(&body, b'M')),
                 });
             }
-            (b'N', _) => {}
             // It goes on to tell of its session.
             _ if took_it => return Ok(AsksFor::Open),
             _ => return Ok(AsksFor::Unknown("no answer of SCRAM".to_owned())),
@@ -194,46 +180,41 @@ where
     }
 }
 
-/// How a client begins: a name that the server takes from the start of the session, and a random number.
-fn bare() -> std::io::Result<String> {
-    let nonce: [u8; 18] = random::bytes().map_err(std::io::Error::other)?;
-    Ok(format!("n=,r={}", STANDARD.encode(nonce)))
+/// A connection, and what was read of the next message.
+struct Wire<S> {
+    stream: S,
+    heard: BytesMut,
 }
 
-/// The first message of a client. No channel is bound: the password of nobody is none to be stolen.
-fn first(bare: &str) -> Vec<u8> {
-    let data = format!("n,,{bare}");
-    let mut body = MECHANISM.as_bytes().to_vec();
-    body.push(0);
-    let length = i32::try_from(data.len()).unwrap_or(0);
-    body.extend_from_slice(&length.to_be_bytes());
-    body.extend_from_slice(data.as_bytes());
-    framed(Some(b'p'), &body)
-}
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    async fn say(&mut self, write: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> io::Result<()> {
+        let mut message = BytesMut::new();
+        write(&mut message)?;
+        self.stream.write_all(&message).await
+    }
 
-fn framed(tag: Option<u8>, body: &[u8]) -> Vec<u8> {
-    let length = i32::try_from(body.len() + 4).unwrap_or(0);
-    let mut whole: Vec<u8> = tag.into_iter().collect();
-    whole.extend_from_slice(&length.to_be_bytes());
-    whole.extend_from_slice(body);
-    whole
-}
-
-async fn message<S: AsyncRead + Unpin>(stream: &mut S) -> std::io::Result<(u8, Vec<u8>)> {
-    let tag = stream.read_u8().await?;
-    let length = usize::try_from(stream.read_i32().await?).unwrap_or(0);
-    let length = length.checked_sub(4).filter(|length| *length <= MESSAGE);
-    let length = length.ok_or_else(|| std::io::Error::other("no answer of PostgreSQL"))?;
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    Ok((tag, body))
+    async fn hear(&mut self) -> io::Result<Message> {
+        loop {
+            // Before it makes room for it.
+            let header = Header::parse(&self.heard)?;
+            let is_long =
+                |header: Header| usize::try_from(header.len()).map_or(true, |len| len > MESSAGE);
+            if header.is_some_and(is_long) {
+                return Err(io::Error::other("no answer of PostgreSQL"));
+            }
+            if let Some(message) = Message::parse(&mut self.heard)? {
+                return Ok(message);
+            }
+            if self.stream.read_buf(&mut self.heard).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
 }
 
 /// `r=NONCE,s=SALT,i=ROUNDS`
 #[derive(Debug, PartialEq, Eq)]
 struct Challenge {
-    text: String,
-    nonce: String,
     salt: String,
     rounds: u32,
 }
@@ -243,8 +224,6 @@ impl Challenge {
         let text = std::str::from_utf8(first).ok()?;
         let part = |name| text.split(',').find_map(|part| part.strip_prefix(name));
         Some(Self {
-            text: text.to_owned(),
-            nonce: part("r=")?.to_owned(),
             salt: part("s=")?.to_owned(),
             rounds: part("i=")?.parse().ok()?,
         })
@@ -252,10 +231,11 @@ impl Challenge {
 }
 
 /// A field of an error: `M` is for people, `C` the code of it.
-fn said(body: &[u8], field: &[u8]) -> String {
-    let mut fields = body.split(|byte| *byte == 0);
-    let text = fields.find_map(|one| one.strip_prefix(field));
-    String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
+fn said(body: &ErrorResponseBody, field: u8) -> String {
+    let found = body.fields().find(|one| Ok(one.type_() == field));
+    let found = found.ok().flatten();
+    let text = found.as_ref().map_or(&[][..], |one| one.value_bytes());
+    String::from_utf8_lossy(text).into_owned()
 }
 
 #[cfg(test)]
@@ -265,10 +245,9 @@ mod tests {
     #[test]
     fn a_salt_is_found_and_nothing_else_is_one() {
         let found = Challenge::parse(b"r=abc,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096").unwrap();
-        let wanted = ("abc", "W22ZaJ0SNY7soEsUEjb6gQ==", 4096);
         assert_eq!(
-            (found.nonce.as_str(), found.salt.as_str(), found.rounds),
-            wanted
+            (found.salt.as_str(), found.rounds),
+            ("W22ZaJ0SNY7soEsUEjb6gQ==", 4096)
         );
         for other in [
             &b""[..],
@@ -279,7 +258,20 @@ mod tests {
         ] {
             assert_eq!(Challenge::parse(other), None, "{other:?}");
         }
-        assert_eq!(said(b"SFATAL\0C28000\0Mno line\0\0", b"M"), "no line");
-        assert_eq!(said(b"SFATAL\0C28000\0Mno line\0\0", b"C"), "28000");
+    }
+
+    #[tokio::test]
+    async fn a_message_without_end_is_not_waited_for() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut wire = Wire {
+            stream: near,
+            heard: BytesMut::new(),
+        };
+        far.write_all(&[b'E', 0x7f, 0xff, 0xff, 0xff])
+            .await
+            .unwrap();
+        let said = wire.hear().await.err().map(|why| why.to_string());
+        assert_eq!(said.as_deref(), Some("no answer of PostgreSQL"));
+        assert!(wire.heard.capacity() < MESSAGE);
     }
 }

@@ -4,14 +4,12 @@
 //! What is about to be done is in the log before the server learns of it, and what came of it before
 //! the old password is forgotten.
 
-use std::sync::PoisonError;
-
 use ephor_proto::event::Outcome;
 use ephor_proto::http::admin::SecretRotated;
 use ephor_proto::problem::Code;
 use ephor_proto::stage::Stage;
 
-use super::{Known, Targets};
+use super::{Known, Targets, locked};
 use crate::app::Broker;
 use crate::issue::{defect, refused_by_store, store_unavailable};
 use crate::kind::effect::Failed;
@@ -38,9 +36,7 @@ struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     fn take(targets: &'a Targets, name: &'a str) -> Option<Self> {
-        let rotated = targets.rotated.lock();
-        let mut rotated = rotated.unwrap_or_else(PoisonError::into_inner);
-        let is_first = rotated.insert(name.to_owned());
+        let is_first = locked(&targets.rotated).insert(name.to_owned());
         // Made for the first alone: another that is dropped here would end the first one's turn.
         is_first.then(|| Self { targets, name })
     }
@@ -48,9 +44,7 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let rotated = self.targets.rotated.lock();
-        let mut rotated = rotated.unwrap_or_else(PoisonError::into_inner);
-        rotated.remove(self.name);
+        locked(&self.targets.rotated).remove(self.name);
     }
 }
 

@@ -325,26 +325,23 @@ impl<'a> CheckIn<'a> {
     async fn with_prepared(&self, failed: Failed) -> Failed {
         const SQL: &str = "SELECT ephor.prepared_of($1::text::uuid)";
         let pool = &self.target.inner.watching;
-        let is_there = |failed: &Failed| matches!(failed, Failed::Busy { .. });
-        if !is_there(&failed) {
+        let Failed::Busy { target, why } = failed else {
             return failed;
-        }
+        };
         let asked = "prepared transactions";
         let rows = pool.call(asked, SQL, &[&self.credential]).await;
         let rows = rows.unwrap_or_default();
         let access = self.target.access();
         let named = rows.first().and_then(|row| field(access, row, 0).ok());
         let named: Option<String> = named.flatten();
-        match (failed, named) {
-            (Failed::Busy { target, why }, Some(named)) => Failed::Busy {
-                target,
-                why: format!(
-                    "{why}; prepared transactions of the role hold what they changed until somebody ends them \
-                     there (ROLLBACK PREPARED): {named}"
-                ),
-            },
-            (failed, _) => failed,
-        }
+        let why = match named {
+            Some(named) => format!(
+                "{why}; prepared transactions of the role hold what they changed until somebody ends them \
+                 there (ROLLBACK PREPARED): {named}"
+            ),
+            None => why,
+        };
+        Failed::Busy { target, why }
     }
 
     async fn fence_once(&self, alone: bool) -> Result<Fenced, Failed> {

@@ -4,91 +4,97 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use ephor_crypto::Secret;
-use ephor_crypto::scram::Exchange;
+use bytes::BytesMut;
+use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::backend::Message;
+use postgres_protocol::message::frontend;
 
 /// A login whose password the server has looked up, and not been shown yet.
 pub(super) struct Begun {
-    stream: TcpStream,
-    last: String,
+    wire: Wire,
+    scram: ScramSha256,
 }
 
 /// A session.
-pub(super) struct Inside(TcpStream);
-
-const BARE: &str = "n=,r=a-nonce-of-a-test";
+pub(super) struct Inside(Wire);
 
 impl Begun {
     pub(super) fn new(port: u16, (user, password): (&str, &str)) -> Self {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let patience = Some(Duration::from_secs(20));
         stream.set_read_timeout(patience).unwrap();
-        let startup = format!("\0\x03\0\0user\0{user}\0database\0orders\0\0");
-        send(&mut stream, None, startup.as_bytes());
-        let (tag, body) = read(&mut stream);
-        assert_eq!((tag, &body[..4]), (b'R', &[0, 0, 0, 10][..]), "{body:?}");
-        let data = format!("n,,{BARE}");
-        let mut first = b"SCRAM-SHA-256\0".to_vec();
-        first.extend_from_slice(&i32::try_from(data.len()).unwrap().to_be_bytes());
-        first.extend_from_slice(data.as_bytes());
-        send(&mut stream, Some(b'p'), &first);
-        let (tag, body) = read(&mut stream);
-        assert_eq!((tag, &body[..4]), (b'R', &[0, 0, 0, 11][..]), "{body:?}");
-        let asked = String::from_utf8(body[4..].to_vec()).unwrap();
-        let part = |name: &str| {
-            let mut parts = asked.split(',');
-            parts.find_map(|part| part.strip_prefix(name)).unwrap()
+        let mut wire = Wire {
+            stream,
+            heard: BytesMut::new(),
         };
-        let salt = STANDARD.decode(part("s=")).unwrap();
-        let rounds = part("i=").parse().unwrap();
-        let last = format!("c=biws,r={}", part("r="));
-        let password = Secret::from_string(password.to_owned());
-        let auth_message = format!("{BARE},{asked},{last}");
-        let made = Exchange::new(&password, (&salt, rounds), &auth_message);
-        let last = format!("{last},p={}", made.proof);
-        Self { stream, last }
+        let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+        let parameters = [("user", user), ("database", "orders")];
+        wire.say(|into| frontend::startup_message(parameters, into).unwrap());
+        assert!(matches!(wire.hear(), Message::AuthenticationSasl(_)));
+        wire.say(|into| {
+            frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), into).unwrap();
+        });
+        let Message::AuthenticationSaslContinue(asked) = wire.hear() else {
+            panic!("it asks for no password by SCRAM");
+        };
+        scram.update(asked.data()).unwrap();
+        Self { wire, scram }
     }
 
     /// Goes on, and gives what the server says if that is no session.
     pub(super) fn finish(mut self) -> Result<Inside, String> {
-        send(&mut self.stream, Some(b'p'), self.last.as_bytes());
-        until_ready(&mut self.stream)?;
-        Ok(Inside(self.stream))
+        self.wire
+            .say(|into| frontend::sasl_response(self.scram.message(), into).unwrap());
+        self.wire.until_ready()?;
+        Ok(Inside(self.wire))
     }
 }
 
 impl Inside {
     pub(super) fn run(&mut self, sql: &str) -> Result<(), String> {
-        send(&mut self.0, Some(b'Q'), format!("{sql}\0").as_bytes());
-        until_ready(&mut self.0)
+        self.0.say(|into| frontend::query(sql, into).unwrap());
+        self.0.until_ready()
     }
 }
 
-fn until_ready(stream: &mut TcpStream) -> Result<(), String> {
-    loop {
-        match read(stream) {
-            (b'Z', _) => return Ok(()),
-            (b'E', body) => return Err(String::from_utf8_lossy(&body).into_owned()),
-            _ => {}
+/// A connection, and what was read of the next message.
+struct Wire {
+    stream: TcpStream,
+    heard: BytesMut,
+}
+
+impl Wire {
+    fn say(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let mut message = BytesMut::new();
+        write(&mut message);
+        self.stream.write_all(&message).unwrap();
+    }
+
+    fn hear(&mut self) -> Message {
+        loop {
+            if let Some(message) = Message::parse(&mut self.heard).unwrap() {
+                return message;
+            }
+            let mut part = [0; 4096];
+            let length = self.stream.read(&mut part).unwrap();
+            assert!(length > 0, "the server has hung up");
+            self.heard.extend_from_slice(&part[..length]);
         }
     }
-}
 
-fn send(stream: &mut TcpStream, tag: Option<u8>, body: &[u8]) {
-    let mut whole: Vec<u8> = tag.into_iter().collect();
-    let length = i32::try_from(body.len() + 4).unwrap();
-    whole.extend_from_slice(&length.to_be_bytes());
-    whole.extend_from_slice(body);
-    stream.write_all(&whole).unwrap();
-}
-
-fn read(stream: &mut TcpStream) -> (u8, Vec<u8>) {
-    let mut head = [0; 5];
-    stream.read_exact(&mut head).unwrap();
-    let length = u32::from_be_bytes(head[1..].try_into().unwrap());
-    let mut body = vec![0; usize::try_from(length).unwrap() - 4];
-    stream.read_exact(&mut body).unwrap();
-    (head[0], body)
+    fn until_ready(&mut self) -> Result<(), String> {
+        loop {
+            match self.hear() {
+                Message::ReadyForQuery(_) => return Ok(()),
+                Message::ErrorResponse(body) => {
+                    let text = body
+                        .fields()
+                        .map(|field| Ok(String::from_utf8_lossy(field.value_bytes()).into_owned()));
+                    return Err(text.collect::<Vec<_>>().unwrap().join("\n"));
+                }
+                _ => {}
+            }
+        }
+    }
 }

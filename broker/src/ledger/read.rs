@@ -4,6 +4,7 @@
 //! `Send`, so that the compiler refuses to hold one across an `.await`.
 
 mod counts;
+mod effects;
 mod events;
 mod find;
 mod policy;
@@ -18,10 +19,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Params};
 
 pub use counts::Counts;
+pub use effects::LiveEffect;
 pub use events::StoredEvent;
 pub use find::ShortId;
 pub use policy::{LiveCredential, PolicyEntry};
-pub use rows::{CredentialFilter, Expiry, HeldByTask, Listing, LiveEffect, TaskFilter};
+pub use rows::{CredentialFilter, Expiry, HeldByTask, Listing, TaskFilter};
 
 use super::batch::Key;
 use super::codec::{BadColumn, Columns, Stored, int};

@@ -261,6 +261,7 @@ impl Broker {
             if row.is_none_or(|row| row.expires_at != one.end) {
                 continue;
             }
+            self.pace.spend(target, self.clock.boottime());
             setbacks.passed(self.set_end(known, one.id).await)?;
             let left = Duration::from_millis(one.until.millis_since(self.clock.wall()));
             tokio::time::sleep(limits::LENGTHEN_PAUSE.min(left / many.max(1))).await;

@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub seq: u64,
     /// Every open task.
     pub tasks: Vec<TaskId>,
+    /// Every one that ended, and that the broker may not know of yet.
+    pub ended: Vec<Ended>,
 }
 
 /// The tasks of this host. Clones share them.
@@ -225,7 +227,7 @@ impl TaskTable {
         self.lock().open_tasks()
     }
 
-    /// The set of open tasks for a heartbeat.
+    /// The tasks for a heartbeat, all of one moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.lock().snapshot()

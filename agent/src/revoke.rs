@@ -14,7 +14,7 @@ use ephor_proto::time::Boottime;
 use tokio::sync::mpsc;
 
 use crate::app::Agent;
-use crate::complete::Ended;
+use crate::complete::{Ended, Snapshot};
 use crate::crash_point;
 use crate::deliver;
 use crate::journal::{JournalError, Record};
@@ -109,7 +109,7 @@ fn finish(agent: &Agent, ended: Ended, wiped: u32) {
 }
 
 /// The wire knows two causes; the broker knows the others itself.
-fn on_the_wire(cause: EndCause) -> &'static str {
+pub fn on_the_wire(cause: EndCause) -> &'static str {
     match cause {
         EndCause::Released => "released",
         EndCause::Exited | EndCause::Deadline | EndCause::Lost | EndCause::Revoked => "exited",
@@ -120,9 +120,8 @@ fn on_the_wire(cause: EndCause) -> &'static str {
 pub struct Pushes(pub Arc<Agent>);
 
 impl Downlink for Pushes {
-    fn snapshot(&self) -> (u64, Vec<TaskId>) {
-        let snapshot = self.0.table.snapshot();
-        (snapshot.seq, snapshot.tasks)
+    fn snapshot(&self) -> Snapshot {
+        self.0.table.snapshot()
     }
 
     fn task_revoked(&self, task: TaskId, cause: &str) {

@@ -174,25 +174,25 @@ impl Broker {
         }
     }
 
-    /// Ends many tasks at once: a heartbeat's set, another boot, a ban. What cannot be ended now
-    /// is driven on by the sweep.
+    /// Ends many tasks at once, for the same cause: a deadline, another boot, a ban.
     pub async fn complete_tasks(&self, tasks: Vec<TaskId>, cause: EndCause) {
-        for some in tasks.chunks(limits::ENDS_AT_ONCE) {
+        let end = |task| End {
+            task,
+            cause,
+            by: By::Broker,
+        };
+        self.end_tasks(tasks.into_iter().map(end).collect()).await;
+    }
+
+    /// Ends many tasks at once. What cannot be ended now is driven on by the sweep.
+    pub async fn end_tasks(&self, ends: Vec<End>) {
+        for some in ends.chunks(limits::ENDS_AT_ONCE) {
             let now = self.clock.boottime();
-            for task in some {
-                self.pending
-                    .add_after(Work::Task(*task, cause), now, limits::SWEEP_GRACE);
+            for end in some {
+                let work = Work::Task(end.task, end.cause);
+                self.pending.add_after(work, now, limits::SWEEP_GRACE);
             }
-            self.drive_together(
-                some.iter()
-                    .map(|task| End {
-                        task: *task,
-                        cause,
-                        by: By::Broker,
-                    })
-                    .collect(),
-            )
-            .await;
+            self.drive_together(some.to_vec()).await;
         }
     }
 
@@ -285,7 +285,7 @@ impl Broker {
 }
 
 /// What an agent may say; the other causes are the broker's to find.
-fn agent_cause(word: &str) -> Result<EndCause, Refusal> {
+pub(crate) fn agent_cause(word: &str) -> Result<EndCause, Refusal> {
     match word.parse() {
         Ok(cause @ (EndCause::Exited | EndCause::Released)) => Ok(cause),
         Ok(EndCause::Deadline | EndCause::Lost | EndCause::Revoked) | Err(_) => {

@@ -161,6 +161,7 @@ impl State {
         Snapshot {
             seq: self.seq,
             tasks: self.open.keys().copied().collect(),
+            ended: self.unclosed(),
         }
     }
 

@@ -23,13 +23,15 @@ use super::identity::Identity;
 use super::refusal::{self, CallError};
 use super::spool::Spool;
 use super::{Link, Session, Uplink, ends, seconds, timed};
+use crate::complete::{Ended, Snapshot};
 use crate::limits;
+use crate::revoke::on_the_wire;
 use crate::tasks::Tasks;
 
 /// What the rest of the agent does when the broker speaks, and what it tells of itself.
 pub trait Downlink: Send + Sync + 'static {
-    /// The whole set of open tasks, with the counter at the moment it was taken.
-    fn snapshot(&self) -> (u64, Vec<TaskId>);
+    /// What a heartbeat tells of this host's tasks.
+    fn snapshot(&self) -> Snapshot;
     /// The broker revoked a task.
     fn task_revoked(&self, task: TaskId, cause: &str);
     /// The broker revoked one credential.
@@ -332,7 +334,7 @@ async fn heartbeats(wiring: &Wiring, session: &Session) -> Over {
 
 async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
     let sent = wiring.uplink.clock.boottime();
-    let (seq, tasks) = wiring.downlink.snapshot();
+    let Snapshot { seq, tasks, ended } = wiring.downlink.snapshot();
     let request = v1::HeartbeatRequest {
         instance_id: wiring.uplink.instance.to_bytes().to_vec(),
         boot_id: wiring.boot_id.clone(),
@@ -340,6 +342,7 @@ async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
         open_tasks: tasks.iter().map(|task| task.to_bytes().to_vec()).collect(),
         ca_sequence: ca_sequence(wiring),
         checkpoint: wiring.highest.note(),
+        ended_tasks: ended.iter().map(ended_task).collect(),
     };
     let answer = wiring
         .uplink
@@ -354,6 +357,15 @@ async fn heartbeat(wiring: &Wiring, session: &Session) -> Result<(), Over> {
     raise(wiring, &session.info.log_key, answer.checkpoint).await;
     bundle::take(wiring, answer.ca_bundle).await;
     Ok(())
+}
+
+/// An end whose own call may be waiting behind others, at a target that hangs: without it the broker would take
+/// the task for lost.
+fn ended_task(ended: &Ended) -> v1::EndedTask {
+    v1::EndedTask {
+        task_id: ended.task.to_bytes().to_vec(),
+        cause: on_the_wire(ended.cause).to_owned(),
+    }
 }
 
 /// Of the CA set in force; 0 asks for it.

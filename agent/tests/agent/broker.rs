@@ -61,6 +61,8 @@ pub struct Broker {
     state: Arc<Mutex<State>>,
     /// Each issue takes one permit.
     pub gate: Arc<Semaphore>,
+    /// Each complete takes one, before it is answered.
+    pub end_gate: Arc<Semaphore>,
     up: Arc<AtomicBool>,
     serial: Arc<AtomicU64>,
     generation: watch::Sender<CancellationToken>,
@@ -99,6 +101,7 @@ impl Broker {
         Self {
             state: Arc::new(Mutex::new(state)),
             gate: Arc::new(Semaphore::new(1000)),
+            end_gate: Arc::new(Semaphore::new(1000)),
             up: Arc::new(AtomicBool::new(true)),
             serial: Arc::default(),
             generation: watch::Sender::new(CancellationToken::new()),
@@ -371,6 +374,7 @@ impl Uplink for Broker {
         request: Request<v1::CompleteRequest>,
     ) -> Result<Response<v1::CompleteResponse>, Status> {
         self.state().completes.push(request.into_inner());
+        self.end_gate.acquire().await.unwrap().forget();
         let receipt = r#"{"leaf":"proven"}"#.into();
         Ok(Response::new(v1::CompleteResponse {
             receipt,

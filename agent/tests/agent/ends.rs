@@ -103,6 +103,56 @@ async fn releasing_the_own_task_wipes_and_gives_the_receipt() {
     assert!(anew.token() != fetched.token() && anew.task() != fetched.task());
 }
 
+/// Heartbeats that say of a task that it ended, by their causes; all of those without it in the open ones.
+fn ended_in_heartbeats(world: &World, task: TaskId) -> Vec<Vec<String>> {
+    let id = task.to_bytes().to_vec();
+    let state = world.broker.state();
+    let gone = state.heartbeats.iter().skip_while(|beat| {
+        // Until it was opened.
+        !beat.open_tasks.contains(&id)
+    });
+    gone.filter(|beat| !beat.open_tasks.contains(&id))
+        .map(|beat| {
+            let of_it = beat.ended_tasks.iter().filter(|end| end.task_id == id);
+            of_it.map(|end| end.cause.clone()).collect()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_tells_the_cause_of_an_end_that_is_not_acknowledged_yet() {
+    let world = World::start();
+    let task = world.get("/v1/token?audience=billing").await.task();
+    let id = task.to_bytes().to_vec();
+    until("the task in a heartbeat", || {
+        let state = world.broker.state();
+        let mut beats = state.heartbeats.iter();
+        beats.any(|beat| beat.open_tasks.contains(&id))
+    })
+    .await;
+    // A target hangs, and the broker does not answer.
+    world.broker.end_gate.forget_permits(1000);
+    assert!(ephor_agent::revoke::end_task(
+        &world.agent,
+        task,
+        ephor_proto::state::task::EndCause::Released
+    ));
+    until("heartbeats without the task", || {
+        ended_in_heartbeats(&world, task).len() >= 3
+    })
+    .await;
+    for causes in ended_in_heartbeats(&world, task) {
+        assert_eq!(causes, ["released"], "in every one, with its cause");
+    }
+    world.broker.end_gate.add_permits(1000);
+    until("heartbeats that say nothing of it any more", || {
+        let told = ended_in_heartbeats(&world, task);
+        told.last().is_some_and(Vec::is_empty)
+    })
+    .await;
+    assert_eq!(told(&world, task), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_exit_of_a_run_is_told_at_once() {
     let world = World::start();

@@ -180,6 +180,7 @@ fn heartbeat() -> v1::HeartbeatRequest {
         boot_id: "boot-a".to_owned(),
         seq: 1,
         open_tasks: Vec::new(),
+        ended_tasks: Vec::new(),
         ca_sequence: 0,
         checkpoint: String::new(),
     }

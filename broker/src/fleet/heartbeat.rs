@@ -1,6 +1,6 @@
 //! Heartbeats: what an agent still runs, and what it should know.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use ephor_proto::grpc::v1;
 use ephor_proto::id::TaskId;
@@ -12,11 +12,13 @@ use ephor_proto::state::task::{EndCause, TaskState};
 use super::Peer;
 use super::rollcall::{RollCall, missing};
 use crate::app::Broker;
+use crate::complete::{By, End, agent_cause};
 use crate::issue::store_unavailable;
 use crate::request::Refusal;
 
 impl Broker {
-    /// Takes the agent's set of open tasks for the whole truth about its host.
+    /// Takes the agent's set of open tasks for the whole truth about its host. Of those missing from it, the agent
+    /// says which ended and why; the others are lost.
     ///
     /// # Errors
     /// `invalid_request` when the set is malformed; nothing is concluded from it then.
@@ -38,7 +40,8 @@ impl Broker {
     ) -> Result<v1::HeartbeatResponse, Refusal> {
         // First: a store that went back must not conclude anything from the set.
         self.compare_with_seen(peer.host(), &r.checkpoint).await?;
-        let present = parse_set(&r.open_tasks)?;
+        let present = parse_set(&r.open_tasks, r.ended_tasks.len())?;
+        let told = parse_ended(&r.ended_tasks)?;
         if r.boot_id != peer.boot_id() {
             let detail = "`boot_id` is another one than this start of the agent said in Hello";
             return Err(Refusal::new(Code::InvalidRequest, detail));
@@ -57,7 +60,21 @@ impl Broker {
                 tasks = gone.len(),
                 "tasks missing from the heartbeat are completed"
             );
-            self.complete_tasks(gone, EndCause::Lost).await;
+            let correlation = self.correlation();
+            let end = |task| match told.get(&task) {
+                // Its own notice is on the way, and may be long: the agent tells only so many at once.
+                Some(cause) => End {
+                    task,
+                    cause: *cause,
+                    by: By::Agent(correlation),
+                },
+                None => End {
+                    task,
+                    cause: EndCause::Lost,
+                    by: By::Broker,
+                },
+            };
+            self.end_tasks(gone.into_iter().map(end).collect()).await;
         }
         self.heard(peer);
         let standing: HashSet<TaskId> = open.iter().map(|task| task.id).collect();
@@ -107,22 +124,29 @@ impl Broker {
     }
 }
 
-fn parse_set(tasks: &[Vec<u8>]) -> Result<HashSet<TaskId>, Refusal> {
-    if tasks.len() > MAX_TASKS_PER_HEARTBEAT {
+fn parse_set(tasks: &[Vec<u8>], ended: usize) -> Result<HashSet<TaskId>, Refusal> {
+    let all = tasks.len().saturating_add(ended);
+    if all > MAX_TASKS_PER_HEARTBEAT {
         let detail = format!(
-            "`open_tasks` has {} entries; at most {MAX_TASKS_PER_HEARTBEAT} are accepted",
-            tasks.len()
+            "`open_tasks` and `ended_tasks` have {all} entries; at most {MAX_TASKS_PER_HEARTBEAT} are accepted"
         );
         return Err(Refusal::new(Code::TooLarge, detail));
     }
-    tasks
-        .iter()
-        .map(|bytes| TaskId::from_slice(bytes))
-        .collect::<Result<_, _>>()
-        .map_err(|error| {
-            Refusal::new(
-                Code::InvalidRequest,
-                format!("`open_tasks` is malformed: {error}"),
-            )
-        })
+    let parsed = tasks.iter().map(|bytes| parse_id(bytes, "open_tasks"));
+    parsed.collect()
+}
+
+fn parse_ended(ended: &[v1::EndedTask]) -> Result<HashMap<TaskId, EndCause>, Refusal> {
+    let parsed = ended.iter().map(|end| {
+        let task = parse_id(&end.task_id, "ended_tasks")?;
+        Ok((task, agent_cause(&end.cause)?))
+    });
+    parsed.collect()
+}
+
+fn parse_id(bytes: &[u8], field: &str) -> Result<TaskId, Refusal> {
+    TaskId::from_slice(bytes).map_err(|error| {
+        let detail = format!("`{field}` is malformed: {error}");
+        Refusal::new(Code::InvalidRequest, detail)
+    })
 }

@@ -88,6 +88,16 @@ impl Agent {
         seq: u64,
         open: &[TaskId],
     ) -> v1::HeartbeatResponse {
+        self.heartbeat_with(test, seq, open, &[]).await
+    }
+
+    async fn heartbeat_with(
+        &self,
+        test: &TestBroker,
+        seq: u64,
+        open: &[TaskId],
+        ended: &[(TaskId, &'static str)],
+    ) -> v1::HeartbeatResponse {
         let peer = self.peer(test).unwrap();
         let request = v1::HeartbeatRequest {
             instance_id: self.instance.to_bytes().to_vec(),
@@ -96,6 +106,7 @@ impl Agent {
             open_tasks: open.iter().map(|id| id.to_bytes().to_vec()).collect(),
             ca_sequence: 0,
             checkpoint: String::new(),
+            ended_tasks: ended.iter().map(ended_task).collect(),
         };
         test.broker.heartbeat(&peer, request).await.unwrap()
     }
@@ -132,6 +143,13 @@ impl Agent {
             closed_at: None,
             deadline: None,
         }
+    }
+}
+
+fn ended_task((task, cause): &(TaskId, &'static str)) -> v1::EndedTask {
+    v1::EndedTask {
+        task_id: task.to_bytes().to_vec(),
+        cause: (*cause).to_owned(),
     }
 }
 
@@ -608,6 +626,30 @@ async fn a_heartbeat_ends_what_is_missing_and_tells_what_ended() {
 }
 
 #[tokio::test]
+async fn a_heartbeat_that_comes_before_an_ends_own_notice_knows_its_cause() {
+    let test = TestBroker::new().await;
+    let agent = active(&test, "web-1").await;
+    let tasks = agent.open_tasks(&test, 5).await;
+    let unknown = TaskId::from_parts(77, [7; 10]);
+    let ended = [
+        (tasks[1], "exited"),
+        (tasks[2], "released"),
+        (unknown, "exited"),
+        // Still in the set: it is there.
+        (tasks[0], "exited"),
+    ];
+    agent.heartbeat_with(&test, 9, &tasks[..1], &ended).await;
+    assert_eq!(state_of(&test, tasks[0]), TaskState::Open, "there");
+    assert_eq!(state_of(&test, tasks[1]).cause(), Some(EndCause::Exited));
+    assert_eq!(state_of(&test, tasks[2]).cause(), Some(EndCause::Released));
+    for task in &tasks[3..] {
+        assert_eq!(state_of(&test, *task).cause(), Some(EndCause::Lost));
+    }
+    let reader = test.broker.ledger.reader();
+    assert!(reader.task(unknown).unwrap().is_none(), "not opened by it");
+}
+
+#[tokio::test]
 async fn a_malformed_heartbeat_ends_nothing() {
     let test = TestBroker::new().await;
     let agent = active(&test, "web-1").await;
@@ -619,6 +661,7 @@ async fn a_malformed_heartbeat_ends_nothing() {
         open_tasks: Vec::new(),
         ca_sequence: 0,
         checkpoint: String::new(),
+        ended_tasks: Vec::new(),
     };
     let with = |change: &dyn Fn(&mut v1::HeartbeatRequest)| {
         let mut request = good.clone();
@@ -630,6 +673,17 @@ async fn a_malformed_heartbeat_ends_nothing() {
         code(with(&|r| r.open_tasks = vec![vec![1]]).await),
         Code::InvalidRequest
     );
+    // What the broker alone can know.
+    let lost = vec![ended_task(&(tasks[0], "lost"))];
+    assert_eq!(
+        code(with(&|r| r.ended_tasks = lost.clone()).await),
+        Code::InvalidRequest
+    );
+    let both = |r: &mut v1::HeartbeatRequest| {
+        r.open_tasks = vec![vec![0; 16]; 8_500];
+        r.ended_tasks = vec![ended_task(&(tasks[0], "exited")); 8_500];
+    };
+    assert_eq!(code(with(&both).await), Code::TooLarge);
     assert_eq!(
         code(with(&|r| r.boot_id = "boot-b".into()).await),
         Code::InvalidRequest

@@ -102,7 +102,7 @@ pub struct HelloResponse {
     #[prost(message, optional, tag = "8")]
     pub ca_bundle: ::core::option::Option<CaBundle>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub instance_id: ::prost::alloc::vec::Vec<u8>,
@@ -120,6 +120,18 @@ pub struct HeartbeatRequest {
     /// As in HelloRequest: a broker that is resumed from an older copy may keep its connections.
     #[prost(string, tag = "6")]
     pub checkpoint: ::prost::alloc::string::String,
+    /// Tasks that ended, of which no Complete was answered yet: their Complete says the same, and may come
+    /// later than this. A task that is in neither set is lost.
+    #[prost(message, repeated, tag = "7")]
+    pub ended_tasks: ::prost::alloc::vec::Vec<EndedTask>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndedTask {
+    #[prost(bytes = "vec", tag = "1")]
+    pub task_id: ::prost::alloc::vec::Vec<u8>,
+    /// As in CompleteRequest.
+    #[prost(string, tag = "2")]
+    pub cause: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatResponse {

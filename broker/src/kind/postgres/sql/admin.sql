@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS ephor.fence (
     digest bytea,
     -- When the intent is void, by this server's clock.
     deadline timestamptz,
+    -- The latest end that was asked for. No end is ever moved back: what is to end sooner is revoked.
+    valid_until timestamptz,
     epoch bigint NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -228,8 +230,9 @@ DECLARE
     n int;
 BEGIN
     PERFORM ephor.pass(coalesce(ephor.installation_of(p_role), '?'), p_epoch);
-    INSERT INTO ephor.fence (credential, role, dead, digest, deadline, epoch)
-    VALUES (p_credential, p_role, false, asked, to_timestamp(p_deadline_ms / 1000.0), p_epoch)
+    INSERT INTO ephor.fence (credential, role, dead, digest, deadline, valid_until, epoch)
+    VALUES (p_credential, p_role, false, asked, to_timestamp(p_deadline_ms / 1000.0),
+            to_timestamp(p_valid_until_ms / 1000.0), p_epoch)
     ON CONFLICT (credential) DO NOTHING;
     IF NOT FOUND THEN
         SELECT * INTO known FROM ephor.fence f WHERE f.credential = p_credential;
@@ -291,7 +294,8 @@ BEGIN
 END
 $ephor$;
 
--- Moves the end of one login that lives; never of one that was revoked.
+-- Moves the end of one login that lives; never of one that was revoked, and never back: a call may be carried out
+-- long after the one that followed it.
 CREATE OR REPLACE FUNCTION ephor.extend(p_epoch bigint, p_credential uuid, p_role text, p_valid_until_ms bigint)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
@@ -299,17 +303,18 @@ DECLARE
     known ephor.fence;
 BEGIN
     PERFORM ephor.pass(coalesce(ephor.installation_of(p_role), '?'), p_epoch);
+    PERFORM ephor.check_end(p_valid_until_ms);
     -- Until the end of the transaction nobody marks it dead.
-    SELECT * INTO known FROM ephor.fence f WHERE f.credential = p_credential AND f.role = p_role FOR SHARE;
-    IF NOT FOUND OR known.dead THEN
+    UPDATE ephor.fence f SET valid_until = greatest(f.valid_until, to_timestamp(p_valid_until_ms / 1000.0))
+    WHERE f.credential = p_credential AND f.role = p_role AND NOT f.dead RETURNING * INTO known;
+    IF NOT FOUND THEN
         RAISE 'credential % was revoked, or never made', p_credential USING ERRCODE = 'EPH01';
     END IF;
     PERFORM FROM pg_roles r WHERE r.oid = known.role_oid AND r.rolname = p_role;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    PERFORM ephor.check_end(p_valid_until_ms);
-    EXECUTE format('ALTER ROLE %I VALID UNTIL %L', p_role, to_timestamp(p_valid_until_ms / 1000.0)::text);
+    EXECUTE format('ALTER ROLE %I VALID UNTIL %L', p_role, known.valid_until::text);
     RETURN true;
 END
 $ephor$;

@@ -19,6 +19,8 @@ CREATE TABLE IF NOT EXISTS ephor.checkout (
     digest bytea,
     -- When the intent is void, by this server's clock.
     deadline timestamptz,
+    -- The latest end that was asked for.
+    valid_until timestamptz,
     epoch bigint NOT NULL,
     -- Whether it might log in when it was fenced: else an administrator had shut it, and it stays so.
     could_login boolean,
@@ -131,9 +133,10 @@ DECLARE
 BEGIN
     PERFORM ephor.pass(p_installation, p_epoch);
     BEGIN
-        INSERT INTO ephor.checkout (credential, installation, role, role_oid, state, digest, deadline, epoch, settings)
-        VALUES (p_credential, p_installation, p_role, wanted, 'out', asked, to_timestamp(p_deadline_ms / 1000.0), p_epoch,
-                ephor.settings_of(wanted))
+        INSERT INTO ephor.checkout (credential, installation, role, role_oid, state, digest, deadline, valid_until, epoch,
+                                    settings)
+        VALUES (p_credential, p_installation, p_role, wanted, 'out', asked, to_timestamp(p_deadline_ms / 1000.0),
+                to_timestamp(p_valid_until_ms / 1000.0), p_epoch, ephor.settings_of(wanted))
         ON CONFLICT (credential) DO NOTHING;
     EXCEPTION WHEN unique_violation THEN
         PERFORM ephor.is_taken(p_role, wanted);
@@ -207,7 +210,7 @@ BEGIN
 END
 $ephor$;
 
--- Moves the end of a password that is out; never of one that was fenced.
+-- Moves the end of a password that is out; never of one that was fenced, and never back.
 CREATE OR REPLACE FUNCTION ephor.extend_checkout(
     p_installation text, p_epoch bigint, p_credential uuid, p_valid_until_ms bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
@@ -217,15 +220,16 @@ DECLARE
 BEGIN
     PERFORM ephor.pass(p_installation, p_epoch);
     PERFORM ephor.check_end(p_valid_until_ms);
-    SELECT * INTO known FROM ephor.checkout c WHERE c.credential = p_credential FOR SHARE;
-    IF NOT FOUND OR known.state <> 'out' OR known.installation <> p_installation THEN
+    UPDATE ephor.checkout c SET valid_until = greatest(c.valid_until, to_timestamp(p_valid_until_ms / 1000.0))
+    WHERE c.credential = p_credential AND c.state = 'out' AND c.installation = p_installation RETURNING * INTO known;
+    IF NOT FOUND THEN
         RAISE 'checkout % was ended, or never made', p_credential USING ERRCODE = 'EPH01';
     END IF;
     SELECT r.rolname INTO now_called FROM pg_roles r WHERE r.oid = known.role_oid AND r.rolname = known.role;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    EXECUTE format('ALTER ROLE %I VALID UNTIL %L', now_called, to_timestamp(p_valid_until_ms / 1000.0)::text);
+    EXECUTE format('ALTER ROLE %I VALID UNTIL %L', now_called, known.valid_until::text);
     RETURN true;
 END
 $ephor$;

@@ -72,6 +72,38 @@ async fn a_login_is_made_used_extended_and_proven_gone() {
     assert!(census.role_absent && census.sessions == 0);
 }
 
+/// A broker that is paused in a renewal, and goes on after the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_renewal_moves_no_end_back() {
+    let world = shared();
+    let target = world.target();
+    let out = world.mint(&target).await;
+    let valid_until = || {
+        let sql =
+            "select floor(extract(epoch from rolvaliduntil))::bigint from pg_roles where oid =";
+        world.ask(&format!("{sql} {}", out.oid))
+    };
+    let extend = async |until| {
+        let (credential, role) = (out.login.credential, &out.login.role);
+        target.extend(EPOCH, credential, role, until).await.unwrap();
+        valid_until()
+    };
+    let seconds = |time: UnixMillis| (time.as_millis() / 1000).to_string();
+    let [late, next] =
+        [600_000, 1_200_000].map(|more| out.login.valid_until.saturating_add_millis(more));
+    let made = out.login.valid_until.saturating_sub_millis(1000);
+    assert_eq!(extend(made).await, seconds(out.login.valid_until));
+    assert_eq!(extend(next).await, seconds(next));
+    assert_eq!(extend(late).await, seconds(next));
+    // What somebody else sets is put right by any call.
+    for (set, call) in [("infinity", late), ("2020-01-01", next)] {
+        let sql = format!("alter role {} valid until '{set}'", out.name());
+        world.cluster.psql("postgres", &sql).unwrap();
+        assert_eq!(extend(call).await, seconds(next), "{set}");
+    }
+    target.revoke(EPOCH, &out.ending()).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_mint_again_says_the_same_and_another_is_refused() {
     let world = shared();

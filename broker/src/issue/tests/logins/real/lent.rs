@@ -308,6 +308,15 @@ async fn it_is_renewed_made_again_for_a_lost_answer_and_says_what_it_could_not_s
     let renewed = bench.issue(renewal).await.unwrap();
     assert!(renewed.credentials[0].login.is_none());
     assert_eq!(until(), before + 60);
+    // A renewal before that one, which is carried out only now.
+    let known = bench.broker.target("orders").unwrap();
+    let content = Content::of(&bench.row(second)).unwrap();
+    let late = bench.row(second).expires_at.saturating_sub_millis(30_000);
+    let late = known
+        .at
+        .extend(bench.broker.installation.epoch, (second, &content), late);
+    late.await.unwrap();
+    assert_eq!(until(), before + 60);
     assert!(is_let_in(cluster, &again.password));
     // A server that lets it in without asking.
     let hba = cluster.data().join("pg_hba.conf");

@@ -110,7 +110,8 @@ pub struct Dev {
     /// Where everything goes; absent: a temporary directory, removed at the end
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// A policy directory instead of the built-in one
+    /// A policy directory instead of the built-in one. The broker connects to the ports of its targets;
+    /// the password for [target.NAME] goes into targets/target-NAME in --dir, mode 0600
     #[arg(long, value_name = "DIR")]
     pub policy: Option<PathBuf>,
     /// A PostgreSQL server to make logins at, such as postgres:///shop, as a user who may make roles

@@ -6,6 +6,7 @@
 
 mod connect; //  a connection, with TLS and bound to it
 mod passfile; // ~/.pgpass
+mod prepare; //  what a broker needs there is made
 mod words; //    URL and variables
 
 use std::path::{Path, PathBuf};

@@ -34,6 +34,12 @@ mod dev;
 #[path = "cli/dev_pg.rs"]
 mod dev_pg;
 
+#[path = "cli/dev_target.rs"]
+mod dev_target;
+
+#[path = "cli/dev_away.rs"]
+mod dev_away;
+
 #[path = "cli/demo.rs"]
 mod demo;
 

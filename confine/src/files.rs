@@ -5,6 +5,7 @@
 //! for a daemon that attests.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
@@ -39,6 +40,15 @@ pub enum Files {
     },
 }
 
+/// The ports that are left to this process, once it has given up the others for good.
+static CONNECT: OnceLock<Vec<u16>> = OnceLock::new();
+
+/// Whether this process gave up connections to that TCP port: the kernel refuses them with `EACCES`.
+#[must_use]
+pub fn gave_up_connecting_to(port: u16) -> bool {
+    CONNECT.get().is_some_and(|left| !left.contains(&port))
+}
+
 pub(crate) fn restrict(files: Files, off: &Off) -> Result<Protection, ConfineError> {
     let (read, write, ports) = match files {
         Files::NotApplicable(why) => return Ok(Protection::new(NAME, State::NotApplicable, why)),
@@ -56,6 +66,7 @@ pub(crate) fn restrict(files: Files, off: &Off) -> Result<Protection, ConfineErr
         what: NAME,
         problem: error.to_string(),
     })?;
+    let _ = CONNECT.set(ports.1);
     Ok(told(&restricted))
 }
 

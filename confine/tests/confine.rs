@@ -123,6 +123,9 @@ fn only_its_own_files_and_ports_are_left() {
                 denied(TcpStream::connect(elsewhere.local_addr().unwrap()).map(drop));
                 TcpStream::connect(target.local_addr().unwrap()).unwrap();
             }
+            let elsewhere = elsewhere.local_addr().unwrap().port();
+            assert!(ephor_confine::files::gave_up_connecting_to(elsewhere));
+            assert!(!ephor_confine::files::gave_up_connecting_to(reached));
         },
     );
 }

@@ -37,8 +37,8 @@ pub use census::{Census, Evidence, Seen};
 pub use checkout::{CheckedIn, Checkout, LeftOver};
 pub use failed::Failed;
 pub use install::{
-    Admin, ByCertificate, Finding, Grade, InstallError, Installed, Options, SCHEMA_VERSION, check,
-    check_certificates, check_static_roles, install, install_sql,
+    Admin, ByCertificate, Finding, Grade, Install, InstallError, Installed, Options,
+    SCHEMA_VERSION, check, check_certificates, check_static_roles, install, install_sql,
 };
 pub use look::{Found, Use, Uses};
 pub use mint::{CERTIFICATE, Login, Minted};

@@ -15,6 +15,7 @@ use ephor_proto::time::Boottime;
 
 use super::effect::{AtTarget, Failed, Seen, logins};
 use super::name;
+use super::postgres::Password;
 use crate::app::Broker;
 use crate::issue::defect;
 use crate::policy::{PostgresTarget, Target, Tls};
@@ -213,14 +214,22 @@ impl Secrets {
         self.dir.is_none()
     }
 
-    /// The file of one target, if there is one: a server may ask for no password.
-    fn file(&self, target: &str) -> Option<PathBuf> {
+    /// That of one target: a server may ask for none.
+    fn password(&self, target: &str) -> Password {
         let file = match (&self.dir, &self.credentials) {
             (Some(dir), _) => dir.join(format!("target-{target}")),
             (None, Some(dir)) => dir.join(format!("ephor-target-{target}")),
-            (None, None) => return None,
+            (None, None) => return Password::None,
         };
-        file.exists().then_some(file)
+        match file.exists() {
+            true => Password::File(file),
+            false => Password::Absent(file),
+        }
+    }
+
+    /// Whether there is a file for one target.
+    fn has(&self, target: &str) -> bool {
+        matches!(self.password(target), Password::File(_))
     }
 }
 
@@ -273,18 +282,18 @@ impl Broker {
         let Some(policy) = &known.policy else {
             return false;
         };
-        let has_come = || self.target_secrets.file(&policy.name).is_some();
+        let has_come = || self.target_secrets.has(&policy.name);
         let endpoint = Endpoint::of(&policy.postgres);
         (!known.has_secret && has_come()) || endpoint.is_ok_and(|now| now != known.endpoint)
     }
 
     fn reach(&self, policy: &Arc<Target>) -> Result<Known, Failed> {
-        let secret = self.target_secrets.file(&policy.name);
-        let has_secret = secret.is_some();
+        let password = self.target_secrets.password(&policy.name);
+        let has_secret = matches!(password, Password::File(_));
         let server = logins::Server::new(
             (&policy.name, &policy.postgres),
             &self.installation.id,
-            secret,
+            password,
             &self.tasks,
         )?;
         Ok(Known {

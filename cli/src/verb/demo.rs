@@ -22,10 +22,11 @@ use std::process::ExitCode;
 
 pub use app::app_main;
 
-use super::dev::{Database, Installation, interrupted};
+use super::dev::{Database, Installation, interrupted, login_name};
 use crate::args;
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
+use crate::postgres::Target;
 use crate::show::to_stdout;
 use crate::signals::Signals;
 use crate::words::shell_quoted;
@@ -61,9 +62,10 @@ pub async fn demo(args: args::Demo) -> Outcome {
     ))?;
     let database = match &server {
         Some(Ok(server)) => {
-            let url = server.url();
+            // The server ends with the demo, and all that is made there.
+            let (target, login) = (Target::of(&server.url())?, login_name(scene.layout())?);
             Some(tokio::select! {
-                prepared = Database::prepare(&url, scene.layout()) => prepared?,
+                prepared = Database::prepare(target, login, scene.layout(), || Ok(())) => prepared?,
                 caught = signals.next_ending() => return Err(interrupted(caught)),
             })
         }

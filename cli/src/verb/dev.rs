@@ -12,55 +12,69 @@ use std::time::Duration;
 
 pub use installation::Installation;
 pub use layout::{Layout, PolicyFrom};
-pub use pg::{Database, keeper_main};
+pub use pg::{Database, keeper_main, login_name};
 
 use ephor_proto::http::admin::Status;
 
 use crate::args;
 use crate::client::Peer;
 use crate::exit::{Failure, Outcome};
+use crate::postgres::Target;
 use crate::process::{Child, Command, Environment, SELF};
 use crate::show::{to_stderr, to_stdout};
 use crate::signals::{Caught, Signals};
 use crate::words::shell_quoted;
 
+/// How the names of temporary directories begin.
+const PREFIX: &str = "ephor-dev.";
 /// Longest wait for a server that is being prepared when somebody wants us to end.
 const PREPARE_MAX: Duration = Duration::from_secs(20);
 
 /// Starts both, then waits for the end: of the command, or by a signal.
 pub async fn dev(args: args::Dev) -> Outcome {
     let signals = Signals::take()?;
-    let layout = Layout::make(args.dir.as_deref(), "ephor-dev.")?;
     if let Some(url) = &args.pg {
-        pg::take_back_stale(url).await?;
-        let keeper = pg::Keeper::start(url, &layout)?;
+        // A URL that is wrong leaves nothing behind, not even a directory.
+        let server = Target::of(url)?;
+        server.verified()?;
+        let layout = Layout::make(args.dir.as_deref(), PREFIX)?;
+        pg::take_back_stale(&server).await?;
+        let login = pg::login_name(&layout)?;
+        let keeper = pg::Keeper::start(url, &login, &layout)?;
         // Whatever happens from here on, it takes back what was made at the server.
-        let outcome = with_database(layout, url, &signals, &args.command).await;
+        let outcome =
+            with_database(layout, (server, login), &keeper, &signals, &args.command).await;
         keeper.finish().await;
         return outcome;
     }
+    let layout = Layout::make(args.dir.as_deref(), PREFIX)?;
     let policy = match args.policy {
         Some(dir) => PolicyFrom::Directory(dir),
         None => PolicyFrom::File("dev.toml", built_in_policy()),
     };
-    serve_in(layout.with_policy(policy)?, &signals, &args.command).await
+    serve_in(layout.with_policy(policy)?, &signals, &args.command, None).await
 }
 
 async fn with_database(
     layout: Layout,
-    url: &str,
+    (server, login): (Target, String),
+    keeper: &pg::Keeper,
     signals: &Signals,
     command: &[OsString],
 ) -> Outcome {
-    let database = prepared(&layout, url, signals).await?;
+    let told = || keeper.may_be_there(&layout);
+    let preparing = Database::prepare(server, login, &layout, told);
+    let database = prepared(preparing, signals).await?;
     database.announce();
-    let target = database.settings(&layout)?;
     let layout = layout.with_policy(PolicyFrom::File("dev.toml", policy_with(&database)))?;
-    serve_in(layout.with_target(target), signals, command).await
+    serve_in(layout, signals, command, Some(pg::ENTITLEMENT)).await
 }
 
-async fn prepared(layout: &Layout, url: &str, signals: &Signals) -> Result<Database, Failure> {
-    let mut preparing = std::pin::pin!(Database::prepare(url, layout));
+async fn prepared(
+    preparing: impl Future<Output = Result<Database, Failure>>,
+    signals: &Signals,
+) -> Result<Database, Failure> {
+    let mut preparing = std::pin::pin!(preparing);
     let caught = tokio::select! {
         prepared = &mut preparing => return prepared,
         caught = signals.next_ending() => caught,
@@ -70,8 +84,13 @@ async fn prepared(layout: &Layout, url: &str, signals: &Signals) -> Result<Datab
     Err(interrupted(caught))
 }
 
-async fn serve_in(layout: Layout, signals: &Signals, command: &[OsString]) -> Outcome {
-    let env = layout.has_target().then_some(pg::ENTITLEMENT);
+/// `login` is the entitlement whose login the command gets.
+async fn serve_in(
+    layout: Layout,
+    signals: &Signals,
+    command: &[OsString],
+    login: Option<&str>,
+) -> Outcome {
     let starting = Installation::start(layout, signals.mask_before());
     let installation = tokio::select! {
         started = starting => started?,
@@ -81,7 +100,7 @@ async fn serve_in(layout: Layout, signals: &Signals, command: &[OsString]) -> Ou
     let outcome = if command.is_empty() {
         serve(&installation, signals).await
     } else {
-        one_command(&installation, signals, command, env).await
+        one_command(&installation, signals, command, login).await
     };
     installation.stop().await;
     outcome

@@ -14,8 +14,8 @@ use std::time::Duration;
 use ephor_broker::config::{Config, Settings};
 use ephor_broker::kind::effect::logins::Server;
 use ephor_broker::kind::postgres::{
-    Access, Admin, ByCertificate, Finding, Grade, Ident, InstallError, Options, Password,
-    SCHEMA_VERSION, check, check_certificates, check_static_roles, install, install_sql,
+    Access, ByCertificate, Finding, Grade, Ident, Options, Password, SCHEMA_VERSION, check,
+    check_certificates, check_static_roles, install_sql,
 };
 use ephor_broker::policy::{Give, LoginBy, Snapshot};
 use ephor_broker::tasks::Tasks;
@@ -26,13 +26,15 @@ use zeroize::Zeroizing;
 
 use crate::args::{self, DoctorOutput};
 use crate::client::{Peer, segment};
-use crate::exit::{CHECK_FAILED, Failure, Outcome};
+use crate::exit::{CHECK_FAILED, Failure, Outcome, USAGE};
 use crate::postgres::Target;
 use crate::show;
 use crate::words::plural;
 
 /// For connections to end.
 const ENDS: Duration = Duration::from_secs(1);
+/// What became of a server that `init` did not get through.
+const AS_BEFORE: &str = "A database that was not reached, or whose statement failed, is as it was before; init may be run again.";
 /// Longest password file, in bytes.
 const PASSWORD_FILE: usize = 1024;
 
@@ -76,18 +78,11 @@ async fn init(args: args::TargetInit) -> Outcome {
         show::to_stdout(&script)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (tls, _) = server.verified()?;
-    let admin = Admin {
-        address: server.address.clone(),
-        user: server.user.clone(),
-        password: server.password(),
-        database: server.database.clone(),
-        tls,
-    };
-    let tasks = Tasks::new();
-    let installed = install(&admin, &options, &tasks).await;
-    tasks.shutdown(ENDS).await;
-    let installed = installed.map_err(|why| not_installed(&why, &args.url))?;
+    let installed = server.prepare(&options, || Ok(())).await;
+    let installed = installed.map_err(|failure| match failure.code {
+        USAGE => failure,
+        _ => failure.although_issued(AS_BEFORE.to_owned()),
+    })?;
     let (own, rest) = installed
         .databases
         .split_first()
@@ -109,26 +104,6 @@ async fn init(args: args::TargetInit) -> Outcome {
         },
     ))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn not_installed(why: &InstallError, url: &str) -> Failure {
-    let rest = "A database whose statement failed is as it was before; init may be run again.";
-    match why {
-        InstallError::Options(_) => Failure::usage(why),
-        InstallError::Connect(_) => Failure::unreachable(format!(
-            "{why}\nA database that was not reached is as it was before. See that the server runs there, and that its \
-             pg_hba.conf lets this user in from here; then run it again."
-        )),
-        InstallError::Statement { .. } => {
-            // The administrator's name, and nothing that may be a password.
-            let who = Target::of(url)
-                .map(|server| server.user)
-                .unwrap_or_default();
-            Failure::denied(format!(
-                "{why}\n{rest}\nIt takes a user who may make roles and databases; {who} is the one that was used."
-            ))
-        }
-    }
 }
 
 fn options(args: &args::TargetInit, database: &str) -> Result<Options, Failure> {
@@ -195,7 +170,8 @@ fn secret(file: &Path) -> Result<Secret, Failure> {
 }
 
 async fn look(args: args::TargetCheck) -> Outcome {
-    let (access, asked) = match args.target.contains("://") {
+    // No name of a target has one of these.
+    let (access, asked) = match args.target.contains([':', '/', '@']) {
         true => by_url(&args)?,
         false => by_name(&args).await?,
     };
@@ -302,7 +278,8 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
     };
     let file = args.password_file.clone().or_else(|| of_broker(args));
     let tasks = Tasks::new();
-    let server = Server::new((name, &target.postgres), "", file, &tasks);
+    let password = file.map_or(Password::None, Password::File);
+    let server = Server::new((name, &target.postgres), "", password, &tasks);
     let server = server.map_err(|why| Failure::config(format!("[target.{name}]: {why}.")))?;
     let (groups, lent) = roles(&snapshot, name)?;
     let asked = Asked {

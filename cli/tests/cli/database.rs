@@ -310,7 +310,7 @@ fn dev_needs_no_superuser_and_keeps_no_right() {
     let said = text(&output.stderr);
     assert_eq!(text(&output.stdout), "ephor_dev3\n", "{said}");
     assert!(
-        said.ends_with(".\n") && !said.contains(" is left at "),
+        said.ends_with(".\n") && !said.contains(" left at "),
         "{said}"
     );
     assert_eq!(server.psql("postgres", OURS).unwrap(), "", "{said}");

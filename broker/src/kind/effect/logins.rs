@@ -35,7 +35,7 @@ impl Server {
     pub fn new(
         (name, policy): (&str, &PostgresTarget),
         installation: &str,
-        password_file: Option<PathBuf>,
+        password: Password,
         tasks: &Tasks,
     ) -> Result<Self, Failed> {
         let databases = policy.databases.iter().map(|name| ident(name));
@@ -44,7 +44,7 @@ impl Server {
             installation: installation_part(installation),
             hosts: vec![policy.address.clone()],
             user: policy.user.clone(),
-            password: password_file.map_or(Password::None, Password::File),
+            password,
             admin_database: ident(&policy.admin_database)?,
             databases: databases.collect::<Result<_, _>>()?,
             standbys: policy.standbys.clone(),

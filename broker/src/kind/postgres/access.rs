@@ -26,6 +26,8 @@ pub enum Tls {
 pub enum Password {
     /// There is none: peer or trust.
     None,
+    /// There is no file, so the server must ask for none; else it goes there.
+    Absent(PathBuf),
     /// The first line of this file, read at every connect.
     File(PathBuf),
     /// Given by a person, for a look.

@@ -57,7 +57,9 @@ impl Conn {
         tasks: &Tasks,
     ) -> Result<Self, Failed> {
         let file = match &access.password {
-            Password::None => return Self::open_with(access, host, purpose, None, tasks).await,
+            Password::None | Password::Absent(_) => {
+                return Self::open_with(access, host, purpose, None, tasks).await;
+            }
             Password::Given(password) => {
                 return Self::open_with(access, host, purpose, Some(password), tasks).await;
             }

@@ -1,8 +1,12 @@
 //! What became of a call to a target that did not do what was asked.
 
+use std::path::Path;
+
+use ephor_proto::postgres::Address;
+use rustix::io::Errno;
 use tokio_postgres::error::DbError;
 
-use super::access::Access;
+use super::access::{Access, Password};
 
 /// See the module. Every text names the target and never holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -185,13 +189,25 @@ fn text(db: &DbError) -> String {
 pub(super) fn words(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => text(db),
-        None => match chain(error) {
-            // The library's way to say that there is none, once the server asks for it.
-            none if none.contains("password missing") => {
-                "it asks for a password, and there is none".to_owned()
-            }
-            other => other,
-        },
+        None if asks_in_vain(error) => "it asks for a password, and there is none".to_owned(),
+        None => chain(error),
+    }
+}
+
+/// Whether the server asks for a password and there is none. The library has no type for that.
+fn asks_in_vain(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_none() && chain(error).contains("password missing")
+}
+
+/// Whether this process itself gave up connecting there (Landlock), before it was ever tried.
+fn is_given_up(host: &Address, error: &tokio_postgres::Error) -> bool {
+    let cause = std::error::Error::source(error);
+    let cause = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let refused =
+        cause.and_then(std::io::Error::raw_os_error) == Some(Errno::ACCESS.raw_os_error());
+    match host {
+        Address::Tcp { port, .. } => refused && ephor_confine::files::gave_up_connecting_to(*port),
+        Address::Socket { .. } => false,
     }
 }
 
@@ -215,25 +231,52 @@ pub(super) struct Tried<'a> {
     /// Name of the target.
     pub(super) target: &'a str,
     /// The server.
-    pub(super) host: &'a ephor_proto::postgres::Address,
+    pub(super) host: &'a Address,
     /// As whom.
     pub(super) user: &'a str,
     /// Into which database.
     pub(super) database: &'a str,
+    /// Where the password would be, if there were one.
+    pub(super) absent: Option<&'a Path>,
 }
 
 impl<'a> Tried<'a> {
     /// With the broker's own login.
-    pub(super) fn of(
-        access: &'a Access,
-        host: &'a ephor_proto::postgres::Address,
-        database: &'a str,
-    ) -> Self {
+    pub(super) fn of(access: &'a Access, host: &'a Address, database: &'a str) -> Self {
         Self {
             target: &access.name,
             host,
             user: &access.user,
             database,
+            absent: match &access.password {
+                Password::Absent(file) => Some(file),
+                Password::None | Password::File(_) | Password::Given(_) => None,
+            },
+        }
+    }
+
+    /// Without a word of the server, but that it asks for a password that there is none of.
+    fn unanswered(&self, error: &tokio_postgres::Error) -> Failed {
+        let target = self.target.to_owned();
+        let why = format!("{self}: {}", words(error));
+        if asks_in_vain(error) {
+            let place = match self.absent {
+                Some(file) => file.display().to_string(),
+                None => format!("target-{} in target_secrets_dir", self.target),
+            };
+            let mend = format!("put it into the file {place}, mode 0600");
+            return Failed::Unauthorized { target, why, mend };
+        }
+        let mend = match is_given_up(self.host, error) {
+            true => format!(
+                "; the broker may connect to the ports in target_ports only: add {} to it in broker.toml and start the broker again",
+                self.host.port()
+            ),
+            false => String::new(),
+        };
+        Failed::Unreachable {
+            target,
+            why: why + &mend,
         }
     }
 }
@@ -254,10 +297,7 @@ impl std::fmt::Display for Tried<'_> {
 pub(super) fn not_connected(tried: &Tried<'_>, error: &tokio_postgres::Error) -> Failed {
     let target = tried.target.to_owned();
     let Some(db) = error.as_db_error() else {
-        return Failed::Unreachable {
-            target,
-            why: format!("{tried}: {}", words(error)),
-        };
+        return tried.unanswered(error);
     };
     let why = format!("{tried}: {}", text(db));
     match answer(target.clone(), "connecting", db) {

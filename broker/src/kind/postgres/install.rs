@@ -18,7 +18,7 @@ pub use check::{Finding, Grade, check, check_static_roles};
 
 use super::access::Tls;
 use super::connect::{NotConnected, connected};
-use super::failed::{Tried, words};
+use super::failed::{Failed, Tried, not_connected, words};
 use super::name::{Ident, literal, quoted};
 use crate::limits;
 use crate::tasks::Tasks;
@@ -79,10 +79,13 @@ pub enum InstallError {
     /// The options do not fit together.
     #[error("{0}")]
     Options(String),
-    /// Nobody answers, or we are not let in.
+    /// Nobody answers there, or no longer, or not so that it can be trusted.
     #[error("{0}")]
-    Connect(String),
-    /// A statement failed; the database it was in is as before.
+    Unreachable(String),
+    /// The server answers, and does not let this user in.
+    #[error("{0}")]
+    Unauthorized(String),
+    /// The server refused a statement; the database it was in is as before.
     #[error("database {database}: {why}")]
     Statement {
         /// Where.
@@ -140,7 +143,7 @@ pub fn install_sql(options: &Options) -> Result<String, InstallError> {
     Ok(script)
 }
 
-/// Installs.
+/// Installs, all at once.
 ///
 /// # Errors
 /// [`InstallError`].
@@ -149,33 +152,71 @@ pub async fn install(
     options: &Options,
     tasks: &Tasks,
 ) -> Result<Installed, InstallError> {
-    let sections = sections(options)?;
-    let mut current = admin.database.clone();
-    let mut client = connect_to(admin, &current, tasks).await?;
-    let server = texts(&client, &current, "SHOW server_version").await?;
-    for section in sections {
-        if let Some(database) = section.database {
-            client = connect_to(admin, &database, tasks).await?;
-            current = database;
-        }
-        if let Some(first) = &section.first {
-            for statement in texts(&client, &current, first).await? {
-                run_one(&client, &current, &statement).await?;
-            }
-        }
-        run_one(
-            &client,
-            &current,
-            &format!("BEGIN;\n{}\nCOMMIT;", section.sql),
-        )
-        .await?;
+    Install::begin(admin, options, tasks).await?.run().await
+}
+
+/// An installation whose administrator was let in. Nothing is made there before [`Self::run`]: whoever
+/// must take it back knows from then on that there can be something.
+pub struct Install<'a> {
+    admin: &'a Admin,
+    options: &'a Options,
+    tasks: &'a Tasks,
+    sections: Vec<Section>,
+    client: Client,
+    server: String,
+}
+
+impl<'a> Install<'a> {
+    /// Connects, and reads the server's version.
+    ///
+    /// # Errors
+    /// [`InstallError`], with nothing made.
+    pub async fn begin(
+        admin: &'a Admin,
+        options: &'a Options,
+        tasks: &'a Tasks,
+    ) -> Result<Self, InstallError> {
+        let sections = sections(options)?;
+        let client = connect_to(admin, &admin.database, tasks).await?;
+        let server = texts(&client, &admin.database, "SHOW server_version").await?;
+        Ok(Self {
+            admin,
+            options,
+            tasks,
+            sections,
+            client,
+            server: server.into_iter().next().unwrap_or_default(),
+        })
     }
-    let databases = std::iter::once(&options.admin_database).chain(&options.databases);
-    Ok(Installed {
-        host: admin.address.to_string(),
-        server: server.into_iter().next().unwrap_or_default(),
-        databases: databases.map(|name| name.as_str().to_owned()).collect(),
-    })
+
+    /// Installs.
+    ///
+    /// # Errors
+    /// [`InstallError`].
+    pub async fn run(self) -> Result<Installed, InstallError> {
+        let Self { admin, options, .. } = self;
+        let mut client = self.client;
+        let mut current = admin.database.clone();
+        for section in self.sections {
+            if let Some(database) = section.database {
+                client = connect_to(admin, &database, self.tasks).await?;
+                current = database;
+            }
+            if let Some(first) = &section.first {
+                for statement in texts(&client, &current, first).await? {
+                    run_one(&client, &current, &statement).await?;
+                }
+            }
+            let all = format!("BEGIN;\n{}\nCOMMIT;", section.sql);
+            run_one(&client, &current, &all).await?;
+        }
+        let databases = std::iter::once(&options.admin_database).chain(&options.databases);
+        Ok(Installed {
+            host: admin.address.to_string(),
+            server: self.server,
+            databases: databases.map(|name| name.as_str().to_owned()).collect(),
+        })
+    }
 }
 
 async fn connect_to(admin: &Admin, database: &str, tasks: &Tasks) -> Result<Client, InstallError> {
@@ -199,16 +240,31 @@ async fn connect_to(admin: &Admin, database: &str, tasks: &Tasks) -> Result<Clie
         host: &admin.address,
         user: &admin.user,
         database,
+        absent: None,
     };
-    let failed = |why: String| InstallError::Connect(format!("{tried}: {why}"));
+    let away = |why: String| InstallError::Unreachable(format!("{tried}: {why}"));
     let opened = connected(&config, &admin.address, &admin.tls, tasks);
     let opened = timeout(limits::PG_CONNECT, opened).await;
-    let opened =
-        opened.map_err(|_| failed(format!("no answer within {:?}", limits::PG_CONNECT)))?;
+    let opened = opened.map_err(|_| away(format!("no answer within {:?}", limits::PG_CONNECT)))?;
     opened.map_err(|why| match why {
-        NotConnected::Tls(why) => failed(why),
-        NotConnected::Server(why) => failed(words(&why)),
+        NotConnected::Tls(why) => away(why),
+        NotConnected::Server(why) => not_let_in(not_connected(&tried, &why)),
     })
+}
+
+/// Whether the server answered is all that matters here.
+fn not_let_in(failed: Failed) -> InstallError {
+    match failed {
+        Failed::Unreachable { why, .. }
+        | Failed::Busy { why, .. }
+        | Failed::Unknown { why, .. }
+        | Failed::Fenced { why, .. }
+        | Failed::TooLate { why, .. } => InstallError::Unreachable(why),
+        Failed::Unauthorized { why, .. }
+        | Failed::Refused { why, .. }
+        | Failed::NotPrimary { why, .. }
+        | Failed::Missing { what: why, .. } => InstallError::Unauthorized(why),
+    }
 }
 
 async fn run_one(client: &Client, database: &str, sql: &str) -> Result<(), InstallError> {
@@ -230,10 +286,15 @@ async fn texts(client: &Client, database: &str, sql: &str) -> Result<Vec<String>
     Ok(answer.into_iter().filter_map(text).collect())
 }
 
+/// Without a word of the server, the connection is gone.
 fn failed(database: &str, why: &tokio_postgres::Error) -> InstallError {
-    InstallError::Statement {
-        database: database.to_owned(),
-        why: words(why),
+    let said = words(why);
+    match why.as_db_error() {
+        Some(_) => InstallError::Statement {
+            database: database.to_owned(),
+            why: said,
+        },
+        None => InstallError::Unreachable(format!("database {database}: {said}")),
     }
 }
 

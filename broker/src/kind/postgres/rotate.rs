@@ -188,9 +188,11 @@ impl Target {
     fn password_file(&self) -> Result<&Path, NotRotated> {
         match &self.access().password {
             Password::File(file) => Ok(file),
-            Password::None | Password::Given(_) => Err(NotRotated::NoSecret {
-                target: self.name().to_owned(),
-            }),
+            Password::None | Password::Absent(_) | Password::Given(_) => {
+                Err(NotRotated::NoSecret {
+                    target: self.name().to_owned(),
+                })
+            }
         }
     }
 

@@ -67,13 +67,12 @@ impl Scene {
     pub fn into_parts(self, database: Option<&Database>) -> Result<(Layout, Cast), Failure> {
         let hash = sha256(&self.program)?;
         let mut text = policy(&self.program, &own_path()?, &hash, database);
-        let mut layout = self.layout;
         if let Some(database) = database {
             text.push_str(&database.table("team:orders"));
-            let target = database.settings(&layout)?;
-            layout = layout.with_target(target);
         }
-        let layout = layout.with_policy(PolicyFrom::File("orders.toml", text))?;
+        let layout = self
+            .layout
+            .with_policy(PolicyFrom::File("orders.toml", text))?;
         Ok((
             layout,
             Cast {

@@ -118,6 +118,7 @@ struct Starting<'a> {
 
 impl Starting<'_> {
     async fn broker(&self) -> Result<(Daemon, BrokerReady), Failure> {
+        self.layout.make_target_secrets()?;
         let settings = broker_settings(self.layout);
         self.layout
             .write(&self.layout.file("broker", "toml"), &settings)?;
@@ -208,15 +209,18 @@ fn broker_settings(layout: &Layout) -> String {
         ("admin_socket", layout.admin_socket().display().to_string()),
         ("https_listen", "127.0.0.1:0".to_owned()),
         ("http_listen", "127.0.0.1:0".to_owned()),
+        (
+            "target_secrets_dir",
+            layout.target_secrets().display().to_string(),
+        ),
     ] {
         settings.push_str(&setting(key, &value));
     }
-    if let Some((secrets, port)) = layout.target() {
-        settings.push_str(&setting(
-            "target_secrets_dir",
-            &secrets.display().to_string(),
-        ));
-        settings.push_str(&format!("target_ports = [{port}]\n"));
+    let ports = layout.target_ports();
+    if !ports.is_empty() {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        settings.push_str("# Those of the servers that the policy named when this was written.\n");
+        settings.push_str(&format!("target_ports = [{}]\n", ports.join(", ")));
     }
     settings
 }

@@ -2,10 +2,13 @@
 
 mod stale;
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use ephor_broker::policy::Snapshot;
+use ephor_proto::postgres::Address;
 use rustix::fs::FlockOperation;
 
 use crate::exit::{self, Failure};
@@ -28,8 +31,8 @@ pub enum PolicyFrom {
 pub struct Layout {
     dir: PathBuf,
     policy: PathBuf,
-    /// Where the passwords of targets are, and the port of the one there is.
-    target: Option<(PathBuf, u16)>,
+    /// Where the servers are that policy names; none when it cannot be read, which is the broker's to tell.
+    targets: Vec<Address>,
     /// Held open: another `ephor dev` in the same directory is refused.
     _lock: OwnedFd,
     /// Removes the directory at the end when it was made by us without a name.
@@ -64,13 +67,13 @@ impl Layout {
         Ok(Self {
             dir,
             policy,
-            target: None,
+            targets: Vec::new(),
             _lock: lock,
             _temporary: temporary,
         })
     }
 
-    /// Takes the policy from there.
+    /// Takes the policy from there, and the places of the servers that it names.
     ///
     /// # Errors
     /// When the directory does not exist, or the file cannot be written.
@@ -93,23 +96,45 @@ impl Layout {
                 write_private(&self.policy.join(name), &text).map_err(failed)?;
             }
         }
+        if let Ok(policy) = Snapshot::load(&self.policy) {
+            let servers = policy.targets().map(|target| &target.postgres);
+            let hosts = servers.flat_map(|one| std::iter::once(&one.address).chain(&one.standbys));
+            self.targets = hosts.cloned().collect();
+        }
         Ok(self)
-    }
-
-    /// With a server to make logins at: where its password is, and its port.
-    pub fn with_target(mut self, target: (PathBuf, u16)) -> Self {
-        self.target = Some(target);
-        self
     }
 
     /// Whether there is a server to make logins at.
     pub fn has_target(&self) -> bool {
-        self.target.is_some()
+        !self.targets.is_empty()
     }
 
-    /// See [`Self::with_target`].
-    pub fn target(&self) -> Option<&(PathBuf, u16)> {
-        self.target.as_ref()
+    /// TCP ports of the servers that policy names.
+    pub fn target_ports(&self) -> BTreeSet<u16> {
+        let port = |address: &Address| match address {
+            Address::Tcp { port, .. } => Some(*port),
+            Address::Socket { .. } => None,
+        };
+        self.targets.iter().filter_map(port).collect()
+    }
+
+    /// Where the passwords of the broker's own logins at them are: files `target-NAME`.
+    pub fn target_secrets(&self) -> PathBuf {
+        self.dir.join("targets")
+    }
+
+    /// The same, made if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_target_secrets(&self) -> Result<PathBuf, Failure> {
+        let dir = self.target_secrets();
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir);
+        made.map_err(|why| Failure::local(format!("cannot make {}", dir.display()), why))?;
+        Ok(dir)
     }
 
     /// The directory.

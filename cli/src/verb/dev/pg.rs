@@ -6,16 +6,15 @@ mod clean; //    at the server
 mod keeper; //   the process that does it, however we end
 mod listener; // whether loopback is the same server
 
-use ephor_broker::kind::postgres::{Admin, Ident, Options, install};
-use ephor_broker::tasks::Tasks;
+use ephor_broker::kind::postgres::{Ident, Options};
 use ephor_crypto::Secret;
 use ephor_crypto::scram::{self, ScramVerifier};
-use ephor_proto::postgres::{Address, DEFAULT_PORT};
+use ephor_proto::postgres::Address;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
-use crate::exit::{DENIED, Failure};
+use crate::exit::{DENIED, Failure, UNREACHABLE};
 use crate::postgres::Target;
 use crate::show::to_stderr;
 
@@ -25,6 +24,8 @@ pub use keeper::{Keeper, keeper_main};
 pub const ENTITLEMENT: &str = "dev-db";
 /// The target of the built-in policy.
 const TARGET: &str = "dev";
+/// Where the broker reads its password.
+const SECRET_FILE: &str = "target-dev";
 /// The group role that logins are made of.
 const GROUP: &str = "ephor_dev";
 /// Where the schema goes, as `ephor target init` has it.
@@ -47,14 +48,18 @@ pub struct Database {
 }
 
 impl Database {
-    /// Prepares the server. Whatever of it was done is for the caller to take back.
+    /// Prepares the server; its login is [`login_name`]'s. `before` is called before the first thing is made
+    /// there: whatever is made is for the caller to take back.
     ///
     /// # Errors
     /// When it cannot be reached, or its user may not do that.
-    pub async fn prepare(url: &str, layout: &Layout) -> Result<Self, Failure> {
-        let server = Target::of(url)?;
-        let (tls, ca) = server.verified()?;
-        let login = login_name(layout)?;
+    pub async fn prepare(
+        server: Target,
+        login: String,
+        layout: &Layout,
+        before: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let (_, ca) = server.verified()?;
         let random = |why: &dyn std::fmt::Display| Failure::local("cannot make a password", why);
         let password = scram::password().map_err(|why| random(&why))?;
         let verifier = ScramVerifier::new(&password, ITERATIONS).map_err(|why| random(&why))?;
@@ -67,23 +72,7 @@ impl Database {
             admin_database: ident(ADMIN_DATABASE)?,
             databases: vec![ident(&server.database)?],
         };
-        let admin = Admin {
-            address: server.address.clone(),
-            user: server.user.clone(),
-            password: server.password(),
-            database: server.database.clone(),
-            tls,
-        };
-        let tasks = Tasks::new();
-        let installed = install(&admin, &options, &tasks).await;
-        tasks.shutdown(std::time::Duration::from_secs(1)).await;
-        installed.map_err(|why| {
-            let mend = format!(
-                "`--pg` does as {} what `ephor target init` does: it needs a user who may make roles and databases there.",
-                server.user
-            );
-            Failure::denied(format!("{why}\n       {mend}"))
-        })?;
+        server.prepare(&options, before).await?;
         server
             .with(OPTIONS, async |client| {
                 client.batch_execute(&rights()).await
@@ -91,8 +80,8 @@ impl Database {
             .await?;
         let address = reachable(&server, &login, &password).await?;
         let secret = zeroize::Zeroizing::new(password.expose_str().unwrap_or_default().to_owned());
-        secrets(layout)?;
-        layout.write(&password_file(layout.dir()), &secret)?;
+        let secrets = layout.make_target_secrets()?;
+        layout.write(&secrets.join(SECRET_FILE), &secret)?;
         let tls = ca;
         Ok(Self {
             server,
@@ -150,15 +139,6 @@ impl Database {
         let url = quoted(&url);
         format!("\n[target.{TARGET}]\nowner    = \"{owner}\"\npostgres = {{ url = {url}{tls} }}\n")
     }
-
-    /// Settings of the broker that reaches it.
-    pub fn settings(&self, layout: &Layout) -> Result<(PathBuf, u16), Failure> {
-        let port = match &self.address {
-            Address::Tcp { port, .. } => *port,
-            Address::Socket { .. } => DEFAULT_PORT,
-        };
-        Ok((secrets(layout)?, port))
-    }
 }
 
 /// What the group may do: everything in the database of the URL, now and with what its user makes
@@ -212,27 +192,30 @@ async fn reachable(server: &Target, login: &str, password: &Secret) -> Result<Ad
         };
         match tried {
             Ok(()) => return Ok(loopback),
-            Err(why) => said.push_str(&format!("\n       {why}")),
+            Err(why) => said.push_str(&format!("\n{why}")),
         }
     }
     Err(Failure::denied(format!(
-        "the server lets no login with a password in; pg_hba.conf needs a line such as\n       \
-         host all all 127.0.0.1/32 scram-sha-256\n       {said}"
+        "the server lets no login with a password in; pg_hba.conf needs a line such as\n  \
+         host all all 127.0.0.1/32 scram-sha-256\n{said}"
     )))
 }
 
-/// The same login for a directory that is used again: the installation in it belongs to that.
-fn login_name(layout: &Layout) -> Result<String, Failure> {
-    let file = login_file(layout.dir());
-    if let Ok(known) = std::fs::read_to_string(&file) {
-        return Ok(known.trim_end().to_owned());
+/// The same login for a directory whose record names one that may still be there; else a new one.
+pub fn login_name(layout: &Layout) -> Result<String, Failure> {
+    if let Some(known) = recorded(layout.dir()) {
+        return Ok(known);
     }
     let random: [u8; 4] =
         ephor_crypto::random::bytes().map_err(|why| Failure::local("cannot make a name", why))?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("ephor_broker_{random}");
-    layout.write(&file, &name)?;
-    Ok(name)
+    Ok(format!("ephor_broker_{random}"))
+}
+
+/// The login that may be at its server, by the record of it.
+fn recorded(dir: &Path) -> Option<String> {
+    let known = std::fs::read_to_string(login_file(dir)).ok()?;
+    Some(known.trim_end().to_owned())
 }
 
 /// The record of a login, for a start after one that was killed.
@@ -240,39 +223,23 @@ fn login_file(dir: &Path) -> PathBuf {
     dir.join(LOGIN_FILE)
 }
 
-/// Where the broker reads its password.
-fn password_file(dir: &Path) -> PathBuf {
-    dir.join("targets").join(format!("target-{TARGET}"))
-}
-
 /// Takes back what starts that were killed left at this server, together with whoever kept it for them.
-pub async fn take_back_stale(url: &str) -> Result<(), Failure> {
-    let stale = super::layout::stale_with_login();
-    if stale.is_empty() {
-        return Ok(());
-    }
-    let server = Target::of(url)?;
-    for (dir, lock) in stale {
-        let login = std::fs::read_to_string(login_file(&dir)).unwrap_or_default();
-        // Another server's stay until that one is named again.
-        if clean::clean(&server, login.trim_end()).await? {
-            let _ = std::fs::remove_dir_all(&dir);
+pub async fn take_back_stale(server: &Target) -> Result<(), Failure> {
+    for (dir, lock) in super::layout::stale_with_login() {
+        let login = recorded(&dir).unwrap_or_default();
+        match clean::clean(server, &login).await {
+            Ok(true) => {
+                let _ = std::fs::remove_dir_all(&dir);
+            }
+            // Another server's stay until that one is named again.
+            Ok(false) => {}
+            // Whoever makes something there next says so, and what to do.
+            Err(why) if why.code == UNREACHABLE => return Ok(()),
+            Err(why) => return Err(why),
         }
         drop(lock);
     }
     Ok(())
-}
-
-fn secrets(layout: &Layout) -> Result<PathBuf, Failure> {
-    use std::os::unix::fs::DirBuilderExt;
-    let dir = layout.dir();
-    let dir = dir.join("targets");
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .map_err(|why| Failure::local(format!("cannot make {}", dir.display()), why))?;
-    Ok(dir)
 }
 
 fn ident(name: &str) -> Result<Ident, Failure> {

@@ -1,12 +1,14 @@
 //! The process that takes back what `ephor dev --pg` made at a server, at its end by whatever cause,
 //! also by `kill -9`: it waits for the end of a pipe whose other end only `dev` has.
 //!
-//! It is there before the first role is made, in a session of its own, with all signals blocked.
-//! Should it be killed as well, the next start with that server finds the record of it.
+//! It is there before the first role is made, in a session of its own, with all signals blocked, and is
+//! told before that. Not told, it does and says nothing: then nothing is there. Should it be killed as
+//! well, the next start with that server finds the record of it.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,13 +19,15 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::clean::clean;
-use super::{login_file, password_file};
+use super::{SECRET_FILE, login_file, recorded};
 use crate::exit::{Failure, Outcome};
 use crate::postgres::Target;
 use crate::process::{Child, Command, Environment, SELF, Stdio};
 use crate::show::to_stderr;
 use crate::verb::dev::Layout;
 
+/// Says that the login may be at its server. It stays in the pipe, whatever becomes of `dev`.
+const TOLD: &[u8] = b"made\n";
 /// Longest wait for it to be done; nothing depends on it afterwards.
 const FINISH_MAX: Duration = Duration::from_secs(60);
 
@@ -33,6 +37,7 @@ struct Order {
     url: String,
     login: String,
     dir: PathBuf,
+    password: PathBuf,
 }
 
 impl Drop for Order {
@@ -45,22 +50,24 @@ impl Drop for Order {
 pub struct Keeper {
     process: Child,
     /// Its end tells the keeper to work, whether closed by us or by our death.
-    alive: OwnedFd,
+    alive: File,
+    login: String,
 }
 
 impl Keeper {
-    /// Starts it for the login of `layout`, which is named now, and waits until it stands by.
+    /// Starts it for `login`, the one of `layout`, and waits until it stands by.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(url: &str, layout: &Layout) -> Result<Self, Failure> {
+    pub fn start(url: &str, login: &str, layout: &Layout) -> Result<Self, Failure> {
         let failed = |why: &dyn std::fmt::Display| {
             Failure::local("cannot start the process that cleans up", why)
         };
         let order = Order {
             url: url.to_owned(),
-            login: super::login_name(layout)?,
+            login: login.to_owned(),
             dir: layout.dir().to_owned(),
+            password: layout.target_secrets().join(SECRET_FILE),
         };
         let mut line = Zeroizing::new(serde_json::to_vec(&order).map_err(|why| failed(&why))?);
         line.push(b'\n');
@@ -81,16 +88,38 @@ impl Keeper {
         };
         let process = command.spawn().map_err(|why| failed(&why.desc()))?;
         drop((their_in, their_out));
-        let mut alive = std::fs::File::from(alive);
+        let mut alive = File::from(alive);
         alive.write_all(&line).map_err(|why| failed(&why))?;
         let mut said = Vec::new();
-        let read = std::fs::File::from(ready).read_to_end(&mut said);
+        let read = File::from(ready).read_to_end(&mut said);
         read.map_err(|why| failed(&why))?;
         if said.is_empty() {
             return Err(failed(&"it ended at once"));
         }
-        let alive = alive.into();
-        Ok(Self { process, alive })
+        let keeper = Self {
+            process,
+            alive,
+            login: login.to_owned(),
+        };
+        // One that an earlier start left in this directory may be there from the beginning.
+        if recorded(layout.dir()).is_some() {
+            keeper.tell().map_err(|why| failed(&why))?;
+        }
+        Ok(keeper)
+    }
+
+    /// From now on the login may be at its server: the keeper is told, then the record is written.
+    ///
+    /// # Errors
+    /// When either cannot be done; then nothing may be made.
+    pub fn may_be_there(&self, layout: &Layout) -> Result<(), Failure> {
+        let told = self.tell();
+        told.map_err(|why| Failure::local("cannot tell the process that cleans up", why))?;
+        layout.write(&login_file(layout.dir()), &self.login)
+    }
+
+    fn tell(&self) -> std::io::Result<()> {
+        (&self.alive).write_all(TOLD)
     }
 
     /// Lets it work, and waits until it is done.
@@ -117,7 +146,11 @@ pub async fn keeper_main() -> Outcome {
     let null = std::fs::OpenOptions::new().write(true).open("/dev/null");
     let null = null.map_err(|why| failed(&why))?;
     rustix::stdio::dup2_stdout(null).map_err(|why| failed(&why))?;
-    let _ = std::io::copy(&mut input, &mut std::io::sink());
+    let told = std::io::copy(&mut input, &mut std::io::sink());
+    if matches!(told, Ok(0)) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let _ = std::fs::remove_file(&order.password);
     match take_back(&server, &order.login, &order.dir).await {
         Ok(_) => Ok(ExitCode::SUCCESS),
         Err(why) => {
@@ -127,17 +160,16 @@ pub async fn keeper_main() -> Outcome {
     }
 }
 
-/// Removes a login and its password; then the record of it. Says whether it was at that server.
+/// Removes a login; then the record of it. Says whether it was at that server.
 ///
 /// # Errors
 /// What is left.
 pub async fn take_back(server: &Target, login: &str, dir: &Path) -> Result<bool, Failure> {
-    let _ = std::fs::remove_file(password_file(dir));
     let was_there = clean(server, login).await.map_err(|why| {
         Failure::new(
             why.code,
             format!(
-                "{}\n       The role {login} is left at {}; it can do nothing without its password, which is gone.",
+                "{}\n       The role {login} may be left at {}; it can do nothing without its password, which is gone.",
                 why.message, server.address
             ),
         )

@@ -1,0 +1,103 @@
+//! `ephor dev --policy` with a server of its own: over TCP, at any port, by a password.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use ephor_testkit::postgres::{Cluster, Options};
+
+use super::database::clean;
+use super::support::{Dev, assert_code, ephor, policy, text};
+
+/// Lets its own login in by TCP only, with `method`.
+fn prepared(method: &str, password: &Path) -> Cluster {
+    let server = Cluster::with(&Options {
+        hba: vec![
+            "local all postgres trust".into(),
+            format!("host all ephor 127.0.0.1/32 {method}"),
+            "host all all 127.0.0.1/32 scram-sha-256".into(),
+        ],
+        ..Options::default()
+    })
+    .unwrap();
+    let made = "CREATE DATABASE shop; CREATE ROLE orders_rw";
+    server.psql("postgres", made).unwrap();
+    std::fs::write(password, "of-ephors-own\n").unwrap();
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(password, private).unwrap();
+    let mut init = ephor();
+    init.args(["target", "init", &server.socket_url("postgres", "shop")])
+        .args(["--group", "orders_rw", "--password-file"])
+        .arg(password);
+    assert_code(&clean(&mut init).output().unwrap(), 0);
+    server
+}
+
+fn with_target(port: u16) -> String {
+    policy("5m")
+        + &format!(
+            "\n[target.orders]\nowner = \"team:dba\"\n\
+             postgres = {{ url = \"postgres://ephor@127.0.0.1:{port}/shop\", tls = \"off\" }}\n\
+             [entitlement.orders-db]\nowner = \"team:dba\"\npurpose = \"Orders\"\nwho = [\"dev/me\"]\n\
+             gives = [{{ postgres = {{ target = \"orders\", role = \"orders_rw\" }} }}]\n"
+        )
+}
+
+fn psql(command: &mut Command) -> Output {
+    let asked = "select current_user";
+    let command = command.args(["db", "orders-db", "--", "psql", "-Atc", asked]);
+    clean(command).output().unwrap()
+}
+
+#[test]
+fn a_server_of_the_policy_is_reached_at_its_port_once_its_password_is_there() {
+    let top = tempfile::tempdir().unwrap();
+    let password = top.path().join("password");
+    let server = prepared("scram-sha-256", &password);
+    assert_ne!(server.port(), 5432);
+    let dev = Dev::with_policy(&with_target(server.port()));
+    let refused = psql(&mut dev.ephor());
+    assert_code(&refused, 69);
+    let place = dev.dir.join("targets/target-orders");
+    let said = text(&refused.stderr);
+    let mend = format!("put it into the file {}, mode 0600", place.display());
+    assert!(
+        said.contains("it asks for a password, and there is none") && said.contains(&mend),
+        "{said}"
+    );
+    // As it says, and without a restart.
+    std::fs::copy(&password, &place).unwrap();
+    let output = psql(&mut dev.ephor());
+    assert_code(&output, 0);
+    assert_eq!(text(&output.stdout), "orders_rw\n");
+}
+
+/// The kernel refuses it in the broker's place: who reads the message learns which setting it is.
+#[test]
+fn a_port_that_the_broker_gave_up_is_told_with_its_setting() {
+    let top = tempfile::tempdir().unwrap();
+    let server = prepared("trust", &top.path().join("password"));
+    let dev = Dev::with_policy(&policy("5m"));
+    let later = top.path().join("later");
+    std::fs::create_dir(&later).unwrap();
+    let port = server.port();
+    std::fs::write(later.join("test.toml"), with_target(port)).unwrap();
+    let applied = dev.ephor().args(["policy", "apply"]).arg(&later).output();
+    assert_code(&applied.unwrap(), 0);
+    let protections = std::fs::read(dev.dir.join("broker/protections.json")).unwrap();
+    let protections: serde_json::Value = serde_json::from_slice(&protections).unwrap();
+    let all = protections["protections"].as_array().unwrap();
+    let landlock = all.iter().find(|one| one["name"] == "landlock").unwrap();
+    let output = psql(&mut dev.ephor());
+    if landlock["state"] != "in_force" {
+        // Without rules for ports (before Linux 6.7) every one is left to it.
+        assert_code(&output, 0);
+        return;
+    }
+    assert_code(&output, 69);
+    let said = text(&output.stderr);
+    let mend = format!(
+        "the broker may connect to the ports in target_ports only: add {port} to it in broker.toml"
+    );
+    assert!(said.contains(&mend), "{said}");
+}

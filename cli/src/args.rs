@@ -773,7 +773,7 @@ pub struct Scan {
 pub enum Audit {
     /// Everything about any id, jti or host name
     Show {
-        /// Any form of any id
+        /// Any form of any id: of a receipt (r-7kq2), task, credential, request or decision; a login's name
         id: String,
         #[command(flatten)]
         listing: Listing,

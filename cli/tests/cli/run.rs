@@ -353,3 +353,22 @@ fn children_of(parent: u32) -> Vec<(u32, String)> {
     }
     found
 }
+
+/// What the last line names can be looked at, and the help and the README say so.
+#[test]
+fn the_receipt_that_is_named_at_the_end_can_be_shown() {
+    let dev = Dev::start();
+    let output = dev.run(&["--env", "T=cred://billing-api", "--", "true"]);
+    assert_code(&output, 0);
+    let said = text(&output.stderr);
+    let (_, receipt) = said.rsplit_once("Receipt ").unwrap();
+    let receipt = receipt.trim_end().trim_end_matches('.');
+    assert!(receipt.starts_with("r-"), "{said}");
+    let shown = dev.ephor().args(["audit", "show", receipt]).output();
+    let shown = shown.unwrap();
+    assert_code(&shown, 0);
+    assert!(text(&shown.stdout).contains("prove.receipt"), "{shown:?}");
+    let help = dev.ephor().args(["audit", "show", "--help"]).output();
+    assert!(text(&help.unwrap().stdout).contains("of a receipt (r-"));
+    assert!(include_str!("../../../README.md").contains("`ephor audit show r-"));
+}

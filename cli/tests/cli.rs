@@ -89,6 +89,9 @@ mod target;
 #[path = "cli/inventory.rs"]
 mod inventory;
 
+#[path = "cli/inventory_own.rs"]
+mod inventory_own;
+
 #[path = "cli/database.rs"]
 mod database;
 

@@ -9,13 +9,10 @@ use ephor_testkit::postgres::Cluster;
 use nix::sys::signal::Signal;
 
 use super::database::{OURS, clean, server};
+use super::dev_pg::tmp;
 use super::support::{
     assert_code, children, command_line, end_of, ephor, is_running, send, text, wait_for,
 };
-
-fn tmp() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("et.").tempdir().unwrap()
-}
 
 fn dev(url: &str, tmp: &Path, dir: Option<&Path>) -> Command {
     let mut dev = ephor();

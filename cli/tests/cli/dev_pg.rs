@@ -204,7 +204,7 @@ fn a_signal_while_the_server_is_prepared_leaves_nothing_there() {
 }
 
 /// `dev --pg` with a command that says when it runs, in a directory for its files.
-fn running(url: &str, password: &str, tmp: &Path, script: &str) -> Child {
+pub fn running(url: &str, password: &str, tmp: &Path, script: &str) -> Child {
     let mut dev = ephor();
     dev.args(["dev", "--pg", url, "--", "sh", "-c", script]);
     let dev = clean(&mut dev)
@@ -223,11 +223,11 @@ fn running(url: &str, password: &str, tmp: &Path, script: &str) -> Child {
     dev
 }
 
-fn tmp() -> tempfile::TempDir {
+pub fn tmp() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("et.").tempdir().unwrap()
 }
 
-fn child_with(of: u32, word: &str) -> u32 {
+pub fn child_with(of: u32, word: &str) -> u32 {
     let all = children(of);
     *all.iter()
         .find(|pid| command_line(**pid).contains(word))

@@ -77,6 +77,17 @@ const HOLDINGS: &str = "
      WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid <> 0
      GROUP BY 1, 2, 3";
 
+// In any database: only the owner of Ephor's functions, or a superuser, gives the right to call one.
+const BROKERS: &str = "
+    SELECT DISTINCT d.refobjid
+      FROM pg_shdepend d
+      JOIN pg_shdepend o ON (o.dbid, o.classid, o.objid) = (d.dbid, d.classid, d.objid)
+      JOIN pg_roles r ON r.oid = o.refobjid
+     WHERE d.classid = 'pg_proc'::regclass
+       AND d.refclassid = 'pg_authid'::regclass AND d.deptype = 'a'
+       AND o.refclassid = 'pg_authid'::regclass AND o.deptype = 'o'
+       AND r.rolname IN ('ephor_owner', 'ephor_signal') AND NOT r.rolcanlogin";
+
 const PREPARED: &str = "SELECT gid, owner::text, database::text FROM pg_prepared_xacts";
 
 /// Reads it all. `address` and `name` are those of the connection.
@@ -114,6 +125,7 @@ pub async fn look(
         sessions: part(&mut tx, SESSIONS, session).await?,
         holdings: part(&mut tx, HOLDINGS, holding).await?,
         prepared: part(&mut tx, PREPARED, prepared).await?,
+        brokers: part(&mut tx, BROKERS, |row| row.try_get(0)).await?,
         hidden: part(&mut tx, HIDDEN, |row| row.try_get(0)).await?,
         sees_sessions,
     };

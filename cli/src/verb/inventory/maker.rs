@@ -14,6 +14,10 @@ const VAULT_RANDOM: usize = 20;
 const VAULT_TIME: usize = 10;
 /// How much of the random part is kept when a name is shortened for people.
 const SHOWN_RANDOM: usize = 4;
+/// What `ephor dev --pg` names its broker's logins, and how many hexadecimal digits follow.
+const DEV_PREFIX: &str = "ephor_broker_";
+const DEV_RANDOM: usize = 8;
+
 /// Who made a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Maker {
@@ -29,6 +33,9 @@ pub enum Maker {
         /// Which one.
         installation: String,
     },
+    /// `ephor target init` or `ephor dev --pg`, for Ephor itself: what a broker logs in as, and the roles
+    /// that its functions and its logins need.
+    EphorsOwn,
     /// Named like a person.
     Person,
     /// The server itself, or the service that runs it.
@@ -44,6 +51,7 @@ impl Maker {
             Self::Vault { .. } => "vault",
             Self::Teleport => "teleport",
             Self::Ephor { .. } => "ephor",
+            Self::EphorsOwn => "ephors_own",
             Self::Person => "person",
             Self::Server => "server",
             Self::Other => "other",
@@ -54,7 +62,12 @@ impl Maker {
     pub const fn made_at(&self) -> Option<UnixMillis> {
         match self {
             Self::Vault { made_at } => *made_at,
-            Self::Teleport | Self::Ephor { .. } | Self::Person | Self::Server | Self::Other => None,
+            Self::Teleport
+            | Self::Ephor { .. }
+            | Self::EphorsOwn
+            | Self::Person
+            | Self::Server
+            | Self::Other => None,
         }
     }
 
@@ -62,7 +75,12 @@ impl Maker {
     pub fn installation(&self) -> Option<&str> {
         match self {
             Self::Ephor { installation } => Some(installation),
-            Self::Vault { .. } | Self::Teleport | Self::Person | Self::Server | Self::Other => None,
+            Self::Vault { .. }
+            | Self::Teleport
+            | Self::EphorsOwn
+            | Self::Person
+            | Self::Server
+            | Self::Other => None,
         }
     }
 }
@@ -71,6 +89,18 @@ impl Serialize for Maker {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.word())
     }
+}
+
+/// Roles of Ephor that nobody logs in as: they own its functions, or stand in `pg_hba.conf`.
+pub fn is_ephors_role(name: &str) -> bool {
+    ["ephor_owner", "ephor_signal", "ephor_certificate"].contains(&name)
+}
+
+/// Whether a name has the form of what one run of `ephor dev --pg` logs in as.
+pub fn is_of_dev(name: &str) -> bool {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    let random = name.strip_prefix(DEV_PREFIX);
+    random.is_some_and(|random| random.len() == DEV_RANDOM && random.bytes().all(hex))
 }
 
 /// Reads a login's name. `groups` are those it is a direct member of.

@@ -33,6 +33,8 @@ pub enum Finding {
     RoleGone,
     /// A session of a role that may not log in any more.
     NotALogin,
+    /// What a run of `ephor dev --pg` logged in as: shut, or nobody is connected as it any more.
+    LeftByDev,
 }
 
 impl Finding {
@@ -42,7 +44,8 @@ impl Finding {
             Self::PastValidUntil
             | Self::ConnectedPastValidUntil
             | Self::RoleGone
-            | Self::NotALogin => true,
+            | Self::NotALogin
+            | Self::LeftByDev => true,
             Self::NeverExpires | Self::OverPrivileged | Self::NoOwner => false,
         }
     }
@@ -57,6 +60,7 @@ impl Finding {
             Self::NoOwner => "no_owner",
             Self::RoleGone => "role_gone",
             Self::NotALogin => "not_a_login",
+            Self::LeftByDev => "left_by_dev",
         }
     }
 }
@@ -179,6 +183,7 @@ pub fn report(seen: &Seen) -> Report {
         !role.can_login
             && !role.name.starts_with("pg_")
             && powers.get(&role.name).is_some_and(Vec::is_empty)
+            && !maker::is_ephors_role(&role.name)
             && maker::maker(&role.name, role.oid == BOOTSTRAP, &[]) != Maker::Server
     };
     Report {
@@ -200,6 +205,8 @@ struct Parts<'a> {
     sessions: HashMap<u32, Vec<&'a Session>>,
     holds: HashMap<u32, Vec<Holds>>,
     members: HashMap<u32, Vec<String>>,
+    /// What brokers of ours log in as.
+    brokers: HashSet<u32>,
 }
 
 impl<'a> Parts<'a> {
@@ -236,7 +243,15 @@ impl<'a> Parts<'a> {
             sessions,
             holds,
             members,
+            brokers: seen.brokers.iter().flatten().copied().collect(),
         }
+    }
+
+    /// Whether a role is one of Ephor itself. A name alone hides nobody who is connected.
+    fn is_ephors_own(&self, role: &Role) -> bool {
+        self.brokers.contains(&role.oid)
+            || (!role.can_login && maker::is_ephors_role(&role.name))
+            || (maker::is_of_dev(&role.name) && !self.sessions.contains_key(&role.oid))
     }
 
     /// Of a role that is no login: whether it was one, shut and left behind, or is connected.
@@ -246,7 +261,8 @@ impl<'a> Parts<'a> {
             .members
             .get(&role.oid)
             .is_some_and(|members| !members.is_empty());
-        self.sessions.contains_key(&role.oid) || (is_past && !is_group)
+        let is_shut = !role.can_login && maker::is_of_dev(&role.name);
+        self.sessions.contains_key(&role.oid) || (is_past && !is_group) || is_shut
     }
 
     fn sessions_of(&self, role: u32) -> impl Iterator<Item = &'a Session> {
@@ -259,7 +275,10 @@ fn login(seen: &Seen, role: &Role, graph: &Graph<'_>, parts: &Parts<'_>) -> Logi
         .direct(role.oid)
         .map(|group| group.name.as_str())
         .collect();
-    let maker = maker::maker(&role.name, role.oid == BOOTSTRAP, &groups);
+    let maker = match parts.is_ephors_own(role) {
+        true => Maker::EphorsOwn,
+        false => maker::maker(&role.name, role.oid == BOOTSTRAP, &groups),
+    };
     let comment = role.comment.clone().filter(|comment| !comment.is_empty());
     let mut login = Login {
         name: Some(role.name.clone()),
@@ -297,6 +316,9 @@ fn judge(login: &mut Login, now: UnixMillis) {
     if login.maker == Maker::Server {
         return;
     }
+    if login.maker == Maker::EphorsOwn {
+        return judge_ephors_own(login);
+    }
     let is_past = login.valid_until.is_some_and(|until| until < now);
     if !login.can_login && !is_past {
         login.findings.push(Finding::NotALogin);
@@ -319,6 +341,22 @@ fn judge(login: &mut Login, now: UnixMillis) {
     // What a program makes and takes away has that program for an owner.
     if login.owner.is_none() && matches!(login.maker, Maker::Person | Maker::Other) {
         login.findings.push(Finding::NoOwner);
+    }
+}
+
+/// It goes with its installation, not by a date. The broker of a `dev` that runs is connected; no other
+/// installation can be told from one whose broker is stopped.
+fn judge_ephors_own(login: &mut Login) {
+    let is_of_dev = login.name.as_deref().is_some_and(maker::is_of_dev);
+    let is_unused = login.sessions.as_ref().is_some_and(Vec::is_empty);
+    if is_of_dev && (is_unused || !login.can_login) {
+        login.findings.push(Finding::LeftByDev);
+    }
+    if !login.can_login && login.session_count() > 0 {
+        login.findings.push(Finding::NotALogin);
+    }
+    if !login.powers.is_empty() {
+        login.findings.push(Finding::OverPrivileged);
     }
 }
 
@@ -399,6 +437,11 @@ fn not_seen(seen: &Seen) -> Vec<String> {
         seen.prepared.is_none(),
         "prepared transactions",
         "--sql cannot be made",
+    );
+    refused(
+        seen.brokers.is_none(),
+        "who may call Ephor's functions",
+        "what brokers log in as is not told from others' logins",
     );
     refused(
         seen.hidden.is_none(),

@@ -11,6 +11,8 @@ use crate::words::plural;
 
 /// Names in one statement: each is a lock until the transaction ends.
 const CHUNK: usize = 500;
+/// Where `ephor dev --pg` puts its schema.
+const EPHORS_DATABASE: &str = "ephor";
 /// What each connection begins with.
 const PREAMBLE: &str = "\
 SET client_encoding = 'UTF8';
@@ -283,6 +285,14 @@ fn for_people(report: &Report, plan: &Plan<'_>) -> String {
         .iter()
         .map(|(login, why)| format!("{}: {}", name(login), comment(why)));
     say("Past VALID UNTIL and left alone:", left.collect());
+    say(
+        "Left by runs of `ephor dev --pg`: nobody is connected as them. The next `ephor dev --pg` here by the user\n\
+         -- who ran it removes it, while its directory (in TMPDIR) is there; else, once no such run is starting:",
+        report
+            .with(Finding::LeftByDev)
+            .flat_map(removal_of_dev)
+            .collect(),
+    );
     let never = report.with(Finding::NeverExpires);
     let never = never.map(|login| format!("ALTER ROLE {} VALID UNTIL '...';", name(login)));
     say(
@@ -304,6 +314,37 @@ fn for_people(report: &Report, plan: &Plan<'_>) -> String {
         powers.collect(),
     );
     out
+}
+
+/// What `ephor dev --pg` does at its end. Logins that it made go above, once they are past VALID UNTIL.
+fn removal_of_dev(login: &Login) -> Vec<String> {
+    let name_ident = name(login);
+    let name_literal = literal(login.name.as_deref().unwrap_or_default());
+    if login.owned() > 0 {
+        return vec![format!(
+            "{name_ident} owns something: REASSIGN OWNED BY it first, and scan again"
+        )];
+    }
+    let mut lines = vec![format!("ALTER ROLE {name_ident} NOLOGIN;")];
+    for database in login
+        .holds
+        .iter()
+        .flatten()
+        .filter_map(|held| held.database.as_deref())
+    {
+        let Some(connect) = connect(database) else {
+            continue;
+        };
+        lines.push(connect);
+        lines.push(format!("DROP OWNED BY {name_ident};"));
+        if database == EPHORS_DATABASE {
+            lines.push(format!(
+                "DELETE FROM ephor.installation WHERE login = {name_literal};"
+            ));
+        }
+    }
+    lines.push(format!("DROP ROLE {name_ident};"));
+    lines
 }
 
 fn weaken(login: &Login, power: &super::reach::Power) -> String {

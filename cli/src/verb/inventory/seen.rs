@@ -13,6 +13,8 @@ pub struct Seen {
     pub sessions: Option<Vec<Session>>,
     pub holdings: Option<Vec<Holding>>,
     pub prepared: Option<Vec<Prepared>>,
+    /// Roles that may call functions of Ephor: what brokers log in as.
+    pub brokers: Option<Vec<u32>>,
     /// Backends that are not listed as sessions yet.
     pub hidden: Option<Vec<i32>>,
     /// Whether sessions of others come with their beginning and address.

@@ -86,6 +86,7 @@ fn seen(roles: Vec<Role>) -> Seen {
         sessions: Some(Vec::new()),
         holdings: Some(Vec::new()),
         prepared: Some(Vec::new()),
+        brokers: Some(Vec::new()),
         hidden: Some(Vec::new()),
         sees_sessions: true,
     }
@@ -150,6 +151,47 @@ fn each_is_judged_by_its_end() {
     );
     assert_eq!(report.logins.len(), 8, "a group is no login");
     assert!(!report.is_clean());
+}
+
+/// Shut by a clean-up that failed, it is found all the same; of who is connected a name proves nothing.
+#[test]
+fn what_dev_left_is_known_by_its_name_only_while_nobody_is_connected() {
+    let shut = Role {
+        can_login: false,
+        ..login(1, "ephor_broker_00c0ffee", ValidUntil::Never)
+    };
+    let roles = vec![
+        shut,
+        login(2, "ephor_broker_0badcafe", ValidUntil::Never),
+        login(3, "ephor_broker_0badcaf", ValidUntil::Never),
+        login(4, "ephor_broker_0BADCAFE", ValidUntil::Never),
+        login(5, "ephor_broker_11111111", ValidUntil::Never),
+        login(6, "logins", until(PAST)),
+    ];
+    let mut seen = seen(roles);
+    seen.sessions = Some(vec![session(11, 2, None), session(12, 5, None)]);
+    seen.brokers = Some(vec![5, 6]);
+    let report = report(&seen);
+    let others = [Finding::NeverExpires, Finding::NoOwner];
+    assert_eq!(
+        found(&report, "ephor_broker_00c0ffee"),
+        [Finding::LeftByDev]
+    );
+    for other in [
+        "ephor_broker_0badcafe",
+        "ephor_broker_0badcaf",
+        "ephor_broker_0BADCAFE",
+    ] {
+        assert_eq!(found(&report, other), others, "{other}");
+    }
+    assert!(found(&report, "ephor_broker_11111111").is_empty());
+    assert!(found(&report, "logins").is_empty(), "no date ends it");
+    seen.sessions = None;
+    let report = super::report::report(&seen);
+    assert!(
+        found(&report, "ephor_broker_11111111").is_empty(),
+        "not known is not nobody"
+    );
 }
 
 #[test]

@@ -57,6 +57,7 @@ fn headline(report: &Report, fit: Option<usize>) -> String {
         parts.push(format!("{count} by Ephor {installation}"));
     }
     let others = [
+        (count(&|maker| *maker == Maker::EphorsOwn), "Ephor's own"),
         (count(&|maker| *maker == Maker::Teleport), "by Teleport"),
         (count(&|maker| *maker == Maker::Server), "the server's own"),
         (count(&|maker| *maker == Maker::Other), "other"),
@@ -117,6 +118,14 @@ fn lines(report: &Report) -> Vec<String> {
     let sees_sessions = report.logins.iter().all(|login| login.sessions.is_some());
     if sees_sessions {
         lines.extend(connected(report, &names));
+    }
+    let left: Vec<&Login> = report.with(Finding::LeftByDev).collect();
+    if !left.is_empty() {
+        lines.push(line(
+            "left by a run of ephor dev --pg",
+            left.len(),
+            &names.some(&left),
+        ));
     }
     lines.push(never(report));
     lines.extend(powers(report, &names));

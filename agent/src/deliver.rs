@@ -232,9 +232,10 @@ async fn issue(
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
-            // Only a denial says for certain that nothing came of it.
-            if matches!(&error, CallError::Refused(problem) if problem.code.first_word() == FirstWord::Denied)
-            {
+            // Only a denial says for certain that nothing came of it; one of a target comes after the record.
+            let is_denied =
+                |code: Code| code.first_word() == FirstWord::Denied && code != Code::TargetRefused;
+            if error.refused().is_some_and(is_denied) {
                 agent.denied(asker.task.id);
                 agent.certificates.answered(named);
             }

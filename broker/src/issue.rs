@@ -6,6 +6,7 @@
 
 mod events;
 mod intent;
+mod lent;
 mod mint;
 mod plan;
 mod refused;

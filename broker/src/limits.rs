@@ -421,6 +421,10 @@ pub const PG_CA_FILE: u64 = 1024 * 1024;
 pub const PG_PASSWORD_FILE: usize = 1024;
 /// How long a request that is made again waits until what it was lent before is back.
 pub const LENT_WAIT: Duration = Duration::from_secs(5);
+/// Seconds after which to ask again for a role that is lent, at least: as long as taking it back takes.
+pub const LENT_AGAIN_LEAST: u32 = 2;
+/// The same at most: a task may end long before what it was lent does.
+pub const LENT_AGAIN_MOST: u32 = 30;
 /// Between two tries at lending a role that is not at rest yet.
 pub const PG_LENT_PAUSE: Duration = Duration::from_millis(50);
 /// Tries at lending a role: about as long as [`LENT_WAIT`].

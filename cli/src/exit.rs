@@ -12,7 +12,7 @@ pub const CHECK_FAILED: u8 = 1;
 pub const USAGE: u8 = 64;
 /// Agent or broker cannot be reached.
 pub const UNREACHABLE: u8 = 69;
-/// Somebody has to approve first.
+/// Somebody has to approve first, or another task to end.
 pub const PENDING: u8 = 75;
 /// Refused.
 pub const DENIED: u8 = 77;
@@ -81,8 +81,10 @@ impl Failure {
     /// What agent or broker refused.
     pub fn refused(problem: &Problem) -> Self {
         let word = problem.code.first_word();
-        let said =
-            matches!(word, FirstWord::Invalid) || problem.detail.contains("othing was issued");
+        let said = matches!(word, FirstWord::Invalid)
+            || ["issued", "handed out"]
+                .iter()
+                .any(|done| problem.detail.contains(&format!("othing was {done}")));
         let issued = (!said).then(|| "Nothing was issued.".to_owned());
         let ask = match problem.decision {
             Some(decision) => Some(format!("Decision {}.", decision.short())),

@@ -103,6 +103,20 @@ async fn releasing_the_own_task_wipes_and_gives_the_receipt() {
     assert!(anew.token() != fetched.token() && anew.task() != fetched.task());
 }
 
+/// It comes after the record: the broker has the task.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_task_whose_target_refused_is_told_and_of_one_that_policy_refused_is_not() {
+    for (code, expected) in [(Code::TargetRefused, 1), (Code::Denied, 0)] {
+        let world = World::start();
+        world.broker.state().refuse_issue = Some(code);
+        let refused = world.get("/v1/token?audience=billing").await;
+        assert_eq!(refused.status, 403, "{}", refused.body);
+        let ended = world.post("/v1/task/complete", "").await;
+        assert_eq!(ended.status, 200, "{}", ended.body);
+        assert_eq!(world.broker.state().completes.len(), expected, "{code}");
+    }
+}
+
 /// Heartbeats that say of a task that it ended, by their causes; all of those without it in the open ones.
 fn ended_in_heartbeats(world: &World, task: TaskId) -> Vec<Vec<String>> {
     let id = task.to_bytes().to_vec();

@@ -297,10 +297,18 @@ fn not_extended(failed: &Failed) -> Refusal {
 }
 
 fn not_made(failed: &Failed) -> Refusal {
-    let detail = format!(
-        "{failed}. Nothing was handed out, and what may be left there is being ended; ask again"
-    );
-    Refusal::new(Code::TargetFailed, detail)
+    let (code, rest) = match failed {
+        Failed::UntilMended(_) => (Code::TargetRefused, "Nothing was issued"),
+        Failed::Taken(_) => (Code::InUse, "Nothing was issued"),
+        Failed::Refused(_) | Failed::Away(_) | Failed::TooLate => {
+            (Code::TargetFailed, "Nothing was issued; ask again")
+        }
+        Failed::Fenced | Failed::Unknown(_) | Failed::NoAnswer(_) => (
+            Code::TargetFailed,
+            "Nothing was handed out, and what may be left there is being ended; ask again",
+        ),
+    };
+    Refusal::new(code, format!("{failed}. {rest}"))
 }
 
 impl Made {

@@ -13,7 +13,7 @@ use ephor_proto::time::UnixMillis;
 use ephor_proto::ttl::Granted;
 use serde_json::{Map, Value};
 
-use super::{Intent, Plan, defect, store_unavailable};
+use super::{Intent, Plan, defect};
 use crate::app::Broker;
 use crate::approve::Approved;
 use crate::decide::{Decided, Given};
@@ -183,7 +183,7 @@ impl Broker {
                 role,
                 database,
             } => {
-                self.is_free(target, role)?;
+                self.is_free(target, role, &decided.allowed().subject)?;
                 let (target, role, database) = (target.clone(), role.clone(), database.clone());
                 let content = Content::lent(target, role, database, deadline);
                 (Kind::Secret, Some(content))
@@ -243,22 +243,6 @@ impl Broker {
         let detail = "the CA for databases ends before this login would; nothing was made \
                       (ephor broker rotate database --now)";
         Err(Refusal::new(Code::TargetFailed, detail))
-    }
-
-    /// Refuses what another task has: nothing is recorded then, and the target would refuse it, too.
-    fn is_free(&self, target: &str, role: &str) -> Result<(), Refusal> {
-        let held = self.ledger.reader().checked_out(target, role);
-        let Some(held) = held.map_err(store_unavailable)? else {
-            return Ok(());
-        };
-        let state = match held.state.is_out() {
-            true => "checked out for another task",
-            false => "just being given another password",
-        };
-        let detail = format!(
-            "the role {role} at target {target} is {state}; nothing was issued, ask again when that has ended"
-        );
-        Err(Refusal::new(Code::Busy, detail))
     }
 
     /// A row that says everything but where it is listed and what is signed.

@@ -338,6 +338,12 @@ pub enum Failed {
     /// It said no, or could not be asked; nothing was done.
     #[error("{0}")]
     Refused(String),
+    /// It says no, and will until somebody mends something there or in policy; nothing was done.
+    #[error("{0}")]
+    UntilMended(String),
+    /// It is lent to one task at a time, and another one has it; nothing was done.
+    #[error("{0}")]
+    Taken(String),
     /// Nobody answers there, or lets us in; nothing was done, and nothing else would be.
     #[error("{0}")]
     Away(String),
@@ -366,7 +372,7 @@ impl Failed {
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
-            Self::Refused(_) => "refused",
+            Self::Refused(_) | Self::UntilMended(_) | Self::Taken(_) => "refused",
             Self::Away(_) => "away",
             Self::Fenced => "fenced",
             Self::TooLate => "too_late",

@@ -64,7 +64,11 @@ async fn in_task(args: &args::Run, report: &mut Report) -> Result<u8, Failure> {
     let agent = Peer::agent();
     let task = unless_ended(&signals, open(&agent)).await?;
     report.task = Some(task);
-    let prepared = unless_ended(&signals, prepare(&agent, task, &wants, args)).await;
+    let prepared = unless_ended(
+        &signals,
+        prepare(&agent, task, &wants, args, &mut report.issued),
+    )
+    .await;
     let (mut prepared, child) = match prepared.and_then(|prepared| start(prepared, &signals, args))
     {
         Ok(started) => started,
@@ -164,6 +168,7 @@ async fn prepare(
     task: TaskId,
     wants: &Wants,
     args: &args::Run,
+    issued: &mut usize,
 ) -> Result<Prepared, Failure> {
     let mut environment = Environment::inherited();
     let socket = std::path::absolute(agent.path()).unwrap_or_else(|_| agent.path().to_owned());
@@ -178,6 +183,7 @@ async fn prepare(
     for wanted in &wants.list {
         let one = fetch::fetch(agent, wanted, args.reason.as_deref()).await;
         fetched.push(one.map_err(|failure| failure.about(&wanted.name))?);
+        *issued = fetched.len();
     }
     let mut prepared = Prepared {
         environment,

@@ -5,7 +5,7 @@
 pub enum FirstWord {
     /// Policy or proof says no; asking again changes nothing.
     Denied,
-    /// Waiting for people.
+    /// Waiting for people, or for another task to end.
     Pending,
     /// Someone cannot be reached or is not ready; trying again may help.
     Unreachable,
@@ -151,6 +151,11 @@ codes! {
     StoreUnavailable = "store_unavailable", 503, Unreachable, "The store cannot commit";
     /// A target did not make or extend what was allowed; nothing was handed out.
     TargetFailed = "target_failed", 503, Unreachable, "The target did not do it";
+    /// A target refuses what policy allows, and will until somebody mends something there or in policy; nothing was
+    /// handed out.
+    TargetRefused = "target_refused", 403, Denied, "The target refuses it until it is mended";
+    /// It is lent to one task at a time, and another one has it.
+    InUse = "in_use", 503, Pending, "Another task has it";
     /// There is no such thing, or not for this caller.
     NotFound = "not_found", 404, Invalid, "Not found";
     /// It was there, and retention does not keep it any more.
@@ -247,7 +252,8 @@ mod tests {
     fn status_and_first_word_agree() {
         for code in Code::ALL {
             match code.first_word() {
-                FirstWord::Pending => assert_eq!(code.status(), 202),
+                // 202 is no refusal: the answer comes later by itself.
+                FirstWord::Pending => assert!(matches!(code.status(), 202 | 503), "{code}"),
                 FirstWord::Denied => assert!(matches!(code.status(), 401 | 403 | 409), "{code}"),
                 FirstWord::Unreachable | FirstWord::Overdue => {
                     assert!(code.status() >= 500 || code.status() == 429, "{code}");

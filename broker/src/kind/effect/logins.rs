@@ -279,7 +279,9 @@ impl From<postgres::Failed> for Failed {
             F::Unreachable { .. } | F::Unauthorized { .. } | F::NotPrimary { .. } => {
                 Self::Away(text)
             }
-            F::Refused { .. } | F::Missing { .. } | F::Busy { .. } => Self::Refused(text),
+            F::NotAllowed { .. } | F::Missing { .. } => Self::UntilMended(text),
+            F::Taken { .. } => Self::Taken(text),
+            F::Refused { .. } | F::Busy { .. } => Self::Refused(text),
         }
     }
 }

@@ -11,12 +11,28 @@ use super::access::{Access, Password};
 /// See the module. Every text names the target and never holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failed {
-    /// The server says no, and will again until somebody changes something there.
+    /// The server says no.
     #[error("target {target} refuses: {why}")]
     Refused {
         /// Name of the target.
         target: String,
         /// What the server said.
+        why: String,
+    },
+    /// What was asked for may not be had there, and may not until somebody changes something; nothing was done.
+    #[error("target {target} refuses: {why}")]
+    NotAllowed {
+        /// Name of the target.
+        target: String,
+        /// What the server said, with what mends it.
+        why: String,
+    },
+    /// A role that is lent: another task has it, or it is just being taken back from one; nothing was done.
+    #[error("target {target}: {why}")]
+    Taken {
+        /// Name of the target.
+        target: String,
+        /// Who has it.
         why: String,
     },
     /// The credential was revoked, or another epoch has begun: nothing was done, nor ever will be.
@@ -101,6 +117,8 @@ impl Failed {
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Refused { .. } => "refused",
+            Self::NotAllowed { .. } => "not_allowed",
+            Self::Taken { .. } => "taken",
             Self::Fenced { .. } => "fenced",
             Self::TooLate { .. } => "too_late",
             Self::Unreachable { .. } => "unreachable",
@@ -146,6 +164,8 @@ fn answer(target: String, asked: &str, db: &DbError) -> Failed {
     match db.code().code() {
         "EPH01" => Failed::Fenced { target, why },
         "EPH03" => Failed::TooLate { target, why },
+        "EPH04" => Failed::NotAllowed { target, why },
+        "EPH06" => Failed::Taken { target, why },
         "28P01" => Failed::Unauthorized {
             target,
             why,
@@ -319,6 +339,8 @@ pub(super) fn not_connected(tried: &Tried<'_>, error: &tokio_postgres::Error) ->
         Failed::Unreachable { .. }
         | Failed::Unknown { .. }
         | Failed::Busy { .. }
+        | Failed::NotAllowed { .. }
+        | Failed::Taken { .. }
         | Failed::Fenced { .. }
         | Failed::TooLate { .. } => Failed::Unreachable { target, why },
     }

@@ -262,6 +262,8 @@ fn not_let_in(failed: Failed) -> InstallError {
         | Failed::TooLate { why, .. } => InstallError::Unreachable(why),
         Failed::Unauthorized { why, .. }
         | Failed::Refused { why, .. }
+        | Failed::NotAllowed { why, .. }
+        | Failed::Taken { why, .. }
         | Failed::NotPrimary { why, .. }
         | Failed::Missing { what: why, .. } => InstallError::Unauthorized(why),
     }

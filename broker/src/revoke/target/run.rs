@@ -76,7 +76,10 @@ impl Broker {
                 }
                 Err(failed) => {
                     tracing::warn!(credential = %row.id, target, %failed, "not ended at its target yet");
-                    let is_refused = matches!(failed, Failed::Refused(_));
+                    let is_refused = matches!(
+                        failed,
+                        Failed::Refused(_) | Failed::UntilMended(_) | Failed::Taken(_)
+                    );
                     let is_own = has_ended_some || (is_single && is_refused);
                     queues.failed(
                         target,

@@ -44,7 +44,8 @@ pub struct Report {
     /// command ended and we asked for it. Absent while nobody knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     task_cause: Option<String>,
-    issued: usize,
+    /// Credentials that were handed to us.
+    pub issued: usize,
     dead: u32,
     listed: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -168,17 +169,29 @@ pub async fn give_up(agent: &Peer, task: TaskId, failure: Failure, report: &mut 
     match end_task(agent, task).await {
         Ok(completed) => {
             report.take(&completed);
-            if completed.dead + completed.listed == 0 {
-                return failure;
+            match fate(&completed, report.issued) {
+                Some(fate) => failure.although_issued(fate),
+                None => failure,
             }
-            let receipt = completed.receipt_id.short();
-            failure.although_issued(format!(
-                "What had been issued is revoked: {}.  Receipt {receipt}.",
-                counts(&completed)
-            ))
         }
         Err(_) => failure.although_issued(left_to_agent(task)),
     }
+}
+
+/// What became of what was issued before a failure. An intent that came to nothing was never issued; a token whose
+/// answer was lost was, and lives where nobody asks.
+fn fate(completed: &Completed, issued: usize) -> Option<String> {
+    let what = match (issued, completed.dead + completed.listed) {
+        (_, 0) => return None,
+        (1.., _) => "What had been issued is revoked",
+        (0, _) if completed.listed == 0 => return None,
+        (0, _) => "Nothing was handed out; what had been made is revoked",
+    };
+    let receipt = completed.receipt_id.short();
+    Some(format!(
+        "{what}: {}.  Receipt {receipt}.",
+        counts(completed)
+    ))
 }
 
 fn left_to_agent(task: TaskId) -> String {
@@ -305,6 +318,22 @@ mod tests {
         assert_eq!(
             said(&nothing, 0, "1 ms"),
             "nothing was issued, so nothing is left."
+        );
+    }
+
+    #[test]
+    fn nothing_that_was_not_handed_out_is_said_to_have_been_issued() {
+        let receipt = completed(0, 1, true).receipt_id.short();
+        // An intent that its target refused.
+        assert_eq!(fate(&completed(1, 0, true), 0), None);
+        assert_eq!(fate(&completed(0, 0, true), 1), None);
+        assert_eq!(
+            fate(&completed(1, 0, true), 1).unwrap(),
+            format!("What had been issued is revoked: 1 dead.  Receipt {receipt}.")
+        );
+        let lost = fate(&completed(0, 1, true), 0).unwrap();
+        assert!(
+            lost.starts_with("Nothing was handed out; what had been made is revoked: 1 listed")
         );
     }
 

@@ -177,7 +177,8 @@ BEGIN
     SELECT g INTO bad FROM unnest(p_groups) g
     WHERE NOT EXISTS (SELECT FROM ephor.allowed a WHERE a.role = g) LIMIT 1;
     IF FOUND THEN
-        RAISE 'logins of the role % are not allowed here', bad USING ERRCODE = 'EPH04';
+        RAISE 'logins of the role % are not allowed here', bad USING ERRCODE = 'EPH04',
+            HINT = format('to mend it: ephor target init URL --group %s', bad);
     END IF;
     SELECT g INTO bad FROM unnest(p_groups) g
     WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = g AND NOT r.rolcanlogin) LIMIT 1;

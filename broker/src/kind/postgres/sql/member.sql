@@ -156,7 +156,7 @@ BEGIN
     IF p_group IS NULL THEN
         RETURN 0;
     ELSIF NOT EXISTS (SELECT FROM ephor.allowed a WHERE a.role = p_group) THEN
-        RAISE 'nothing may be given to the role % here', p_group USING ERRCODE = 'EPH04';
+        RAISE 'nothing may be given to the role % here', p_group USING ERRCODE = 'EPH07';
     END IF;
     FOR one IN
         SELECT c.oid::regclass AS relation, c.relkind FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner

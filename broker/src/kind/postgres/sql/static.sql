@@ -69,7 +69,7 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM ephor.static_role s WHERE s.role = p_role) THEN
         why := format('the role %s is not allowed to be lent here', p_role);
-        mend := 'ephor target init, with its --static-role';
+        mend := format('ephor target init URL --static-role %s', p_role);
         RETURN;
     END IF;
     SELECT r.oid, r.rolcanlogin INTO wanted, can FROM pg_roles r WHERE r.rolname = p_role;
@@ -127,11 +127,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
     asked bytea := sha256(convert_to(p_role || chr(31) || p_verifier, 'UTF8'));
     wanted oid := (SELECT r.oid FROM pg_roles r WHERE r.rolname = p_role);
-    refused text := (SELECT w.why FROM ephor.why_not_lent(p_role) w);
+    refused record;
     unnamed int[];
     known ephor.checkout;
 BEGIN
     PERFORM ephor.pass(p_installation, p_epoch);
+    SELECT * INTO refused FROM ephor.why_not_lent(p_role);
     BEGIN
         INSERT INTO ephor.checkout (credential, installation, role, role_oid, state, digest, deadline, valid_until, epoch,
                                     settings)
@@ -155,8 +156,8 @@ BEGIN
     IF clock_timestamp() >= to_timestamp(p_deadline_ms / 1000.0) THEN
         RAISE 'the deadline was %; it is %', to_timestamp(p_deadline_ms / 1000.0), clock_timestamp()
             USING ERRCODE = 'EPH03';
-    ELSIF refused IS NOT NULL OR wanted IS NULL THEN
-        RAISE '%', refused USING ERRCODE = 'EPH04';
+    ELSIF refused.why IS NOT NULL OR wanted IS NULL THEN
+        RAISE '%', refused.why USING ERRCODE = 'EPH04', HINT = 'to mend it: ' || refused.mend;
     END IF;
     PERFORM ephor.check_end(p_valid_until_ms);
     unnamed := ephor.nameless();
@@ -183,11 +184,12 @@ CREATE OR REPLACE FUNCTION ephor.take(p_installation text, p_epoch bigint, p_cre
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     wanted oid := (SELECT r.oid FROM pg_roles r WHERE r.rolname = p_role);
-    refused text := (SELECT w.why FROM ephor.why_not_lent(p_role) w);
+    refused record;
 BEGIN
     PERFORM ephor.pass(p_installation, p_epoch);
-    IF refused IS NOT NULL OR wanted IS NULL THEN
-        RAISE '%', refused USING ERRCODE = 'EPH04';
+    SELECT * INTO refused FROM ephor.why_not_lent(p_role);
+    IF refused.why IS NOT NULL OR wanted IS NULL THEN
+        RAISE '%', refused.why USING ERRCODE = 'EPH04', HINT = 'to mend it: ' || refused.mend;
     END IF;
     INSERT INTO ephor.checkout (credential, installation, role, role_oid, state, epoch, could_login)
     VALUES (p_credential, p_installation, p_role, wanted, 'out', p_epoch, true);

@@ -162,7 +162,7 @@ async fn case_g_neither_the_broker_nor_a_login_gets_further() {
     for group in ["outside", "makers", "postgres", "ephor"] {
         let refused = try_mint(&[group]).await;
         assert!(
-            matches!(refused, Err(Failed::Refused { .. })),
+            matches!(refused, Err(Failed::NotAllowed { .. })),
             "{group}: {refused:?}"
         );
     }
@@ -180,7 +180,7 @@ async fn case_g_neither_the_broker_nor_a_login_gets_further() {
             .unwrap();
         let refused = try_mint(&["orders_rw"]).await;
         let because =
-            matches!(&refused, Err(Failed::Refused { why, .. }) if why.contains(stronger));
+            matches!(&refused, Err(Failed::NotAllowed { why, .. }) if why.contains(stronger));
         assert!(because, "{stronger}: {refused:?}");
         world
             .cluster
@@ -191,7 +191,7 @@ async fn case_g_neither_the_broker_nor_a_login_gets_further() {
     odd.settings = vec![("role".to_owned(), "postgres".to_owned())];
     let refused = target.mint(EPOCH, &odd, Some(&verifier(&secret))).await;
     assert!(
-        matches!(refused, Err(Failed::Refused { .. })),
+        matches!(refused, Err(Failed::NotAllowed { .. })),
         "{refused:?}"
     );
     // With the broker's own password there is nothing but the functions.

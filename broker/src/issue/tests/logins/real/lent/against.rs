@@ -249,7 +249,39 @@ async fn what_cannot_be_fenced_loses_its_sessions_and_says_what_is_in_the_way() 
     let problem = bench.complete(task, "exited").await.unwrap_err();
     assert_eq!(problem.code, Code::Overdue);
     assert!(inside.run("select 1").is_err());
+    // Who asks for it meanwhile is told since when, and where to look.
+    let asked = async || {
+        let asks = bench.request(bench.new_task(), "legacy");
+        let refused = bench.issue(asks).await.unwrap_err();
+        assert_eq!(refused.code, Code::InUse);
+        assert!(
+            refused
+                .retry_after
+                .is_some_and(|seconds| (2..=30).contains(&seconds))
+        );
+        refused.detail
+    };
+    let since = bench.row(id).revoked_at.unwrap();
+    let said = asked().await;
+    let back = format!("being taken back since {since}");
+    assert!(
+        said.contains(&back) && said.contains("as a rule within 5 s"),
+        "{said}"
+    );
+    assert!(
+        said.ends_with("Nothing was issued; ask again in 2 s"),
+        "{said}"
+    );
     assert!(!late(id).await.is_empty());
+    let said = asked().await;
+    assert!(
+        said.contains(&back) && said.contains("that is overdue (next try at "),
+        "{said}"
+    );
+    assert!(
+        said.contains("`ephor credential ls --overdue` says why"),
+        "{said}"
+    );
     world.admin("alter role legacy_app noreplication");
     bench.clock.advance_millis(60_000);
     world.dead(id).await;

@@ -17,6 +17,7 @@ pub mod log;
 mod open;
 mod overdue;
 mod overlay;
+mod owned;
 mod quarantine;
 mod queue;
 mod read;

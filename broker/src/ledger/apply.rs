@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::batch::{Key, Reason, Require};
 use super::codec::{int, is_taken, millis, write};
 use super::encode::{Encoded, Leaf};
+use super::owned::{self, owned_by};
 use super::quarantine::{self, SetAside};
 use super::retain;
 use super::row::{DecisionRow, NewEpoch, PolicyRow, Row};
@@ -117,9 +118,10 @@ pub(super) fn live_of(
     task: TaskId,
     counts: impl Fn(&[u8]) -> bool,
 ) -> rusqlite::Result<u64> {
-    let mut statement = connection.prepare_cached(
-        "SELECT id FROM credential WHERE task = ?1 AND state IN ('intended', 'live', 'replacing')",
-    )?;
+    let mut statement = connection.prepare_cached(concat!(
+        "SELECT id FROM credential WHERE state IN ('intended', 'live', 'replacing') AND ",
+        owned_by!("?1")
+    ))?;
     let mut rows = statement.query([task.to_bytes()])?;
     let mut live = 0;
     while let Some(row) = rows.next()? {
@@ -177,7 +179,13 @@ fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), 
         }
         Row::Decision(decision) => write::<DecisionRow>(connection, decision, 1)?,
         Row::Grant(grant) => write(connection, grant, grant.version)?,
-        Row::Credential(credential) => write(connection, &**credential, credential.version)?,
+        Row::Credential(credential) => {
+            let written = write(connection, &**credential, credential.version)?;
+            if written && credential.version == 1 {
+                owned::is_newest(connection, credential.task)?;
+            }
+            written
+        }
         Row::Host(host) => write(connection, host, host.version)?,
         Row::JoinToken(token) => write(connection, token, token.version)?,
         Row::Key(key) => write(connection, key, 1)?,

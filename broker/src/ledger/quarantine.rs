@@ -11,6 +11,7 @@ use rusqlite::{Connection, Params, TransactionBehavior, params};
 
 use super::apply;
 use super::codec::{BadColumn, Columns, Stored, millis};
+use super::owned::{self, owned_by};
 use super::row::{CredentialRow, GrantRow, HostRow, JoinTokenRow, KeyRow, TaskRow};
 
 /// A row or batch that was set aside.
@@ -56,11 +57,12 @@ pub(super) fn count(connection: &Connection) -> rusqlite::Result<usize> {
 }
 
 /// Of tasks that are not closed; each is `alone` or found through a credential.
-const OPEN_GRANTS: &str = "WHERE state = 'open' AND id IN (\
-    SELECT credential.grant_id FROM task CROSS JOIN credential ON credential.task = task.id \
-    WHERE task.state <> 'closed' \
-    UNION SELECT grants.id FROM task CROSS JOIN grants ON grants.task = task.id \
-    WHERE task.state <> 'closed' AND grants.alone = 1)";
+const OPEN_GRANTS: &str = concat!(
+    "WHERE state = 'open' AND id IN (SELECT grant_id FROM credential WHERE ",
+    owned_by!("SELECT id FROM task WHERE state <> 'closed'"),
+    " UNION SELECT grants.id FROM task CROSS JOIN grants ON grants.task = task.id \
+    WHERE task.state <> 'closed' AND grants.alone = 1)"
+);
 
 /// The receipt of a task tells of a credential that was set aside by its events, so they must be found.
 const INDEX_WHAT_NO_CREDENTIAL_LEADS_TO: &str = "UPDATE leaf SET beside = 0 \
@@ -74,14 +76,21 @@ const INDEX_GRANTS_THAT_NO_CREDENTIAL_LEADS_TO: &str = "UPDATE grants SET alone 
 
 /// The same two for one task. They look through both tables: a row that cannot be read may not say
 /// truly where it led.
-const INDEX_LEAVES_OF_TASK: &str = "UPDATE leaf SET beside = 0 \
+const INDEX_LEAVES_OF_TASK: &str = concat!(
+    "UPDATE leaf SET beside = 0 \
     WHERE beside = 1 AND task = ?1 AND idx NOT IN (\
     SELECT led.idx FROM credential AS c CROSS JOIN request ON request.id = c.request \
     CROSS JOIN leaf AS led ON led.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
-    WHERE c.task = ?1 AND led.task = ?1)";
-const INDEX_GRANTS_OF_TASK: &str = "UPDATE grants SET alone = 1 \
-    WHERE task = ?1 AND state = 'open' AND alone = 0 AND id NOT IN \
-    (SELECT grant_id FROM credential WHERE task = ?1)";
+    WHERE led.task = ?1 AND c.",
+    owned_by!("?1"),
+    ")"
+);
+const INDEX_GRANTS_OF_TASK: &str = concat!(
+    "UPDATE grants SET alone = 1 \
+    WHERE task = ?1 AND state = 'open' AND alone = 0 AND id NOT IN (SELECT grant_id FROM credential WHERE ",
+    owned_by!("?1"),
+    ")"
+);
 
 struct Bad {
     /// Key and second column, as stored.
@@ -139,7 +148,7 @@ pub(super) fn of_task(
     now: UnixMillis,
 ) -> rusqlite::Result<()> {
     let id = task.to_bytes();
-    if aside::<CredentialRow>(connection, "WHERE task = ?1", [id], now)? > 0 {
+    if aside::<CredentialRow>(connection, concat!("WHERE ", owned_by!("?1")), [id], now)? > 0 {
         connection.execute(INDEX_LEAVES_OF_TASK, [id])?;
         connection.execute(INDEX_GRANTS_OF_TASK, [id])?;
     }
@@ -183,6 +192,9 @@ fn aside<T: Stored>(
             millis(now),
             row.listing.as_ref(),
         )?;
+        if T::TABLE == CredentialRow::TABLE {
+            owned::take_out(connection, &row.key)?;
+        }
         connection.execute(&delete, params![row.key.0, row.key.1])?;
     }
     Ok(bad.len())

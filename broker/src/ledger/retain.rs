@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Key;
 use super::codec::{Columns, Stored as _, int, millis};
+use super::owned::owned_by;
 use super::read::{ReadError, Reader};
 use super::row::RequestRow;
 
@@ -147,11 +148,14 @@ impl Reader {
         let (old, oldest) = (millis(before), floor(before));
         let connection = self.connection()?;
         // By id and so by age, without an index of its own: closed ones were opened before.
-        let mut statement = connection.prepare_cached(
-            "SELECT id, (SELECT count(*) FROM credential WHERE task = task.id) FROM task \
-             WHERE id < ?1 AND state = 'closed' AND closed_at < ?2 AND NOT EXISTS \
-             (SELECT 1 FROM credential WHERE task = task.id AND listed = 1) ORDER BY id LIMIT ?3",
-        )?;
+        let mut statement = connection.prepare_cached(concat!(
+            "SELECT id, (SELECT count(*) FROM credential WHERE ",
+            owned_by!("task.id"),
+            ") FROM task WHERE id < ?1 AND state = 'closed' AND closed_at < ?2 AND NOT EXISTS \
+                 (SELECT 1 FROM credential WHERE listed = 1 AND ",
+            owned_by!("task.id"),
+            ") ORDER BY id LIMIT ?3"
+        ))?;
         let mut rows = statement.query(params![oldest, old, limited])?;
         let mut tasks = Vec::new();
         while let Some(row) = rows.next()? {
@@ -342,8 +346,12 @@ fn forget_task(
     let id = task.to_bytes();
     let over = connection
         .prepare_cached(
-            "SELECT 1 FROM task WHERE id = ?1 AND state = 'closed' AND closed_at < ?2 AND NOT EXISTS \
-             (SELECT 1 FROM credential WHERE task = ?1 AND (listed = 1 OR state <> 'dead'))",
+            concat!(
+                "SELECT 1 FROM task WHERE id = ?1 AND state = 'closed' AND closed_at < ?2 AND NOT EXISTS \
+                 (SELECT 1 FROM credential WHERE (listed = 1 OR state <> 'dead') AND ",
+                owned_by!("?1"),
+                ")"
+            ),
         )?
         .exists(params![id, millis(before)])?;
     if !over {
@@ -352,16 +360,25 @@ fn forget_task(
     // What was found through a credential is found by its task from here on.
     run(
         connection,
-        "UPDATE leaf SET beside = 0 WHERE beside = 1 AND idx IN (SELECT leaf.idx FROM credential AS c \
-         CROSS JOIN request ON request.id = c.request \
-         CROSS JOIN leaf ON leaf.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
-         WHERE leaf.task = c.task AND c.task = ?1)",
+        concat!(
+            "UPDATE leaf SET beside = 0 WHERE beside = 1 AND idx IN (SELECT leaf.idx FROM credential AS c \
+             CROSS JOIN request ON request.id = c.request \
+             CROSS JOIN leaf ON leaf.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
+             WHERE leaf.task = c.task AND c.",
+            owned_by!("?1"),
+            ")"
+        ),
         id,
     )?;
     for sql in [
-        "DELETE FROM grants WHERE id IN (SELECT grant_id FROM credential WHERE task = ?1)",
+        concat!(
+            "DELETE FROM grants WHERE id IN (SELECT grant_id FROM credential WHERE ",
+            owned_by!("?1"),
+            ")"
+        ),
         "DELETE FROM grants WHERE task = ?1 AND alone = 1",
-        "DELETE FROM credential WHERE task = ?1",
+        concat!("DELETE FROM credential WHERE ", owned_by!("?1")),
+        "DELETE FROM newest WHERE task = ?1",
         "DELETE FROM task WHERE id = ?1",
     ] {
         run(connection, sql, id)?;

@@ -1,9 +1,10 @@
 //! Tables and their numbered migrations. Migrations are only ever added.
 //!
 //! Every index by task costs an issue a page of its own, written and flushed: the tasks of a busy
-//! host lie far apart in it. So there is one, of credentials; a grant and the events of an issue are
-//! found through the credential that they led to (`credential.grant_id`, `credential.leaf`), and
-//! only what led to none is indexed by itself (`grants.alone`, `leaf.beside`).
+//! host lie far apart in it. So there is none of what an issue writes. The credentials of a task are found
+//! from the newest to the oldest (`newest`, `credential.older`), a grant and the events of an issue through
+//! the credential that they led to (`credential.grant_id`, `credential.leaf`), and only what led to none
+//! is indexed by itself (`grants.alone`, `leaf.beside`).
 //!
 //! An auditor reads this file with `sqlite3`: words are stored as words, times as Unix
 //! milliseconds, ids as 16-byte blobs (`hex(id)`). The same tables serve another engine.
@@ -106,7 +107,9 @@ CREATE TABLE grants (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX grants_alone ON grants (task) WHERE alone = 1;
 CREATE TABLE credential (
-    id BLOB NOT NULL PRIMARY KEY,
+    number INTEGER PRIMARY KEY,
+    older INTEGER,
+    id BLOB NOT NULL UNIQUE,
     version INTEGER NOT NULL,
     kind TEXT NOT NULL,
     task BLOB NOT NULL,
@@ -135,7 +138,7 @@ CREATE TABLE credential (
     listed INTEGER NOT NULL DEFAULT 1,
     leaf INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX credential_task ON credential (task);
+CREATE TABLE newest (task BLOB PRIMARY KEY, number INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX credential_listed ON credential (state, expires_at) WHERE listed = 1;
 CREATE TABLE host (
     name TEXT PRIMARY KEY,

@@ -8,6 +8,7 @@ use rusqlite::{OptionalExtension as _, Params, params};
 
 use super::{ReadError, Reader, capped};
 use crate::ledger::codec::{Columns, int};
+use crate::ledger::owned::owned_by;
 
 /// The indices of the leaves of a set of tasks, each once: what is indexed by
 /// task, and what stands beside a credential, which is the task's opening, the decision, and one leaf
@@ -20,9 +21,8 @@ macro_rules! of_tasks {
             $tasks,
             ") UNION SELECT leaf.idx FROM credential AS c CROSS JOIN request ON request.id = c.request \
              CROSS JOIN leaf ON leaf.idx BETWEEN c.leaf AND c.leaf + 1 + length(request.credentials) / 16 \
-             WHERE leaf.task = c.task AND c.task IN (",
-            $tasks,
-            ")",
+             WHERE leaf.task = c.task AND c.",
+            owned_by!($tasks),
             $after
         )
     };

@@ -11,12 +11,16 @@ use super::{ReadError, Reader, capped};
 use crate::ledger::apply::live_of;
 use crate::ledger::batch::Key;
 use crate::ledger::codec::{Columns, Stored as _, int, millis};
+use crate::ledger::owned::owned_by;
 use crate::ledger::quarantine::Quarantined;
 use crate::ledger::row::{
     CredentialRow, DecisionRow, GrantRow, HostRow, JoinTokenRow, KeyRow, RequestRow, TaskRow,
     set_aside_key,
 };
 use crate::limits;
+
+/// The credentials of a task, in the order in which they were made.
+const OF_TASK: &str = concat!("WHERE ", owned_by!("?1"), " ORDER BY id");
 
 /// Which tasks to list, oldest first. Empty: all.
 #[derive(Debug, Clone, Default)]
@@ -172,19 +176,16 @@ impl Reader {
     /// All credentials of a task.
     pub fn credentials_of(&self, task: TaskId) -> Result<Vec<CredentialRow>, ReadError> {
         let keep = |credential: &CredentialRow| credential.task == task;
-        self.list("WHERE task = ?1 ORDER BY id", [task.to_bytes()], keep)
+        self.list(OF_TASK, [task.to_bytes()], keep)
     }
 
     /// The same, with what cannot be read among them: `now` is when that is set aside.
     pub fn held_by(&self, task: TaskId, now: UnixMillis) -> Result<HeldByTask, ReadError> {
         let mut unreadable = Vec::new();
         let keep = |credential: &CredentialRow| credential.task == task;
-        let rows = self.list_and_tell(
-            "WHERE task = ?1 ORDER BY id",
-            [task.to_bytes()],
-            keep,
-            |columns, error| unreadable.push(Quarantined::of(columns, error, now)),
-        )?;
+        let rows = self.list_and_tell(OF_TASK, [task.to_bytes()], keep, |columns, error| {
+            unreadable.push(Quarantined::of(columns, error, now))
+        })?;
         let out = |id: &[u8]| self.overlay.is_still_out(id);
         Ok(HeldByTask {
             rows,
@@ -400,8 +401,11 @@ impl Reader {
         let keep =
             |grant: &GrantRow| grant.task == task && matches!(grant.state, GrantState::Open { .. });
         self.list(
-            "WHERE state = 'open' AND id IN (SELECT grant_id FROM credential WHERE task = ?1 \
-             UNION SELECT id FROM grants WHERE task = ?1 AND alone = 1)",
+            concat!(
+                "WHERE state = 'open' AND id IN (SELECT grant_id FROM credential WHERE ",
+                owned_by!("?1"),
+                " UNION SELECT id FROM grants WHERE task = ?1 AND alone = 1)"
+            ),
             [task.to_bytes()],
             keep,
         )

@@ -1,5 +1,6 @@
 //! Credentials. `listed` is not a field of the row: only forgetting a listing clears it. Nor is
-//! `leaf`, the first leaf of the batch that recorded it, which only the writer knows.
+//! `leaf`, the first leaf of the batch that recorded it, nor `number` and `older`, by which those of a
+//! task are found: only the writer knows them.
 
 use std::sync::LazyLock;
 
@@ -46,10 +47,11 @@ static CREDENTIAL: LazyLock<Sql> = LazyLock::new(|| {
         ],
     );
     // Rows are written before the leaves of their batch: the next leaf is the first of them.
-    let next_leaf = "VALUES ((SELECT coalesce(max(idx) + 1, 0) FROM leaf), ";
+    let next_leaf = "VALUES ((SELECT coalesce(max(idx) + 1, 0) FROM leaf), \
+                     (SELECT number FROM newest WHERE task = ?4), ";
     sql.insert = sql
         .insert
-        .replace("(id, ", "(leaf, id, ")
+        .replace("(id, ", "(leaf, older, id, ")
         .replace("VALUES (", next_leaf);
     sql
 });

@@ -384,3 +384,51 @@ fn the_write_ahead_log_is_copied_back_while_commits_go_on() {
     }
     panic!("nothing was copied back");
 }
+
+/// Two tasks by turns; then the oldest, one in the middle and the newest of one of them cannot be read.
+#[test]
+fn the_credentials_of_a_task_are_found_after_any_of_them_was_set_aside() {
+    let store = Store::new();
+    let mut ledger = store.open();
+    let tasks = [task_id(), task_id()];
+    let opened = tasks.map(|id| Row::Task(task(id))).to_vec();
+    commit(&ledger, batch(opened, vec![event("opened")])).unwrap();
+    let mut rows = Vec::new();
+    let add = |ledger: &Ledger, rows: &mut Vec<CredentialRow>, index: u32| {
+        let row = credential(tasks[index as usize % 2], index);
+        let recorded = batch(vec![Row::from(row.clone())], vec![event("recorded")]);
+        commit(ledger, recorded).unwrap();
+        rows.push(row);
+    };
+    for index in 0..10 {
+        add(&ledger, &mut rows, index);
+    }
+    let found = |ledger: &Ledger, n: usize| -> Vec<u32> {
+        let held = ledger.reader().credentials_of(tasks[n]).unwrap();
+        let mut found: Vec<u32> = held.iter().map(|row| row.status_index).collect();
+        found.sort_unstable();
+        found
+    };
+    assert_eq!(found(&ledger, 0), [0, 2, 4, 6, 8]);
+    for (gone, left) in [
+        (4, &[0, 2, 6, 8][..]),
+        (0, &[2, 6, 8]),
+        (8, &[2, 6]),
+        (2, &[6]),
+        (6, &[]),
+    ] {
+        let sql = "UPDATE credential SET state = 'undead' WHERE id = ?1";
+        let id = rows[gone].id.to_bytes();
+        assert_eq!(store.raw().execute(sql, [id]).unwrap(), 1);
+        ledger.shutdown();
+        ledger = store.open();
+        assert_eq!(ledger.set_aside_at_open(), 1);
+        assert_eq!(found(&ledger, 0), left);
+        assert_eq!(found(&ledger, 1), [1, 3, 5, 7, 9]);
+    }
+    for index in 10..14 {
+        add(&ledger, &mut rows, index);
+    }
+    assert_eq!(found(&ledger, 0), [10, 12]);
+    assert_eq!(found(&ledger, 1), [1, 3, 5, 7, 9, 11, 13]);
+}

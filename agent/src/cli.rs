@@ -22,7 +22,7 @@ use crate::app;
 use crate::clock::SystemClock;
 use crate::config::{Config, ConfigError, LogFormat, Partial};
 use crate::harden;
-use crate::tasks::Tasks;
+use crate::tasks::{self, Tasks};
 use crate::uplink::join::{Join, JoinError, Token, join};
 
 const USAGE: u8 = 64;
@@ -238,6 +238,7 @@ fn prepare(config: &Config, made: Vec<(PathBuf, u32)>) -> Result<Report, Failure
 
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(tasks::threads())
         .enable_all()
         .thread_name("ephor-agent")
         .build();

@@ -64,8 +64,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub const METRICS_CONNECTIONS: usize = 16;
 /// How long one of them may last.
 pub const METRICS_CONNECTION: Duration = Duration::from_secs(120);
-/// Most threads that serve the socket.
-pub const SURFACE_THREADS: usize = 4;
+/// Most threads that serve the socket, and most that talk to the broker.
+pub const THREADS: usize = 4;
 /// Messages with requests for credentials that may be on their way to the broker at once.
 pub const BATCHES_AT_ONCE: usize = 4;
 /// A message without an answer for this long is slow: the target of a login in it may hang.

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -13,12 +14,23 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::limits;
+
 /// The group. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
     failed: Arc<OnceLock<&'static str>>,
+}
+
+/// How many threads serve the socket, and how many talk to the broker: one for every two cores, within a
+/// limit. The other half is for those who ask, and a thread that has nothing to do but be woken costs
+/// more than it brings.
+#[must_use]
+pub fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (cores / 2).clamp(1, limits::THREADS)
 }
 
 impl Tasks {

@@ -341,12 +341,15 @@ pub const QUARANTINED_TOLD: usize = 100;
 pub const LEDGER_RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 /// Between two attempts to move the reserve into the store.
 pub const LEDGER_RESERVE_RETRY: Duration = Duration::from_secs(1);
+/// A page of a new store, in bytes. Each that a group of batches touches is written twice; of larger ones
+/// there are fewer, of smaller ones less is written that did not change.
+pub const LEDGER_PAGE_BYTES: u32 = 8_192;
 /// Rows and leaves written between two looks at the length of the write-ahead log.
 pub const LEDGER_WRITES_PER_WAL_LOOK: u64 = 2_000;
 /// Pages not yet copied back from the write-ahead log before a copy starts.
-pub const LEDGER_WAL_COPY_PAGES: i64 = 1_000;
+pub const LEDGER_WAL_COPY_PAGES: i64 = 500;
 /// Pages in the write-ahead log before it is made to start over, which briefly holds writers.
-pub const LEDGER_WAL_RESTART_PAGES: i64 = 16_384;
+pub const LEDGER_WAL_RESTART_PAGES: i64 = 8_192;
 /// Largest store whose every page is checked at start, in bytes; a larger one only in its
 /// head and its live rows.
 pub const LEDGER_CHECK_BYTES: u64 = 1024 * 1024 * 1024;

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::num::NonZero;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::limits;
 use crate::surface::pause::{Parked, Pause};
 use crate::surface::quota::Quota;
-use crate::tasks::Tasks;
+use crate::tasks::{self, Tasks};
 
 /// Longest path of a Unix socket: `sun_path` less its final zero byte.
 const PATH_MAX: usize = 107;
@@ -227,14 +226,12 @@ impl Activity {
 pub struct Threads(Vec<Handle>);
 
 impl Threads {
-    /// One for every two cores, within a limit: the other half is for those who ask, and a thread
-    /// that has nothing to do but be woken costs more than it brings.
+    /// As many as [`tasks::threads`] says.
     ///
     /// # Errors
     /// When one cannot be started.
     pub fn start(tasks: &Tasks) -> io::Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        (0..(cores / 2).clamp(1, limits::SURFACE_THREADS))
+        (0..tasks::threads())
             .map(|number| tasks.thread(format!("surface-{number}")))
             .collect::<io::Result<_>>()
             .map(Self)

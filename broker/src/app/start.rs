@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,7 +142,10 @@ pub fn run(
     ready_file: Option<&Path>,
     inherited: Inherited,
 ) -> Result<(), StartError> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    // The ledger's writer has a core to itself: more threads than are left wake each other for nothing.
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.saturating_sub(1).max(1))
         .enable_all()
         .build()
         .map_err(StartError::system("start the runtime"))?;

@@ -111,6 +111,7 @@ pub(super) fn create(
     let fill = || -> rusqlite::Result<()> {
         let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
+        connection.pragma_update(None, "page_size", limits::LEDGER_PAGE_BYTES)?;
         for_writing(&connection)?;
         schema::migrate(&mut connection, 0)?;
         let sql = "INSERT INTO installation VALUES (1, ?1, ?2, ?3, 1, '', 0, 0)";

@@ -341,6 +341,8 @@ pub const QUARANTINED_TOLD: usize = 100;
 pub const LEDGER_RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 /// Between two attempts to move the reserve into the store.
 pub const LEDGER_RESERVE_RETRY: Duration = Duration::from_secs(1);
+/// Preconditions of many batches that are remembered in one transaction: few hosts ask in one.
+pub const LEDGER_STANDING: usize = 16;
 /// A page of a new store, in bytes. Each that a group of batches touches is written twice; of larger ones
 /// there are fewer, of smaller ones less is written that did not change.
 pub const LEDGER_PAGE_BYTES: u32 = 8_192;

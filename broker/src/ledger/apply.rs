@@ -13,6 +13,7 @@ use super::quarantine::{self, SetAside};
 use super::retain;
 use super::row::{DecisionRow, NewEpoch, PolicyRow, Row};
 use super::tree::Frontier;
+use crate::limits;
 
 /// Why a batch was not applied.
 #[derive(Debug)]
@@ -45,18 +46,48 @@ impl From<tlog_tiles::tlog::Error> for Stop {
     }
 }
 
+/// What was found to hold in a transaction and that all its batches ask for: that their host is admitted,
+/// and which policy is in force. Nothing is known any more after a row that may change it.
+#[derive(Default)]
+pub(super) struct Standing(Vec<Require>);
+
+impl Standing {
+    fn holds(&mut self, connection: &Connection, require: &Require) -> Result<(), Stop> {
+        if self.0.contains(require) {
+            return Ok(());
+        }
+        holds(connection, require)?;
+        let is_of_all = matches!(
+            require,
+            Require::HostAdmitted(_) | Require::PolicyInForce(_)
+        );
+        if is_of_all && self.0.len() < limits::LEDGER_STANDING {
+            self.0.push(require.clone());
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, row: &Row) {
+        if matches!(row, Row::Host(_) | Row::Policy(_) | Row::NewEpoch(_)) {
+            self.0.clear();
+        }
+    }
+}
+
 /// Applies a batch; returns the index of its first leaf.
 pub(super) fn apply(
     connection: &Connection,
     batch: &Encoded,
     frontier: &mut Frontier,
+    standing: &mut Standing,
 ) -> Result<u64, Stop> {
     for require in &batch.require {
-        holds(connection, require)?;
+        standing.holds(connection, require)?;
     }
     let first = frontier.size();
     for row in &batch.rows {
         write_row(connection, row, first)?;
+        standing.written(row);
     }
     for leaf in &batch.leaves {
         append(connection, leaf, frontier)?;

@@ -1,5 +1,6 @@
 //! Groups, neighbours, preconditions, lanes, and commits whose fate is not known.
 
+use ephor_proto::state::agent::AgentState;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::task::{EndCause, TaskState};
 use futures_util::FutureExt;
@@ -102,6 +103,55 @@ fn what_queued_behind_a_new_epoch_was_decided_before_it_and_is_refused() {
     let all = reader.credentials(&CredentialFilter::default()).unwrap();
     assert_eq!(all.len(), 2);
     assert!(all.iter().all(|row| row.state == CredentialState::Revoking));
+}
+
+/// A host that is banned and a policy that is applied between batches that ask for them, all in one group.
+#[test]
+fn what_held_for_one_batch_of_a_group_is_looked_at_again_after_it_changed() {
+    let store = Store::new();
+    let ledger = store.open();
+    let policy = |number: u64| PolicyRow {
+        number,
+        version: format!("v{number}"),
+        previous: None,
+        applied_at: now(),
+        applied_by: "start".to_owned(),
+        directory: None,
+        files: "[]".to_owned(),
+    };
+    let rows = vec![Row::Host(host()), Row::Policy(Box::new(policy(1)))];
+    commit(&ledger, batch(rows, vec![])).unwrap();
+    let banned = Row::Host(HostRow {
+        version: 2,
+        state: AgentState::Banned,
+        ..host()
+    });
+    let admitted = Require::HostAdmitted(host().name);
+    let in_force = Require::PolicyInForce("v1".to_owned());
+    for (require, change) in [
+        (admitted, banned),
+        (in_force, Row::Policy(Box::new(policy(2)))),
+    ] {
+        let held = Held::new(&store);
+        let first = ledger.submit(issue(0).1).unwrap();
+        while ledger.health().waiting != (0, 0) {
+            std::thread::yield_now();
+        }
+        let asks = || {
+            let mut asks = issue(1).1;
+            asks.require.push(require.clone());
+            ledger.submit(asks).unwrap()
+        };
+        let before = [asks(), asks()];
+        let change = ledger.submit(batch(vec![change], vec![])).unwrap();
+        let behind = asks();
+        held.release();
+        for ticket in before.into_iter().chain([first, change]) {
+            ticket.wait().unwrap();
+        }
+        let refused = behind.wait().unwrap_err();
+        assert!(matches!(refused, CommitError::Conflict(_)), "{refused}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use ephor_proto::event::{AuditEvent, Outcome};
 use ephor_proto::id::{CredentialId, DecisionId, EventId, GrantId, InstanceId, RequestId, TaskId};
 use ephor_proto::kind::Kind;
 use ephor_proto::stage::Stage;
+use ephor_proto::state::agent::AgentState;
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::GrantState;
 use ephor_proto::state::request::RequestState;
@@ -145,6 +146,24 @@ pub(super) fn task(id: TaskId) -> TaskRow {
         ended_at: None,
         closed_at: None,
         deadline: None,
+    }
+}
+
+pub(super) fn host() -> HostRow {
+    HostRow {
+        name: "web-1".to_owned(),
+        version: 1,
+        state: AgentState::Active,
+        joined_at: now(),
+        last_heard: Some(now()),
+        boot_id: "boot".to_owned(),
+        instance: Some(InstanceId::from_parts(NOW, [1; 10])),
+        spki_sha256: [9; 32],
+        certificate_expires_at: now(),
+        generation: 4,
+        previous_spki_sha256: Some([6; 32]),
+        banned_at: Some(UnixMillis::from_millis(7)),
+        epoch: 1,
     }
 }
 

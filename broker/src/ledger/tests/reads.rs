@@ -1,8 +1,7 @@
 //! Reading: rows come back as they were written, ids are found, listings are forgotten in time.
 
 use ephor_proto::event::{Outcome, commit as commit_to};
-use ephor_proto::id::{IdQuery, InstanceId, JoinTokenId, TaskId};
-use ephor_proto::state::agent::AgentState;
+use ephor_proto::id::{IdQuery, JoinTokenId, TaskId};
 use ephor_proto::state::credential::CredentialState;
 use ephor_proto::state::grant::{GrantEnd, GrantState};
 use ephor_proto::state::task::{EndCause, TaskState};
@@ -41,21 +40,7 @@ fn every_row_comes_back_as_it_was_written() {
         overdue: Some(Overdue::of_json("target silent")),
         ..super::fixture::credential(task.id, u32::MAX)
     };
-    let host = HostRow {
-        name: "web-1".to_owned(),
-        version: 1,
-        state: AgentState::Active,
-        joined_at: now(),
-        last_heard: Some(now()),
-        boot_id: "boot".to_owned(),
-        instance: Some(InstanceId::from_parts(NOW, [1; 10])),
-        spki_sha256: [9; 32],
-        certificate_expires_at: now(),
-        generation: 4,
-        previous_spki_sha256: Some([6; 32]),
-        banned_at: Some(UnixMillis::from_millis(7)),
-        epoch: 1,
-    };
+    let host = host();
     let token = JoinTokenRow {
         id: JoinTokenId::from_parts(NOW, [2; 10]),
         version: 1,

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 
 use super::{Trouble, Writer, count};
 use crate::clock::Stopwatch;
-use crate::ledger::apply::{Stop, apply, quarantine, refusal};
+use crate::ledger::apply::{Standing, Stop, apply, quarantine, refusal};
 use crate::ledger::batch::CommitError;
 use crate::ledger::codec::{int, millis};
 use crate::ledger::encode::Encoded;
@@ -68,11 +68,12 @@ impl Writer {
         self.place.check()?;
         let size = self.frontier.size();
         let mut results = Vec::with_capacity(batches.len());
+        let mut standing = Standing::default();
         for batch in batches {
             let result = if isolate {
-                self.isolated(batch)?
+                self.isolated(batch, &mut standing)?
             } else {
-                self.one(batch)?
+                self.one(batch, &mut standing)?
             };
             if !isolate && result.is_err() {
                 return Ok(None);
@@ -101,8 +102,12 @@ impl Writer {
     }
 
     /// One batch: applied whole, or refused with what it wrote so far still there.
-    fn one(&mut self, batch: &Encoded) -> Result<Result<u64, CommitError>, Trouble> {
-        match apply(&self.connection, batch, &mut self.frontier) {
+    fn one(
+        &mut self,
+        batch: &Encoded,
+        standing: &mut Standing,
+    ) -> Result<Result<u64, CommitError>, Trouble> {
+        match apply(&self.connection, batch, &mut self.frontier, standing) {
             Ok(first_leaf) => Ok(Ok(first_leaf)),
             Err(Stop::Store(error)) => Err(Trouble::before_commit(&error)),
             Err(Stop::Tree(text)) => Err(Trouble::Damaged(text)),
@@ -111,12 +116,17 @@ impl Writer {
     }
 
     /// One batch: applied whole, or undone without a trace in its neighbours.
-    fn isolated(&mut self, batch: &Encoded) -> Result<Result<u64, CommitError>, Trouble> {
+    fn isolated(
+        &mut self,
+        batch: &Encoded,
+        standing: &mut Standing,
+    ) -> Result<Result<u64, CommitError>, Trouble> {
         let before = |error: rusqlite::Error| Trouble::before_commit(&error);
         run(&self.connection, "SAVEPOINT batch").map_err(before)?;
         let size = self.frontier.size();
-        let result = self.one(batch)?;
+        let result = self.one(batch, standing)?;
         if result.is_err() {
+            *standing = Standing::default();
             run(&self.connection, "ROLLBACK TO batch").map_err(before)?;
             if self.frontier.size() != size {
                 self.frontier = load(&self.connection)?;

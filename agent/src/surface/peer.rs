@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, UCred, recvmsg,
@@ -248,6 +249,16 @@ impl PeerStream {
         Ok(message.bytes)
     }
 
+    /// Waits for the kernel's word before it reads again, if nothing is left to read. That less came than
+    /// there was room for does not say so: a read ends where another's message begins.
+    fn rest(&self) {
+        let nothing_left = || match ioctl_fionread(self.socket()) {
+            Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+            Ok(_) | Err(_) => Ok(()),
+        };
+        let _ = self.stream.try_io(Interest::READABLE, nothing_left);
+    }
+
     fn socket(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
@@ -279,7 +290,11 @@ impl AsyncRead for PeerStream {
                 .try_io(Interest::READABLE, || this.receive(room))
             {
                 Ok(read) => {
+                    let had_room = read < room.len();
                     buffer.advance(read);
+                    if had_room {
+                        this.rest();
+                    }
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

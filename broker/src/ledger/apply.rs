@@ -2,7 +2,7 @@
 //!
 //! Leaves come last, so that a batch that stops at a precondition has not touched the tree.
 
-use ephor_proto::id::{CredentialId, EventId, TaskId};
+use ephor_proto::id::{CredentialId, EventId, RequestId, TaskId};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::batch::{Key, Reason, Require};
@@ -46,14 +46,17 @@ impl From<tlog_tiles::tlog::Error> for Stop {
     }
 }
 
-/// What was found to hold in a transaction and that all its batches ask for: that their host is admitted,
-/// and which policy is in force. Nothing is known any more after a row that may change it.
+/// What was found in a transaction and all its batches ask for: that their host is admitted, which
+/// policy is in force, what retention has pruned. Nothing is known any more after a row that may change it.
 #[derive(Default)]
-pub(super) struct Standing(Vec<Require>);
+pub(super) struct Standing {
+    held: Vec<Require>,
+    requests_pruned_below: Option<[u8; 16]>,
+}
 
 impl Standing {
     fn holds(&mut self, connection: &Connection, require: &Require) -> Result<(), Stop> {
-        if self.0.contains(require) {
+        if self.held.contains(require) {
             return Ok(());
         }
         holds(connection, require)?;
@@ -61,15 +64,31 @@ impl Standing {
             require,
             Require::HostAdmitted(_) | Require::PolicyInForce(_)
         );
-        if is_of_all && self.0.len() < limits::LEDGER_STANDING {
-            self.0.push(require.clone());
+        if is_of_all && self.held.len() < limits::LEDGER_STANDING {
+            self.held.push(require.clone());
         }
         Ok(())
     }
 
+    /// Whether one of this id may have been answered and pruned: it must get no second answer.
+    fn may_be_pruned(
+        &mut self,
+        connection: &Connection,
+        id: RequestId,
+    ) -> Result<bool, rusqlite::Error> {
+        let below = match self.requests_pruned_below {
+            Some(below) => below,
+            None => retain::requests_pruned_below(connection)?,
+        };
+        self.requests_pruned_below = Some(below);
+        Ok(id.to_bytes() < below)
+    }
+
     fn written(&mut self, row: &Row) {
-        if matches!(row, Row::Host(_) | Row::Policy(_) | Row::NewEpoch(_)) {
-            self.0.clear();
+        match row {
+            Row::Host(_) | Row::Policy(_) | Row::NewEpoch(_) => self.held.clear(),
+            Row::Prune(_) | Row::Meta(..) => self.requests_pruned_below = None,
+            _ => {}
         }
     }
 }
@@ -86,7 +105,7 @@ pub(super) fn apply(
     }
     let first = frontier.size();
     for row in &batch.rows {
-        write_row(connection, row, first)?;
+        write_row(connection, row, first, standing)?;
         standing.written(row);
     }
     for leaf in &batch.leaves {
@@ -200,12 +219,17 @@ pub(super) fn stored_version(connection: &Connection, key: &Key) -> rusqlite::Re
     Ok(version.map(|version| u64::try_from(version).unwrap_or(0)))
 }
 
-fn write_row(connection: &Connection, row: &Row, first_leaf: u64) -> Result<(), Stop> {
+fn write_row(
+    connection: &Connection,
+    row: &Row,
+    first_leaf: u64,
+    standing: &mut Standing,
+) -> Result<(), Stop> {
     let written = match row {
         Row::Task(task) => write(connection, task, task.version)?,
         Row::Request(request) => {
-            // Whether one of this id was answered is not known any more: it must get no second answer.
-            let is_unknown = request.version == 1 && retain::is_too_old(connection, request.id)?;
+            let is_unknown =
+                request.version == 1 && standing.may_be_pruned(connection, request.id)?;
             !is_unknown && write(connection, request, request.version)?
         }
         Row::Decision(decision) => write::<DecisionRow>(connection, decision, 1)?,

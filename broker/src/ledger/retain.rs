@@ -133,7 +133,8 @@ impl Reader {
     /// Whether a request of this id may have been pruned: it is older than what is kept.
     pub fn may_be_pruned(&self, id: RequestId) -> Result<bool, ReadError> {
         let before = self.meta(DETAIL_BEFORE)?;
-        Ok(before.is_some_and(|before| is_before(id, &before)))
+        let below = before.and_then(|before| below(&before));
+        Ok(below.is_some_and(|below| id.to_bytes() < below))
     }
 
     /// Detail older than `before` that may go, at most `limit` of each sort. Requests are looked
@@ -284,18 +285,18 @@ impl Reader {
     }
 }
 
-/// Whether a new request of this id must be refused: one of the same id may have been pruned.
-pub(super) fn is_too_old(connection: &Connection, id: RequestId) -> rusqlite::Result<bool> {
+/// A new request with an id below this must be refused: one of the same id may have been pruned.
+pub(super) fn requests_pruned_below(connection: &Connection) -> rusqlite::Result<[u8; 16]> {
     let before: Option<String> = connection
         .prepare_cached("SELECT value FROM meta WHERE name = ?1")?
         .query_row([DETAIL_BEFORE], |row| row.get(0))
         .optional()?;
-    Ok(before.is_some_and(|before| is_before(id, &before)))
+    Ok(before.and_then(|before| below(&before)).unwrap_or_default())
 }
 
-fn is_before(id: RequestId, before: &str) -> bool {
+fn below(before: &str) -> Option<[u8; 16]> {
     let before = before.parse().map(UnixMillis::from_millis);
-    before.is_ok_and(|before| id.to_bytes() < floor(before))
+    before.ok().map(floor)
 }
 
 /// Deletes. Gives what was not as the reader found it; the transaction is then undone.

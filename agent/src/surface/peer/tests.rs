@@ -163,6 +163,21 @@ socket.send_fds(s, [b'b'], [0]); wait()";
 }
 
 #[tokio::test]
+async fn an_end_that_came_with_the_last_bytes_is_read_without_another_word() {
+    let (mut client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+    set_socket_passcred(&server, true).unwrap();
+    std::io::Write::write_all(&mut client, b"bye").unwrap();
+    drop(client);
+    let mut stream = taken(server);
+    let mut buffer = [0; 64];
+    let limit = std::time::Duration::from_secs(5);
+    for expected in [3, 0] {
+        let read = tokio::time::timeout(limit, stream.read(&mut buffer)).await;
+        assert_eq!(read.unwrap().unwrap(), expected);
+    }
+}
+
+#[tokio::test]
 async fn a_message_without_its_senders_credentials_is_refused() {
     // Written before anybody asked for credentials: the kernel has none to show.
     let (mut client, server) = std::os::unix::net::UnixStream::pair().unwrap();

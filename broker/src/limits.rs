@@ -346,6 +346,8 @@ pub const LEDGER_STANDING: usize = 16;
 /// A page of a new store, in bytes. Each that a group of batches touches is written twice; of larger ones
 /// there are fewer, of smaller ones less is written that did not change.
 pub const LEDGER_PAGE_BYTES: u32 = 8_192;
+/// Hashes of the log's tree in a row, in bytes: about those of 256 events, and a few more.
+pub const LEDGER_HASHES_BYTES: usize = 16 * 1024;
 /// Rows and leaves written between two looks at the length of the write-ahead log.
 pub const LEDGER_WRITES_PER_WAL_LOOK: u64 = 2_000;
 /// Pages not yet copied back from the write-ahead log before a copy starts.

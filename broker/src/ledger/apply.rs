@@ -343,7 +343,10 @@ fn erase(connection: &Connection, event: EventId) -> rusqlite::Result<bool> {
 fn append(connection: &Connection, leaf: &Leaf, frontier: &mut Frontier) -> Result<(), Stop> {
     let index = int(frontier.size());
     let event = leaf.event.to_bytes();
-    let hashes = frontier.append(leaf.json.as_bytes())?;
+    frontier.append(leaf.json.as_bytes())?;
+    if frontier.is_long() {
+        frontier.save(connection)?;
+    }
     connection
         .prepare_cached(
             "INSERT INTO leaf (idx, event, task, beside, json) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -355,9 +358,6 @@ fn append(connection: &Connection, leaf: &Leaf, frontier: &mut Frontier) -> Resu
             leaf.beside,
             leaf.json
         ])?;
-    connection
-        .prepare_cached("INSERT INTO hash (leaf, hashes) VALUES (?1, ?2)")?
-        .execute(params![index, hashes])?;
     for name in &leaf.about {
         connection
             .prepare_cached("INSERT OR IGNORE INTO about (name, leaf) VALUES (?1, ?2)")?

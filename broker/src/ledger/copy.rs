@@ -8,15 +8,15 @@ use std::fs::File;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, params};
-use tlog_tiles::tlog::{self, Hash};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use tlog_tiles::tlog;
 
-use super::codec::{Columns, Stored as _};
+use super::codec::{Columns, Stored as _, int};
 use super::holder::Holder;
 use super::open::{check_pages, check_tree, connect, describe, hold, recognise, refused};
 use super::retain::pruned_below;
 use super::row::KeyRow;
-use super::tree::{Frontier, Head};
+use super::tree::{Frontier, Head, stored_in};
 use super::{Installation, Ledger, OpenError};
 use crate::files;
 
@@ -98,33 +98,49 @@ fn recompute(
 ) -> Result<(Head, u64), OpenError> {
     let sqlite = |error| refused(path, error);
     let wrong = |error: tlog::Error| damaged(path, &error.to_string());
-    let sql = "SELECT hash.leaf, hash.hashes, leaf.json FROM hash \
-               LEFT JOIN leaf ON leaf.idx = hash.leaf ORDER BY hash.leaf";
-    let mut statement = connection.prepare(sql).map_err(sqlite)?;
+    let mut text = connection
+        .prepare("SELECT json FROM leaf WHERE idx = ?1")
+        .map_err(sqlite)?;
+    let mut statement = connection
+        .prepare("SELECT size, hashes FROM hash ORDER BY size")
+        .map_err(sqlite)?;
     let mut rows = statement.query([]).map_err(sqlite)?;
     let (mut frontier, mut pruned) = (Frontier::empty(), 0);
     while let Some(row) = rows.next().map_err(sqlite)? {
-        let index: i64 = row.get(0).map_err(sqlite)?;
+        let size: i64 = row.get(0).map_err(sqlite)?;
+        let size = u64::try_from(size).unwrap_or(0);
         let stored: Vec<u8> = row.get(1).map_err(sqlite)?;
-        let json: Option<String> = row.get(2).map_err(sqlite)?;
-        let first = stored.first_chunk::<32>().map(|hash| Hash(*hash));
-        let record = match json {
-            Some(json) => tlog::record_hash(json.as_bytes()),
-            None if u64::try_from(index).is_ok_and(|index| index >= kept_from) => {
+        for index in frontier.size()..size {
+            let json: Option<String> = text
+                .query_row([int(index)], |row| row.get(0))
+                .optional()
+                .map_err(sqlite)?;
+            let known = stored_in(&stored, size, tlog::stored_hash_index(0, index));
+            let record = match json {
+                Some(json) => tlog::record_hash(json.as_bytes()),
+                None if index >= kept_from => {
+                    return Err(damaged(
+                        path,
+                        &format!("event {index} is missing, and retention did not prune it"),
+                    ));
+                }
+                None => {
+                    pruned += 1;
+                    known.ok_or_else(|| damaged(path, "a leaf has no hash"))?
+                }
+            };
+            if known != Some(record) {
                 return Err(damaged(
                     path,
-                    &format!("event {index} is missing, and retention did not prune it"),
+                    &format!("event {index} is not the one that was recorded"),
                 ));
             }
-            None => {
-                pruned += 1;
-                first.ok_or_else(|| damaged(path, "a leaf has no hash"))?
-            }
-        };
-        if frontier.append_record(record).map_err(wrong)? != stored {
+            frontier.append_record(record).map_err(wrong)?;
+        }
+        if frontier.take_unsaved() != stored {
             return Err(damaged(
                 path,
-                &format!("event {index} is not the one that was recorded"),
+                &format!("the hashes up to event {size} are not those of the events"),
             ));
         }
     }

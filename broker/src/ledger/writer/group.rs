@@ -123,14 +123,12 @@ impl Writer {
     ) -> Result<Result<u64, CommitError>, Trouble> {
         let before = |error: rusqlite::Error| Trouble::before_commit(&error);
         run(&self.connection, "SAVEPOINT batch").map_err(before)?;
-        let size = self.frontier.size();
+        let frontier = self.frontier.clone();
         let result = self.one(batch, standing)?;
         if result.is_err() {
             *standing = Standing::default();
             run(&self.connection, "ROLLBACK TO batch").map_err(before)?;
-            if self.frontier.size() != size {
-                self.frontier = load(&self.connection)?;
-            }
+            self.frontier = frontier;
         }
         run(&self.connection, "RELEASE batch").map_err(before)?;
         Ok(result)
@@ -157,7 +155,7 @@ impl Writer {
     }
 
     /// Stores the checkpoint of what was appended, and the clock's high-water mark.
-    fn seal(&self, size_before: u64, now: UnixMillis) -> Result<Head, Trouble> {
+    fn seal(&mut self, size_before: u64, now: UnixMillis) -> Result<Head, Trouble> {
         let before = |error: rusqlite::Error| Trouble::before_commit(&error);
         if self.frontier.size() == size_before {
             self.stamp(now).map_err(before)?;
@@ -168,6 +166,7 @@ impl Writer {
             .head()
             .map_err(|error| Trouble::Damaged(error.to_string()))?;
         crate::crash_point!("ledger.before_checkpoint");
+        self.frontier.save(&self.connection).map_err(before)?;
         self.connection
             .prepare_cached("INSERT INTO checkpoint (size, root, time) VALUES (?1, ?2, ?3)")
             .and_then(|mut s| s.execute(params![int(head.size), head.root, millis(now)]))

@@ -375,6 +375,10 @@ pub const RETENTION_PAUSE: Duration = Duration::from_millis(20);
 /// Dead credentials whose listings one pruning commit forgets.
 pub const LEDGER_PRUNE_CHUNK: usize = 500;
 
+/// Attempts at a step of an installation that somebody else's crosses, and the pause between them.
+pub const PG_INSTALL_ATTEMPTS: usize = 40;
+/// See [`PG_INSTALL_ATTEMPTS`].
+pub const PG_INSTALL_PAUSE: Duration = Duration::from_millis(100);
 /// From the first packet to a connection at a target that can be used.
 pub const PG_CONNECT: Duration = Duration::from_secs(5);
 /// A target's server ends a statement of ours after this.

@@ -35,7 +35,7 @@ use tokio_postgres::Row;
 pub use access::{Access, Password, Tls};
 pub use census::{Census, Evidence, Seen};
 pub use checkout::{CheckedIn, Checkout, LeftOver};
-pub use failed::Failed;
+pub use failed::{Failed, is_crossed};
 pub use install::{
     Admin, ByCertificate, Finding, Grade, Install, InstallError, Installed, Options,
     SCHEMA_VERSION, check, check_certificates, check_static_roles, install, install_sql,

@@ -60,6 +60,9 @@ impl Target {
             InstallError::Unauthorized(_) => Failure::denied(format!(
                 "{why}\nSee that the user, its password (in the URL, PGPASSWORD or ~/.pgpass) and the database are right, and that pg_hba.conf there lets it in from here."
             )),
+            InstallError::Statement {
+                is_denied: false, ..
+            } => Failure::denied(why),
             InstallError::Statement { .. } => Failure::denied(format!(
                 "{why}\nIt takes a user who may make roles and databases; {} is the one that was used.",
                 self.user

@@ -45,6 +45,7 @@ pub async fn dev(args: args::Dev) -> Outcome {
         let outcome =
             with_database(layout, (server, login), &keeper, &signals, &args.command).await;
         keeper.finish().await;
+        layout::remove_stale();
         return outcome;
     }
     let layout = Layout::make(args.dir.as_deref(), PREFIX)?;

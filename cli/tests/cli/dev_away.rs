@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use ephor_testkit::postgres::Cluster;
@@ -192,32 +192,78 @@ fn when_the_server_goes_away_meanwhile_its_role_is_named() {
     let (mut server, tmp) = (server(), tmp());
     let dir = tmp.path().join("d");
     let url = server.socket_url("postgres", "shop");
-    let mut running = dev(&url, tmp.path(), Some(&dir))
-        .args(["--", "sh", "-c", "echo runs; exec sleep 600"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    let mut out = BufReader::new(running.stdout.take().unwrap());
-    out.read_line(&mut line).unwrap();
-    let login = std::fs::read_to_string(dir.join("pg.login")).unwrap();
-    server.crash().unwrap();
-    send(running.id(), Signal::SIGTERM);
-    end_of(&mut running, "the end of dev");
-    let mut said = String::new();
-    let mut err = running.stderr.take().unwrap();
-    std::io::Read::read_to_string(&mut err, &mut said).unwrap();
-    let left = format!("The role {login} may be left at ");
-    assert!(said.contains(&left), "{said}");
-    // Still away: it is named, because it is there from before.
-    let again = run(&url, tmp.path(), Some(&dir));
-    assert_code(&again, 69);
-    assert!(text(&again.stderr).contains(&left));
-    server.boot().unwrap();
-    let there = |server: &Cluster| server.psql("postgres", OURS).unwrap();
-    assert!(there(&server).contains(&login));
-    assert_code(&run(&url, tmp.path(), Some(&dir)), 0);
-    assert_eq!(there(&server), "");
-    assert!(!dir.join("pg.login").exists());
+    for dir in [Some(&*dir), None] {
+        let mut running = dev(&url, tmp.path(), dir)
+            .args(["--", "sh", "-c", "echo $PGUSER; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut made = String::new();
+        let mut out = BufReader::new(running.stdout.take().unwrap());
+        out.read_line(&mut made).unwrap();
+        let record = match dir {
+            Some(dir) => dir.join("pg.login"),
+            None => unnamed(tmp.path()).unwrap().join("pg.login"),
+        };
+        let login = std::fs::read_to_string(&record).unwrap();
+        server.crash().unwrap();
+        send(running.id(), Signal::SIGTERM);
+        end_of(&mut running, "the end of dev");
+        let mut said = String::new();
+        let mut err = running.stderr.take().unwrap();
+        std::io::Read::read_to_string(&mut err, &mut said).unwrap();
+        let left = format!("The role {login} may be left at ");
+        assert!(
+            said.contains(&left) && said.contains("logins that it made"),
+            "{said}"
+        );
+        // Still away: what is there from before is named, or its record kept.
+        let again = run(&url, tmp.path(), dir);
+        assert_code(&again, 69);
+        match dir {
+            Some(dir) => {
+                assert!(text(&again.stderr).contains(&left));
+                let hint = format!("with this server and --dir {}", dir.display());
+                assert!(said.contains(&hint), "{said}");
+            }
+            None => assert!(record.exists()),
+        }
+        server.boot().unwrap();
+        let there = |server: &Cluster| server.psql("postgres", OURS).unwrap();
+        let all = there(&server);
+        assert!(
+            all.contains(&login) && all.contains(made.trim_end()),
+            "{all}"
+        );
+        assert_code(&run(&url, tmp.path(), dir), 0);
+        assert_eq!(there(&server), "");
+        assert!(!record.exists());
+        assert_eq!(unnamed(tmp.path()), None);
+    }
+}
+
+/// The directory of a start that was given none.
+fn unnamed(tmp: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(tmp).unwrap().flatten();
+    let named = |path: &PathBuf| path.to_string_lossy().contains("/ephor-dev.");
+    entries.map(|entry| entry.path()).find(named)
+}
+
+/// Each installs and removes what the others do, from the first one on.
+#[test]
+fn starts_at_one_server_do_not_get_in_each_others_way() {
+    let (server, tmp) = (server(), tmp());
+    let url = server.socket_url("postgres", "shop");
+    let start = |_| {
+        let mut dev = dev(&url, tmp.path(), None);
+        let dev = dev.args(["--", "true"]).stderr(Stdio::piped());
+        dev.spawn().unwrap()
+    };
+    let all: Vec<_> = (0..4).map(start).collect();
+    for one in all {
+        assert_code(&one.wait_with_output().unwrap(), 0);
+    }
+    assert_eq!(server.psql("postgres", OURS).unwrap(), "");
+    assert!(is_empty(tmp.path()));
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ephor_proto::postgres::Address;
 use rustix::io::Errno;
-use tokio_postgres::error::DbError;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::access::{Access, Password};
 
@@ -212,6 +212,28 @@ pub(super) fn words(error: &tokio_postgres::Error) -> String {
         None if asks_in_vain(error) => "it asks for a password, and there is none".to_owned(),
         None => chain(error),
     }
+}
+
+/// Whether it failed because somebody else changed the same thing at the same time, so that it may go well
+/// when tried again.
+#[must_use]
+pub fn is_crossed(error: &tokio_postgres::Error) -> bool {
+    let codes = [
+        SqlState::T_R_SERIALIZATION_FAILURE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::UNIQUE_VIOLATION,
+        SqlState::DUPLICATE_OBJECT,
+        SqlState::DUPLICATE_DATABASE,
+        SqlState::DUPLICATE_SCHEMA,
+        SqlState::DUPLICATE_TABLE,
+        SqlState::DUPLICATE_FUNCTION,
+        SqlState::OBJECT_IN_USE,
+    ];
+    error.as_db_error().is_some_and(|said| {
+        // For this there is no code of its own.
+        let is_tuple = said.message().starts_with("tuple concurrently ");
+        codes.contains(said.code()) || *said.code() == SqlState::INTERNAL_ERROR && is_tuple
+    })
 }
 
 /// Whether the server asks for a password and there is none. The library has no type for that.

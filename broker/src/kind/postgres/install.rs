@@ -11,6 +11,7 @@ use ephor_crypto::Secret;
 use ephor_crypto::scram::ScramVerifier;
 use ephor_proto::postgres::Address;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 pub use certificates::{ByCertificate, check_certificates};
@@ -18,7 +19,7 @@ pub use check::{Finding, Grade, check, check_static_roles};
 
 use super::access::Tls;
 use super::connect::{NotConnected, connected};
-use super::failed::{Failed, Tried, not_connected, words};
+use super::failed::{Failed, Tried, is_crossed, not_connected, words};
 use super::name::{Ident, literal, quoted};
 use crate::limits;
 use crate::tasks::Tasks;
@@ -92,6 +93,8 @@ pub enum InstallError {
         database: String,
         /// What the server said.
         why: String,
+        /// It takes a right that this user does not have.
+        is_denied: bool,
     },
 }
 
@@ -178,7 +181,8 @@ impl<'a> Install<'a> {
     ) -> Result<Self, InstallError> {
         let sections = sections(options)?;
         let client = connect_to(admin, &admin.database, tasks).await?;
-        let server = texts(&client, &admin.database, "SHOW server_version").await?;
+        let server = texts(&client, "SHOW server_version").await;
+        let server = server.map_err(|why| failed(&admin.database, &why))?;
         Ok(Self {
             admin,
             options,
@@ -198,17 +202,12 @@ impl<'a> Install<'a> {
         let mut client = self.client;
         let mut current = admin.database.clone();
         for section in self.sections {
-            if let Some(database) = section.database {
-                client = connect_to(admin, &database, self.tasks).await?;
-                current = database;
+            if let Some(database) = &section.database {
+                client = connect_to(admin, database, self.tasks).await?;
+                current.clone_from(database);
             }
-            if let Some(first) = &section.first {
-                for statement in texts(&client, &current, first).await? {
-                    run_one(&client, &current, &statement).await?;
-                }
-            }
-            let all = format!("BEGIN;\n{}\nCOMMIT;", section.sql);
-            run_one(&client, &current, &all).await?;
+            let done = section.run_uncrossed(&client).await;
+            done.map_err(|why| failed(&current, &why))?;
         }
         let databases = std::iter::once(&options.admin_database).chain(&options.databases);
         Ok(Installed {
@@ -269,17 +268,35 @@ fn not_let_in(failed: Failed) -> InstallError {
     }
 }
 
-async fn run_one(client: &Client, database: &str, sql: &str) -> Result<(), InstallError> {
-    client
-        .batch_execute(sql)
-        .await
-        .map_err(|why| failed(database, &why))
+impl Section {
+    /// Again as long as somebody else who installs or removes the same gets in its way.
+    async fn run_uncrossed(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        for _ in 1..limits::PG_INSTALL_ATTEMPTS {
+            match self.run(client).await {
+                Err(why) if is_crossed(&why) => {
+                    client.batch_execute("ROLLBACK").await?;
+                    tokio::time::sleep(limits::PG_INSTALL_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+        self.run(client).await
+    }
+
+    async fn run(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        if let Some(first) = &self.first {
+            for statement in texts(client, first).await? {
+                client.batch_execute(&statement).await?;
+            }
+        }
+        let all = format!("BEGIN;\n{}\nCOMMIT;", self.sql);
+        client.batch_execute(&all).await
+    }
 }
 
 /// The first column of every row.
-async fn texts(client: &Client, database: &str, sql: &str) -> Result<Vec<String>, InstallError> {
-    let answer = client.simple_query(sql).await;
-    let answer = answer.map_err(|why| failed(database, &why))?;
+async fn texts(client: &Client, sql: &str) -> Result<Vec<String>, tokio_postgres::Error> {
+    let answer = client.simple_query(sql).await?;
     let text = |message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         // The library's enum may grow; rows are all that is asked for.
@@ -292,9 +309,10 @@ async fn texts(client: &Client, database: &str, sql: &str) -> Result<Vec<String>
 fn failed(database: &str, why: &tokio_postgres::Error) -> InstallError {
     let said = words(why);
     match why.as_db_error() {
-        Some(_) => InstallError::Statement {
+        Some(error) => InstallError::Statement {
             database: database.to_owned(),
             why: said,
+            is_denied: *error.code() == SqlState::INSUFFICIENT_PRIVILEGE,
         },
         None => InstallError::Unreachable(format!("database {database}: {said}")),
     }

@@ -36,7 +36,18 @@ pub struct Layout {
     /// Held open: another `ephor dev` in the same directory is refused.
     _lock: OwnedFd,
     /// Removes the directory at the end when it was made by us without a name.
-    _temporary: Option<tempfile::TempDir>,
+    temporary: Option<tempfile::TempDir>,
+}
+
+/// A directory with the only record of a login that may be at its server outlives us: see [`remove_stale`].
+impl Drop for Layout {
+    fn drop(&mut self) {
+        if stale::has_login(&self.dir)
+            && let Some(temporary) = self.temporary.take()
+        {
+            let _ = temporary.keep();
+        }
+    }
 }
 
 impl Layout {
@@ -58,7 +69,7 @@ impl Layout {
                 (dir, None, lock)
             }
             None => {
-                stale::remove(&std::env::temp_dir());
+                remove_stale();
                 let (made, lock) = temporary(prefix)?;
                 (made.path().to_owned(), Some(made), lock)
             }
@@ -69,7 +80,7 @@ impl Layout {
             policy,
             targets: Vec::new(),
             _lock: lock,
-            _temporary: temporary,
+            temporary,
         })
     }
 
@@ -195,6 +206,16 @@ impl Layout {
         write_private(path, text)
             .map_err(|why| Failure::local(format!("cannot write {}", path.display()), why))
     }
+}
+
+/// Removes temporary directories that nobody uses and that name no login.
+pub fn remove_stale() {
+    stale::remove(&std::env::temp_dir());
+}
+
+/// Whether a start removes this directory at its end.
+pub fn is_temporary(dir: &Path) -> bool {
+    stale::is_temporary(dir)
 }
 
 /// Directories of killed starts whose login may still be at its server, locked.

@@ -44,7 +44,8 @@ pub fn with_login(top: &Path) -> Vec<(PathBuf, File)> {
         .collect()
 }
 
-fn has_login(dir: &Path) -> bool {
+/// Whether it has the record of a login that may be at its server.
+pub fn has_login(dir: &Path) -> bool {
     let is_dev = dir.file_name().and_then(|name| name.to_str());
     is_dev.is_some_and(|name| name.starts_with(DEV)) && dir.join(LOGIN_FILE).exists()
 }
@@ -89,7 +90,8 @@ fn is_our_form(name: &str) -> bool {
     })
 }
 
-fn is_temporary(dir: &Path) -> bool {
+/// Whether our word in it says so.
+pub fn is_temporary(dir: &Path) -> bool {
     std::fs::symlink_metadata(dir.join(TEMPORARY)).is_ok_and(|known| known.is_file())
 }
 

@@ -1,10 +1,12 @@
 //! What a broker's login leaves at a server is removed there: its own role and whatever it made. In
 //! pieces that may each be repeated, since an earlier clean-up may have ended anywhere.
 
+use std::time::Duration;
+
 use tokio_postgres::{Client, Error};
 
 use super::{ADMIN_DATABASE, OPTIONS, quoted};
-use crate::exit::Failure;
+use crate::exit::{Failure, UNREACHABLE};
 use crate::postgres::Target;
 
 /// What is at the server of a login.
@@ -16,11 +18,25 @@ struct Left<'a> {
     is_superuser: bool,
 }
 
+/// Attempts: others who install or clean up there at the same time get in the way.
+const ATTEMPTS: usize = 5;
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Ends and removes what `login` made, then the login itself. Says whether it was there.
 ///
 /// # Errors
 /// What is left, and why. The login cannot log in any more if the server did anything at all.
 pub async fn clean(server: &Target, login: &str) -> Result<bool, Failure> {
+    for _ in 1..ATTEMPTS {
+        match clean_once(server, login).await {
+            Err(why) if why.code != UNREACHABLE => tokio::time::sleep(PAUSE).await,
+            done => return done,
+        }
+    }
+    clean_once(server, login).await
+}
+
+async fn clean_once(server: &Target, login: &str) -> Result<bool, Failure> {
     const LOOK: &str = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1::text),
         EXISTS (SELECT FROM pg_database WHERE datname = $2::text AND has_database_privilege(oid, 'CONNECT')),
         (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)";

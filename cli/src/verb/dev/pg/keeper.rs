@@ -25,6 +25,8 @@ use crate::postgres::Target;
 use crate::process::{Child, Command, Environment, SELF, Stdio};
 use crate::show::to_stderr;
 use crate::verb::dev::Layout;
+use crate::verb::dev::layout::is_temporary;
+use crate::words::shell_quoted;
 
 /// Says that the login may be at its server. It stays in the pipe, whatever becomes of `dev`.
 const TOLD: &[u8] = b"made\n";
@@ -166,13 +168,16 @@ pub async fn keeper_main() -> Outcome {
 /// What is left.
 pub async fn take_back(server: &Target, login: &str, dir: &Path) -> Result<bool, Failure> {
     let was_there = clean(server, login).await.map_err(|why| {
-        Failure::new(
-            why.code,
-            format!(
-                "{}\n       The role {login} may be left at {}; it can do nothing without its password, which is gone.",
-                why.message, server.address
-            ),
-        )
+        let place = match is_temporary(dir) {
+            true => String::new(),
+            false => format!(" and --dir {}", shell_quoted(&dir.display().to_string())),
+        };
+        let left = format!(
+            "The role {login} may be left at {}, and logins that it made, which are let in until they expire.\n       \
+             The next `ephor dev --pg` with this server{place} removes them.",
+            server.address
+        );
+        Failure::new(why.code, format!("{}\n       {left}", why.message))
     })?;
     let _ = std::fs::remove_file(login_file(dir));
     Ok(was_there)

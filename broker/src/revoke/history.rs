@@ -31,8 +31,10 @@ struct Stored {
 
 impl Broker {
     /// A target said where it is, when asked at `begun`. If that does not follow from what it said before,
-    /// it is compared with the store at the next tick and not at its next turn.
+    /// it is compared with the store at the next tick and not at its next turn. What waits because it was
+    /// away is tried now: what is made there from here on may end at once.
     pub(crate) fn heard_of(&self, target: &str, seen: &Seen, begun: Boottime) {
+        self.queues.is_back(target, self.clock.boottime());
         let times = (begun, self.clock.boottime());
         if self.targets.heard(target, seen, times) {
             self.targets.hurry_look(target);

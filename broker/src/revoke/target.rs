@@ -327,6 +327,25 @@ impl Queues {
         });
     }
 
+    /// The target answered somebody else: what waits because it was away is tried now, with one at first.
+    pub(super) fn is_back(&self, target: &str, now: Boottime) {
+        let was_away = self.with(|inner| {
+            let Some(queue) = inner.queues.get_mut(target) else {
+                return false;
+            };
+            if queue.away.take().is_none() {
+                return false;
+            }
+            for job in queue.jobs.values_mut().filter(|job| !job.is_alone) {
+                job.next = job.next.min(now);
+            }
+            true
+        });
+        if was_away {
+            self.rung.notify_one();
+        }
+    }
+
     /// Whether all of the last call failed.
     fn is_failing(&self, target: &str) -> bool {
         self.with(|inner| {

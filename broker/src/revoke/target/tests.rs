@@ -154,6 +154,44 @@ fn a_target_that_works_again_is_asked_for_all() {
 
 /// Ten minutes without a server and 3 000 that wait: it is asked as if one waited, each is told with
 /// that reason, and a person's request is tried at once.
+/// Otherwise what is made at a target that is back would outlive its task until the next try.
+#[test]
+fn a_target_that_answered_somebody_is_asked_at_once() {
+    let queues = Queues::default();
+    for n in 0..3 {
+        queues.add("orders", expired(n), at(0));
+    }
+    let mut now = 0;
+    for _ in 0..9 {
+        let taken = wait_for(|| {
+            now += 250;
+            queues.take("orders", at(now), true)
+        });
+        for id in &taken {
+            queues.failed("orders", *id, at(now), setback("no route", true));
+        }
+        queues.left("orders", &taken, at(now));
+    }
+    queues.add("orders", wanted(9, Urgency::End), at(now));
+    assert!(queues.take("orders", at(now + 1), true).is_empty());
+    queues.is_back("orders", at(now + 1));
+    let first = queues.take("orders", at(now + 1), true);
+    assert_eq!(first.len(), 1, "whether it works is not known yet");
+    queues.done("orders", first[0], at(now + 2));
+    queues.left("orders", &first, at(now + 2));
+    assert_eq!(queues.take("orders", at(now + 2), true).len(), 3);
+}
+
+/// The first that is not empty.
+fn wait_for(mut look: impl FnMut() -> Vec<CredentialId>) -> Vec<CredentialId> {
+    loop {
+        let found = look();
+        if !found.is_empty() {
+            return found;
+        }
+    }
+}
+
 #[test]
 fn a_target_that_is_away_is_asked_by_one_for_all() {
     let queues = Queues::default();

@@ -27,6 +27,8 @@ struct Ended {
 #[derive(Clone)]
 enum Answer {
     Waiting,
+    /// The broker has the end, and has not proven it yet.
+    Heard,
     /// The end was told; the receipt where there was anything to prove.
     Told(Option<Arc<v1::CompleteResponse>>),
 }
@@ -76,6 +78,19 @@ impl Receipts {
         }
     }
 
+    /// The broker has the end, and is still revoking.
+    pub fn heard(&self, task: TaskId) {
+        if let Some(ended) = self.lock().ended.get(&task) {
+            ended.receipt.send_if_modified(|answer| {
+                let is_first = matches!(answer, Answer::Waiting);
+                if is_first {
+                    *answer = Answer::Heard;
+                }
+                is_first
+            });
+        }
+    }
+
     /// The uid that owned an ended task.
     #[must_use]
     pub fn owner(&self, task: TaskId) -> Option<u32> {
@@ -108,17 +123,12 @@ impl Receipts {
         let told = tokio::time::timeout(
             patience,
             receipt.wait_for(|answer| matches!(answer, Answer::Told(_))),
-        )
-        .await;
-        let told = match told {
-            Ok(Ok(answer)) => match &*answer {
-                Answer::Told(receipt) => receipt.clone(),
-                Answer::Waiting => None,
-            },
-            Ok(Err(_)) | Err(_) => None,
-        };
+        );
+        // Whether it came in time or not: this is what is known.
+        let _ = told.await;
+        let answer = receipt.borrow().clone();
         let wiped = self.lock().ended.get(&task).map_or(0, |ended| ended.wiped);
-        Some(to_wire(task, wiped, told.as_deref()))
+        Some(to_wire(task, wiped, &answer))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -126,7 +136,11 @@ impl Receipts {
     }
 }
 
-fn to_wire(task: TaskId, wiped: u32, told: Option<&v1::CompleteResponse>) -> Completed {
+fn to_wire(task: TaskId, wiped: u32, answer: &Answer) -> Completed {
+    let told = match answer {
+        Answer::Told(receipt) => receipt.as_deref(),
+        Answer::Waiting | Answer::Heard => None,
+    };
     let listed_until = told
         .map(|told| told.listed_until)
         .filter(|until| *until > 0);
@@ -137,6 +151,7 @@ fn to_wire(task: TaskId, wiped: u32, told: Option<&v1::CompleteResponse>) -> Com
         listed: told.map_or(0, |told| told.listed),
         listed_until: listed_until.map(UnixMillis::from_millis),
         wiped,
+        is_heard: !matches!(answer, Answer::Waiting),
         receipt: told.and_then(|told| serde_json::from_str(&told.receipt).ok()),
     }
 }
@@ -174,6 +189,10 @@ mod tests {
             (early.wiped, early.receipt.is_none(), early.dead),
             (3, true, 0)
         );
+        assert!(!early.is_heard);
+        receipts.heard(task(1));
+        let heard = receipts.completed(task(1), Duration::ZERO).await.unwrap();
+        assert!(heard.is_heard && heard.receipt.is_none());
         let waiter = async {
             receipts
                 .completed(task(1), Duration::from_secs(60))
@@ -184,6 +203,7 @@ mod tests {
         let (late, ()) = tokio::join!(waiter, teller);
         assert_eq!((late.dead, late.listed, late.wiped), (1, 2, 3));
         assert_eq!(late.receipt.unwrap()["leaf"], "x");
+        receipts.heard(task(1));
         assert!(receipts.is_told(task(1)));
         assert_eq!(
             receipts

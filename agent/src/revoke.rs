@@ -173,6 +173,10 @@ impl Downlink for Pushes {
         }
     }
 
+    fn end_heard(&self, task: TaskId) {
+        self.0.receipts.heard(task);
+    }
+
     fn end_acknowledged(&self, task: TaskId, receipt: Option<v1::CompleteResponse>) {
         crash_point!("complete.sent");
         STAGES.counted(Stage::Prove, 1);

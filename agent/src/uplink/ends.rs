@@ -77,6 +77,9 @@ async fn tell(wiring: &Wiring, session: &Session, end: End, mut place: Place) ->
                 return Err(error.into());
             }
             Some(code) => {
+                if code == Code::Overdue {
+                    wiring.downlink.end_heard(end.task);
+                }
                 let wait = backoff.next(jitter());
                 tracing::warn!(task = %end.task, %code, ?wait, "the broker did not take a task's end; telling it again");
                 place.leave();

@@ -42,6 +42,8 @@ pub trait Downlink: Send + Sync + 'static {
     fn banned(&self);
     /// The broker began a new epoch: nothing issued before is good any more, and tasks go on.
     fn epoch_ended(&self);
+    /// The broker has a task's end and has not proven it yet: something is still being revoked.
+    fn end_heard(&self, task: TaskId);
     /// An end was acknowledged, with the receipt where there is one.
     fn end_acknowledged(&self, task: TaskId, receipt: Option<v1::CompleteResponse>);
 }

@@ -302,6 +302,7 @@ fn local(
                     listed: 1,
                     listed_until: None,
                     wiped: 1,
+                    is_heard: true,
                     receipt: None,
                 },
             )

@@ -299,7 +299,11 @@ pub struct Completed {
     pub listed_until: Option<UnixMillis>,
     /// Copies wiped from the agent's memory.
     pub wiped: u32,
-    /// The signed receipt (absent while the broker is away: it is spooled).
+    /// The broker has the end. Without a receipt it is still revoking, and tries until it can prove it.
+    #[serde(default)]
+    pub is_heard: bool,
+    /// The signed receipt; absent while something is still being revoked, or the broker is away: then the end
+    /// is spooled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<serde_json::Value>,
 }

@@ -222,14 +222,19 @@ fn said(completed: &Completed, issued: usize, time: &str) -> String {
         (None, _) if issued == 0 && completed.wiped == 0 => {
             "nothing was issued, so nothing is left.".to_owned()
         }
-        (None, _) => format!(
-            "overdue: the broker is away; {} wiped here, the rest is revoked when it returns.  Receipt {receipt} then.",
-            plural(
-                usize::try_from(completed.wiped).unwrap_or(usize::MAX),
-                "copy"
-            )
-            .replace("copys", "copies")
-        ),
+        (None, _) => {
+            let wiped = usize::try_from(completed.wiped).unwrap_or(usize::MAX);
+            let copies = plural(wiped, "copy").replace("copys", "copies");
+            match completed.is_heard {
+                true => format!(
+                    "overdue: {copies} wiped here; the broker is still revoking, and tries until it is done.  Receipt {receipt} then.\n       \
+                     What it waits for:  ephor credential ls --overdue"
+                ),
+                false => format!(
+                    "overdue: the broker is away; {copies} wiped here, the rest is revoked when it returns.  Receipt {receipt} then."
+                ),
+            }
+        }
     }
 }
 
@@ -284,6 +289,7 @@ mod tests {
             listed,
             listed_until: (listed > 0).then(|| "2026-11-21T14:07:09Z".parse().unwrap()),
             wiped: 1,
+            is_heard: receipt,
             receipt: receipt.then(|| serde_json::json!({ "leaf": leaf() })),
         }
     }
@@ -311,6 +317,12 @@ mod tests {
             said(&completed(0, 0, false), 1, "1 ms")
                 .starts_with("overdue: the broker is away; 1 copy wiped")
         );
+        let heard = Completed {
+            is_heard: true,
+            ..completed(0, 0, false)
+        };
+        let said_of_it = said(&heard, 1, "1 ms");
+        assert!(said_of_it.starts_with("overdue: 1 copy wiped here; the broker is still revoking"));
         let nothing = Completed {
             wiped: 0,
             ..completed(0, 0, false)

@@ -409,7 +409,7 @@ pub enum Task {
 /// `ephor credential`
 #[derive(Debug, Subcommand)]
 pub enum Credential {
-    /// List credentials
+    /// List credentials that are live or being revoked
     Ls {
         /// Ended ones, too
         #[arg(long)]

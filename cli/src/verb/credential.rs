@@ -32,7 +32,12 @@ pub async fn credential(verb: args::Credential) -> Outcome {
                     "No live credentials.  Ended ones, too: ephor credential ls --all",
                 ),
             };
-            let credentials: Vec<Credential> = broker.read(target).await?;
+            let mut credentials: Vec<Credential> = broker.read(target).await?;
+            if !all && !overdue {
+                // What is being revoked may still be let in somewhere.
+                let revoking = "/v1/credentials?state=revoking";
+                credentials.append(&mut broker.read(revoking).await?);
+            }
             if overdue && listing.output == args::Output::Table && !credentials.is_empty() {
                 show::to_stdout(&late::told(&credentials, clock::wall()))?;
                 return Ok(ExitCode::SUCCESS);

@@ -2,6 +2,7 @@
 //! one directory. For a laptop, a test or a tour; any number at once, as an ordinary user.
 
 mod daemon;
+mod ending;
 mod installation;
 mod layout;
 mod pg;
@@ -103,6 +104,10 @@ async fn serve_in(
     } else {
         one_command(&installation, signals, command, login).await
     };
+    // What a database of our own user's holds is taken back by its keeper.
+    if login.is_none() {
+        ending::end_outside(installation.layout()).await;
+    }
     installation.stop().await;
     outcome
 }

@@ -2,12 +2,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use ephor_testkit::postgres::{Cluster, Options};
+use nix::sys::signal::Signal;
 
 use super::database::clean;
-use super::support::{Dev, assert_code, ephor, policy, text};
+use super::support::{Dev, assert_code, end_of, ephor, policy, send, text};
 
 /// Lets its own login in by TCP only, with `method`.
 fn prepared(method: &str, password: &Path) -> Cluster {
@@ -70,6 +71,44 @@ fn a_server_of_the_policy_is_reached_at_its_port_once_its_password_is_there() {
     let output = psql(&mut dev.ephor());
     assert_code(&output, 0);
     assert_eq!(text(&output.stdout), "orders_rw\n");
+}
+
+/// With the broker goes who could end it.
+#[test]
+fn what_was_made_at_a_server_is_ended_before_the_broker_stops() {
+    let top = tempfile::tempdir().unwrap();
+    let password = top.path().join("password");
+    let mut server = prepared("scram-sha-256", &password);
+    for is_away in [false, true] {
+        let mut dev = Dev::with_policy(&with_target(server.port()));
+        std::fs::copy(&password, dev.dir.join("targets/target-orders")).unwrap();
+        let mut run = dev.ephor();
+        run.args(["run", "--env", "U=cred://orders-db", "--", "sleep", "600"]);
+        let run = run.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut run = run.spawn().unwrap();
+        let made = "SELECT count(*) = 1 FROM pg_roles WHERE rolname LIKE 'eph\\_orders%'";
+        server.wait_true("postgres", made).unwrap();
+        if is_away {
+            server.crash().unwrap();
+        }
+        send(dev.process.id(), Signal::SIGTERM);
+        end_of(&mut dev.process, "the end of dev");
+        let said = std::fs::read_to_string(dev.dir.with_file_name("stderr")).unwrap();
+        if is_away {
+            let next = format!("ephor dev --dir {}", dev.dir.display());
+            assert!(
+                said.contains("overdue: 1 credential not ended yet: login k-"),
+                "{said}"
+            );
+            assert!(said.contains(&next), "{said}");
+        } else {
+            assert!(said.contains("revoked with the broker: login k-"), "{said}");
+            let gone = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'eph\\_orders%'";
+            assert_eq!(server.psql("postgres", gone).unwrap(), "0");
+        }
+        run.kill().unwrap();
+        run.wait().unwrap();
+    }
 }
 
 /// The kernel refuses it in the broker's place: who reads the message learns which setting it is.

@@ -41,6 +41,10 @@ fn what_is_overdue_says_reason_owner_tries_and_next_try_until_it_is_dead() {
     ] {
         assert!(said.contains(word), "{word} in\n{said}");
     }
+    // It may still be let in: the plain list does not hide it.
+    let mut plain = dev.ephor();
+    let plain = plain.args(["credential", "ls"]).output().unwrap();
+    assert!(text(&plain.stdout).contains("revoking, overdue"));
     let json: serde_json::Value = serde_json::from_str(&ls(&["-o", "json"])).unwrap();
     let late = &json[0]["late"];
     assert_eq!(

@@ -131,6 +131,9 @@ impl Failed {
     }
 }
 
+/// Asked for a login.
+pub(super) const MAKING: &str = "making a login";
+
 /// An error of the library: what the server said, or that it said nothing.
 pub(super) enum Said {
     /// The epoch is not the one at the target, which is earlier or does not know us.
@@ -165,6 +168,11 @@ fn answer(target: String, asked: &str, db: &DbError) -> Failed {
         "EPH01" => Failed::Fenced { target, why },
         "EPH03" => Failed::TooLate { target, why },
         "EPH04" => Failed::NotAllowed { target, why },
+        // No such setting, a wrong value of it, or none for a login: as policy has it.
+        "42704" | "22023" | "42602" | "42601" | "55P02" if asked == MAKING => Failed::NotAllowed {
+            target,
+            why: format!("{why}; correct `settings` of the entitlement in the policy"),
+        },
         "EPH06" => Failed::Taken { target, why },
         "28P01" => Failed::Unauthorized {
             target,

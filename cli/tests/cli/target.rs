@@ -142,6 +142,19 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
             .arg(secrets.join("target-orders"));
         command.output().unwrap()
     };
+    std::fs::set_permissions(
+        secrets.join("target-orders"),
+        PermissionsExt::from_mode(0o644),
+    )
+    .unwrap();
+    let open = named("orders");
+    assert_code(&open, 1);
+    let said = text(&open.stdout);
+    assert!(
+        said.contains("others can read it: chmod 600"),
+        "{said}"
+    );
+    private(&secrets.join("target-orders"));
     assert_code(&named("orders"), 0);
     let unknown = named("billing");
     assert_code(&unknown, 78);

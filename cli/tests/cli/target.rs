@@ -88,6 +88,24 @@ fn init_prepares_a_server_check_says_so_and_both_may_be_repeated() {
     let json: serde_json::Value = serde_json::from_slice(&check(&["-o", "json"]).stdout).unwrap();
     assert_eq!(json["holds"], true);
 
+    // No group.
+    let fixed = "create role fixed login; create role strong nologin createrole; create role weak nologin in role strong";
+    cluster.psql("postgres", fixed).unwrap();
+    for (group, why) in [
+        ("postgres", "it can log in itself"),
+        ("fixed", "it can log in itself"),
+        ("strong", "it could act as strong"),
+        ("weak", "it could act as strong"),
+    ] {
+        let refused = run(&["init", &admin, "--group", group]);
+        assert_code(&refused, 77);
+        let said = text(&refused.stderr);
+        let named = format!("no login can be made of the role {group}: {why}");
+        assert!(said.contains(&named), "{said}");
+    }
+    let allowed = cluster.psql("ephor", "select role from ephor.allowed");
+    assert_eq!(allowed.unwrap(), "orders_rw");
+
     cluster
         .psql("postgres", "revoke pg_signal_backend from ephor_signal")
         .unwrap();

@@ -378,8 +378,7 @@ fn roles(options: &Options) -> String {
             ),
             false => String::new(),
         };
-        let sql = GROUP.replace("@group_text@", &literal(group.as_str()));
-        make + &sql.replace("@group@", &group.quoted())
+        make + &filled(GROUP, options).replace("@group_text@", &literal(group.as_str()))
     };
     let lent =
         |role: &Ident| filled(STATIC_ROLE, options).replace("@role_text@", &literal(role.as_str()));

@@ -83,20 +83,27 @@ async fn init(args: args::TargetInit) -> Outcome {
         USAGE => failure,
         _ => failure.although_issued(AS_BEFORE.to_owned()),
     })?;
+    let may: String = [
+        ("Logins may be made of ", "", &args.groups),
+        ("", " may be lent", &args.static_roles),
+    ]
+    .iter()
+    .filter(|(_, _, roles)| !roles.is_empty())
+    .map(|(before, after, roles)| format!("{before}{}{after}. ", show::value(&roles.join(", "))))
+    .collect();
     let (own, rest) = installed
         .databases
         .split_first()
         .unwrap_or((&args.login, &[]));
     show::to_stdout(&format!(
         "{}, PostgreSQL {}: schema {SCHEMA_VERSION} in database {}, logins may own things in {}.\n\
-         Logins may be made of {}. The broker logs in as {}{}.\n\
+         {may}The broker logs in as {}{}.\n\
          Next: [target.NAME] in the policy, the password in the broker's target_secrets_dir as\n\
          target-NAME, and  ephor target check NAME\n",
         installed.host,
         show::value(&installed.server),
         show::value(own),
         show::value(&rest.join(", ")),
-        show::value(&args.groups.join(", ")),
         show::value(&args.login),
         match args.password_file {
             Some(_) => ", with the password in that file",

@@ -88,9 +88,16 @@ fn init_prepares_a_server_check_says_so_and_both_may_be_repeated() {
     let json: serde_json::Value = serde_json::from_slice(&check(&["-o", "json"]).stdout).unwrap();
     assert_eq!(json["holds"], true);
 
-    // No group.
+    // A role that is lent, and no group.
     let fixed = "create role fixed login; create role strong nologin createrole; create role weak nologin in role strong";
     cluster.psql("postgres", fixed).unwrap();
+    let lent = run(&["init", &admin, "--static-role", "fixed"]);
+    assert_code(&lent, 0);
+    let said = text(&lent.stdout);
+    assert!(
+        said.contains("\nfixed may be lent. The broker logs in as ephor"),
+        "{said}"
+    );
     for (group, why) in [
         ("postgres", "it can log in itself"),
         ("fixed", "it can log in itself"),

@@ -186,9 +186,10 @@ async fn look(args: args::TargetCheck) -> Outcome {
     let mut findings = check(&access, &asked.groups, &tasks).await;
     if !asked.databases.is_empty() {
         let wanted = by_certificate(asked.databases).await;
-        findings.extend(check_certificates(&access, &wanted).await);
+        told_once(&mut findings, check_certificates(&access, &wanted).await);
     }
-    findings.extend(check_static_roles(&access, &asked.lent, &tasks).await);
+    let lent = check_static_roles(&access, &asked.lent, &tasks).await;
+    told_once(&mut findings, lent);
     tasks.shutdown(ENDS).await;
     let holds = !findings.iter().any(|one| one.grade == Grade::Wrong);
     let text = match args.output {
@@ -206,6 +207,13 @@ async fn look(args: args::TargetCheck) -> Outcome {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(CHECK_FAILED),
     })
+}
+
+/// Each look connects for itself, and what keeps one out keeps the next out, too.
+fn told_once(findings: &mut Vec<Finding>, more: Vec<Finding>) {
+    let is_new = |one: &Finding| !findings.contains(one);
+    let more: Vec<Finding> = more.into_iter().filter(is_new).collect();
+    findings.extend(more);
 }
 
 /// What servers need for logins with a certificate, as far as the broker can be asked.
@@ -274,14 +282,7 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
     let (snapshot, _) = super::policy::snapshot(args.policy.as_deref()).await?;
     let name = args.target.as_str();
     let Some(target) = snapshot.target(name) else {
-        let known: Vec<&str> = snapshot.targets().map(|one| one.name.as_str()).collect();
-        return Err(Failure::config(format!(
-            "the policy has no [target.{name}]; it has {}.",
-            match known.as_slice() {
-                [] => "none".to_owned(),
-                known => known.join(", "),
-            }
-        )));
+        return Err(Failure::config(format!("{}.", snapshot.no_target(name))));
     };
     let file = args.password_file.clone().or_else(|| of_broker(args));
     let tasks = Tasks::new();

@@ -65,6 +65,15 @@ fn a_server_of_the_policy_is_reached_at_its_port_once_its_password_is_there() {
         said.contains("it asks for a password, and there is none") && said.contains(&mend),
         "{said}"
     );
+    let mut typo = dev.ephor();
+    typo.args(["target", "rotate-secret", "order"]);
+    let typo = typo.output().unwrap();
+    assert_ne!(typo.status.code(), Some(0));
+    let said = text(&typo.stderr);
+    assert!(
+        said.contains("the policy has no [target.order]; it has orders"),
+        "{said}"
+    );
     // As it says, and without a restart.
     std::fs::copy(&password, &place).unwrap();
     let output = psql(&mut dev.ephor());

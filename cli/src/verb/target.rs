@@ -6,12 +6,12 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ephor_broker::config::{Config, Settings};
+use ephor_broker::config::{Config, DEFAULT_FILE, Settings};
 use ephor_broker::kind::effect::logins::Server;
 use ephor_broker::kind::postgres::{
     Access, ByCertificate, Finding, Grade, Ident, Options, Password, SCHEMA_VERSION, check,
@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::args::{self, DoctorOutput};
 use crate::client::{Peer, segment};
-use crate::exit::{CHECK_FAILED, Failure, Outcome, USAGE};
+use crate::exit::{CHECK_FAILED, CONFIG, Failure, Outcome, USAGE};
 use crate::postgres::Target;
 use crate::show;
 use crate::words::plural;
@@ -184,6 +184,9 @@ async fn look(args: args::TargetCheck) -> Outcome {
     };
     let tasks = Tasks::new();
     let mut findings = check(&access, &asked.groups, &tasks).await;
+    if let Some(blind) = asked.blind.filter(|_| is_wrong(&findings)) {
+        findings.insert(0, blind);
+    }
     if !asked.databases.is_empty() {
         let wanted = by_certificate(asked.databases).await;
         told_once(&mut findings, check_certificates(&access, &wanted).await);
@@ -191,7 +194,7 @@ async fn look(args: args::TargetCheck) -> Outcome {
     let lent = check_static_roles(&access, &asked.lent, &tasks).await;
     told_once(&mut findings, lent);
     tasks.shutdown(ENDS).await;
-    let holds = !findings.iter().any(|one| one.grade == Grade::Wrong);
+    let holds = !is_wrong(&findings);
     let text = match args.output {
         DoctorOutput::Text => told(&findings),
         DoctorOutput::Json => {
@@ -207,6 +210,10 @@ async fn look(args: args::TargetCheck) -> Outcome {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(CHECK_FAILED),
     })
+}
+
+fn is_wrong(findings: &[Finding]) -> bool {
+    findings.iter().any(|one| one.grade == Grade::Wrong)
 }
 
 /// Each look connects for itself, and what keeps one out keeps the next out, too.
@@ -237,6 +244,8 @@ struct Asked {
     databases: Vec<Ident>,
     /// Roles that are lent.
     lent: Vec<Ident>,
+    /// Why it is not known where the broker has its password.
+    blind: Option<Finding>,
 }
 
 /// A server that policy need not name yet.
@@ -273,6 +282,7 @@ fn by_url(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
         groups: idents(&args.groups)?,
         databases,
         lent: idents(&args.static_roles)?,
+        blind: None,
     };
     Ok((access, asked))
 }
@@ -284,9 +294,11 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
     let Some(target) = snapshot.target(name) else {
         return Err(Failure::config(format!("{}.", snapshot.no_target(name))));
     };
-    let file = args.password_file.clone().or_else(|| of_broker(args));
+    let (password, blind) = match &args.password_file {
+        Some(file) => (Password::File(file.clone()), None),
+        None => of_broker(args)?,
+    };
     let tasks = Tasks::new();
-    let password = file.map_or(Password::None, Password::File);
     let server = Server::new((name, &target.postgres), "", password, &tasks);
     let server = server.map_err(|why| Failure::config(format!("[target.{name}]: {why}.")))?;
     let (groups, lent) = roles(&snapshot, name)?;
@@ -294,17 +306,43 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
         groups,
         databases: by_certificate_in(&snapshot, name)?,
         lent,
+        blind,
     };
     Ok((server.target().access().clone(), asked))
 }
 
-/// The file that the broker reads the password from, if it has one.
-fn of_broker(args: &args::TargetCheck) -> Option<PathBuf> {
-    let config = Config::load(Some(&args.broker_config), Settings::default()).ok()?;
-    let file = config
-        .target_secrets_dir?
-        .join(format!("target-{}", args.target));
-    file.exists().then_some(file)
+/// Where the broker reads the password from, if it has one; or why that is not known.
+fn of_broker(args: &args::TargetCheck) -> Result<(Password, Option<Finding>), Failure> {
+    let (given, default) = (args.broker_config.as_deref(), Path::new(DEFAULT_FILE));
+    let dir = match Config::load(Some(given.unwrap_or(default)), Settings::default()) {
+        Ok(config) => config.target_secrets_dir.ok_or_else(|| {
+            let file = given.unwrap_or(default).display();
+            format!("the settings file {file} names no target_secrets_dir")
+        }),
+        Err(why) if given.is_some() => return Err(Failure::new(CONFIG, format!("{why}."))),
+        Err(why) => {
+            let why = why.to_string();
+            Err(why.strip_prefix("invalid: ").unwrap_or(&why).to_owned())
+        }
+    };
+    Ok(match dir {
+        Ok(dir) => {
+            let file = dir.join(format!("target-{}", args.target));
+            // What may not be looked at is there for all we know.
+            match file.try_exists() {
+                Ok(false) => (Password::Absent(file), None),
+                Ok(true) | Err(_) => (Password::File(file), None),
+            }
+        }
+        Err(why) => {
+            let blind = Finding {
+                grade: Grade::Unknown,
+                what: format!("where the broker has its password: {why}"),
+                mend: Some("--broker-config FILE, or --password-file FILE".to_owned()),
+            };
+            (Password::None, Some(blind))
+        }
+    })
 }
 
 /// Every group role that an entitlement gives at a target, and every role that one lends.

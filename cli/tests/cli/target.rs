@@ -88,6 +88,38 @@ fn init_prepares_a_server_check_says_so_and_both_may_be_repeated() {
     let json: serde_json::Value = serde_json::from_slice(&check(&["-o", "json"]).stdout).unwrap();
     assert_eq!(json["holds"], true);
 
+    // What is named wrongly is told, with what may stay as it is.
+    let not = |args: &[&str], mend: &str| {
+        let refused = run(args);
+        assert_code(&refused, 1);
+        let said = text(&refused.stdout);
+        assert!(said.contains(&format!("-> {mend}\n")), "{args:?}: {said}");
+        assert!(!said.contains("ALTER ROLE"), "{args:?}: {said}");
+    };
+    let gone = dir.path().join("gone").display().to_string();
+    let put = format!("put the password of \"ephor\" into the file {gone}, mode 0600");
+    not(&["check", &broker, "--password-file", &gone], &put);
+    let give = "--password-file FILE, with the password of \"ephor\"";
+    not(&["check", &broker], give);
+    let superuser = "use the login that `ephor target init` makes for the broker";
+    not(&["check", &admin, "--group", "orders_rw"], superuser);
+    let strict = format!("{broker}?sslmode=verify-full");
+    let tls = "ALTER SYSTEM SET ssl = on there, with a certificate for its name; or, if it is on this host, \
+               tls = \"off\" of the target in the policy";
+    not(&["check", &strict], tls);
+    let other = "name another one; a group role is NOLOGIN";
+    not(
+        &[
+            "check",
+            &broker,
+            "--password-file",
+            file,
+            "--group",
+            "postgres",
+        ],
+        other,
+    );
+
     // A role that is lent, and no group.
     let fixed = "create role fixed login; create role strong nologin createrole; create role weak nologin in role strong";
     cluster.psql("postgres", fixed).unwrap();
@@ -176,7 +208,7 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
     assert_code(&open, 1);
     let said = text(&open.stdout);
     assert!(
-        said.contains("others can read it: chmod 600"),
+        said.contains("others can read it: chmod 600") && said.contains("-> chmod 600 /"),
         "{said}"
     );
     private(&secrets.join("target-orders"));
@@ -188,6 +220,30 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
         "{}",
         text(&unknown.stderr)
     );
+
+    // Where the password is not known, no other one is asked for.
+    let without = |config: Option<&Path>| {
+        let mut command = target(&["check", "orders", "--policy"]);
+        command.arg(&policy).env_remove("EPHOR_BROKER_CONFIG");
+        if let Some(config) = config {
+            command.arg("--broker-config").arg(config);
+        }
+        command.output().unwrap()
+    };
+    if !Path::new("/etc/ephor/broker.toml").exists() {
+        let said = text(&without(None).stdout);
+        let place = "unknown where the broker has its password: cannot read the settings file /etc/ephor/broker.toml";
+        assert!(said.starts_with(place), "{said}");
+        assert!(
+            said.contains("-> --broker-config FILE, or --password-file FILE\n")
+                && !said.contains("ALTER"),
+            "{said}"
+        );
+    }
+    let config = dir.path().join("broker.toml");
+    let absent = without(Some(&config));
+    assert_code(&absent, 78);
+    assert!(text(&absent.stderr).contains("broker.toml"));
 }
 
 #[test]

@@ -131,6 +131,9 @@ impl Failed {
     }
 }
 
+/// A server asks for a password.
+pub(super) const NO_PASSWORD: &str = "it asks for a password, and there is none";
+
 /// Asked for a login.
 pub(super) const MAKING: &str = "making a login";
 
@@ -217,7 +220,7 @@ fn text(db: &DbError) -> String {
 pub(super) fn words(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => text(db),
-        None if asks_in_vain(error) => "it asks for a password, and there is none".to_owned(),
+        None if asks_in_vain(error) => NO_PASSWORD.to_owned(),
         None => chain(error),
     }
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 use ephor_broker::config::{Config, DEFAULT_FILE, Settings};
 use ephor_broker::kind::effect::logins::Server;
 use ephor_broker::kind::postgres::{
-    Access, ByCertificate, Finding, Grade, Ident, Options, Password, SCHEMA_VERSION, check,
-    check_certificates, check_static_roles, install_sql,
+    Access, ByCertificate, Finding, Grade, Ident, Options, Password, SCHEMA_VERSION, Setting,
+    check, check_certificates, check_settings, check_static_roles, install_sql,
 };
 use ephor_broker::policy::{Give, LoginBy, Snapshot};
 use ephor_broker::tasks::Tasks;
@@ -193,6 +193,7 @@ async fn look(args: args::TargetCheck) -> Outcome {
     }
     let lent = check_static_roles(&access, &asked.lent, &tasks).await;
     told_once(&mut findings, lent);
+    findings.extend(check_settings(&access, &asked.settings, &tasks).await);
     tasks.shutdown(ENDS).await;
     let holds = !is_wrong(&findings);
     let text = match args.output {
@@ -244,6 +245,8 @@ struct Asked {
     databases: Vec<Ident>,
     /// Roles that are lent.
     lent: Vec<Ident>,
+    /// What logins start with.
+    settings: Vec<Setting>,
     /// Why it is not known where the broker has its password.
     blind: Option<Finding>,
 }
@@ -282,6 +285,7 @@ fn by_url(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
         groups: idents(&args.groups)?,
         databases,
         lent: idents(&args.static_roles)?,
+        settings: Vec::new(),
         blind: None,
     };
     Ok((access, asked))
@@ -306,6 +310,7 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
         groups,
         databases: by_certificate_in(&snapshot, name)?,
         lent,
+        settings: settings(&snapshot, name),
         blind,
     };
     Ok((server.target().access().clone(), asked))
@@ -343,6 +348,34 @@ fn of_broker(args: &args::TargetCheck) -> Result<(Password, Option<Finding>), Fa
             (Password::None, Some(blind))
         }
     })
+}
+
+/// Every setting that logins at a target start with.
+fn settings(snapshot: &Snapshot, name: &str) -> Vec<Setting> {
+    let mut all = Vec::new();
+    for entitlement in snapshot.entitlements() {
+        for give in &entitlement.gives {
+            match give {
+                Give::Postgres {
+                    target, settings, ..
+                } if target == name => {
+                    let place = entitlement.place.rule();
+                    let of = format!("entitlement {} ({place})", entitlement.name);
+                    all.extend(settings.iter().map(|(name, value)| Setting {
+                        of: of.clone(),
+                        name: name.clone(),
+                        value: value.clone(),
+                    }));
+                }
+                Give::Postgres { .. }
+                | Give::Secret { .. }
+                | Give::Jwt { .. }
+                | Give::X509 { .. }
+                | Give::Introspect { .. } => {}
+            }
+        }
+    }
+    all
 }
 
 /// Every group role that an entitlement gives at a target, and every role that one lends.

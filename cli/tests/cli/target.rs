@@ -221,6 +221,39 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
         text(&unknown.stderr)
     );
 
+    // What every mint would be refused for, by the entitlement; and each thing once.
+    let gives = "[workload.\"orders/web\"]\nowner = \"team:orders\"\nruns = [{ uid = 990 }]\n\
+        [entitlement.db]\nowner = \"team:orders\"\npurpose = \"p\"\nwho = [\"orders/web\"]\n\
+        gives = [{ postgres = { target = \"orders\", role = \"orders_rw\", settings = { statement_timeot = \"30s\", \
+        log_statement = \"none\", lock_timeout = \"soon\", search_path = \"a, b\", \"app.tenant\" = \"7\" } } }, \
+        { secret = { target = \"orders\", role = \"fixed\" } }]\n";
+    std::fs::write(policy.join("gives.toml"), gives).unwrap();
+    let refused = named("orders");
+    assert_code(&refused, 1);
+    let said = text(&refused.stdout);
+    for (grade, line) in [
+        (
+            "WRONG",
+            "unrecognized configuration parameter \"statement_timeot\"",
+        ),
+        (
+            "WRONG",
+            "permission denied to set parameter \"log_statement\"",
+        ),
+        (
+            "WRONG",
+            "invalid value for parameter \"lock_timeout\": \"soon\"",
+        ),
+        ("ok", "search_path may be set"),
+    ] {
+        let line = format!("{grade:<8}entitlement db (gives.toml:4): {line}\n");
+        assert!(said.contains(&line), "{line}: {said}");
+    }
+    let mend = "-> correct statement_timeot in `settings` there, or leave it out\n";
+    assert!(said.contains(mend), "{said}");
+    let kept = "select count(*) from pg_db_role_setting s join pg_roles r on r.oid = s.setrole where rolname = 'ephor'";
+    assert_eq!(cluster.psql("postgres", kept).unwrap(), "0");
+
     // Where the password is not known, no other one is asked for.
     let without = |config: Option<&Path>| {
         let mut command = target(&["check", "orders", "--policy"]);
@@ -239,6 +272,7 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
                 && !said.contains("ALTER"),
             "{said}"
         );
+        assert_eq!(said.matches("WRONG").count(), 1, "{said}");
     }
     let config = dir.path().join("broker.toml");
     let absent = without(Some(&config));

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 pub use certificates::{ByCertificate, check_certificates};
-pub use check::{Finding, Grade, check, check_static_roles};
+pub use check::{Finding, Grade, Setting, check, check_settings, check_static_roles};
 
 use super::access::Tls;
 use super::connect::{NotConnected, connected};

@@ -2,8 +2,10 @@
 
 mod lent;
 mod members;
+mod settings;
 
 pub use lent::check_static_roles;
+pub use settings::{Setting, check_settings};
 
 use ephor_proto::postgres::Address;
 use tokio_postgres::Row;

@@ -720,9 +720,9 @@ pub struct TargetCheck {
     /// for a URL PGPASSWORD and ~/.pgpass
     #[arg(long, value_name = "FILE")]
     pub password_file: Option<PathBuf>,
-    /// Settings of the broker, to find that file
-    #[arg(long, value_name = "FILE", default_value = ephor_broker::config::DEFAULT_FILE)]
-    pub broker_config: PathBuf,
+    /// Settings of the broker, to find that file; absent: /etc/ephor/broker.toml
+    #[arg(long, value_name = "FILE", env = "EPHOR_BROKER_CONFIG")]
+    pub broker_config: Option<PathBuf>,
     /// With a URL: group role that logins are to be made of; may be repeated
     #[arg(long = "group", value_name = "ROLE")]
     pub groups: Vec<String>,

@@ -38,7 +38,8 @@ pub use checkout::{CheckedIn, Checkout, LeftOver};
 pub use failed::{Failed, is_crossed};
 pub use install::{
     Admin, ByCertificate, Finding, Grade, Install, InstallError, Installed, Options,
-    SCHEMA_VERSION, check, check_certificates, check_static_roles, install, install_sql,
+    SCHEMA_VERSION, Setting, check, check_certificates, check_settings, check_static_roles,
+    install, install_sql,
 };
 pub use look::{Found, Use, Uses};
 pub use mint::{CERTIFICATE, Login, Minted};

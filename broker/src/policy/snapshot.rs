@@ -249,6 +249,16 @@ impl Snapshot {
         self.targets.get(name)
     }
 
+    /// Says that there is none of this name, and which there are.
+    pub fn no_target(&self, name: &str) -> String {
+        let known: Vec<&str> = self.targets.keys().map(AsRef::as_ref).collect();
+        let known = match known.as_slice() {
+            [] => "none".to_owned(),
+            known => known.join(", "),
+        };
+        format!("the policy has no [target.{name}]; it has {known}")
+    }
+
     /// All targets, by name.
     pub fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
         self.targets.values()

@@ -267,16 +267,20 @@ fn standbys(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<Address> {
         let what = format!("{} standbys, more than {MAX_STANDBYS}", texts.len());
         reader.refuse(at, what, "");
     }
+    const HINT: &str = "Write HOST:PORT; login and password are those of url.";
     let mut found = Vec::with_capacity(texts.len());
     for text in texts {
         match text.value.parse::<Address>() {
-            Ok(address) => found.push(address),
-            // Somebody may have written a whole URL, with all that is in it.
-            Err(problem) => reader.refuse(
+            Ok(address) if text.value.ends_with(&format!(":{}", address.port())) => {
+                found.push(address);
+            }
+            Ok(_) => reader.refuse(
                 text.at,
-                format!("a standby {problem}"),
-                "Write HOST:PORT; login and password are those of url.",
+                format!("the standby {} has no port", shown(text.value)),
+                HINT,
             ),
+            // Somebody may have written a whole URL, with all that is in it.
+            Err(problem) => reader.refuse(text.at, format!("a standby {problem}"), HINT),
         }
     }
     found
@@ -395,6 +399,11 @@ fn roles(reader: &mut Reader<'_>, section: &Section<'_>) -> Vec<String> {
     let one = section.text(reader, "role");
     let more = section.texts(reader, "roles").unwrap_or_default();
     let written = section.find("role").or_else(|| section.find("roles"));
+    if let (Some(_), Some(at)) = (section.find("role"), section.key_at("roles")) {
+        let hint =
+            "Leave one of them out: role = \"NAME\" names one, roles = [\"NAME\", …] several.";
+        reader.refuse(at, "postgres has both role and roles", hint);
+    }
     let texts: Vec<Text<'_>> = one.into_iter().chain(more).collect();
     let misspelt = guess_among(section, &["role", "roles"]);
     if texts.is_empty() && !misspelt {

@@ -6,16 +6,16 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ephor_broker::config::{Config, Settings};
+use ephor_broker::config::{Config, DEFAULT_FILE, Settings};
 use ephor_broker::kind::effect::logins::Server;
 use ephor_broker::kind::postgres::{
-    Access, ByCertificate, Finding, Grade, Ident, Options, Password, SCHEMA_VERSION, check,
-    check_certificates, check_static_roles, install_sql,
+    Access, ByCertificate, Finding, Grade, Ident, Options, Password, SCHEMA_VERSION, Setting,
+    check, check_certificates, check_settings, check_static_roles, install_sql,
 };
 use ephor_broker::policy::{Give, LoginBy, Snapshot};
 use ephor_broker::tasks::Tasks;
@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::args::{self, DoctorOutput};
 use crate::client::{Peer, segment};
-use crate::exit::{CHECK_FAILED, Failure, Outcome, USAGE};
+use crate::exit::{CHECK_FAILED, CONFIG, Failure, Outcome, USAGE};
 use crate::postgres::Target;
 use crate::show;
 use crate::words::plural;
@@ -83,20 +83,27 @@ async fn init(args: args::TargetInit) -> Outcome {
         USAGE => failure,
         _ => failure.although_issued(AS_BEFORE.to_owned()),
     })?;
+    let may: String = [
+        ("Logins may be made of ", "", &args.groups),
+        ("", " may be lent", &args.static_roles),
+    ]
+    .iter()
+    .filter(|(_, _, roles)| !roles.is_empty())
+    .map(|(before, after, roles)| format!("{before}{}{after}. ", show::value(&roles.join(", "))))
+    .collect();
     let (own, rest) = installed
         .databases
         .split_first()
         .unwrap_or((&args.login, &[]));
     show::to_stdout(&format!(
         "{}, PostgreSQL {}: schema {SCHEMA_VERSION} in database {}, logins may own things in {}.\n\
-         Logins may be made of {}. The broker logs in as {}{}.\n\
+         {may}The broker logs in as {}{}.\n\
          Next: [target.NAME] in the policy, the password in the broker's target_secrets_dir as\n\
          target-NAME, and  ephor target check NAME\n",
         installed.host,
         show::value(&installed.server),
         show::value(own),
         show::value(&rest.join(", ")),
-        show::value(&args.groups.join(", ")),
         show::value(&args.login),
         match args.password_file {
             Some(_) => ", with the password in that file",
@@ -177,13 +184,18 @@ async fn look(args: args::TargetCheck) -> Outcome {
     };
     let tasks = Tasks::new();
     let mut findings = check(&access, &asked.groups, &tasks).await;
+    if let Some(blind) = asked.blind.filter(|_| is_wrong(&findings)) {
+        findings.insert(0, blind);
+    }
     if !asked.databases.is_empty() {
         let wanted = by_certificate(asked.databases).await;
-        findings.extend(check_certificates(&access, &wanted).await);
+        told_once(&mut findings, check_certificates(&access, &wanted).await);
     }
-    findings.extend(check_static_roles(&access, &asked.lent, &tasks).await);
+    let lent = check_static_roles(&access, &asked.lent, &tasks).await;
+    told_once(&mut findings, lent);
+    findings.extend(check_settings(&access, &asked.settings, &tasks).await);
     tasks.shutdown(ENDS).await;
-    let holds = !findings.iter().any(|one| one.grade == Grade::Wrong);
+    let holds = !is_wrong(&findings);
     let text = match args.output {
         DoctorOutput::Text => told(&findings),
         DoctorOutput::Json => {
@@ -199,6 +211,17 @@ async fn look(args: args::TargetCheck) -> Outcome {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(CHECK_FAILED),
     })
+}
+
+fn is_wrong(findings: &[Finding]) -> bool {
+    findings.iter().any(|one| one.grade == Grade::Wrong)
+}
+
+/// Each look connects for itself, and what keeps one out keeps the next out, too.
+fn told_once(findings: &mut Vec<Finding>, more: Vec<Finding>) {
+    let is_new = |one: &Finding| !findings.contains(one);
+    let more: Vec<Finding> = more.into_iter().filter(is_new).collect();
+    findings.extend(more);
 }
 
 /// What servers need for logins with a certificate, as far as the broker can be asked.
@@ -222,6 +245,10 @@ struct Asked {
     databases: Vec<Ident>,
     /// Roles that are lent.
     lent: Vec<Ident>,
+    /// What logins start with.
+    settings: Vec<Setting>,
+    /// Why it is not known where the broker has its password.
+    blind: Option<Finding>,
 }
 
 /// A server that policy need not name yet.
@@ -258,6 +285,8 @@ fn by_url(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
         groups: idents(&args.groups)?,
         databases,
         lent: idents(&args.static_roles)?,
+        settings: Vec::new(),
+        blind: None,
     };
     Ok((access, asked))
 }
@@ -267,18 +296,13 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
     let (snapshot, _) = super::policy::snapshot(args.policy.as_deref()).await?;
     let name = args.target.as_str();
     let Some(target) = snapshot.target(name) else {
-        let known: Vec<&str> = snapshot.targets().map(|one| one.name.as_str()).collect();
-        return Err(Failure::config(format!(
-            "the policy has no [target.{name}]; it has {}.",
-            match known.as_slice() {
-                [] => "none".to_owned(),
-                known => known.join(", "),
-            }
-        )));
+        return Err(Failure::config(format!("{}.", snapshot.no_target(name))));
     };
-    let file = args.password_file.clone().or_else(|| of_broker(args));
+    let (password, blind) = match &args.password_file {
+        Some(file) => (Password::File(file.clone()), None),
+        None => of_broker(args)?,
+    };
     let tasks = Tasks::new();
-    let password = file.map_or(Password::None, Password::File);
     let server = Server::new((name, &target.postgres), "", password, &tasks);
     let server = server.map_err(|why| Failure::config(format!("[target.{name}]: {why}.")))?;
     let (groups, lent) = roles(&snapshot, name)?;
@@ -286,17 +310,72 @@ async fn by_name(args: &args::TargetCheck) -> Result<(Access, Asked), Failure> {
         groups,
         databases: by_certificate_in(&snapshot, name)?,
         lent,
+        settings: settings(&snapshot, name),
+        blind,
     };
     Ok((server.target().access().clone(), asked))
 }
 
-/// The file that the broker reads the password from, if it has one.
-fn of_broker(args: &args::TargetCheck) -> Option<PathBuf> {
-    let config = Config::load(Some(&args.broker_config), Settings::default()).ok()?;
-    let file = config
-        .target_secrets_dir?
-        .join(format!("target-{}", args.target));
-    file.exists().then_some(file)
+/// Where the broker reads the password from, if it has one; or why that is not known.
+fn of_broker(args: &args::TargetCheck) -> Result<(Password, Option<Finding>), Failure> {
+    let (given, default) = (args.broker_config.as_deref(), Path::new(DEFAULT_FILE));
+    let dir = match Config::load(Some(given.unwrap_or(default)), Settings::default()) {
+        Ok(config) => config.target_secrets_dir.ok_or_else(|| {
+            let file = given.unwrap_or(default).display();
+            format!("the settings file {file} names no target_secrets_dir")
+        }),
+        Err(why) if given.is_some() => return Err(Failure::new(CONFIG, format!("{why}."))),
+        Err(why) => {
+            let why = why.to_string();
+            Err(why.strip_prefix("invalid: ").unwrap_or(&why).to_owned())
+        }
+    };
+    Ok(match dir {
+        Ok(dir) => {
+            let file = dir.join(format!("target-{}", args.target));
+            // What may not be looked at is there for all we know.
+            match file.try_exists() {
+                Ok(false) => (Password::Absent(file), None),
+                Ok(true) | Err(_) => (Password::File(file), None),
+            }
+        }
+        Err(why) => {
+            let blind = Finding {
+                grade: Grade::Unknown,
+                what: format!("where the broker has its password: {why}"),
+                mend: Some("--broker-config FILE, or --password-file FILE".to_owned()),
+            };
+            (Password::None, Some(blind))
+        }
+    })
+}
+
+/// Every setting that logins at a target start with.
+fn settings(snapshot: &Snapshot, name: &str) -> Vec<Setting> {
+    let mut all = Vec::new();
+    for entitlement in snapshot.entitlements() {
+        for give in &entitlement.gives {
+            match give {
+                Give::Postgres {
+                    target, settings, ..
+                } if target == name => {
+                    let place = entitlement.place.rule();
+                    let of = format!("entitlement {} ({place})", entitlement.name);
+                    all.extend(settings.iter().map(|(name, value)| Setting {
+                        of: of.clone(),
+                        name: name.clone(),
+                        value: value.clone(),
+                    }));
+                }
+                Give::Postgres { .. }
+                | Give::Secret { .. }
+                | Give::Jwt { .. }
+                | Give::X509 { .. }
+                | Give::Introspect { .. } => {}
+            }
+        }
+    }
+    all
 }
 
 /// Every group role that an entitlement gives at a target, and every role that one lends.

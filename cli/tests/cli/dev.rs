@@ -21,6 +21,7 @@ fn up_and_down() {
         "EPHOR_BROKER_URL",
         "EPHOR_LISTS_URL",
         "EPHOR_CA_FILE",
+        "EPHOR_BROKER_CONFIG",
     ]
     .into();
     for name in &names {

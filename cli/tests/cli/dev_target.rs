@@ -66,8 +66,31 @@ fn a_server_of_the_policy_is_reached_at_its_port_once_its_password_is_there() {
         said.contains("it asks for a password, and there is none") && said.contains(&mend),
         "{said}"
     );
+    let check = || {
+        let mut check = dev.ephor();
+        let check = clean(check.args(["target", "check", "orders"])).output();
+        check.unwrap()
+    };
+    let refused = check();
+    assert_code(&refused, 1);
+    let said = text(&refused.stdout);
+    let mend = format!(
+        "-> put the password of \"ephor\" into the file {}, mode 0600\n",
+        place.display()
+    );
+    assert!(said.contains(&mend) && !said.contains("ALTER"), "{said}");
+    let mut typo = dev.ephor();
+    typo.args(["target", "rotate-secret", "order"]);
+    let typo = typo.output().unwrap();
+    assert_ne!(typo.status.code(), Some(0));
+    let said = text(&typo.stderr);
+    assert!(
+        said.contains("the policy has no [target.order]; it has orders"),
+        "{said}"
+    );
     // As it says, and without a restart.
     std::fs::copy(&password, &place).unwrap();
+    assert_code(&check(), 0);
     let output = psql(&mut dev.ephor());
     assert_code(&output, 0);
     assert_eq!(text(&output.stdout), "orders_rw\n");

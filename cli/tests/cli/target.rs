@@ -88,6 +88,63 @@ fn init_prepares_a_server_check_says_so_and_both_may_be_repeated() {
     let json: serde_json::Value = serde_json::from_slice(&check(&["-o", "json"]).stdout).unwrap();
     assert_eq!(json["holds"], true);
 
+    // What is named wrongly is told, with what may stay as it is.
+    let not = |args: &[&str], mend: &str| {
+        let refused = run(args);
+        assert_code(&refused, 1);
+        let said = text(&refused.stdout);
+        assert!(said.contains(&format!("-> {mend}\n")), "{args:?}: {said}");
+        assert!(!said.contains("ALTER ROLE"), "{args:?}: {said}");
+    };
+    let gone = dir.path().join("gone").display().to_string();
+    let put = format!("put the password of \"ephor\" into the file {gone}, mode 0600");
+    not(&["check", &broker, "--password-file", &gone], &put);
+    let give = "--password-file FILE, with the password of \"ephor\"";
+    not(&["check", &broker], give);
+    let superuser = "use the login that `ephor target init` makes for the broker";
+    not(&["check", &admin, "--group", "orders_rw"], superuser);
+    let strict = format!("{broker}?sslmode=verify-full");
+    let tls = "ALTER SYSTEM SET ssl = on there, with a certificate for its name; or, if it is on this host, \
+               tls = \"off\" of the target in the policy";
+    not(&["check", &strict], tls);
+    let other = "name another one; a group role is NOLOGIN";
+    not(
+        &[
+            "check",
+            &broker,
+            "--password-file",
+            file,
+            "--group",
+            "postgres",
+        ],
+        other,
+    );
+
+    // A role that is lent, and no group.
+    let fixed = "create role fixed login; create role strong nologin createrole; create role weak nologin in role strong";
+    cluster.psql("postgres", fixed).unwrap();
+    let lent = run(&["init", &admin, "--static-role", "fixed"]);
+    assert_code(&lent, 0);
+    let said = text(&lent.stdout);
+    assert!(
+        said.contains("\nfixed may be lent. The broker logs in as ephor"),
+        "{said}"
+    );
+    for (group, why) in [
+        ("postgres", "it can log in itself"),
+        ("fixed", "it can log in itself"),
+        ("strong", "it could act as strong"),
+        ("weak", "it could act as strong"),
+    ] {
+        let refused = run(&["init", &admin, "--group", group]);
+        assert_code(&refused, 77);
+        let said = text(&refused.stderr);
+        let named = format!("no login can be made of the role {group}: {why}");
+        assert!(said.contains(&named), "{said}");
+    }
+    let allowed = cluster.psql("ephor", "select role from ephor.allowed");
+    assert_eq!(allowed.unwrap(), "orders_rw");
+
     cluster
         .psql("postgres", "revoke pg_signal_backend from ephor_signal")
         .unwrap();
@@ -142,6 +199,19 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
             .arg(secrets.join("target-orders"));
         command.output().unwrap()
     };
+    std::fs::set_permissions(
+        secrets.join("target-orders"),
+        PermissionsExt::from_mode(0o644),
+    )
+    .unwrap();
+    let open = named("orders");
+    assert_code(&open, 1);
+    let said = text(&open.stdout);
+    assert!(
+        said.contains("others can read it: chmod 600") && said.contains("-> chmod 600 /"),
+        "{said}"
+    );
+    private(&secrets.join("target-orders"));
     assert_code(&named("orders"), 0);
     let unknown = named("billing");
     assert_code(&unknown, 78);
@@ -150,6 +220,64 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
         "{}",
         text(&unknown.stderr)
     );
+
+    // What every mint would be refused for, by the entitlement; and each thing once.
+    let gives = "[workload.\"orders/web\"]\nowner = \"team:orders\"\nruns = [{ uid = 990 }]\n\
+        [entitlement.db]\nowner = \"team:orders\"\npurpose = \"p\"\nwho = [\"orders/web\"]\n\
+        gives = [{ postgres = { target = \"orders\", role = \"orders_rw\", settings = { statement_timeot = \"30s\", \
+        log_statement = \"none\", lock_timeout = \"soon\", search_path = \"a, b\", \"app.tenant\" = \"7\" } } }, \
+        { secret = { target = \"orders\", role = \"fixed\" } }]\n";
+    std::fs::write(policy.join("gives.toml"), gives).unwrap();
+    let refused = named("orders");
+    assert_code(&refused, 1);
+    let said = text(&refused.stdout);
+    for (grade, line) in [
+        (
+            "WRONG",
+            "unrecognized configuration parameter \"statement_timeot\"",
+        ),
+        (
+            "WRONG",
+            "permission denied to set parameter \"log_statement\"",
+        ),
+        (
+            "WRONG",
+            "invalid value for parameter \"lock_timeout\": \"soon\"",
+        ),
+        ("ok", "search_path may be set"),
+    ] {
+        let line = format!("{grade:<8}entitlement db (gives.toml:4): {line}\n");
+        assert!(said.contains(&line), "{line}: {said}");
+    }
+    let mend = "-> correct statement_timeot in `settings` there, or leave it out\n";
+    assert!(said.contains(mend), "{said}");
+    let kept = "select count(*) from pg_db_role_setting s join pg_roles r on r.oid = s.setrole where rolname = 'ephor'";
+    assert_eq!(cluster.psql("postgres", kept).unwrap(), "0");
+
+    // Where the password is not known, no other one is asked for.
+    let without = |config: Option<&Path>| {
+        let mut command = target(&["check", "orders", "--policy"]);
+        command.arg(&policy).env_remove("EPHOR_BROKER_CONFIG");
+        if let Some(config) = config {
+            command.arg("--broker-config").arg(config);
+        }
+        command.output().unwrap()
+    };
+    if !Path::new("/etc/ephor/broker.toml").exists() {
+        let said = text(&without(None).stdout);
+        let place = "unknown where the broker has its password: cannot read the settings file /etc/ephor/broker.toml";
+        assert!(said.starts_with(place), "{said}");
+        assert!(
+            said.contains("-> --broker-config FILE, or --password-file FILE\n")
+                && !said.contains("ALTER"),
+            "{said}"
+        );
+        assert_eq!(said.matches("WRONG").count(), 1, "{said}");
+    }
+    let config = dir.path().join("broker.toml");
+    let absent = without(Some(&config));
+    assert_code(&absent, 78);
+    assert!(text(&absent.stderr).contains("broker.toml"));
 }
 
 #[test]

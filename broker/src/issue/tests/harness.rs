@@ -190,7 +190,7 @@ impl Bench {
     /// The password of the broker's own login at a target.
     pub(crate) fn put_target_secret(&self, target: &str, password: &str) {
         let file = self.dir.path().join(format!("target-{target}"));
-        std::fs::write(file, password).unwrap();
+        crate::files::replace(&file, password.as_bytes(), crate::files::PRIVATE).unwrap();
     }
 
     /// The receipt of a closed task, as it is handed out.

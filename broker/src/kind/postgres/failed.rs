@@ -131,6 +131,12 @@ impl Failed {
     }
 }
 
+/// A server asks for a password.
+pub(super) const NO_PASSWORD: &str = "it asks for a password, and there is none";
+
+/// Asked for a login.
+pub(super) const MAKING: &str = "making a login";
+
 /// An error of the library: what the server said, or that it said nothing.
 pub(super) enum Said {
     /// The epoch is not the one at the target, which is earlier or does not know us.
@@ -165,6 +171,11 @@ fn answer(target: String, asked: &str, db: &DbError) -> Failed {
         "EPH01" => Failed::Fenced { target, why },
         "EPH03" => Failed::TooLate { target, why },
         "EPH04" => Failed::NotAllowed { target, why },
+        // No such setting, a wrong value of it, or none for a login: as policy has it.
+        "42704" | "22023" | "42602" | "42601" | "55P02" if asked == MAKING => Failed::NotAllowed {
+            target,
+            why: format!("{why}; correct `settings` of the entitlement in the policy"),
+        },
         "EPH06" => Failed::Taken { target, why },
         "28P01" => Failed::Unauthorized {
             target,
@@ -209,7 +220,7 @@ fn text(db: &DbError) -> String {
 pub(super) fn words(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => text(db),
-        None if asks_in_vain(error) => "it asks for a password, and there is none".to_owned(),
+        None if asks_in_vain(error) => NO_PASSWORD.to_owned(),
         None => chain(error),
     }
 }

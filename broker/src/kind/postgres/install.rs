@@ -15,7 +15,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 pub use certificates::{ByCertificate, check_certificates};
-pub use check::{Finding, Grade, check, check_static_roles};
+pub use check::{Finding, Grade, Setting, check, check_settings, check_static_roles};
 
 use super::access::Tls;
 use super::connect::{NotConnected, connected};
@@ -396,8 +396,7 @@ fn roles(options: &Options) -> String {
             ),
             false => String::new(),
         };
-        let sql = GROUP.replace("@group_text@", &literal(group.as_str()));
-        make + &sql.replace("@group@", &group.quoted())
+        make + &filled(GROUP, options).replace("@group_text@", &literal(group.as_str()))
     };
     let lent =
         |role: &Ident| filled(STATIC_ROLE, options).replace("@role_text@", &literal(role.as_str()));

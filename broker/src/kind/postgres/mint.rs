@@ -7,6 +7,7 @@ use ephor_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::connect::{Params, field};
+use super::failed::MAKING;
 use super::name::{Ident, RoleName};
 use super::{Failed, Position, Target};
 
@@ -102,7 +103,7 @@ impl Target {
             &deadline,
         ];
         let rows = self
-            .under(&self.inner.making, epoch, "making a login", SQL, params)
+            .under(&self.inner.making, epoch, MAKING, SQL, params)
             .await?;
         let row = self.only(&rows)?;
         let at = Position::of(self.access(), row, 1)?;

@@ -3,11 +3,12 @@
 //! taken it. So one of the two always lets us in, whenever we are stopped.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ephor_crypto::Secret;
 use tokio::fs;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::limits;
 
@@ -22,14 +23,25 @@ fn beside(file: &Path, ending: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The first line of a file; `None` when there is no file.
+/// The first line of a file that only its owner can read; `None` when there is no file. A service manager
+/// that hands one out keeps it root's, and lets us read it by its group.
 pub(super) async fn read(file: &Path) -> Result<Option<Secret>, String> {
     let about = |why: String| format!("credential file {}: {why}", file.display());
-    let bytes = match fs::read(file).await {
-        Ok(bytes) => Secret::new(bytes),
+    let mut opened = match fs::File::open(file).await {
+        Ok(opened) => opened,
         Err(why) if why.kind() == ErrorKind::NotFound => return Ok(None),
         Err(why) => return Err(about(why.to_string())),
     };
+    let known = opened.metadata().await;
+    let known = known.map_err(|why| about(why.to_string()))?;
+    let allowed = if known.uid() == 0 { 0o040 } else { 0 };
+    if known.mode() & 0o077 & !allowed != 0 {
+        return Err(about("others can read it: chmod 600".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    let read = opened.read_to_end(&mut bytes).await;
+    let bytes = Secret::new(bytes);
+    read.map_err(|why| about(why.to_string()))?;
     if bytes.len() > limits::PG_PASSWORD_FILE {
         return Err(about("too long for a password".to_owned()));
     }

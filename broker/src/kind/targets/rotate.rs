@@ -62,7 +62,14 @@ impl Broker {
     ) -> Result<SecretRotated, Refusal> {
         self.vouch()?;
         let known = self.target(name);
-        let known = known.map_err(|failed| Refusal::new(Code::NotFound, failed.to_string()))?;
+        let known = known.map_err(|failed| {
+            let policy = self.policy.load();
+            let why = match policy.target(name) {
+                Some(_) => failed.to_string(),
+                None => policy.no_target(name),
+            };
+            Refusal::new(Code::NotFound, why)
+        })?;
         // A broker whose time is over must not lock out the one that followed it.
         let begun = known.at.begin_epoch(self.installation.epoch).await;
         begun.map_err(|failed: Failed| Refusal::new(Code::TargetFailed, failed.to_string()))?;

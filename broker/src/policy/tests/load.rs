@@ -314,7 +314,7 @@ runs  = [{ uid = 990 }]
 owner   = "team:orders"
 purpose = "Serve the order page"
 who     = ["orders/web"]
-gives   = [{ postgres = { target = "orders", role = "Orders RW", roles = ["r2"], connection_limit = 10, settings = { statement_timeout = "30s", jit = false, work_mem = 64 } } }]
+gives   = [{ postgres = { target = "orders", roles = ["Orders RW", "r2"], connection_limit = 10, settings = { statement_timeout = "30s", jit = false, work_mem = 64 } } }]
 ttl     = "10m"
 
 [target.orders]
@@ -390,7 +390,7 @@ fn a_target_and_its_login() {
 
 #[test]
 fn a_login_by_certificate_is_one_and_says_so() {
-    let text = TARGET.replace("role = ", "login = \"certificate\", role = ");
+    let text = TARGET.replace("roles = ", "login = \"certificate\", roles = ");
     assert_ne!(text, TARGET);
     let policy = with(&text).unwrap();
     let gives = &policy.entitlement("orders-db").unwrap().gives;
@@ -456,7 +456,7 @@ fn a_target_in_clear_is_warned_about_unless_it_is_here() {
         ]
     );
     assert_eq!(
-        warned("postgres://e@127.0.0.1/o", ", standbys = [\"db2\"]").len(),
+        warned("postgres://e@127.0.0.1/o", ", standbys = [\"db2:5432\"]").len(),
         1
     );
     for here in [

@@ -79,7 +79,7 @@ impl Installation {
     }
 
     /// What a program needs to find it.
-    pub fn variables(&self) -> [(&'static str, String); 5] {
+    pub fn variables(&self) -> [(&'static str, String); 6] {
         let shown = |path: std::path::PathBuf| path.display().to_string();
         [
             ("EPHOR_SOCKET", shown(self.layout.socket())),
@@ -87,6 +87,10 @@ impl Installation {
             ("EPHOR_BROKER_URL", self.ready.issuer.clone()),
             ("EPHOR_LISTS_URL", self.ready.lists_url.clone()),
             ("EPHOR_CA_FILE", shown(self.layout.ca_file())),
+            (
+                "EPHOR_BROKER_CONFIG",
+                shown(self.layout.file("broker", "toml")),
+            ),
         ]
     }
 

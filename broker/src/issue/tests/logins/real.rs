@@ -231,3 +231,37 @@ async fn a_server_that_is_away_is_told_and_asked_until_it_is_back() {
     assert_eq!(world.roles(), "0");
     assert_eq!(world.bench.row(id).overdue, None);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_that_the_server_refuses_is_for_policy_to_mend() {
+    let world = World::new().await;
+    let task = world.bench.new_task();
+    let good = "statement_timeout = \"30s\"";
+    for (setting, said) in [
+        (
+            "statement_timeot = \"30s\"",
+            "unrecognized configuration parameter \"statement_timeot\"; correct `settings` of the entitlement in the policy",
+        ),
+        (
+            "statement_timeout = \"soon\"",
+            "invalid value for parameter \"statement_timeout\": \"soon\"; correct `settings`",
+        ),
+        (
+            "log_connections = true",
+            "parameter \"log_connections\" cannot be set after connection start; correct `settings`",
+        ),
+        (
+            "log_statement = \"none\"",
+            "permission denied to set parameter \"log_statement\"; run `ephor target check`",
+        ),
+    ] {
+        let policy = policy(world.cluster.port()).replace(good, setting);
+        world.bench.put_policy(&policy);
+        let refused = world.bench.issue(world.bench.request(task, "orders-db"));
+        let refused = refused.await.unwrap_err();
+        assert_eq!(refused.code, Code::TargetRefused, "{refused:?}");
+        assert!(refused.detail.contains(said), "{refused:?}");
+        assert!(!refused.detail.contains("ask again"), "{refused:?}");
+    }
+    assert_eq!(world.roles(), "0");
+}

@@ -2,15 +2,17 @@
 
 mod lent;
 mod members;
+mod settings;
 
 pub use lent::check_static_roles;
+pub use settings::{Setting, check_settings};
 
 use ephor_proto::postgres::Address;
 use tokio_postgres::Row;
 
-use crate::kind::postgres::access::{Access, Tls};
+use crate::kind::postgres::access::{Access, Password, Tls};
 use crate::kind::postgres::connect::{Conn, Params, Purpose, field};
-use crate::kind::postgres::failed::Failed;
+use crate::kind::postgres::failed::{Failed, NO_PASSWORD};
 use crate::kind::postgres::name::{Ident, literal, quoted};
 use crate::limits;
 use crate::tasks::Tasks;
@@ -144,10 +146,15 @@ fn not_reached(access: &Access, host: &Address, database: &str, why: &Failed) ->
         Failed::Unauthorized { why, .. } | Failed::Missing { what: why, .. } => why.clone(),
         other => other.to_string(),
     };
-    let mend = if said.contains("pg_hba") {
+    let mend = if let Some(mend) = without_password(access, &said) {
+        mend
+    } else if said.contains("pg_hba") {
         format!("a line in pg_hba.conf, then SELECT pg_reload_conf():  {line}")
     } else if said.contains("does not exist") {
         "ephor target init".to_owned()
+    } else if said.contains("does not support TLS") {
+        "ALTER SYSTEM SET ssl = on there, with a certificate for its name; or, if it is on this host, \
+         tls = \"off\" of the target in the policy".to_owned()
     } else {
         match why {
             Failed::Unauthorized { .. } => {
@@ -163,6 +170,28 @@ fn not_reached(access: &Access, host: &Address, database: &str, why: &Failed) ->
         format!("{here}: {said}")
     };
     Finding::not(Grade::Wrong, said, mend)
+}
+
+/// What mends it when there was no password to try: the one that the server knows is right.
+fn without_password(access: &Access, said: &str) -> Option<String> {
+    let of = quoted(&access.user);
+    match &access.password {
+        Password::File(file) if said.contains("others can read it") => {
+            Some(format!("chmod 600 {}", file.display()))
+        }
+        Password::File(file) if said.contains("credential file") => Some(format!(
+            "put the password of {of} into the file {}, mode 0600",
+            file.display()
+        )),
+        Password::Absent(file) if said.contains(NO_PASSWORD) => Some(format!(
+            "put the password of {of} into the file {}, mode 0600",
+            file.display()
+        )),
+        Password::None if said.contains(NO_PASSWORD) => {
+            Some(format!("--password-file FILE, with the password of {of}"))
+        }
+        Password::None | Password::Absent(_) | Password::File(_) | Password::Given(_) => None,
+    }
 }
 
 async fn standby(access: &Access, host: &Address, tasks: &Tasks) -> Finding {
@@ -264,7 +293,7 @@ impl Look<'_> {
         const SQL: &str = "SELECT r.rolname::text, r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls,
                 r.rolcreaterole, r.rolcanlogin,
                 pg_has_role(r.oid, 'pg_signal_backend', 'USAGE'), pg_has_role(r.oid, 'pg_read_all_stats', 'USAGE'),
-                EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid)
+                EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid), r.rolsuper
             FROM pg_roles r WHERE r.rolname IN (session_user, 'ephor_owner', 'ephor_signal')";
         let mut found = Vec::new();
         for row in self.rows(SQL, &[]).await? {
@@ -297,6 +326,11 @@ impl Look<'_> {
                         ));
                     }
                 }
+                _ if get(7)? => found.push(Finding::not(
+                    Grade::Wrong,
+                    format!("{role} is a superuser, and the broker's login may only call Ephor's functions"),
+                    "use the login that `ephor target init` makes for the broker",
+                )),
                 _ if get(1)? || get(6)? => found.push(Finding::not(
                     Grade::Wrong,
                     format!("the broker's login {role} may do more than call Ephor's functions"),
@@ -310,7 +344,7 @@ impl Look<'_> {
 
     async fn groups(&self, groups: &[Ident]) -> Result<Vec<Finding>, Failed> {
         const SQL: &str = "SELECT EXISTS (SELECT FROM ephor.allowed a WHERE a.role = $1::text),
-            EXISTS (SELECT FROM pg_roles r WHERE r.rolname = $1::text AND NOT r.rolcanlogin),
+            (SELECT r.rolcanlogin FROM pg_roles r WHERE r.rolname = $1::text),
             current_setting('server_version_num')::int < 160000 OR EXISTS (
                 SELECT FROM pg_auth_members m WHERE m.admin_option AND m.member = 'ephor_owner'::regrole
                 AND m.roleid = (SELECT r.oid FROM pg_roles r WHERE r.rolname = $1::text))";
@@ -339,21 +373,25 @@ impl Look<'_> {
             for row in self.rows(SQL, &[&group.as_str()]).await? {
                 let get = |place| field::<bool>(self.access, &row, place);
                 let again = "ephor target init, with its --group".to_owned();
-                if !get(1)? {
-                    found.push(Finding::not(
+                let can_login: Option<bool> = field(self.access, &row, 1)?;
+                found.push(match can_login {
+                    None => Finding::not(
                         Grade::Wrong,
-                        format!("no group role {name}, or one that can log in"),
+                        format!("no group role {name}"),
                         format!("CREATE ROLE {name} NOLOGIN"),
-                    ));
-                } else if !get(0)? || !get(2)? {
-                    found.push(Finding::not(
+                    ),
+                    Some(true) => Finding::not(
+                        Grade::Wrong,
+                        format!("no login can be made of {name}: it can log in itself"),
+                        "name another one; a group role is NOLOGIN",
+                    ),
+                    Some(false) if !get(0)? || !get(2)? => Finding::not(
                         Grade::Wrong,
                         format!("logins of {name} are not allowed here"),
                         again,
-                    ));
-                } else {
-                    found.push(Finding::ok(format!("logins of {name} may be made")));
-                }
+                    ),
+                    Some(false) => Finding::ok(format!("logins of {name} may be made")),
+                });
             }
         }
         Ok(found)

@@ -165,6 +165,13 @@ BEGIN
 END
 $ephor$;
 
+-- Quoted for a POSIX shell, where it needs to be.
+CREATE OR REPLACE FUNCTION ephor.shell_quoted(p_text text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $ephor$
+    SELECT CASE WHEN p_text ~ '^[A-Za-z0-9/._:@%,=+-]+$' THEN p_text
+                ELSE chr(39) || replace(p_text, chr(39), chr(39) || chr(92) || chr(39) || chr(39)) || chr(39) END
+$ephor$;
+
 -- Refuses a group that could do more than it should: one that was not allowed at installing, that
 -- logs in, or from which a superuser, a maker of roles or the server's own files can be reached.
 CREATE OR REPLACE FUNCTION ephor.check_groups(p_groups name[]) RETURNS void
@@ -178,7 +185,7 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM ephor.allowed a WHERE a.role = g) LIMIT 1;
     IF FOUND THEN
         RAISE 'logins of the role % are not allowed here', bad USING ERRCODE = 'EPH04',
-            HINT = format('to mend it: ephor target init URL --group %s', bad);
+            HINT = format('to mend it: ephor target init URL --group %s', ephor.shell_quoted(bad));
     END IF;
     SELECT g INTO bad FROM unnest(p_groups) g
     WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = g AND NOT r.rolcanlogin) LIMIT 1;
@@ -634,7 +641,7 @@ BEGIN
         EXECUTE format('ALTER FUNCTION %s OWNER TO %I', one.signature,
             CASE WHEN one.proname IN ('signal', 'nameless', 'census', 'followers', 'look_again', 'uses')
                  THEN 'ephor_signal' ELSE 'ephor_owner' END);
-        IF one.proname NOT IN ('pass', 'over', 'check_groups', 'check_end', 'installation_of', 'mark_dead', 'disarm', 'signal', 'nameless') THEN
+        IF one.proname NOT IN ('pass', 'over', 'shell_quoted', 'check_groups', 'check_end', 'installation_of', 'mark_dead', 'disarm', 'signal', 'nameless') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', one.signature, @login_text@);
         END IF;
     END LOOP;

@@ -69,7 +69,7 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM ephor.static_role s WHERE s.role = p_role) THEN
         why := format('the role %s is not allowed to be lent here', p_role);
-        mend := format('ephor target init URL --static-role %s', p_role);
+        mend := format('ephor target init URL --static-role %s', ephor.shell_quoted(p_role));
         RETURN;
     END IF;
     SELECT r.oid, r.rolcanlogin INTO wanted, can FROM pg_roles r WHERE r.rolname = p_role;

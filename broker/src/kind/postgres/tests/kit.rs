@@ -134,7 +134,13 @@ impl World {
     }
 
     pub(super) fn set_password(&self, text: &str) {
-        std::fs::write(self.password_file(), format!("{text}\n")).unwrap();
+        let text = format!("{text}\n");
+        crate::files::replace(
+            &self.password_file(),
+            text.as_bytes(),
+            crate::files::PRIVATE,
+        )
+        .unwrap();
     }
 
     pub(super) fn access(&self) -> Access {

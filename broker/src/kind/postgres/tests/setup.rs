@@ -157,6 +157,12 @@ async fn what_does_not_fit_is_refused() {
     };
     install(&world.admin(), &names, &world.tasks).await.unwrap();
     let target = world.target();
+    let (wanted, secret) = super::kit::login(&["x'; drop role weak; --"]);
+    let verifier = super::kit::verifier(&secret);
+    let refused = target.mint(EPOCH, &wanted, Some(&verifier)).await;
+    let refused = refused.unwrap_err().to_string();
+    let mend = r"ephor target init URL --group 'x'\''; drop role weak; --'";
+    assert!(refused.ends_with(mend), "{refused}");
     for name in odd {
         let (wanted, secret) = super::kit::login(&[name]);
         target

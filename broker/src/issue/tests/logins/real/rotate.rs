@@ -164,7 +164,7 @@ async fn a_secret_that_is_not_ours_stays_as_it_is_and_why_is_said() {
     std::fs::rename(&real, secret_file(bench)).unwrap();
     // Somebody else's password in the place of the next.
     let next = bench.dir().join("target-orders.next");
-    std::fs::write(&next, "short\n").unwrap();
+    crate::files::write_new(&next, b"short\n", crate::files::PRIVATE).unwrap();
     let refused = rotate().await;
     assert!(
         refused.detail.contains("no password of ours"),
@@ -194,8 +194,19 @@ async fn a_copy_of_a_service_manager_is_not_ours_and_a_login_without_a_password_
     let copy = bench.dir().join("ephor-target-orders");
     std::fs::write(&copy, "of-ephor\n").unwrap();
     begin(&bench, cluster.port());
-    let refused = bench.broker.rotate_target_secret("orders", "uid 0", "");
-    let refused = refused.await.unwrap_err();
+    let rotate = async || {
+        let refused = bench.broker.rotate_target_secret("orders", "uid 0", "");
+        refused.await.unwrap_err()
+    };
+    let with_mode =
+        |mode| std::fs::set_permissions(&copy, PermissionsExt::from_mode(mode)).unwrap();
+    with_mode(0o644);
+    let refused = rotate().await;
+    let open = format!("{}: others can read it: chmod 600", copy.display());
+    assert!(refused.detail.contains(&open), "{}", refused.detail);
+    // As systemd hands it out.
+    with_mode(0o400);
+    let refused = rotate().await;
     assert_eq!(refused.code, Code::Conflict);
     assert!(
         refused.detail.contains("systemd credential"),

@@ -38,7 +38,8 @@ async fn scan(args: args::Scan) -> Outcome {
     let target = Target::of(&args.url)?;
     let (address, name) = (target.address.to_string(), target.name());
     let look = async |client: &mut Client| look::look(client, address, name).await;
-    let seen = target.with(look::OPTIONS, look).await?;
+    let mut seen = target.with(look::OPTIONS, look).await?;
+    seen.lent = lent(&target, &seen).await;
     let report = report::report(&seen);
     if args.sql {
         let text = sql(&seen, &report, args.reassign_to.as_deref())?;
@@ -51,6 +52,17 @@ async fn scan(args: args::Scan) -> Outcome {
     } else {
         ExitCode::from(CHECK_FAILED)
     })
+}
+
+/// What brokers of ours lend there, wherever their tables are; `None` when one of them cannot be read.
+async fn lent(target: &Target, seen: &Seen) -> Option<Vec<u32>> {
+    let mut lent = Vec::new();
+    for database in seen.databases_of_ephor()? {
+        let target = target.in_database(&database);
+        let look = async |client: &mut Client| look::lent(client).await;
+        lent.append(&mut target.with(look::OPTIONS, look).await.ok()?);
+    }
+    Some(lent)
 }
 
 fn sql(seen: &Seen, report: &Report, reassign_to: Option<&str>) -> Result<String, Failure> {

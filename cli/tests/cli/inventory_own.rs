@@ -165,3 +165,42 @@ fn what_a_dev_that_was_killed_left_is_told_with_what_removes_it() {
     assert_eq!(server.psql("ephor", left).unwrap(), "0");
     assert_code(&scan(&url, &[]), 0);
 }
+
+/// Its broker sets its end and shuts it between tasks; a broker that is away leaves it past that end.
+#[test]
+fn a_role_that_is_lent_is_nobodys_left_over() {
+    let server = Cluster::with(&Options {
+        hba: vec!["local all all trust".into()],
+        ..Options::default()
+    })
+    .unwrap();
+    let made =
+        "CREATE DATABASE shop; CREATE ROLE legacy_app LOGIN PASSWORD 'x'; CREATE ROLE ro LOGIN";
+    server.psql("postgres", made).unwrap();
+    let admin = server.socket_url("postgres", "shop");
+    let init = ["target", "init", &admin, "--static-role", "legacy_app"];
+    assert_code(&clean(ephor().args(init)).output().unwrap(), 0);
+    let past = "ALTER ROLE legacy_app VALID UNTIL '2020-01-01'; COMMENT ON ROLE legacy_app IS 'owner: team:old'";
+    server.psql("postgres", past).unwrap();
+    let (maker, findings) = {
+        let found = found(&admin);
+        let (maker, findings) = of(&found, "legacy_app");
+        (maker.to_owned(), findings.to_vec())
+    };
+    assert_eq!((&*maker, &*findings), ("other", &[][..]));
+    let script = text(&scan(&admin, &["--sql"]).stdout);
+    assert!(!script.contains("legacy_app"), "{script}");
+    // Who may not see it takes it for lent.
+    let reader = server.socket_url("ro", "shop");
+    let told = text(&scan(&reader, &[]).stdout);
+    assert!(
+        told.contains("which roles Ephor lends to tasks: refused to ro"),
+        "{told}"
+    );
+    let script = text(&scan(&reader, &["--sql"]).stdout);
+    let left = "whether Ephor lends it to tasks could not be seen";
+    assert!(
+        script.contains(left) && !script.contains("DROP ROLE \"legacy_app\""),
+        "{script}"
+    );
+}

@@ -88,6 +88,14 @@ const BROKERS: &str = "
        AND o.refclassid = 'pg_authid'::regclass AND o.deptype = 'o'
        AND r.rolname IN ('ephor_owner', 'ephor_signal') AND NOT r.rolcanlogin";
 
+const HAS_LENT: &str = "
+    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                    WHERE n.nspname = 'ephor' AND c.relname = 'static_role')";
+
+const LENT: &str = "
+    SELECT r.oid FROM ephor.static_role s JOIN pg_roles r ON r.rolname = s.role
+     UNION SELECT c.role_oid FROM ephor.checkout c WHERE c.state <> 'in'";
+
 const PREPARED: &str = "SELECT gid, owner::text, database::text FROM pg_prepared_xacts";
 
 /// Reads it all. `address` and `name` are those of the connection.
@@ -126,6 +134,7 @@ pub async fn look(
         holdings: part(&mut tx, HOLDINGS, holding).await?,
         prepared: part(&mut tx, PREPARED, prepared).await?,
         brokers: part(&mut tx, BROKERS, |row| row.try_get(0)).await?,
+        lent: None,
         hidden: part(&mut tx, HIDDEN, |row| row.try_get(0)).await?,
         sees_sessions,
     };
@@ -135,6 +144,19 @@ pub async fn look(
         .and_then(|count| u32::try_from(count).ok());
     tx.rollback().await?;
     Ok(seen)
+}
+
+/// The roles that a broker of ours lends, by the table of them in this database, if it has one.
+///
+/// # Errors
+/// When this login may not read it.
+pub async fn lent(client: &mut Client) -> Result<Vec<u32>, tokio_postgres::Error> {
+    let there = client.query_one(HAS_LENT, &[]).await?;
+    if !there.try_get::<_, bool>(0)? {
+        return Ok(Vec::new());
+    }
+    let rows = client.query(LENT, &[]).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// One query; `None` when this login may not, or the server takes too long over it.

@@ -91,9 +91,12 @@ impl Serialize for Maker {
     }
 }
 
+/// Owns Ephor's tables and functions.
+pub const OWNER: &str = "ephor_owner";
+
 /// Roles of Ephor that nobody logs in as: they own its functions, or stand in `pg_hba.conf`.
 pub fn is_ephors_role(name: &str) -> bool {
-    ["ephor_owner", "ephor_signal", "ephor_certificate"].contains(&name)
+    [OWNER, "ephor_signal", "ephor_certificate"].contains(&name)
 }
 
 /// Whether a name has the form of what one run of `ephor dev --pg` logs in as.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::maker::Maker;
 use super::quote;
 use super::report::{Finding, Login, Report};
 use super::seen::Prepared;
@@ -159,6 +160,9 @@ fn stays(
 ) -> Option<String> {
     if login.name.as_deref() == Some(report.server.login.as_str()) {
         return Some("it made this scan".to_owned());
+    }
+    if login.lent.is_none() && matches!(login.maker, Maker::Person | Maker::Other) {
+        return Some("whether Ephor lends it to tasks could not be seen".to_owned());
     }
     if let Some(member) = login.members.first() {
         let more = match login.members.len() {

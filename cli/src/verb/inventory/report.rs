@@ -78,6 +78,8 @@ pub struct Login {
     /// When, by its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub made_at: Option<UnixMillis>,
+    /// Whether a broker of ours lends it to tasks; absent when that could not be seen.
+    pub lent: Option<bool>,
     /// Whether it may log in; one that is past its end may have been shut already.
     pub can_login: bool,
     /// Absent: never.
@@ -207,6 +209,8 @@ struct Parts<'a> {
     members: HashMap<u32, Vec<String>>,
     /// What brokers of ours log in as.
     brokers: HashSet<u32>,
+    /// What they lend; `None` when that could not be seen.
+    lent: Option<HashSet<u32>>,
 }
 
 impl<'a> Parts<'a> {
@@ -244,6 +248,10 @@ impl<'a> Parts<'a> {
             holds,
             members,
             brokers: seen.brokers.iter().flatten().copied().collect(),
+            lent: seen
+                .lent
+                .as_ref()
+                .map(|lent| lent.iter().copied().collect()),
         }
     }
 
@@ -285,6 +293,7 @@ fn login(seen: &Seen, role: &Role, graph: &Graph<'_>, parts: &Parts<'_>) -> Logi
         oid: role.oid,
         installation: maker.installation().map(str::to_owned),
         made_at: maker.made_at(),
+        lent: parts.lent.as_ref().map(|lent| lent.contains(&role.oid)),
         can_login: role.can_login,
         valid_until: match role.valid_until {
             ValidUntil::Never => None,
@@ -319,12 +328,17 @@ fn judge(login: &mut Login, now: UnixMillis) {
     if login.maker == Maker::EphorsOwn {
         return judge_ephors_own(login);
     }
-    let is_past = login.valid_until.is_some_and(|until| until < now);
+    // The end of one that is lent is its broker's, which shuts it between tasks.
+    let is_lent = login.lent == Some(true);
+    let is_past = !is_lent && login.valid_until.is_some_and(|until| until < now);
     if !login.can_login && !is_past {
-        login.findings.push(Finding::NotALogin);
+        if !is_lent || login.session_count() > 0 {
+            login.findings.push(Finding::NotALogin);
+        }
         return;
     }
     match login.valid_until {
+        _ if is_lent => {}
         Some(until) if until < now => {
             login.findings.push(Finding::PastValidUntil);
             if login.session_count() > 0 {
@@ -386,6 +400,7 @@ fn gone(seen: &Seen, parts: &Parts<'_>) -> Vec<Login> {
         maker: Maker::Other,
         installation: None,
         made_at: None,
+        lent: Some(false),
         can_login: false,
         valid_until: None,
         owner: None,
@@ -442,6 +457,11 @@ fn not_seen(seen: &Seen) -> Vec<String> {
         seen.brokers.is_none(),
         "who may call Ephor's functions",
         "what brokers log in as is not told from others' logins",
+    );
+    refused(
+        seen.lent.is_none(),
+        "which roles Ephor lends to tasks",
+        "--sql leaves alone what could be one",
     );
     refused(
         seen.hidden.is_none(),

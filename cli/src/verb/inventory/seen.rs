@@ -3,6 +3,8 @@
 use ephor_proto::time::UnixMillis;
 use serde::Serialize;
 
+use super::maker;
+
 /// Everything, as of one moment.
 /// A part is `None` when this login was not allowed to see it, or the server took too long.
 #[derive(Debug, Default)]
@@ -15,10 +17,27 @@ pub struct Seen {
     pub prepared: Option<Vec<Prepared>>,
     /// Roles that may call functions of Ephor: what brokers log in as.
     pub brokers: Option<Vec<u32>>,
+    /// Roles of somebody's that a broker of ours lends to tasks: their end is its to set.
+    pub lent: Option<Vec<u32>>,
     /// Backends that are not listed as sessions yet.
     pub hidden: Option<Vec<i32>>,
     /// Whether sessions of others come with their beginning and address.
     pub sees_sessions: bool,
+}
+
+impl Seen {
+    /// Databases that may have a table of lent roles: those where the owner of Ephor's tables owns something.
+    /// `None` when that cannot be told.
+    pub fn databases_of_ephor(&self) -> Option<Vec<String>> {
+        let is_owner = |role: &&Role| role.name == maker::OWNER && !role.can_login;
+        let Some(owner) = self.roles.iter().find(is_owner) else {
+            return Some(Vec::new());
+        };
+        let owned = self.holdings.as_deref()?.iter();
+        let owned = owned.filter(|holding| holding.role == owner.oid && holding.owns > 0);
+        let databases = owned.filter_map(|holding| holding.database.as_ref());
+        Some(databases.map(|database| database.name.clone()).collect())
+    }
 }
 
 /// The server that was looked at.

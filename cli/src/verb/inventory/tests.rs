@@ -86,6 +86,7 @@ fn seen(roles: Vec<Role>) -> Seen {
         sessions: Some(Vec::new()),
         holdings: Some(Vec::new()),
         prepared: Some(Vec::new()),
+        lent: Some(Vec::new()),
         brokers: Some(Vec::new()),
         hidden: Some(Vec::new()),
         sees_sessions: true,

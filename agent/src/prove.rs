@@ -151,7 +151,7 @@ fn to_wire(task: TaskId, wiped: u32, answer: &Answer) -> Completed {
         listed: told.map_or(0, |told| told.listed),
         listed_until: listed_until.map(UnixMillis::from_millis),
         wiped,
-        is_heard: !matches!(answer, Answer::Waiting),
+        heard: !matches!(answer, Answer::Waiting),
         receipt: told.and_then(|told| serde_json::from_str(&told.receipt).ok()),
     }
 }
@@ -189,10 +189,10 @@ mod tests {
             (early.wiped, early.receipt.is_none(), early.dead),
             (3, true, 0)
         );
-        assert!(!early.is_heard);
+        assert!(!early.heard);
         receipts.heard(task(1));
         let heard = receipts.completed(task(1), Duration::ZERO).await.unwrap();
-        assert!(heard.is_heard && heard.receipt.is_none());
+        assert!(heard.heard && heard.receipt.is_none());
         let waiter = async {
             receipts
                 .completed(task(1), Duration::from_secs(60))

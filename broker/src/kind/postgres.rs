@@ -35,11 +35,11 @@ use tokio_postgres::Row;
 pub use access::{Access, Password, Tls};
 pub use census::{Census, Evidence, Seen};
 pub use checkout::{CheckedIn, Checkout, LeftOver};
-pub use failed::{Failed, is_crossed};
+pub use failed::Failed;
 pub use install::{
     Admin, ByCertificate, Finding, Grade, Install, InstallError, Installed, Options,
     SCHEMA_VERSION, Setting, check, check_certificates, check_settings, check_static_roles,
-    install, install_sql,
+    install, install_sql, uncrossed,
 };
 pub use look::{Found, Use, Uses};
 pub use mint::{CERTIFICATE, Login, Minted};

@@ -302,7 +302,7 @@ fn local(
                     listed: 1,
                     listed_until: None,
                     wiped: 1,
-                    is_heard: true,
+                    heard: true,
                     receipt: None,
                 },
             )

@@ -301,7 +301,7 @@ pub struct Completed {
     pub wiped: u32,
     /// The broker has the end. Without a receipt it is still revoking, and tries until it can prove it.
     #[serde(default)]
-    pub is_heard: bool,
+    pub heard: bool,
     /// The signed receipt; absent while something is still being revoked, or the broker is away: then the end
     /// is spooled.
     #[serde(default, skip_serializing_if = "Option::is_none")]

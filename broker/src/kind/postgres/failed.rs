@@ -227,8 +227,7 @@ pub(super) fn words(error: &tokio_postgres::Error) -> String {
 
 /// Whether it failed because somebody else changed the same thing at the same time, so that it may go well
 /// when tried again.
-#[must_use]
-pub fn is_crossed(error: &tokio_postgres::Error) -> bool {
+pub(super) fn is_crossed(error: &tokio_postgres::Error) -> bool {
     let codes = [
         SqlState::T_R_SERIALIZATION_FAILURE,
         SqlState::T_R_DEADLOCK_DETECTED,

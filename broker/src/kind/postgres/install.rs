@@ -42,6 +42,12 @@ const PINNED: [(&str, &str); 2] = [
     ("standard_conforming_strings", "on"),
 ];
 
+/// Of a role `r`: who can act as it reaches beyond what was given.
+const BEYOND: &str = "r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+       OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files',
+                        'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
+                        'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal')";
+
 /// What is installed.
 pub struct Options {
     /// The broker's own login.
@@ -206,7 +212,7 @@ impl<'a> Install<'a> {
                 client = connect_to(admin, database, self.tasks).await?;
                 current.clone_from(database);
             }
-            let done = section.run_uncrossed(&client).await;
+            let done = uncrossed(&client, async || section.run(&client).await).await;
             done.map_err(|why| failed(&current, &why))?;
         }
         let databases = std::iter::once(&options.admin_database).chain(&options.databases);
@@ -268,21 +274,27 @@ fn not_let_in(failed: Failed) -> InstallError {
     }
 }
 
-impl Section {
-    /// Again as long as somebody else who installs or removes the same gets in its way.
-    async fn run_uncrossed(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        for _ in 1..limits::PG_INSTALL_ATTEMPTS {
-            match self.run(client).await {
-                Err(why) if is_crossed(&why) => {
-                    client.batch_execute("ROLLBACK").await?;
-                    tokio::time::sleep(limits::PG_INSTALL_PAUSE).await;
-                }
-                done => return done,
+/// Does it, and again as long as somebody else who installs or removes the same gets in its way.
+///
+/// # Errors
+/// Those of `work`.
+pub async fn uncrossed(
+    client: &Client,
+    work: impl AsyncFn() -> Result<(), tokio_postgres::Error>,
+) -> Result<(), tokio_postgres::Error> {
+    for _ in 1..limits::PG_INSTALL_ATTEMPTS {
+        match work().await {
+            Err(why) if is_crossed(&why) => {
+                client.batch_execute("ROLLBACK").await?;
+                tokio::time::sleep(limits::PG_INSTALL_PAUSE).await;
             }
+            done => return done,
         }
-        self.run(client).await
     }
+    work().await
+}
 
+impl Section {
     async fn run(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
         if let Some(first) = &self.first {
             for statement in texts(client, first).await? {
@@ -425,6 +437,7 @@ fn filled(piece: &str, options: &Options) -> String {
     };
     let lent: String = options.static_roles.iter().map(lend).collect();
     piece
+        .replace("@beyond@", BEYOND)
         .replace("@version@", &SCHEMA_VERSION.to_string())
         .replace("@login_text@", &literal(options.login.as_str()))
         .replace("@login@", &options.login.quoted())

@@ -6,14 +6,12 @@ mod clean; //    at the server
 mod keeper; //   the process that does it, however we end
 mod listener; // whether loopback is the same server
 
-use ephor_broker::kind::postgres::{Ident, Options, is_crossed};
-use ephor_broker::limits;
+use ephor_broker::kind::postgres::{Ident, Options, uncrossed};
 use ephor_crypto::Secret;
 use ephor_crypto::scram::{self, ScramVerifier};
 use ephor_proto::postgres::Address;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use tokio_postgres::Client;
 
 use super::layout::Layout;
 use crate::exit::{DENIED, Failure, UNREACHABLE};
@@ -76,7 +74,9 @@ impl Database {
         };
         server.prepare(&options, before).await?;
         server
-            .with(OPTIONS, async |client| grant(client).await)
+            .with(OPTIONS, async |client| {
+                uncrossed(client, async || client.batch_execute(&rights()).await).await
+            })
             .await?;
         let address = reachable(&server, &login, &password).await?;
         let secret = zeroize::Zeroizing::new(password.expose_str().unwrap_or_default().to_owned());
@@ -139,17 +139,6 @@ impl Database {
         let url = quoted(&url);
         format!("\n[target.{TARGET}]\nowner    = \"{owner}\"\npostgres = {{ url = {url}{tls} }}\n")
     }
-}
-
-/// Again as long as another start grants the same at the same time.
-async fn grant(client: &Client) -> Result<(), tokio_postgres::Error> {
-    for _ in 1..limits::PG_INSTALL_ATTEMPTS {
-        match client.batch_execute(&rights()).await {
-            Err(why) if is_crossed(&why) => tokio::time::sleep(limits::PG_INSTALL_PAUSE).await,
-            done => return done,
-        }
-    }
-    client.batch_execute(&rights()).await
 }
 
 /// What the group may do: everything in the database of the URL, now and with what its user makes

@@ -88,9 +88,14 @@ const BROKERS: &str = "
        AND o.refclassid = 'pg_authid'::regclass AND o.deptype = 'o'
        AND r.rolname IN ('ephor_owner', 'ephor_signal') AND NOT r.rolcanlogin";
 
+// Whoever may make a schema of that name could put a view there, which would run with our rights.
 const HAS_LENT: &str = "
-    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                    WHERE n.nspname = 'ephor' AND c.relname = 'static_role')";
+    SELECT count(*) = 2
+      FROM pg_class c
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_roles r ON r.oid = c.relowner AND r.oid = n.nspowner
+     WHERE n.nspname = 'ephor' AND c.relname IN ('static_role', 'checkout') AND c.relkind = 'r'
+       AND r.rolname = 'ephor_owner' AND NOT r.rolcanlogin";
 
 const LENT: &str = "
     SELECT r.oid FROM ephor.static_role s JOIN pg_roles r ON r.rolname = s.role

@@ -225,7 +225,7 @@ fn said(completed: &Completed, issued: usize, time: &str) -> String {
         (None, _) => {
             let wiped = usize::try_from(completed.wiped).unwrap_or(usize::MAX);
             let copies = plural(wiped, "copy").replace("copys", "copies");
-            match completed.is_heard {
+            match completed.heard {
                 true => format!(
                     "overdue: {copies} wiped here; the broker is still revoking, and tries until it is done.  Receipt {receipt} then.\n       \
                      What it waits for:  ephor credential ls --overdue"
@@ -289,7 +289,7 @@ mod tests {
             listed,
             listed_until: (listed > 0).then(|| "2026-11-21T14:07:09Z".parse().unwrap()),
             wiped: 1,
-            is_heard: receipt,
+            heard: receipt,
             receipt: receipt.then(|| serde_json::json!({ "leaf": leaf() })),
         }
     }
@@ -318,7 +318,7 @@ mod tests {
                 .starts_with("overdue: the broker is away; 1 copy wiped")
         );
         let heard = Completed {
-            is_heard: true,
+            heard: true,
             ..completed(0, 0, false)
         };
         let said_of_it = said(&heard, 1, "1 ms");

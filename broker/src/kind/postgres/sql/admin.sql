@@ -200,11 +200,7 @@ BEGIN
                       WHERE m.member = ANY (more) AND m.roleid <> ALL (reach));
     END LOOP;
     SELECT r.rolname INTO bad FROM pg_roles r
-    WHERE r.oid = ANY (reach) AND (
-          r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
-       OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files',
-                        'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
-                        'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal', session_user))
+    WHERE r.oid = ANY (reach) AND (@beyond@ OR r.rolname = session_user)
     ORDER BY array_position(reach, r.oid) LIMIT 1;
     IF FOUND THEN
         RAISE 'a login of this role could act as %, which reaches beyond it', bad USING ERRCODE = 'EPH04';

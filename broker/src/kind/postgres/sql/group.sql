@@ -17,10 +17,7 @@ BEGIN
         SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN reach ON m.member = reach.oid
     )
     SELECT r.rolname INTO bad FROM reach JOIN pg_catalog.pg_roles r USING (oid)
-    WHERE r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
-       OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files',
-                        'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
-                        'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal', @login_text@)
+    WHERE @beyond@ OR r.rolname = @login_text@
     ORDER BY r.rolname = @group_text@ DESC LIMIT 1;
     IF FOUND THEN
         RAISE 'no login can be made of the role %: it could act as %, which reaches beyond it; name another one', @group_text@, bad;

@@ -92,10 +92,7 @@ BEGIN
         SELECT m.roleid FROM pg_auth_members m JOIN reach ON m.member = reach.oid
     )
     SELECT r.rolname INTO bad FROM reach JOIN pg_roles r USING (oid)
-    WHERE r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
-       OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files', 'pg_write_all_data',
-                        'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
-                        'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal')
+    WHERE @beyond@ OR r.rolname = 'pg_write_all_data'
        -- A broker's login.
        OR EXISTS (SELECT FROM ephor.installation i WHERE i.login = r.rolname)
        OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'ephor'::regnamespace AND p.proname = 'check_out'

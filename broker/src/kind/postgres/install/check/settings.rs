@@ -21,8 +21,11 @@ pub struct Setting {
 /// Tries each for the broker's own login, as it is done for a new one, and takes it back. Servers that cannot
 /// be asked were told of before.
 pub async fn check_settings(access: &Access, settings: &[Setting], tasks: &Tasks) -> Vec<Finding> {
+    if settings.is_empty() {
+        return Vec::new();
+    }
     let admin = access.admin_database.as_str();
-    for host in access.hosts.iter().take_while(|_| !settings.is_empty()) {
+    for host in &access.hosts {
         let Ok(conn) = open(access, host, admin, tasks).await else {
             continue;
         };

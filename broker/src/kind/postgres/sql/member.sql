@@ -21,23 +21,29 @@ REVOKE ALL ON ephor.allowed FROM PUBLIC;
 -- Which of these roles are dead logins of ours: they were fenced, so that they cannot log in and the
 -- owner of this function is a member of them. Nothing here is ever done to another role.
 CREATE OR REPLACE FUNCTION ephor.dead(p_roles text[]) RETURNS text[]
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
-    SELECT coalesce(array_agg(r.rolname::text ORDER BY r.rolname), '{}') FROM pg_roles r
-    WHERE r.rolname = ANY (p_roles) AND NOT r.rolcanlogin
-      AND r.rolname ~ '^eph_[a-z0-9_]{0,20}_[0-9a-hjkmnp-tv-z]{6}_[0-9a-hjkmnp-tv-z]{26}$'
-      AND EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.member = to_regrole('ephor_owner'))
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    RETURN (
+        SELECT coalesce(array_agg(r.rolname::text ORDER BY r.rolname), '{}') FROM pg_roles r
+        WHERE r.rolname = ANY (p_roles) AND NOT r.rolcanlogin
+          AND r.rolname ~ '^eph_[a-z0-9_]{0,20}_[0-9a-hjkmnp-tv-z]{6}_[0-9a-hjkmnp-tv-z]{26}$'
+          AND EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.member = to_regrole('ephor_owner')));
+END
 $ephor$;
 
 -- About how many locks it takes to drop all that logins own here: one for each thing, and for each that
 -- hangs on it. Does not count far beyond `p_most`.
 CREATE OR REPLACE FUNCTION ephor.weight(p_roles text[], p_most int) RETURNS int
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
-    SELECT count(*)::int FROM (
-        SELECT FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
-        LEFT JOIN pg_depend d ON d.refclassid = s.classid AND d.refobjid = s.objid
-        WHERE s.refclassid = 'pg_authid'::regclass AND s.deptype = 'o' AND r.rolname = ANY (p_roles)
-          AND s.dbid = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
-        LIMIT p_most + 1) w
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    RETURN (
+        SELECT count(*)::int FROM (
+            SELECT FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
+            LEFT JOIN pg_depend d ON d.refclassid = s.classid AND d.refobjid = s.objid
+            WHERE s.refclassid = 'pg_authid'::regclass AND s.deptype = 'o' AND r.rolname = ANY (p_roles)
+              AND s.dbid = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
+            LIMIT p_most + 1) w);
+END
 $ephor$;
 
 -- Drops what dead logins own in this database, and their rights in it. With `p_group`, tables and
@@ -219,12 +225,15 @@ $ephor$;
 
 -- What logins own in this database, or have been given; NULL is nothing.
 CREATE OR REPLACE FUNCTION ephor.owned(p_roles text[]) RETURNS text
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
-    SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), ', ')
-    FROM (SELECT d.classid, d.objid, d.objsubid FROM pg_shdepend d JOIN pg_roles r ON r.oid = d.refobjid
-          WHERE d.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (p_roles)
-            AND d.dbid = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
-          LIMIT 10) d
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+BEGIN
+    RETURN (
+        SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), ', ')
+        FROM (SELECT d.classid, d.objid, d.objsubid FROM pg_shdepend d JOIN pg_roles r ON r.oid = d.refobjid
+              WHERE d.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (p_roles)
+                AND d.dbid = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
+              LIMIT 10) d);
+END
 $ephor$;
 
 -- Takes the rights of a group, and gives them back, within one transaction: nobody else ever sees it.

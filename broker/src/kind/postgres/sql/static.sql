@@ -159,7 +159,7 @@ BEGIN
     PERFORM ephor.check_end(p_valid_until_ms);
     unnamed := ephor.nameless();
     IF EXISTS (SELECT FROM pg_roles r WHERE r.oid = wanted AND r.rolcanlogin)
-       OR EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.usesysid = wanted) THEN
+       OR EXISTS (SELECT FROM ephor.session s WHERE s.role_oid = wanted) THEN
         rest := 'open';
     ELSIF EXISTS (SELECT FROM ephor.checkout c WHERE c.role_oid = wanted AND c.state = 'in' AND c.starting && unnamed
                   AND c.at > clock_timestamp() - interval '1 day') THEN

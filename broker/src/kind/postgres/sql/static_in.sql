@@ -75,8 +75,8 @@ $ephor$;
 CREATE OR REPLACE FUNCTION ephor.signal_static(p_credential uuid, OUT pids int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 BEGIN
-    SELECT coalesce(array_agg(a.pid), '{}') INTO pids
-    FROM pg_stat_get_activity(NULL) a JOIN ephor.checkout c ON c.role_oid = a.usesysid
+    SELECT coalesce(array_agg(s.pid), '{}') INTO pids
+    FROM ephor.session s JOIN ephor.checkout c ON c.role_oid = s.role_oid
     WHERE c.credential = p_credential AND c.state = 'fenced';
     PERFORM pg_terminate_backend(p) FROM unnest(pids) p;
 END
@@ -173,7 +173,7 @@ BEGIN
     SELECT r.rolname INTO called FROM pg_roles r WHERE r.oid = known.role_oid;
     IF NOT FOUND OR known.state <> 'fenced' OR known.installation <> p_installation THEN
         RAISE 'checkout % is not being checked in, or its role was dropped', p_credential USING ERRCODE = 'EPH08';
-    ELSIF EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.usesysid = known.role_oid) THEN
+    ELSIF EXISTS (SELECT FROM ephor.session s WHERE s.role_oid = known.role_oid) THEN
         RAISE 'a session of the role % is there again', known.role USING ERRCODE = 'EPH08';
     END IF;
     IF known.settings IS NOT NULL THEN
@@ -199,7 +199,7 @@ BEGIN
     -- Without salt: another try at the same has just begun, and taken the password of nobody away.
     IF NOT FOUND OR known.state <> 'fenced' OR known.salt IS NULL OR known.installation <> p_installation THEN
         RAISE 'checkout % is not being checked in, or somebody lets its role log in', p_credential USING ERRCODE = 'EPH08';
-    ELSIF EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.usesysid = known.role_oid) THEN
+    ELSIF EXISTS (SELECT FROM ephor.session s WHERE s.role_oid = known.role_oid) THEN
         RAISE 'a session of the role % is there again', known.role USING ERRCODE = 'EPH08';
     END IF;
     IF current_setting('server_version_num')::int >= 160000 THEN
@@ -259,7 +259,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
             CASE WHEN r.rolcreatedb THEN 'createdb' END, CASE WHEN r.rolreplication THEN 'replication' END,
             CASE WHEN r.rolbypassrls THEN 'bypassrls' END], NULL),
         CASE WHEN isfinite(r.rolvaliduntil) THEN (extract(epoch FROM r.rolvaliduntil) * 1000)::bigint END,
-        (SELECT count(*)::int FROM pg_stat_get_activity(NULL) a WHERE a.usesysid = c.role_oid)
+        (SELECT count(*)::int FROM ephor.session s WHERE s.role_oid = c.role_oid)
     FROM ephor.checkout c LEFT JOIN pg_roles r ON r.oid = c.role_oid WHERE c.state <> 'in'
 $ephor$;
 

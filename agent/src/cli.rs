@@ -55,7 +55,7 @@ enum Command {
 #[derive(Args, Clone)]
 struct Settings {
     /// Settings file [default: /etc/ephor/agent.toml, if it is there].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "EPHOR_AGENT_CONFIG")]
     config: Option<PathBuf>,
     /// Where identity, journal and checkpoint are.
     #[arg(long, value_name = "DIR")]

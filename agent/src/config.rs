@@ -204,6 +204,8 @@ impl Partial {
                         .map_err(|_| wrong("write a number of bytes"))?;
                     partial.max_exe_hash_bytes = Some(parsed);
                 }
+                // Which file: the flag's.
+                "CONFIG" => {}
                 _ => return Err(wrong("there is no such setting")),
             }
         }

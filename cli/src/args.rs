@@ -254,10 +254,10 @@ pub struct Token {
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Settings of the agent, to find its state
-    #[arg(long, value_name = "FILE", default_value = ephor_agent::config::DEFAULT_FILE)]
+    #[arg(long, value_name = "FILE", env = "EPHOR_AGENT_CONFIG", default_value = ephor_agent::config::DEFAULT_FILE)]
     pub agent_config: PathBuf,
     /// Settings of the broker, to find its state
-    #[arg(long, value_name = "FILE", default_value = ephor_broker::config::DEFAULT_FILE)]
+    #[arg(long, value_name = "FILE", env = "EPHOR_BROKER_CONFIG", default_value = ephor_broker::config::DEFAULT_FILE)]
     pub broker_config: PathBuf,
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = DoctorOutput::Text)]

@@ -16,7 +16,7 @@ use std::time::Duration;
 use ephor_broker::kind::postgres as install;
 use ephor_crypto::Secret;
 use ephor_crypto::tls::{ServerCheck, database_client};
-use ephor_proto::postgres::Address;
+use ephor_proto::postgres::{Address, DEFAULT_PORT};
 use rustls::ClientConfig;
 use tokio_postgres::Client;
 
@@ -104,11 +104,14 @@ impl Target {
         })
     }
 
-    /// Its host alone, for people.
+    /// Its host, for people; with the port where that is not PostgreSQL's own.
     pub fn name(&self) -> String {
         match &self.address {
-            Address::Tcp { host, .. } => host.clone(),
-            Address::Socket { .. } => self.address.to_string(),
+            Address::Tcp {
+                host,
+                port: DEFAULT_PORT,
+            } => host.clone(),
+            Address::Tcp { .. } | Address::Socket { .. } => self.address.to_string(),
         }
     }
 

@@ -109,16 +109,23 @@ fn table(held: &Held) -> String {
     ];
     let mut text = String::with_capacity(4096);
     for (name, value) in lines {
-        if let Some(value) = value {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
             let wide = 10.max(name.len() + 2);
             text.push_str(&format!("{name:<wide$}{value}\n"));
         }
     }
-    text.push_str(&format!(
-        "{} works as {}. Held until Ctrl-C.\n",
-        short_login(&held.user),
-        held.role
-    ));
+    let login = short_login(&held.user);
+    // A role that is lent works as itself.
+    let works = match held.role.as_str() {
+        "" => String::new(),
+        role => format!(" works as {role}."),
+    };
+    let sentence = if works.is_empty() {
+        " is held"
+    } else {
+        " Held"
+    };
+    text.push_str(&format!("{login}{works}{sentence} until Ctrl-C.\n"));
     text
 }
 
@@ -143,6 +150,11 @@ mod tests {
             "{}",
             *with
         );
+        let lent = json("null")
+            .replace("-c role=r", "")
+            .replace("\"role\":\"r\"", "\"role\":\"\"");
+        let lent = shown("EPHOR_HOLD_TABLE_JSON", lent.as_bytes()).unwrap();
+        assert!(lent.ends_with(" is held until Ctrl-C.\n"), "{}", *lent);
         let without = shown("EPHOR_HOLD_TABLE_JSON", json("null").as_bytes()).unwrap();
         assert!(
             without.contains("\nsslmode   verify-full\noptions   -c role=r\n"),

@@ -113,6 +113,8 @@ struct Prepared {
     issued: usize,
     /// libpq's variables go beside each URL.
     pg_env: bool,
+    /// The command is ours, and so are the names of what it gets.
+    is_ours: bool,
     /// Until when a login is kept, for people.
     until: String,
 }
@@ -192,6 +194,7 @@ async fn prepare(
         kept: Vec::new(),
         issued: fetched.len(),
         pg_env: args.pg_env,
+        is_ours: args.called.is_some(),
         until: args
             .called
             .map_or_else(|| end_of(&args.command), str::to_owned),
@@ -209,7 +212,11 @@ async fn prepare(
         // A login is extended, not replaced.
         renewed.extend(one.login.is_none().then_some(wanted));
         let how = deliver::deliver(&mut prepared, wanted, one, args.reason.as_deref())?;
-        lines.push_str(&columns.line(wanted, &how));
+        let line = match prepared.is_ours {
+            true => format!("ephor: {}  {how}\n", wanted.what()),
+            false => columns.line(wanted, &how),
+        };
+        lines.push_str(&line);
     }
     lines.push_str(&announce::stale_warning(renewed.into_iter()));
     to_stderr(&lines);

@@ -433,7 +433,9 @@ fn what_is_held_is_shown_and_ends_with_ctrl_c() {
     let ended = hold.wait_with_output().unwrap();
     let said = text(&ended.stderr);
     assert!(
-        said.contains("kept until Ctrl-C\n") && said.contains("1 of 1 dead"),
+        said.contains("\nephor: dev-db  login ")
+            && said.contains(", kept until Ctrl-C\n")
+            && said.contains("1 of 1 dead"),
         "{said}"
     );
     assert_code(&ended, 0);

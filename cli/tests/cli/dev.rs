@@ -22,6 +22,7 @@ fn up_and_down() {
         "EPHOR_LISTS_URL",
         "EPHOR_CA_FILE",
         "EPHOR_BROKER_CONFIG",
+        "EPHOR_AGENT_CONFIG",
     ]
     .into();
     for name in &names {
@@ -50,6 +51,12 @@ fn up_and_down() {
         .output()
         .unwrap();
     assert_code(&output, 64);
+    let nowhere = ephor()
+        .args(["dev", "--dir", "/proc/nowhere"])
+        .output()
+        .unwrap();
+    assert_code(&nowhere, 64);
+    assert!(text(&nowhere.stderr).contains("choose another --dir"));
     assert!(
         text(&output.stderr).contains("in use by another"),
         "{}",

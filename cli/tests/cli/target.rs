@@ -238,7 +238,8 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
         ),
         (
             "WRONG",
-            "permission denied to set parameter \"log_statement\"",
+            "permission denied to set parameter \"log_statement\"; a superuser can allow it: \
+             GRANT SET ON PARAMETER log_statement TO ephor_owner",
         ),
         (
             "WRONG",
@@ -251,6 +252,16 @@ fn the_printed_sql_is_enough_and_a_policy_names_the_target() {
     }
     let mend = "-> correct statement_timeot in `settings` there, or leave it out\n";
     assert!(said.contains(mend), "{said}");
+    // With whose rights logins are made, and not with the broker's own.
+    let allow = |to: &str| format!("GRANT SET ON PARAMETER log_statement TO {to}");
+    for (to, grade) in [("ephor", "WRONG"), ("ephor_owner", "ok")] {
+        cluster.psql("postgres", &allow(to)).unwrap();
+        let said = text(&named("orders").stdout);
+        let of = format!("{grade:<8}entitlement db (gives.toml:4): ");
+        let lines = said.lines().filter(|line| line.starts_with(&of));
+        let about = lines.filter(|line| line.contains("log_statement")).count();
+        assert_eq!(about, 1, "{to}: {said}");
+    }
     let kept = "select count(*) from pg_db_role_setting s join pg_roles r on r.oid = s.setrole where rolname = 'ephor'";
     assert_eq!(cluster.psql("postgres", kept).unwrap(), "0");
 

@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::de::DeserializeOwned;
 
+use super::layout;
 use crate::exit::{CHECK_FAILED, CONFIG, Failure, UNREACHABLE, USAGE};
 use crate::process::{Child, Command, Environment, Exit, SELF, Stdio};
 
@@ -149,10 +150,9 @@ impl Daemon {
     pub async fn died(&self) -> Failure {
         let _ = self.child.gone().await;
         let exit = self.child.wait().await.unwrap_or(Exit::Unknown);
-        let log = self.log.display();
-        let tail = tail(&self.log, self.log_from);
+        let log = self.end_of_log();
         Failure::unreachable(format!(
-            "the {} ended unexpectedly ({exit}); the end of {log}:\n{tail}",
+            "the {} ended unexpectedly ({exit}); {log}",
             self.what
         ))
     }
@@ -168,12 +168,20 @@ impl Daemon {
         }
     }
 
+    /// Without its path where that goes with us.
+    fn end_of_log(&self) -> String {
+        let tail = tail(&self.log, self.log_from);
+        if self.log.parent().is_some_and(layout::is_temporary) {
+            return format!("the end of its log:\n{tail}");
+        }
+        format!("the end of {}:\n{tail}", self.log.display())
+    }
+
     fn late(&self) -> Failure {
         let seconds = READY_MAX.as_secs();
-        let log = self.log.display();
-        let tail = tail(&self.log, self.log_from);
+        let log = self.end_of_log();
         Failure::unreachable(format!(
-            "the {} was not ready within {seconds} s; the end of {log}:\n{tail}",
+            "the {} was not ready within {seconds} s; {log}",
             self.what
         ))
     }
@@ -183,14 +191,10 @@ impl Daemon {
             Exit::Code(code @ (USAGE | UNREACHABLE | CONFIG)) => *code,
             Exit::Code(_) | Exit::Signal(_) | Exit::Unknown => CHECK_FAILED,
         };
-        let log = self.log.display();
-        let tail = tail(&self.log, self.log_from);
+        let log = self.end_of_log();
         Failure::new(
             code,
-            format!(
-                "invalid: the {} {how} ({exit}); the end of {log}:\n{tail}",
-                self.what
-            ),
+            format!("invalid: the {} {how} ({exit}); {log}", self.what),
         )
     }
 }

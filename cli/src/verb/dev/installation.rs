@@ -79,7 +79,7 @@ impl Installation {
     }
 
     /// What a program needs to find it.
-    pub fn variables(&self) -> [(&'static str, String); 6] {
+    pub fn variables(&self) -> [(&'static str, String); 7] {
         let shown = |path: std::path::PathBuf| path.display().to_string();
         [
             ("EPHOR_SOCKET", shown(self.layout.socket())),
@@ -90,6 +90,10 @@ impl Installation {
             (
                 "EPHOR_BROKER_CONFIG",
                 shown(self.layout.file("broker", "toml")),
+            ),
+            (
+                "EPHOR_AGENT_CONFIG",
+                shown(self.layout.file("agent", "toml")),
             ),
         ]
     }

@@ -261,7 +261,12 @@ fn private(dir: &Path) -> Result<(), Failure> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|why| failed(&why))?;
+        .map_err(|why| {
+            let dir = dir.display();
+            Failure::usage(format!(
+                "{dir} cannot be made: {why}; choose another --dir."
+            ))
+        })?;
     let known = std::fs::metadata(dir).map_err(|why| failed(&why))?;
     if known.uid() != rustix::process::geteuid().as_raw() {
         return Err(Failure::usage(format!(

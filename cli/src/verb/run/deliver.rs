@@ -114,7 +114,12 @@ fn deliver_login(
             let path = format!("/dev/fd/{}", fd.as_raw_fd());
             prepared.environment.set(&wanted.name, path.as_bytes());
             prepared.memory.push(fd);
-            format!(" in {path},")
+            // Where it is means nothing to whoever did not ask for it there.
+            if prepared.is_ours {
+                String::new()
+            } else {
+                format!(" in {path},")
+            }
         }
         As::File => {
             let Some(files) = &prepared.files else {

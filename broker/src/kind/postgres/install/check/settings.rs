@@ -18,6 +18,35 @@ pub struct Setting {
     pub value: String,
 }
 
+/// What is a superuser's to set is looked at by rights alone: logins are made with those of the owner of our
+/// functions, which the broker's login does not have.
+fn trying(user: &str, name: &str, value: &str) -> String {
+    // An extension's has two words.
+    let words: Vec<String> = name.split('.').map(quoted).collect();
+    let (parameter, name) = (words.join("."), literal(name));
+    let tried = format!(
+        "DECLARE
+            may boolean := false;
+        BEGIN
+            IF NOT EXISTS (SELECT FROM pg_catalog.pg_settings s
+                           WHERE pg_catalog.lower(s.name) = pg_catalog.lower({name}) AND s.context LIKE 'superuser%') THEN
+                ALTER ROLE {} SET {parameter} = {};
+                RETURN;
+            ELSIF pg_catalog.current_setting('server_version_num')::int < 150000 THEN
+                RAISE 'only a superuser may set %', {name} USING ERRCODE = 'insufficient_privilege';
+            END IF;
+            may := pg_catalog.has_parameter_privilege('ephor_owner', {name}, 'SET');
+            IF NOT may THEN
+                RAISE 'permission denied to set parameter \"%\"; a superuser can allow it: GRANT SET ON PARAMETER % TO ephor_owner',
+                    {name}, {name} USING ERRCODE = 'insufficient_privilege';
+            END IF;
+        END",
+        quoted(user),
+        literal(value)
+    );
+    format!("BEGIN; DO {}; ROLLBACK", literal(&tried))
+}
+
 /// Tries each for the broker's own login, as it is done for a new one, and takes it back. Servers that cannot
 /// be asked were told of before.
 pub async fn check_settings(access: &Access, settings: &[Setting], tasks: &Tasks) -> Vec<Finding> {
@@ -34,14 +63,7 @@ pub async fn check_settings(access: &Access, settings: &[Setting], tasks: &Tasks
         }
         let mut found = Vec::with_capacity(settings.len());
         for Setting { of, name, value } in settings {
-            // An extension's has two words.
-            let words: Vec<String> = name.split('.').map(quoted).collect();
-            let sql = format!(
-                "BEGIN; ALTER ROLE {} SET {} = {}; ROLLBACK",
-                quoted(&access.user),
-                words.join("."),
-                literal(value)
-            );
+            let sql = trying(&access.user, name, value);
             let tried = conn.run(access, "trying a setting", &sql).await;
             if tried.is_err() {
                 // Else the next one is in a transaction that failed.

@@ -80,12 +80,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let _server = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        is_of(&socket, port).await.unwrap();
-        drop(listener);
+        // Its port is nobody else's, before it listens too.
+        let bound = tokio::net::TcpSocket::new_v4().unwrap();
+        bound.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let port = bound.local_addr().unwrap().port();
         let why = is_of(&socket, port).await.unwrap_err();
         assert!(why.contains("nobody listens"), "{why}");
+        let _listener = bound.listen(1).unwrap();
+        is_of(&socket, port).await.unwrap();
         let other = "   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000  4711        0 1 1 0";
         assert_eq!(owners(other, 5432), [4711]);
         assert!(owners(other, 5433).is_empty());

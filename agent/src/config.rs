@@ -294,6 +294,7 @@ mod tests {
         let environment = variables(&[
             ("EPHOR_AGENT_SOCKET", "/run/env.sock"),
             ("EPHOR_AGENT_HOST", "h2"),
+            ("EPHOR_AGENT_CONFIG", "/the/flag/reads/it"),
             ("PATH", "/bin"),
         ]);
         let flags = Partial {

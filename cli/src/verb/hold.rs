@@ -116,16 +116,10 @@ fn table(held: &Held) -> String {
     }
     let login = short_login(&held.user);
     // A role that is lent works as itself.
-    let works = match held.role.as_str() {
-        "" => String::new(),
-        role => format!(" works as {role}."),
-    };
-    let sentence = if works.is_empty() {
-        " is held"
-    } else {
-        " Held"
-    };
-    text.push_str(&format!("{login}{works}{sentence} until Ctrl-C.\n"));
+    text.push_str(&match held.role.as_str() {
+        "" => format!("{login} is held until Ctrl-C.\n"),
+        role => format!("{login} works as {role}. Held until Ctrl-C.\n"),
+    });
     text
 }
 

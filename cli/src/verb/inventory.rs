@@ -60,7 +60,7 @@ async fn lent(target: &Target, seen: &Seen) -> Option<Vec<u32>> {
     for database in seen.databases_of_ephor()? {
         let target = target.in_database(&database);
         let look = async |client: &mut Client| look::lent(client).await;
-        lent.append(&mut target.with(look::OPTIONS, look).await.ok()?);
+        lent.append(&mut target.with(look::OPTIONS, look).await.ok()??);
     }
     Some(lent)
 }

@@ -51,17 +51,17 @@ fn up_and_down() {
         .output()
         .unwrap();
     assert_code(&output, 64);
+    assert!(
+        text(&output.stderr).contains("in use by another"),
+        "{}",
+        text(&output.stderr)
+    );
     let nowhere = ephor()
         .args(["dev", "--dir", "/proc/nowhere"])
         .output()
         .unwrap();
     assert_code(&nowhere, 64);
     assert!(text(&nowhere.stderr).contains("choose another --dir"));
-    assert!(
-        text(&output.stderr).contains("in use by another"),
-        "{}",
-        text(&output.stderr)
-    );
 
     let daemons = [one.pid_of("broker"), one.pid_of("agent")];
     assert!(daemons.iter().all(|pid| is_running(*pid)));

@@ -88,14 +88,15 @@ const BROKERS: &str = "
        AND o.refclassid = 'pg_authid'::regclass AND o.deptype = 'o'
        AND r.rolname IN ('ephor_owner', 'ephor_signal') AND NOT r.rolcanlogin";
 
-// Whoever may make a schema of that name could put a view there, which would run with our rights.
+// Whether they are there, and are Ephor's own: a view of somebody's under such a name would run with our rights.
 const HAS_LENT: &str = "
-    SELECT count(*) = 2
+    SELECT count(*) > 0,
+           count(*) FILTER (WHERE c.relkind = 'r' AND r.oid = n.nspowner
+                              AND r.rolname = 'ephor_owner' AND NOT r.rolcanlogin) = 2
       FROM pg_class c
       JOIN pg_namespace n ON n.oid = c.relnamespace
-      JOIN pg_roles r ON r.oid = c.relowner AND r.oid = n.nspowner
-     WHERE n.nspname = 'ephor' AND c.relname IN ('static_role', 'checkout') AND c.relkind = 'r'
-       AND r.rolname = 'ephor_owner' AND NOT r.rolcanlogin";
+      JOIN pg_roles r ON r.oid = c.relowner
+     WHERE n.nspname = 'ephor' AND c.relname IN ('static_role', 'checkout')";
 
 const LENT: &str = "
     SELECT r.oid FROM ephor.static_role s JOIN pg_roles r ON r.rolname = s.role
@@ -151,17 +152,21 @@ pub async fn look(
     Ok(seen)
 }
 
-/// The roles that a broker of ours lends, by the table of them in this database, if it has one.
+/// The roles that a broker of ours lends, by the tables of them in this database, if it has them. `None`: what
+/// has their names is not Ephor's, and nothing is known.
 ///
 /// # Errors
-/// When this login may not read it.
-pub async fn lent(client: &mut Client) -> Result<Vec<u32>, tokio_postgres::Error> {
-    let there = client.query_one(HAS_LENT, &[]).await?;
-    if !there.try_get::<_, bool>(0)? {
-        return Ok(Vec::new());
+/// When this login may not read them.
+pub async fn lent(client: &mut Client) -> Result<Option<Vec<u32>>, tokio_postgres::Error> {
+    let found = client.query_one(HAS_LENT, &[]).await?;
+    match (found.try_get(0)?, found.try_get(1)?) {
+        (false, _) => Ok(Some(Vec::new())),
+        (true, false) => Ok(None),
+        (true, true) => {
+            let rows = client.query(LENT, &[]).await?;
+            rows.iter().map(|row| row.try_get(0)).collect()
+        }
     }
-    let rows = client.query(LENT, &[]).await?;
-    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// One query; `None` when this login may not, or the server takes too long over it.

@@ -459,15 +459,16 @@ fn not_seen(seen: &Seen) -> Vec<String> {
         "what brokers log in as is not told from others' logins",
     );
     refused(
-        seen.lent.is_none(),
-        "which roles Ephor lends to tasks",
-        "--sql leaves alone what could be one",
-    );
-    refused(
         seen.hidden.is_none(),
         "locks",
         "a backend that is still signing in is not told",
     );
+    if seen.lent.is_none() {
+        not_seen.push(format!(
+            "which roles Ephor lends to tasks: refused to {login}, too slow, or its tables are not Ephor's own; \
+             --sql leaves alone what could be one"
+        ));
+    }
     if seen.sessions.is_some() && !seen.sees_sessions {
         not_seen.push(format!(
             "age and origin of sessions: {login} is not in pg_read_all_stats"

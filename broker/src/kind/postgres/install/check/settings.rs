@@ -25,18 +25,13 @@ fn trying(user: &str, name: &str, value: &str) -> String {
     let words: Vec<String> = name.split('.').map(quoted).collect();
     let (parameter, name) = (words.join("."), literal(name));
     let tried = format!(
-        "DECLARE
-            may boolean := false;
-        BEGIN
+        "BEGIN
             IF NOT EXISTS (SELECT FROM pg_catalog.pg_settings s
                            WHERE pg_catalog.lower(s.name) = pg_catalog.lower({name}) AND s.context LIKE 'superuser%') THEN
                 ALTER ROLE {} SET {parameter} = {};
-                RETURN;
             ELSIF pg_catalog.current_setting('server_version_num')::int < 150000 THEN
                 RAISE 'only a superuser may set %', {name} USING ERRCODE = 'insufficient_privilege';
-            END IF;
-            may := pg_catalog.has_parameter_privilege('ephor_owner', {name}, 'SET');
-            IF NOT may THEN
+            ELSIF NOT pg_catalog.has_parameter_privilege('ephor_owner', {name}, 'SET') THEN
                 RAISE 'permission denied to set parameter \"%\"; a superuser can allow it: GRANT SET ON PARAMETER % TO ephor_owner',
                     {name}, {name} USING ERRCODE = 'insufficient_privilege';
             END IF;

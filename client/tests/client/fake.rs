@@ -1,7 +1,7 @@
 //! An agent and published lists that say whatever a test wants, for what no real broker does:
 //! lists that nobody signed, older ones, none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -51,6 +51,8 @@ pub struct State {
     pub elsewhere: Vec<String>,
     /// Paths that were asked for at the lists' address.
     pub asked: Vec<String>,
+    /// How often the index was read on each open connection there: an identity has one.
+    looks: HashMap<SocketAddr, usize>,
     /// Answers of the agent are refusals.
     pub refuses: bool,
     /// Tasks that were completed.
@@ -97,6 +99,7 @@ impl Fake {
             lists: BTreeMap::new(),
             elsewhere: Vec::new(),
             asked: Vec::new(),
+            looks: HashMap::new(),
             refuses: false,
             completed: 0,
             number: 100,
@@ -122,10 +125,10 @@ impl Fake {
         self.plain.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
-                let stream = tcp.accept().await.unwrap().0;
-                let state = Arc::clone(&state);
+                let (stream, peer) = tcp.accept().await.unwrap();
+                let open = Open::of(&state, peer);
                 let answer = service_fn(move |request: Request<Incoming>| {
-                    let answer = plain(&mut state.lock().unwrap(), own, request.uri().path());
+                    let answer = plain(&mut open.state(), own, peer, request.uri().path());
                     std::future::ready(Ok::<_, Infallible>(answer))
                 });
                 let http = hyper::server::conn::http1::Builder::new();
@@ -234,20 +237,52 @@ impl Fake {
         state.lists.insert(list, (version, body.into()));
     }
 
-    /// Waits until the index was read twice from now on: what was published is known by then.
+    /// Waits until every identity has read the index twice from now on: what was published is known
+    /// to each of them by then.
     pub async fn seen(&self) {
-        let reads = || {
-            let state = self.state();
-            state.asked.iter().filter(|path| *path == "/crl").count()
-        };
-        let before = reads();
-        until("two looks at the index", || reads() >= before + 2).await;
+        let before = self.state().looks.clone();
+        until("two looks at the index", || {
+            let looks = &self.state().looks;
+            let twice = |peer, now| now >= before.get(peer).unwrap_or(&0) + 2;
+            !looks.is_empty() && looks.iter().all(|(peer, now)| twice(peer, *now))
+        })
+        .await;
     }
 }
 
-fn plain(state: &mut State, own: SocketAddr, path: &str) -> Response<Full<Bytes>> {
+/// A connection at the lists' address while it is open.
+struct Open(Arc<Mutex<State>>, SocketAddr);
+
+impl Open {
+    fn of(state: &Arc<Mutex<State>>, peer: SocketAddr) -> Self {
+        let open = Self(Arc::clone(state), peer);
+        open.state().looks.insert(peer, 0);
+        open
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // A test that failed while it held the state has said why.
+        if let Ok(mut state) = self.0.lock() {
+            state.looks.remove(&self.1);
+        }
+    }
+}
+
+fn plain(
+    state: &mut State,
+    own: SocketAddr,
+    peer: SocketAddr,
+    path: &str,
+) -> Response<Full<Bytes>> {
     state.asked.push(path.to_owned());
     if path == "/crl" {
+        *state.looks.entry(peer).or_default() += 1;
         let lists = state.lists.iter().map(|(number, (version, _))| CrlVersion {
             url: format!("http://{own}/crl/{number}"),
             version: version.to_string(),

@@ -422,6 +422,8 @@ pub const PG_LOOK_PAUSE: Duration = Duration::from_millis(3);
 pub const PG_SESSIONS_END: Duration = Duration::from_secs(5);
 /// How long a standby may take to replay a fence before it counts as behind.
 pub const PG_STANDBY_REPLAY: Duration = Duration::from_secs(2);
+/// Calls of a connection after which the server makes its plans anew; in the beginning after each doubling.
+pub const PG_PLANS_KEPT: u32 = 512;
 /// Logins that are revoked with the same statements.
 pub const PG_BATCH: usize = 64;
 /// Rows of the fence are kept this long after a login died, in seconds.

@@ -33,8 +33,6 @@ pub struct Evidence {
     pub timeline: u32,
     /// See [`Position`].
     pub lsn: String,
-    /// Where what it owned was dropped.
-    pub databases: Vec<String>,
     /// What servers that follow said.
     pub standbys: Vec<(String, Seen)>,
     /// Processes of sessions that were just starting and had no name yet, or another one's; a second look

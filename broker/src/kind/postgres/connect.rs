@@ -3,6 +3,7 @@
 use ephor_proto::postgres::Address;
 use ephor_proto::time::Clock as _;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
 use super::access::{Access, Password, Tls};
 use super::failed::{Failed, Said, Tried, not_connected, said};
+use super::install::SCHEMA_VERSION;
 use super::password;
 use super::tls::Encrypt;
 use crate::clock::SystemClock;
@@ -43,6 +45,7 @@ pub(super) struct Conn {
     pub(super) ahead: i64,
     /// Guards only the map: held for a look-up or an insertion.
     statements: Mutex<HashMap<&'static str, Statement>>,
+    calls: AtomicU32,
 }
 
 impl Conn {
@@ -132,6 +135,7 @@ impl Conn {
             in_recovery: false,
             ahead: 0,
             statements: Mutex::default(),
+            calls: AtomicU32::new(0),
         };
         let rows = conn.call(access, "greeting", GREETING, &[]).await;
         let rows = rows.map_err(|said| said.failed(&access.name))?;
@@ -142,6 +146,25 @@ impl Conn {
             conn.ahead = field::<i64>(access, row, 2)?.saturating_sub(ours);
         }
         Ok(conn)
+    }
+
+    /// A login that was made there might be one that cannot be ended.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub(super) async fn refuse_older_schema(&self, access: &Access) -> Result<(), Failed> {
+        const SQL: &str = "SELECT max(v.version) FROM ephor.version v";
+        let rows = self.call(access, "looking at the schema", SQL, &[]).await;
+        let rows = rows.map_err(|said| said.failed(&access.name))?;
+        let version = rows.first().map(|row| field(access, row, 0)).transpose()?;
+        match version.flatten().unwrap_or(0) {
+            older if older < SCHEMA_VERSION => Err(Failed::Missing {
+                target: access.name.clone(),
+                what: format!("schema version {SCHEMA_VERSION}, version {older} is there"),
+                mend: "run `ephor target init` again".to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether it has ended.
@@ -167,7 +190,9 @@ impl Conn {
                     statement
                 }
             };
-            self.client.query(&statement, params).await
+            // Sent one after the other, without waiting in between.
+            let call = self.client.query(&statement, params);
+            tokio::join!(self.plans(), call).1
         };
         match timeout(limits::PG_ANSWER, work).await {
             Ok(Ok(rows)) => Ok(rows),
@@ -176,6 +201,20 @@ impl Conn {
                 target: access.name.clone(),
                 why: format!("{asked}: nothing within {:?}", limits::PG_ANSWER),
             })),
+        }
+    }
+
+    /// Has plans made anew now and then. A plan that was good for few logins may take a thousand times as
+    /// long for very many, and the server keeps it until it looks at its statistics.
+    async fn plans(&self) {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        let due = match calls {
+            0..limits::PG_PLANS_KEPT => calls.is_power_of_two(),
+            _ => calls.is_multiple_of(limits::PG_PLANS_KEPT),
+        };
+        if due {
+            // Old plans do as well, and a connection that has ended shows by the call itself.
+            let _ = self.client.batch_execute("DISCARD PLANS").await;
         }
     }
 
@@ -235,11 +274,13 @@ pub(super) fn config(user: &str, host: &Address, purpose: Purpose<'_>) -> Config
     let mut config = Config::new();
     config.user(user).dbname(purpose.database);
     config.application_name("ephor-broker");
-    // A plan is kept for as long as a connection lives. Made while there were ten logins, it would read
-    // all of ten thousand.
+    // Plans are kept: the server would rather make one for each call, since it takes every array for ten long.
+    // Made while there were ten logins, one may read all of ten thousand; hence no sequential scans, and
+    // [`Conn::plans`].
     config.options(format!(
         "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={} \
          -c client_min_messages=warning -c search_path=pg_catalog -c jit=off -c enable_seqscan=off \
+         -c plan_cache_mode=force_generic_plan \
          -c DateStyle=ISO -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed",
         limits::PG_STATEMENT.as_millis(),
         purpose.lock_wait.as_millis(),

@@ -24,8 +24,8 @@ use super::name::{Ident, literal, quoted};
 use crate::limits;
 use crate::tasks::Tasks;
 
-/// Of what is installed; a broker works with its own version only.
-pub const SCHEMA_VERSION: i32 = 1;
+/// Of what is installed; a broker does nothing where an older one is.
+pub const SCHEMA_VERSION: i32 = 2;
 
 const ROLES: &str = include_str!("sql/roles.sql");
 const GROUP: &str = include_str!("sql/group.sql");

@@ -82,7 +82,7 @@ impl Pool {
         let used_before = kept.is_some();
         let conn = match kept {
             Some(conn) => conn,
-            None => self.connect().await?,
+            None => self.connected().await?,
         };
         Ok(Held {
             conn,
@@ -117,6 +117,14 @@ impl Pool {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.push(held.conn);
         }
+    }
+
+    async fn connected(&self) -> Result<Conn, Failed> {
+        let conn = self.connect().await?;
+        if self.database == self.access.admin_database.as_str() {
+            conn.refuse_older_schema(&self.access).await?;
+        }
+        Ok(conn)
     }
 
     async fn connect(&self) -> Result<Conn, Failed> {

@@ -2,9 +2,9 @@
 //!
 //! 1. fence, NOLOGIN and no groups, committed: nobody makes it any more, nobody comes in;
 //! 2. sessions end, those that the server does not show too, here and on standbys;
-//! 3. what it owns is dropped, in every database, because the role cannot be while it owns anything;
+//! 3. what it owns, if anything, is dropped, in every database: the role cannot be while it owns something;
 //! 4. a last look at sessions, while the right to end hidden ones still tells whose they are;
-//! 5. the role is dropped;
+//! 5. the role is dropped, by the call that has looked: most logins own nothing, and then 2 to 5 are one;
 //! 6. a census, here and on standbys. Only that is a proof.
 //!
 //! Any step may be repeated, and a revocation that failed is simply begun again.
@@ -143,6 +143,25 @@ struct Act<'a> {
     reassign: Option<&'a Ident>,
 }
 
+/// How sessions are looked for.
+#[derive(Clone, Copy)]
+enum Look<'a> {
+    /// Through this pool.
+    At(&'a Pool),
+    /// By the call that drops the logins when it finds nobody; if they own something, only `anyway`.
+    Last { anyway: bool },
+}
+
+/// What a look came to.
+enum Looked {
+    /// Sessions were told to end.
+    Told,
+    /// There was none.
+    Nobody,
+    /// There was none, and the logins are dropped.
+    Dropped,
+}
+
 /// Sessions that were told to end.
 #[derive(Default)]
 struct Told {
@@ -186,12 +205,15 @@ impl<'a> Act<'a> {
     /// All steps.
     async fn together(&self, told: &mut Told) -> Result<Vec<Evidence>, Failed> {
         let names = self.fence(told).await?;
-        let (here, standbys) = tokio::join!(
-            self.end_sessions(&self.target.inner.revoking, told),
-            self.end_on_standbys(),
-        );
-        here?;
-        let dropped = self.drop_logins(&names, told).await?;
+        let standbys = if self.target.inner.standbys.is_empty() {
+            Vec::new()
+        } else {
+            let here = Look::At(&self.target.inner.revoking);
+            let (here, there) = tokio::join!(self.until_nobody(here, told), self.end_on_standbys());
+            here?;
+            there
+        };
+        self.drop_logins(told).await?;
         let census = census(
             self.access(),
             &self.target.inner.revoking,
@@ -199,7 +221,7 @@ impl<'a> Act<'a> {
         )
         .await?;
         let standbys = self.seen_on_standbys(standbys).await;
-        self.evidence((names, dropped), told, census, &standbys)
+        self.evidence(names, told, census, &standbys)
     }
 
     /// Step 1. Gives the names that the roles have had, by credential. A session of the login itself can
@@ -220,7 +242,8 @@ impl<'a> Act<'a> {
             match self.unblocked("fencing", ALONE, params).await {
                 // Whoever comes back meanwhile is ended again, until he is not let in any more.
                 Ok(_) => {
-                    self.look(&self.target.inner.watching, told).await?;
+                    self.look(Look::At(&self.target.inner.watching), told)
+                        .await?;
                     first = tokio::select! {
                         fenced = self.unblocked("fencing a login", LOGIN, params) => fenced,
                         failed = self.keep_ending(told) => failed,
@@ -239,7 +262,8 @@ impl<'a> Act<'a> {
     /// Ends sessions as they come; itself only when it cannot any more.
     async fn keep_ending(&self, told: &mut Told) -> Result<Vec<tokio_postgres::Row>, Failed> {
         loop {
-            self.look(&self.target.inner.watching, told).await?;
+            self.look(Look::At(&self.target.inner.watching), told)
+                .await?;
             sleep(limits::PG_LOOK_PAUSE).await;
         }
     }
@@ -259,41 +283,56 @@ impl<'a> Act<'a> {
         again.map_err(|said| said.failed(target.name()))
     }
 
-    /// Steps 2 and 4: tells sessions to end until there is none.
-    async fn end_sessions(&self, pool: &Pool, told: &mut Told) -> Result<(), Failed> {
-        let ended = async {
-            let mut pause = limits::PG_LOOK_PAUSE_FIRST;
-            while !self.look(pool, told).await? {
-                sleep(pause).await;
-                pause = pause.saturating_mul(2).min(limits::PG_LOOK_PAUSE);
+    /// Tells sessions to end until there is none. Whether the logins are dropped.
+    async fn until_nobody(&self, look: Look<'_>, told: &mut Told) -> Result<bool, Failed> {
+        let begun = Stopwatch::start();
+        let mut pause = limits::PG_LOOK_PAUSE_FIRST;
+        loop {
+            match self.look(look, told).await? {
+                Looked::Told => {}
+                Looked::Nobody => return Ok(false),
+                Looked::Dropped => return Ok(true),
             }
-            Ok(())
-        };
-        match timeout(limits::PG_SESSIONS_END, ended).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
+            if is_over(begun, limits::PG_SESSIONS_END) {
                 let mut pids: Vec<_> = told.shown.keys().chain(&told.hidden).collect();
                 pids.sort();
                 let why = format!("sessions were told to end and have not: process {pids:?}");
-                Err(self.target.not_dead(why))
+                return Err(self.target.not_dead(why));
             }
+            sleep(pause).await;
+            pause = pause.saturating_mul(2).min(limits::PG_LOOK_PAUSE);
         }
     }
 
-    /// One look; whether there was no session.
-    async fn look(&self, pool: &Pool, told: &mut Told) -> Result<bool, Failed> {
-        const SQL: &str = "SELECT e.pids, e.oids, e.hidden, e.starting
+    async fn look(&self, look: Look<'_>, told: &mut Told) -> Result<Looked, Failed> {
+        const SQL: &str = "SELECT e.pids, e.oids, e.hidden, e.starting, false
             FROM ephor.end_sessions($1::text[]::uuid[]) e";
+        const LAST: &str = "SELECT d.pids, d.oids, d.hidden, d.starting, d.done
+            FROM ephor.drop_logins($1, $2::text[]::uuid[], $3) d";
         let access = self.access();
-        let rows = pool
-            .call("ending sessions", SQL, &[&self.credentials])
-            .await;
-        let rows = rows.map_err(|said| said.failed(&access.name))?;
+        let rows = match look {
+            Look::At(pool) => {
+                let params: Params<'_> = &[&self.credentials];
+                let rows = pool.call("ending sessions", SQL, params).await;
+                rows.map_err(|said| said.failed(&access.name))?
+            }
+            Look::Last { anyway } => {
+                let params: Params<'_> = &[&i64::from(self.epoch), &self.credentials, &anyway];
+                match self.unblocked("dropping a login", LAST, params).await {
+                    Ok(rows) => rows,
+                    Err(failed) => return Err(self.why_not_dropped(failed).await),
+                }
+            }
+        };
         let row = self.target.only(&rows)?;
         let pids: Vec<i32> = field(access, row, 0)?;
         let oids: Vec<u32> = field(access, row, 1)?;
         let hidden: Vec<i32> = field(access, row, 2)?;
-        let none = pids.is_empty() && hidden.is_empty();
+        let looked = match (pids.is_empty() && hidden.is_empty(), field(access, row, 4)?) {
+            (false, _) => Looked::Told,
+            (true, false) => Looked::Nobody,
+            (true, true) => Looked::Dropped,
+        };
         told.hidden.extend(hidden);
         // What was hidden a moment ago may show itself while it ends.
         let shown = pids
@@ -303,26 +342,17 @@ impl<'a> Act<'a> {
         let shown: Vec<_> = shown.collect();
         told.shown.extend(shown);
         told.starting = field(access, row, 3)?;
-        Ok(none)
+        Ok(looked)
     }
 
-    /// Steps 3 to 5. Gives the number of roles that were dropped.
-    async fn drop_logins(
-        &self,
-        names: &HashMap<String, Option<String>>,
-        told: &mut Told,
-    ) -> Result<bool, Failed> {
-        const SQL: &str = "SELECT ephor.drop_logins($1, $2::text[]::uuid[])";
-        if names.is_empty() {
-            return Ok(false);
+    /// Steps 2 to 5.
+    async fn drop_logins(&self, told: &mut Told) -> Result<(), Failed> {
+        let last = |anyway| Look::Last { anyway };
+        if !self.until_nobody(last(false), told).await? {
+            self.drop_owned().await?;
+            self.until_nobody(last(true), told).await?;
         }
-        self.drop_owned().await?;
-        self.end_sessions(&self.target.inner.revoking, told).await?;
-        let params: Params<'_> = &[&i64::from(self.epoch), &self.credentials];
-        match self.unblocked("dropping a login", SQL, params).await {
-            Ok(_) => Ok(true),
-            Err(failed) => Err(self.why_not_dropped(failed).await),
-        }
+        Ok(())
     }
 
     /// Step 3, in all databases side by side.
@@ -468,7 +498,7 @@ impl<'a> Act<'a> {
                 shut.count() >= self.credentials.len()
             };
             self.replayed(pool, known).await?;
-            self.end_sessions(pool, &mut told).await?;
+            self.until_nobody(Look::At(pool), &mut told).await?;
             Ok(told)
         };
         join_all(self.target.inner.standbys.iter().map(at_one)).await
@@ -526,7 +556,7 @@ impl<'a> Act<'a> {
     /// What the census proves; an error when something is left.
     fn evidence(
         &self,
-        (mut names, dropped): (HashMap<String, Option<String>>, bool),
+        mut names: HashMap<String, Option<String>>,
         told: &Told,
         (left, position, followers): (Vec<Left>, Position, u32),
         standbys: &[(String, Seen)],
@@ -535,7 +565,6 @@ impl<'a> Act<'a> {
             .into_iter()
             .map(|one| (one.credential.clone(), one))
             .collect();
-        let databases: Vec<String> = self.target.inner.members.keys().cloned().collect();
         let mut all = Vec::with_capacity(self.credentials.len());
         for (credential, role) in self.credentials.iter().zip(&self.roles) {
             let left = by_credential.remove(credential).filter(Left::is_dead);
@@ -543,18 +572,17 @@ impl<'a> Act<'a> {
                 self.target
                     .not_dead(format!("the census still finds {role}, or a session of it"))
             })?;
-            let had_role = names.contains_key(credential);
+            let dropped = names.contains_key(credential);
             all.push(Evidence {
                 role_absent: true,
                 role_oid: left.role_oid,
-                dropped: dropped && had_role,
+                dropped,
                 sessions_ended: told.of(left.role_oid),
                 hidden_ended: u32::try_from(told.hidden.len()).unwrap_or(u32::MAX),
                 was_named: names.remove(credential).flatten(),
                 system_id: position.system_id.clone(),
                 timeline: position.timeline,
                 lsn: position.lsn.clone(),
-                databases: databases.clone(),
                 standbys: standbys.to_vec(),
                 starting: told.starting.clone(),
                 partial: partial(&left, followers, standbys),

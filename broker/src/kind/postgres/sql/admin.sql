@@ -504,25 +504,42 @@ BEGIN
 END
 $ephor$;
 
--- Drops dead logins. All of them, or none: one that cannot be dropped is an error.
-CREATE OR REPLACE FUNCTION ephor.drop_logins(p_epoch bigint, p_credentials uuid[]) RETURNS int
+-- Looks for sessions of dead logins, as end_sessions does, and drops the logins if there is none. All of them,
+-- or none: one that cannot be dropped is an error. While they own anything, or have rights to anything, in
+-- whichever database, they are dropped only `p_anyway`: drop_owned comes first.
+DROP FUNCTION IF EXISTS ephor.drop_logins(bigint, uuid[]);
+CREATE OR REPLACE FUNCTION ephor.drop_logins(
+    p_epoch bigint, p_credentials uuid[], p_anyway boolean,
+    OUT pids int[], OUT oids oid[], OUT hidden int[], OUT starting int[], OUT done boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     names text;
-    n int;
+    roles oid[];
     one text;
 BEGIN
     FOR one IN SELECT DISTINCT ephor.installation_of(f.role) FROM ephor.fence f
                WHERE f.credential = ANY (p_credentials) LOOP
         PERFORM ephor.pass(coalesce(one, '?'), p_epoch);
     END LOOP;
-    SELECT string_agg(quote_ident(r.rolname), ', '), count(*) INTO names, n
+    SELECT e.pids, e.oids, e.hidden, e.starting INTO pids, oids, hidden, starting
+    FROM ephor.end_sessions(p_credentials) e;
+    done := false;
+    IF cardinality(pids) > 0 OR cardinality(hidden) > 0 THEN
+        RETURN;
+    END IF;
+    SELECT string_agg(quote_ident(r.rolname), ', '), array_agg(r.oid) INTO names, roles
     FROM ephor.fence f JOIN pg_roles r ON r.oid = f.role_oid
     WHERE f.credential = ANY (p_credentials) AND f.dead AND r.rolname = f.role AND NOT r.rolcanlogin;
-    IF n > 0 THEN
+    IF NOT p_anyway THEN
+        PERFORM FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = ANY (roles);
+        IF FOUND THEN
+            RETURN;
+        END IF;
+    END IF;
+    IF names IS NOT NULL THEN
         EXECUTE 'DROP ROLE ' || names;
     END IF;
-    RETURN n;
+    done := true;
 END
 $ephor$;
 

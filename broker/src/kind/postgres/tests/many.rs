@@ -1,7 +1,9 @@
 //! Many at once.
 
 use super::kit::{EPOCH, shared};
+use crate::kind::postgres::connect::{Conn, Purpose, field};
 use crate::kind::postgres::*;
+use crate::limits;
 
 /// One that cannot be dropped, one that is gone, one that was never made: each has its own answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,4 +82,33 @@ async fn many_end_together_and_one_that_cannot_holds_up_no_other() {
         "0"
     );
     assert!(target.revoke_many(EPOCH, &[]).await.is_empty());
+}
+
+/// What is called for immutable is asked when a plan is made: so the answer shows which plan it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_are_kept_for_a_while_and_then_made_anew() {
+    const SQL: &str = "SELECT public.when_planned()";
+    let world = shared();
+    let access = world.access();
+    let made = "create table planned (n int); insert into planned values (1);
+        create function when_planned() returns int language sql immutable security definer
+            as 'select n from public.planned'";
+    world.cluster.psql("ephor", made).unwrap();
+    let purpose = Purpose {
+        database: "ephor",
+        lock_wait: limits::PG_MINT_LOCK,
+    };
+    let conn = Conn::open(&access, &access.hosts[0], purpose, &world.tasks);
+    let conn = conn.await.unwrap();
+    let asked = async || {
+        let rows = conn.call(&access, "looking", SQL, &[]).await;
+        field::<i32>(&access, &rows.ok().unwrap()[0], 0).unwrap()
+    };
+    // The greeting was the first call.
+    for _ in 1..=5 {
+        assert_eq!(asked().await, 1);
+    }
+    let changed = "update planned set n = 2";
+    world.cluster.psql("ephor", changed).unwrap();
+    assert_eq!([asked().await, asked().await, asked().await], [1, 1, 2]);
 }

@@ -208,7 +208,8 @@ async fn another_installation_is_never_touched() {
     let target = world.target();
     let out = world.mint(&target).await;
     world.cluster.psql("ephor", "create role ephor_two login password 'two' noinherit; grant connect on database ephor to ephor_two;
-        grant usage on schema ephor to ephor_two; grant execute on all functions in schema ephor to ephor_two").unwrap();
+        grant usage on schema ephor to ephor_two; grant select on ephor.version to ephor_two;
+        grant execute on all functions in schema ephor to ephor_two").unwrap();
     std::fs::write(world.password_file(), "two\n").unwrap();
     let mut access = world.access();
     access.user = "ephor_two".to_owned();
@@ -244,7 +245,8 @@ async fn installations_do_not_wait_for_each_other() {
         .psql(
             "ephor",
             "create role ephor_two login password 'two' noinherit; grant connect on database ephor to ephor_two;
-             grant usage on schema ephor to ephor_two; grant execute on all functions in schema ephor to ephor_two",
+             grant usage on schema ephor to ephor_two; grant select on ephor.version to ephor_two;
+             grant execute on all functions in schema ephor to ephor_two",
         )
         .unwrap();
     let mut other = world

@@ -58,7 +58,23 @@ async fn what_is_printed_does_the_same_as_what_is_run_and_both_may_be_repeated()
     target.revoke(EPOCH, &out.ending()).await.unwrap();
     world.assert_dead(&out);
 
-    // Neither an older version nor somebody else's schema is overwritten.
+    // A broker makes nothing where an older version is.
+    world
+        .cluster
+        .psql("ephor", "update ephor.version set version = 1")
+        .unwrap();
+    let target = world.target();
+    let refused = target.begin_epoch(EPOCH).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("version 1 is there; run `ephor target init` again"),
+        "{refused}"
+    );
+    install(&world.admin(), &options(None), &world.tasks)
+        .await
+        .unwrap();
+    target.begin_epoch(EPOCH).await.unwrap();
+
+    // A newer version is not overwritten.
     world
         .cluster
         .psql("ephor", "insert into ephor.version values (99)")

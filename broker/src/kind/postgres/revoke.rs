@@ -148,7 +148,8 @@ struct Act<'a> {
 enum Look<'a> {
     /// Through this pool.
     At(&'a Pool),
-    /// By the call that drops the logins when it finds nobody; if they own something, only `anyway`.
+    /// By the call that drops the logins when it finds nobody; if they own something, or somebody is just
+    /// starting, only `anyway`.
     Last { anyway: bool },
 }
 

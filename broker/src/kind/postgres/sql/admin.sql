@@ -506,7 +506,8 @@ $ephor$;
 
 -- Looks for sessions of dead logins, as end_sessions does, and drops the logins if there is none. All of them,
 -- or none: one that cannot be dropped is an error. While they own anything, or have rights to anything, in
--- whichever database, they are dropped only `p_anyway`: drop_owned comes first.
+-- whichever database, they are dropped only `p_anyway`: drop_owned comes first. So too while a session is
+-- starting that might be one of theirs: then a look later tells more.
 DROP FUNCTION IF EXISTS ephor.drop_logins(bigint, uuid[]);
 CREATE OR REPLACE FUNCTION ephor.drop_logins(
     p_epoch bigint, p_credentials uuid[], p_anyway boolean,
@@ -531,6 +532,9 @@ BEGIN
     FROM ephor.fence f JOIN pg_roles r ON r.oid = f.role_oid
     WHERE f.credential = ANY (p_credentials) AND f.dead AND r.rolname = f.role AND NOT r.rolcanlogin;
     IF NOT p_anyway THEN
+        IF cardinality(starting) > 0 THEN
+            RETURN;
+        END IF;
         PERFORM FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = ANY (roles);
         IF FOUND THEN
             RETURN;

@@ -102,3 +102,32 @@ async fn a_hidden_session_of_a_role_that_a_dba_dropped_is_told_and_found_by_the_
     world.assert_dead(&out);
     assert_eq!(look().await.unwrap().sessions, 0);
 }
+
+/// Whose a session is that is just starting may be seen a moment later: so there is a second look then.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_dropped_at_a_first_look_while_somebody_is_starting() {
+    let world = World::own(ClusterOptions::default()).await;
+    let target = world.target();
+    let (out, other) = (world.mint(&target).await, world.mint(&target).await);
+    let innocent = hide(&world, out_of(&other), 4);
+    let broker = |sql: &str| {
+        let said = world.cluster.psql_as(("ephor", "first"), "ephor", sql);
+        said.unwrap()
+    };
+    let ids = format!("{EPOCH}, array['{}']::uuid[]", out.login.credential);
+    let fence = format!(
+        "select count(*) from ephor.fence_login({ids}, array['{}'])",
+        out.name()
+    );
+    assert_eq!(broker(&fence), "1");
+    let drop = |anyway: bool| {
+        broker(&format!(
+            "select d.done, cardinality(d.starting) from ephor.drop_logins({ids}, {anyway}) d"
+        ))
+    };
+    assert_eq!(drop(false), "f|1");
+    assert_eq!(drop(true), "t|1");
+    innocent.finish().unwrap();
+    world.assert_dead(&out);
+    target.revoke(EPOCH, &other.ending()).await.unwrap();
+}

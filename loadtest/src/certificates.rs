@@ -2,7 +2,8 @@
 //! computed for them, so what is left is the server's work and one signature.
 //!
 //! Within the time are the name, the certificate, signed for a key as an agent brings it, and the call of
-//! the library. The server speaks TLS; at the end `psql` logs in with what was made last.
+//! the library; by turns, `pgbench` types the same call. The server speaks TLS; at the end `psql` logs in
+//! with what was made last.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,16 +28,14 @@ use crate::args::CertificateLogins;
 use crate::clock::Moment;
 use crate::host;
 use crate::measure::median;
+use crate::pgbench::{pgbench, same_statement};
 use crate::scenario::{Finding, Target};
-use crate::target::{self, INSTALLATION};
+use crate::target::{self, EPOCH, INSTALLATION, LIFE};
 
 /// Connections of the library.
 const CONNECTIONS: usize = 8;
 /// Logins made in a second.
 const CREATES: f64 = 1_500.0;
-const EPOCH: u32 = 1;
-/// Life of a login, in milliseconds.
-const LIFE: u64 = 3_600_000;
 /// Life of the CA, in seconds.
 const CA_LIFE: u64 = 86_400;
 
@@ -61,11 +60,13 @@ pub async fn run(args: &CertificateLogins) -> anyhow::Result<bool> {
     })?;
     let tasks = Tasks::new();
     let makes = prepared(&cluster, &tasks).await?;
-    let (mut rates, mut last) = (Vec::new(), None);
+    makes.server.begin_epoch(EPOCH).await?;
+    let (mut rates, mut same, mut last) = (Vec::new(), Vec::new(), None);
     for _ in 0..args.rounds {
-        if last.is_some() {
-            sweep(&cluster)?;
-        }
+        sweep(&cluster)?;
+        let typed = same_statement(None)?;
+        same.push(pgbench(&cluster, (CONNECTIONS, args.seconds), &typed)?);
+        sweep(&cluster)?;
         let (rate, login) = round(&makes, args.seconds).await?;
         rates.push(rate);
         last = Some(login);
@@ -81,7 +82,11 @@ pub async fn run(args: &CertificateLogins) -> anyhow::Result<bool> {
             CREATES,
             median(rates.clone()),
         )],
-        detail: json!({ "creates_per_second": rates, "run_queue": host::run_queue() }),
+        detail: json!({
+            "creates_per_second": rates,
+            "same_statement_per_second": same,
+            "run_queue": host::run_queue(),
+        }),
     };
     for target in &finding.targets {
         host::say(&target.told());

@@ -27,8 +27,9 @@ use crate::args::Logins;
 use crate::clock::Moment;
 use crate::host;
 use crate::measure::median;
+use crate::pgbench::{Typed, pgbench, same_statement};
 use crate::scenario::{Finding, Target};
-use crate::target::{self, INSTALLATION};
+use crate::target::{self, EPOCH, INSTALLATION, LIFE};
 
 /// Connections, of ours as of pgbench.
 const CONNECTIONS: usize = 8;
@@ -36,9 +37,6 @@ const CONNECTIONS: usize = 8;
 const OF_PGBENCH: f64 = 0.8;
 /// Logins dropped in a second, when many end together.
 const DROPS: f64 = 3_000.0;
-const EPOCH: u32 = 1;
-/// What every login is good for, in milliseconds; the server refuses more than 90 days.
-const LIFE: u64 = 3_600_000;
 /// What PostgreSQL and every driver take, and the least.
 const ITERATIONS: [u32; 2] = [4096, 1];
 
@@ -131,9 +129,17 @@ async fn creates(
         try_join_all((0..CONNECTIONS).map(|_| caller())).await?;
         let ours = made.load(Ordering::Relaxed) as f64 / end.elapsed().as_secs_f64();
         sweep(cluster)?;
-        let same = pgbench(cluster, args.seconds, &same_statement(iterations)?)?;
+        let same = pgbench(
+            cluster,
+            (CONNECTIONS, args.seconds),
+            &same_statement(Some(&verifier(iterations)?))?,
+        )?;
         sweep(cluster)?;
-        let bare = pgbench(cluster, args.seconds, &bare_statements(iterations)?)?;
+        let bare = pgbench(
+            cluster,
+            (CONNECTIONS, args.seconds),
+            &bare_statements(iterations)?,
+        )?;
         sweep(cluster)?;
         host::say(&format!(
             "{iterations} iterations: ours {ours:.0}/s, pgbench {same:.0}/s, bare {bare:.0}/s; run queue {}",
@@ -165,40 +171,10 @@ async fn mint(server: &Server, iterations: u32) -> anyhow::Result<Login> {
     Ok(login)
 }
 
-/// What pgbench types, as whom and where.
-struct Typed {
-    script: String,
-    more: &'static [&'static str],
-    user: &'static str,
-    database: &'static str,
-}
-
 /// A verifier for all of pgbench's logins.
 fn verifier(iterations: u32) -> anyhow::Result<ScramVerifier> {
     let iterations = NonZeroU32::new(iterations).context("iterations")?;
     Ok(ScramVerifier::new(&password()?, iterations)?)
-}
-
-/// The statement that the library sends, with a name and a credential of its own each time.
-fn same_statement(iterations: u32) -> anyhow::Result<Typed> {
-    let verifier = verifier(iterations)?;
-    // pgbench takes what follows a colon for a variable.
-    let verifier = verifier.expose().replace(':', "' || chr(58) || '");
-    let installation = name::installation_part(INSTALLATION);
-    let until = SystemClock.wall().as_millis() + LIFE;
-    let script = format!(
-        "\\set n random(100000000000000, 999999999999999)\n\
-         SELECT m.role_oid, m.system_id, m.timeline, m.lsn, m.at_ms FROM ephor.mint({EPOCH}, \
-         ('00000000000000000' || :n::bigint::text)::uuid, \
-         'eph_orders_db_{installation}_00000000000' || :n::bigint::text, '{{orders_rw}}', {until}, 10, \
-         '{verifier}', '{{statement_timeout,30s}}', {until}) m;\n"
-    );
-    Ok(Typed {
-        script,
-        more: &["-M", "prepared"],
-        user: "ephor",
-        database: "ephor",
-    })
 }
 
 /// Two statements in a transaction, in one message, as a superuser.
@@ -217,30 +193,6 @@ fn bare_statements(iterations: u32) -> anyhow::Result<Typed> {
         user: "postgres",
         database: "postgres",
     })
-}
-
-/// How often a second pgbench could do that.
-fn pgbench(cluster: &Cluster, seconds: u64, typed: &Typed) -> anyhow::Result<f64> {
-    let file = cluster.socket_dir().join("create.pgbench");
-    std::fs::write(&file, &typed.script)?;
-    let mut command = cluster.command("pgbench");
-    command.arg("-h").arg(cluster.socket_dir());
-    command.args(["-p", &cluster.port().to_string(), "-U", typed.user]);
-    command.args(["-n", "-j", "2", "-c", &CONNECTIONS.to_string()]);
-    command.args(typed.more);
-    command.args(["-T", &seconds.to_string(), "-f"]).arg(&file);
-    let output = command.arg(typed.database).output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success(),
-        "pgbench: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let rate = said.lines().find_map(|line| line.strip_prefix("tps = "));
-    let rate = rate
-        .and_then(|rest| rest.split(' ').next())
-        .context("pgbench said no rate")?;
-    Ok(rate.parse()?)
 }
 
 /// Forgets all logins of a round; not measured.

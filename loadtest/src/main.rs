@@ -17,6 +17,7 @@ mod inventory; // a look at a server full of left-overs
 mod logins; //    a database server's logins, made and dropped
 mod measure; //   closed loop, open loop, histograms
 mod operate; //   everything that is done to a service that runs
+mod pgbench; //   what is typed at a database server to compare with
 mod raw; //       a client that costs the machine little
 mod scale; //     many logins, and everything restarted
 mod scenario; //  what is measured

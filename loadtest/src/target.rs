@@ -11,6 +11,11 @@ use ephor_testkit::postgres::Cluster;
 /// In the names of logins that a scenario makes without a broker.
 pub const INSTALLATION: &str = "loadtest";
 
+/// Of the broker that a scenario stands in for.
+pub const EPOCH: u32 = 1;
+/// What a login is good for, in milliseconds; the server refuses more than 90 days.
+pub const LIFE: u64 = 3_600_000;
+
 /// What is there after [`prepare`].
 pub struct Prepared {
     address: Address,

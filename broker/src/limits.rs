@@ -422,7 +422,10 @@ pub const PG_LOOK_PAUSE: Duration = Duration::from_millis(3);
 pub const PG_SESSIONS_END: Duration = Duration::from_secs(5);
 /// How long a standby may take to replay a fence before it counts as behind.
 pub const PG_STANDBY_REPLAY: Duration = Duration::from_secs(2);
-/// Calls of a connection after which the server makes its plans anew; in the beginning after each doubling.
+/// Calls of a connection after which the server makes its plans anew for the first time; then after each
+/// doubling, so that a start of many connections is no herd of these.
+pub const PG_PLANS_FIRST: u32 = 32;
+/// From so many calls on, each time after so many.
 pub const PG_PLANS_KEPT: u32 = 512;
 /// Logins that are revoked with the same statements.
 pub const PG_BATCH: usize = 64;

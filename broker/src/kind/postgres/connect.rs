@@ -209,7 +209,8 @@ impl Conn {
     async fn plans(&self) {
         let calls = self.calls.fetch_add(1, Ordering::Relaxed);
         let due = match calls {
-            0..limits::PG_PLANS_KEPT => calls.is_power_of_two(),
+            0..limits::PG_PLANS_FIRST => false,
+            limits::PG_PLANS_FIRST..limits::PG_PLANS_KEPT => calls.is_power_of_two(),
             _ => calls.is_multiple_of(limits::PG_PLANS_KEPT),
         };
         if due {

@@ -64,7 +64,7 @@ pub async fn run(args: &CertificateLogins) -> anyhow::Result<bool> {
     let (mut rates, mut same, mut last) = (Vec::new(), Vec::new(), None);
     for _ in 0..args.rounds {
         sweep(&cluster)?;
-        let typed = same_statement(None)?;
+        let typed = same_statement(None);
         same.push(pgbench(&cluster, (CONNECTIONS, args.seconds), &typed)?);
         sweep(&cluster)?;
         let (rate, login) = round(&makes, args.seconds).await?;

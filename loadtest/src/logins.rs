@@ -132,7 +132,7 @@ async fn creates(
         let same = pgbench(
             cluster,
             (CONNECTIONS, args.seconds),
-            &same_statement(Some(&verifier(iterations)?))?,
+            &same_statement(Some(&verifier(iterations)?)),
         )?;
         sweep(cluster)?;
         let bare = pgbench(

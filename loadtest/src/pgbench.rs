@@ -23,7 +23,7 @@ pub struct Typed {
 
 /// The statement that the library sends, with a name and a credential of its own each time, and with the
 /// same verifier or none.
-pub fn same_statement(verifier: Option<&ScramVerifier>) -> anyhow::Result<Typed> {
+pub fn same_statement(verifier: Option<&ScramVerifier>) -> Typed {
     // pgbench takes what follows a colon for a variable.
     let quoted = |text: &str| format!("'{}'", text.replace(':', "' || chr(58) || '"));
     let verifier = verifier.map_or_else(|| "NULL".to_owned(), |one| quoted(one.expose()));
@@ -36,12 +36,12 @@ pub fn same_statement(verifier: Option<&ScramVerifier>) -> anyhow::Result<Typed>
          'eph_orders_db_{installation}_00000000000' || :n::bigint::text, '{{orders_rw}}', {until}, 10, \
          {verifier}, '{{statement_timeout,30s}}', {until}) m;\n"
     );
-    Ok(Typed {
+    Typed {
         script,
         more: &["-M", "prepared"],
         user: "ephor",
         database: "ephor",
-    })
+    }
 }
 
 /// How often a second pgbench could do that.

@@ -119,6 +119,7 @@ impl Pool {
         }
     }
 
+    /// A connection to a server that this version can work with.
     async fn connected(&self) -> Result<Conn, Failed> {
         let conn = self.connect().await?;
         if self.database == self.access.admin_database.as_str() {

@@ -428,7 +428,7 @@ pub const PG_PLANS_FIRST: u32 = 32;
 /// From so many calls on, each time after so many.
 pub const PG_PLANS_KEPT: u32 = 512;
 /// Logins that are revoked with the same statements.
-pub const PG_BATCH: usize = 64;
+pub const PG_BATCH: usize = 128;
 /// Rows of the fence are kept this long after a login died, in seconds.
 pub const PG_FENCE_KEEP_SECONDS: i64 = 7 * 24 * 3600;
 /// Largest file of CAs for a target, in bytes.

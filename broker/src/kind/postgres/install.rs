@@ -25,7 +25,7 @@ use crate::limits;
 use crate::tasks::Tasks;
 
 /// Of what is installed; a broker does nothing where an older one is.
-pub const SCHEMA_VERSION: i32 = 2;
+pub const SCHEMA_VERSION: i32 = 3;
 
 const ROLES: &str = include_str!("sql/roles.sql");
 const GROUP: &str = include_str!("sql/group.sql");
@@ -47,6 +47,12 @@ const BEYOND: &str = "r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolrep
        OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files',
                         'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
                         'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal')";
+
+/// Tables and views of our schema that are not yet the owner's; those that are, are not locked.
+const OWNED: &str = "    FOR one IN SELECT c.oid FROM pg_catalog.pg_class c WHERE c.relnamespace = 'ephor'::regnamespace
+               AND c.relkind IN ('r', 'v') AND c.relowner <> 'ephor_owner'::regrole LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO ephor_owner', one);
+    END LOOP;";
 
 /// What is installed.
 pub struct Options {
@@ -438,6 +444,7 @@ fn filled(piece: &str, options: &Options) -> String {
     let lent: String = options.static_roles.iter().map(lend).collect();
     piece
         .replace("@beyond@", BEYOND)
+        .replace("@owned@", OWNED)
         .replace("@version@", &SCHEMA_VERSION.to_string())
         .replace("@login_text@", &literal(options.login.as_str()))
         .replace("@login@", &options.login.quoted())

@@ -1,6 +1,7 @@
 //! The end of logins, in an order of which each step was found necessary:
 //!
-//! 1. fence, NOLOGIN and no groups, committed: nobody makes it any more, nobody comes in;
+//! 1. fence, NOLOGIN and no groups, committed: nobody makes it any more, nobody comes in. Sessions that show
+//!    themselves are told to end by the same call, and do so while it is being committed;
 //! 2. sessions end, those that the server does not show too, here and on standbys;
 //! 3. what it owns, if anything, is dropped, in every database: the role cannot be while it owns something;
 //! 4. a last look at sessions, while the right to end hidden ones still tells whose they are;
@@ -14,9 +15,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ephor_proto::id::CredentialId;
-use futures_util::StreamExt;
 use futures_util::future::{join_all, try_join_all};
-use futures_util::stream;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::census::{Evidence, Left, Seen, census};
@@ -54,8 +54,9 @@ impl Target {
             .ok_or_else(|| self.not_dead("no census".to_owned()))
     }
 
-    /// Ends many with the same statements, in the order of `endings`. One that cannot be ended holds
-    /// up none of the others.
+    /// Ends many with the same statements, in the order of `endings`. Nobody comes in as any of them any more
+    /// before the first is dropped, but for those whose fence takes long. One that cannot be ended holds up none
+    /// of the others.
     pub async fn revoke_many(
         &self,
         epoch: u32,
@@ -79,11 +80,10 @@ impl Target {
                 None => batches.push(vec![(place, ending.clone())]),
             }
         }
-        let done = stream::iter(batches)
-            .map(|batch| self.batch(epoch, batch))
-            .buffer_unordered(limits::PG_REVOKE_PLACES)
-            .collect::<Vec<_>>();
-        let mut done: Vec<_> = done.await.into_iter().flatten().collect();
+        let turns = Semaphore::new(limits::PG_REVOKE_PLACES);
+        let each = |batch| self.batch(epoch, batch, &turns);
+        let done = join_all(batches.into_iter().map(each)).await;
+        let mut done: Vec<_> = done.into_iter().flatten().collect();
         done.sort_by_key(|(place, _)| *place);
         done.into_iter().map(|(_, outcome)| outcome).collect()
     }
@@ -92,10 +92,21 @@ impl Target {
         &self,
         epoch: u32,
         batch: Vec<(usize, Ending)>,
+        turns: &Semaphore,
     ) -> Vec<(usize, Result<Evidence, Failed>)> {
         let (places, endings): (Vec<usize>, Vec<Ending>) = batch.into_iter().unzip();
         let mut told = Told::default();
-        match Act::new(self, epoch, &endings).together(&mut told).await {
+        let act = Act::new(self, epoch, &endings);
+        // Turns are given in the order in which they are asked for: the second one when all have had the first.
+        let turn = turns.acquire().await;
+        let fenced = act.fence(&mut told).await;
+        drop(turn);
+        let _turn = turns.acquire().await;
+        let done = match fenced {
+            Ok(names) => act.after_fence(names, &mut told).await,
+            Err(failed) => Err(failed),
+        };
+        match done {
             Ok(all) => places.into_iter().zip(all.into_iter().map(Ok)).collect(),
             // Each for himself: one of them is in the way of the others.
             Err(Failed::Refused { .. } | Failed::Busy { .. } | Failed::Missing { .. })
@@ -133,6 +144,9 @@ impl Target {
         }
     }
 }
+
+/// Names that roles had had when they were fenced, by credential; absent: what we had called them.
+type Names = HashMap<String, Option<String>>;
 
 /// One revocation of logins that are ended together.
 struct Act<'a> {
@@ -174,6 +188,13 @@ struct Told {
 }
 
 impl Told {
+    /// Those that show themselves; what was hidden a moment ago may do so while it ends.
+    fn see(&mut self, shown: impl Iterator<Item = (i32, u32)>) {
+        let hidden = &self.hidden;
+        self.shown
+            .extend(shown.filter(|(pid, _)| !hidden.contains(pid)));
+    }
+
     fn all(&self) -> u32 {
         u32::try_from(self.shown.len() + self.hidden.len()).unwrap_or(u32::MAX)
     }
@@ -206,6 +227,11 @@ impl<'a> Act<'a> {
     /// All steps.
     async fn together(&self, told: &mut Told) -> Result<Vec<Evidence>, Failed> {
         let names = self.fence(told).await?;
+        self.after_fence(names, told).await
+    }
+
+    /// Steps 2 to 6.
+    async fn after_fence(&self, names: Names, told: &mut Told) -> Result<Vec<Evidence>, Failed> {
         let standbys = if self.target.inner.standbys.is_empty() {
             Vec::new()
         } else {
@@ -225,16 +251,14 @@ impl<'a> Act<'a> {
         self.evidence(names, told, census, &standbys)
     }
 
-    /// Step 1. Gives the names that the roles have had, by credential. A session of the login itself can
-    /// hold what is needed for it (`ALTER ROLE` of its own role in an open transaction): then the
-    /// fence alone is committed first, and with it the right to end that session.
-    async fn fence(&self, told: &mut Told) -> Result<HashMap<String, Option<String>>, Failed> {
-        const LOGIN: &str = "SELECT f.credential::text, f.was_named
+    /// Step 1. A session of the login itself can hold what is needed for it (`ALTER ROLE` of its own role in
+    /// an open transaction): then the fence alone is committed first, and with it the right to end that session.
+    async fn fence(&self, told: &mut Told) -> Result<Names, Failed> {
+        const LOGIN: &str = "SELECT f.credential::text, f.was_named, f.role_oid, f.pids
             FROM ephor.fence_login($1, $2::text[]::uuid[], $3) f";
         const ALONE: &str = "SELECT ephor.fence_only($1, $2::text[]::uuid[], $3)";
         let epoch = i64::from(self.epoch);
         let params: Params<'_> = &[&epoch, &self.credentials, &self.roles];
-        let name = |row| Ok((field(self.access(), row, 0)?, field(self.access(), row, 1)?));
         let mut first = self.unblocked("fencing a login", LOGIN, params).await;
         for _ in 1..limits::PG_FENCE_TRIES {
             if !matches!(first, Err(Failed::Busy { .. })) {
@@ -254,10 +278,19 @@ impl<'a> Act<'a> {
                 Err(other) => return Err(other),
             }
         }
-        match first {
-            Ok(rows) => rows.iter().map(name).collect(),
-            Err(failed) => Err(self.why_not_dropped(failed).await),
+        let rows = match first {
+            Ok(rows) => rows,
+            Err(failed) => return Err(self.why_not_dropped(failed).await),
+        };
+        let access = self.access();
+        let mut names = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            names.insert(field(access, row, 0)?, field(access, row, 1)?);
+            let oid: u32 = field(access, row, 2)?;
+            let pids: Vec<i32> = field(access, row, 3)?;
+            told.see(pids.into_iter().map(|pid| (pid, oid)));
         }
+        Ok(names)
     }
 
     /// Ends sessions as they come; itself only when it cannot any more.
@@ -335,13 +368,7 @@ impl<'a> Act<'a> {
             (true, true) => Looked::Dropped,
         };
         told.hidden.extend(hidden);
-        // What was hidden a moment ago may show itself while it ends.
-        let shown = pids
-            .into_iter()
-            .zip(oids)
-            .filter(|(pid, _)| !told.hidden.contains(pid));
-        let shown: Vec<_> = shown.collect();
-        told.shown.extend(shown);
+        told.see(pids.into_iter().zip(oids));
         told.starting = field(access, row, 3)?;
         Ok(looked)
     }
@@ -557,7 +584,7 @@ impl<'a> Act<'a> {
     /// What the census proves; an error when something is left.
     fn evidence(
         &self,
-        mut names: HashMap<String, Option<String>>,
+        mut names: Names,
         told: &Told,
         (left, position, followers): (Vec<Left>, Position, u32),
         standbys: &[(String, Seen)],

@@ -15,6 +15,11 @@ BEGIN
             RAISE 'a newer Ephor has installed version % here; this is version @version@',
                 (SELECT max(version) FROM ephor.version);
         END IF;
+        -- These answer otherwise now, which cannot be replaced.
+        IF (SELECT max(version) FROM ephor.version) < 3 THEN
+            DROP FUNCTION IF EXISTS ephor.drop_logins(bigint, uuid[]);
+            DROP FUNCTION IF EXISTS ephor.fence_login(bigint, uuid[], text[]);
+        END IF;
     END IF;
 END
 $ephor$;
@@ -49,19 +54,39 @@ CREATE TABLE IF NOT EXISTS ephor.fence (
     epoch bigint NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX IF NOT EXISTS fence_role_oid ON ephor.fence (role_oid);
-CREATE INDEX IF NOT EXISTS fence_role ON ephor.fence (role);
-CREATE INDEX IF NOT EXISTS fence_dead_at ON ephor.fence (at) WHERE dead;
 
 -- Group roles that logins may be made of: what whoever installs allows, not what the broker asks.
 CREATE TABLE IF NOT EXISTS ephor.allowed (role name PRIMARY KEY);
 
-ALTER TABLE ephor.version OWNER TO ephor_owner;
-ALTER TABLE ephor.installation OWNER TO ephor_owner;
-ALTER TABLE ephor.fence OWNER TO ephor_owner;
-ALTER TABLE ephor.allowed OWNER TO ephor_owner;
+-- Whose process is whose; 0 is nobody's, or that of a session which is just starting. pg_stat_activity shows the same and
+-- takes three times as long for it where many are connected.
+--
+-- Nobody is kept waiting where all of this is there already: an index, an owner and a view are locked by being made,
+-- even when IF NOT EXISTS finds that there is nothing to make.
+DO $ephor$
+DECLARE
+    one regclass;
+BEGIN
+    IF pg_catalog.to_regclass('ephor.fence_role_oid') IS NULL THEN
+        CREATE INDEX fence_role_oid ON ephor.fence (role_oid);
+    END IF;
+    IF pg_catalog.to_regclass('ephor.fence_role') IS NULL THEN
+        CREATE INDEX fence_role ON ephor.fence (role);
+    END IF;
+    IF pg_catalog.to_regclass('ephor.fence_dead_at') IS NULL THEN
+        CREATE INDEX fence_dead_at ON ephor.fence (at) WHERE dead;
+    END IF;
+    IF pg_catalog.to_regclass('ephor.session') IS NULL
+       OR (SELECT max(v.version) FROM ephor.version v) IS DISTINCT FROM @version@ THEN
+        CREATE OR REPLACE VIEW ephor.session AS
+            SELECT pg_catalog.pg_stat_get_backend_pid(b) AS pid, pg_catalog.pg_stat_get_backend_userid(b) AS role_oid
+            FROM pg_catalog.pg_stat_get_backend_idset() b;
+    END IF;
+@owned@
+END
+$ephor$;
 REVOKE ALL ON ALL TABLES IN SCHEMA ephor FROM PUBLIC;
-GRANT SELECT ON ephor.fence TO ephor_signal;
+GRANT SELECT ON ephor.fence, ephor.session TO ephor_signal;
 GRANT SELECT ON ephor.version, ephor.allowed TO @login@;
 
 -- Where this server stands: who it is, and how far it has come.
@@ -87,15 +112,6 @@ BEGIN
     at_ms := (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
 END
 $ephor$;
-
--- Whose process is whose; 0 is nobody's, or that of a session which is just starting. pg_stat_activity shows the same and
--- takes three times as long for it where many are connected.
-CREATE OR REPLACE VIEW ephor.session AS
-    SELECT pg_catalog.pg_stat_get_backend_pid(b) AS pid, pg_catalog.pg_stat_get_backend_userid(b) AS role_oid
-    FROM pg_catalog.pg_stat_get_backend_idset() b;
-ALTER VIEW ephor.session OWNER TO ephor_owner;
-REVOKE ALL ON ephor.session FROM PUBLIC;
-GRANT SELECT ON ephor.session TO ephor_signal;
 
 -- The installation that a login's name belongs to; NULL if it is no name of ours.
 CREATE OR REPLACE FUNCTION ephor.installation_of(p_role text) RETURNS text
@@ -415,13 +431,18 @@ BEGIN
 END
 $ephor$;
 
--- Marks credentials dead and lets nobody in any more: NOLOGIN, no password, no groups.
+-- Marks credentials dead and lets nobody in any more: NOLOGIN, no password, no groups. Tells the sessions that show
+-- themselves to end; whoever came in before this is committed is for whoever looks then.
 CREATE OR REPLACE FUNCTION ephor.fence_login(p_epoch bigint, p_credentials uuid[], p_roles text[])
-RETURNS TABLE (credential uuid, role_oid oid, was_named text)
+RETURNS TABLE (credential uuid, role_oid oid, was_named text, pids int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 #variable_conflict use_column
 DECLARE
     one record;
+    fenced uuid[] := '{}';
+    of oid[] := '{}';
+    named text[] := '{}';
+    told record;
 BEGIN
     PERFORM ephor.mark_dead(p_epoch, p_credentials, p_roles);
     FOR one IN
@@ -433,12 +454,32 @@ BEGIN
             EXECUTE format('ALTER ROLE %I RENAME TO %I', one.rolname, one.role);
         END IF;
         EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD NULL', one.role);
-        credential := one.credential;
-        role_oid := one.oid;
-        was_named := nullif(one.rolname, one.role);
-        RETURN NEXT;
+        fenced := fenced || one.credential;
+        of := of || one.oid;
+        named := named || nullif(one.rolname, one.role)::text;
     END LOOP;
     PERFORM ephor.disarm(p_credentials, true);
+    -- While this is being committed they end already. As the last thing: whoever connects again at once is refused.
+    SELECT s.pids, s.oids INTO told FROM ephor.signal(of) s;
+    -- DROP ROLE reads the settings of every role of the server, once for each that it drops: of many that go
+    -- together they go first. A session of its own, or a prepared transaction, may hold on to one: then they stay.
+    IF cardinality(of) > 1 THEN
+        BEGIN
+            FOR one IN
+                SELECT r.rolname FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
+                WHERE s.setdatabase = 0 AND s.setrole = ANY (of) AND s.setrole <> ALL (told.oids)
+            LOOP
+                EXECUTE format('ALTER ROLE %I RESET ALL', one.rolname);
+            END LOOP;
+        EXCEPTION
+            WHEN lock_not_available OR internal_error OR insufficient_privilege THEN
+                NULL;
+        END;
+    END IF;
+    RETURN QUERY
+    SELECT f.credential, f.role_oid, f.was_named,
+        ARRAY(SELECT t.pid FROM unnest(told.pids, told.oids) AS t(pid, role_oid) WHERE t.role_oid = f.role_oid)
+    FROM unnest(fenced, of, named) AS f(credential, role_oid, was_named);
 END
 $ephor$;
 
@@ -508,7 +549,6 @@ $ephor$;
 -- or none: one that cannot be dropped is an error. While they own anything, or have rights to anything, in
 -- whichever database, they are dropped only `p_anyway`: drop_owned comes first. So too while a session is
 -- starting that might be one of theirs: then a look later tells more.
-DROP FUNCTION IF EXISTS ephor.drop_logins(bigint, uuid[]);
 CREATE OR REPLACE FUNCTION ephor.drop_logins(
     p_epoch bigint, p_credentials uuid[], p_anyway boolean,
     OUT pids int[], OUT oids oid[], OUT hidden int[], OUT starting int[], OUT done boolean)

@@ -15,7 +15,13 @@ GRANT USAGE ON SCHEMA ephor TO ephor_owner, @login@;
 
 -- Group roles that logins may be made of, as whoever installs allows.
 CREATE TABLE IF NOT EXISTS ephor.allowed (role name PRIMARY KEY);
-ALTER TABLE ephor.allowed OWNER TO ephor_owner;
+DO $ephor$
+DECLARE
+    one regclass;
+BEGIN
+@owned@
+END
+$ephor$;
 REVOKE ALL ON ephor.allowed FROM PUBLIC;
 
 -- Which of these roles are dead logins of ours: they were fenced, so that they cannot log in and the

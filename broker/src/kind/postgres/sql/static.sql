@@ -32,12 +32,23 @@ CREATE TABLE IF NOT EXISTS ephor.checkout (
     starting int[] NOT NULL DEFAULT '{}',
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
--- Nobody has it twice, whatever a broker believes.
-CREATE UNIQUE INDEX IF NOT EXISTS checkout_role ON ephor.checkout (role_oid) WHERE state <> 'in';
-CREATE INDEX IF NOT EXISTS checkout_oid ON ephor.checkout (role_oid);
-CREATE INDEX IF NOT EXISTS checkout_over ON ephor.checkout (at) WHERE state = 'in';
-ALTER TABLE ephor.static_role OWNER TO ephor_owner;
-ALTER TABLE ephor.checkout OWNER TO ephor_owner;
+DO $ephor$
+DECLARE
+    one regclass;
+BEGIN
+    IF pg_catalog.to_regclass('ephor.checkout_role') IS NULL THEN
+        -- Nobody has it twice, whatever a broker believes.
+        CREATE UNIQUE INDEX checkout_role ON ephor.checkout (role_oid) WHERE state <> 'in';
+    END IF;
+    IF pg_catalog.to_regclass('ephor.checkout_oid') IS NULL THEN
+        CREATE INDEX checkout_oid ON ephor.checkout (role_oid);
+    END IF;
+    IF pg_catalog.to_regclass('ephor.checkout_over') IS NULL THEN
+        CREATE INDEX checkout_over ON ephor.checkout (at) WHERE state = 'in';
+    END IF;
+@owned@
+END
+$ephor$;
 REVOKE ALL ON ephor.static_role, ephor.checkout FROM PUBLIC;
 GRANT SELECT ON ephor.checkout, ephor.static_role TO ephor_signal;
 GRANT SELECT ON ephor.static_role TO @login@;

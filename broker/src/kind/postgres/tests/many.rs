@@ -1,6 +1,9 @@
 //! Many at once.
 
-use super::kit::{EPOCH, shared};
+use ephor_testkit::postgres::Options as ClusterOptions;
+use futures_util::{StreamExt, stream};
+
+use super::kit::{EPOCH, Out, World, shared};
 use crate::kind::postgres::connect::{Conn, Purpose, field};
 use crate::kind::postgres::*;
 use crate::limits;
@@ -29,7 +32,7 @@ async fn many_end_together_and_one_that_cannot_holds_up_no_other() {
             &format!("create table stuck (n int); alter table stuck owner to \"{stuck}\""),
         )
         .unwrap();
-    let mut endings: Vec<Ending> = outs.iter().map(super::kit::Out::ending).collect();
+    let mut endings: Vec<Ending> = outs.iter().map(Out::ending).collect();
     let (never, _) = super::kit::login(&["orders_rw"]);
     endings.push(Ending {
         credential: never.credential,
@@ -82,6 +85,38 @@ async fn many_end_together_and_one_that_cannot_holds_up_no_other() {
         "0"
     );
     assert!(target.revoke_many(EPOCH, &[]).await.is_empty());
+}
+
+/// And the settings of those whose sessions hold on to them stay until they are dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_are_fenced_before_the_first_is_dropped() {
+    let world = World::own(ClusterOptions::default()).await;
+    let target = world.target();
+    let many = limits::PG_BATCH * limits::PG_REVOKE_PLACES + 1;
+    let minted = (0..many).map(|_| world.mint(&target));
+    let outs: Vec<Out> = stream::iter(minted).buffered(8).collect().await;
+    let mut session = world.cluster.session(outs[3].pair(), "orders", "").unwrap();
+    session
+        .send("begin; alter role current_user set work_mem = '1MB';")
+        .unwrap();
+    let holds = format!(
+        "select exists (select from pg_stat_activity where usesysid = {} and state = 'idle in transaction')",
+        outs[3].oid
+    );
+    world.cluster.wait_true("postgres", &holds).unwrap();
+    let endings: Vec<Ending> = outs.iter().map(Out::ending).collect();
+
+    let done = target.revoke_many(EPOCH, &endings).await;
+    let proven = done.iter().map(|outcome| outcome.as_ref().unwrap().at);
+    let first = proven.min().unwrap().as_millis();
+    let last = "select (extract(epoch from max(at)) * 1000)::bigint from ephor.fence where dead";
+    let last = world.cluster.psql("ephor", last).unwrap();
+    assert!(last.parse::<u64>().unwrap() <= first, "{last} {first}");
+    assert_eq!(done[3].as_ref().unwrap().sessions_ended, 1);
+    let left = "select count(*) from pg_roles where rolname ~ '^eph_';
+        select count(*) from pg_db_role_setting where setrole <> 0";
+    assert_eq!(world.ask(left), "0\n0");
+    assert!(!session.finish().unwrap().contains("still here"));
 }
 
 /// What is called for immutable is asked when a plan is made: so the answer shows which plan it is.

@@ -91,6 +91,41 @@ async fn what_is_printed_does_the_same_as_what_is_run_and_both_may_be_repeated()
     );
 }
 
+/// A statement of the script waits for others and is waited for: what it locks stays locked until COMMIT.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_that_is_repeated_keeps_nobody_waiting() {
+    let world = World::own(ClusterOptions::default()).await;
+    let script = install_sql(&options(None)).unwrap();
+    let superuser = "create role dba login superuser password 'x'";
+    world.cluster.psql("postgres", superuser).unwrap();
+    let mut typed = world.cluster.session(("dba", "x"), "postgres", "").unwrap();
+    let mut pieces = script.split("\nCOMMIT;\n").peekable();
+    let mut held = 0;
+    while let Some(piece) = pieces.next() {
+        typed.send(piece).unwrap();
+        if pieces.peek().is_none() {
+            break;
+        }
+        held += 1;
+        typed.send(&format!("SELECT 'held {held}';")).unwrap();
+        let is_held = format!(
+            "select exists (select from pg_stat_activity where usename = 'dba'
+             and state = 'idle in transaction' and query = $$SELECT 'held {held}';$$)"
+        );
+        world.cluster.wait_true("postgres", &is_held).unwrap();
+        // A broker that starts meanwhile, too.
+        let target = world.target();
+        target.begin_epoch(EPOCH).await.unwrap();
+        let out = world.mint(&target).await;
+        target.revoke(EPOCH, &out.ending()).await.unwrap();
+        world.assert_dead(&out);
+        typed.send("COMMIT;").unwrap();
+    }
+    assert_eq!(held, 6);
+    let told = typed.finish().unwrap();
+    assert!(!told.contains("ERROR"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_is_refused() {
     let world = World::own(ClusterOptions::default()).await;

@@ -272,8 +272,7 @@ pub const LENGTHEN_FOR: Duration = Duration::from_secs(120);
 /// What was proven this long before a start is looked at again after it, in milliseconds.
 pub const LOOK_AGAIN_BEFORE_MILLIS: u64 = 600_000;
 /// What was missed of renewals, and ends that are given back, may make calls so many times as fast as they
-/// come otherwise. What was made at once asks nearly twice as fast the first time: less than this would
-/// leave too much of it for the last moment, where it can no longer wait.
+/// come otherwise. What was made at once asks nearly twice as fast the first time.
 pub const PACE_MOST: f64 = 1.6;
 /// So many renewals a second at one target are few.
 pub const PACE_LEAST: f64 = 32.0;
@@ -281,8 +280,10 @@ pub const PACE_LEAST: f64 = 32.0;
 pub const PACE_BURST_SECONDS: f64 = 0.1;
 /// So many always may.
 pub const PACE_BURST: f64 = 8.0;
-/// One is not told to wait for more than this part of what it has to live.
-pub const PACE_WAIT_PART: f64 = 0.75;
+/// One is not told to wait for more than this part of what it has to live; so it may ask again.
+pub const PACE_WAIT_PART: f64 = 0.5;
+/// What has no longer to live does not wait.
+pub const PACE_LAST: Duration = Duration::from_secs(15);
 /// The part of its life after which something at a target is renewed, about: two thirds, and a little
 /// before.
 pub const RENEWED_AFTER: f64 = 0.6;

@@ -74,19 +74,21 @@ impl Pace {
     }
 
     /// Whether one that has this long to live, where it is held, may be renewed now; else when it
-    /// should come again.
+    /// should come again: sooner, the less it has left, so that those with the least ask most often.
     ///
     /// # Errors
     /// The wait, in the whole seconds that it is told as.
     pub(crate) fn admit(&self, target: &str, left: Duration, now: Boottime) -> Result<(), u32> {
         self.with(target, now, |lane| {
-            let seconds = ((lane.owed + 1.0) / lane.spare()).ceil();
-            if lane.tokens >= 1.0 || seconds > left.as_secs_f64() * limits::PACE_WAIT_PART {
+            if lane.tokens >= 1.0 || left <= limits::PACE_LAST {
                 lane.spend();
                 return Ok(());
             }
+            // Its turn; past the most, somewhere before that, so that they do not come together.
+            let seconds = ((lane.owed + 1.0) / lane.spare()).ceil();
+            let most = (left.as_secs_f64() * limits::PACE_WAIT_PART).floor();
             lane.owed += 1.0;
-            Err(Duration::from_secs_f64(seconds)
+            Err(Duration::from_secs_f64((seconds - 1.0) % most + 1.0)
                 .as_secs()
                 .try_into()
                 .unwrap_or(u32::MAX))
@@ -127,8 +129,9 @@ mod tests {
     type Asks = BTreeMap<(u64, u64), u64>;
 
     /// Lets all of `asks` in at a target with 100 renewals a second, where `beside` go on without asking.
-    /// Gives how many began in each second.
+    /// Gives how many began in each second, and that none asked very often.
     fn let_in(mut asks: Asks, mut beside: impl Iterator<Item = u64>) -> BTreeMap<u64, u32> {
+        let (all, mut refused) = (asks.len(), 0);
         let pace = Pace::default();
         pace.is_steady("orders", 100.0, at(0));
         let mut next_beside = beside.next();
@@ -143,12 +146,14 @@ mod tests {
             match pace.admit("orders", left, at(now)) {
                 Ok(()) => *per_second.entry(now / 1000).or_default() += 1,
                 Err(seconds) => {
+                    refused += 1;
                     let again = now + u64::from(seconds) * 1000;
                     assert!(again < end, "{n} would be over");
                     asks.insert((again, n), end);
                 }
             }
         }
+        assert!(refused < all * 3, "{refused} times, {all} of them");
         per_second
     }
 
@@ -194,6 +199,24 @@ mod tests {
         let per_second = let_in(asks, (0..600).map(|n| back + 10_000 + n * 31));
         at_most(180, &per_second);
         assert_eq!(per_second.values().sum::<u32>() as usize, all + 600);
+    }
+
+    /// The same, away for longer: what is left of their lives is just enough for all of them.
+    #[test]
+    fn a_longer_outage_is_made_up_for_no_faster() {
+        let (life, down, back) = (600_000, 225_000, 375_000);
+        let mut asks = Asks::new();
+        for n in 0..36_000 {
+            let made = n * 60_000 / 36_000;
+            let first = made + 184_000 + n * 7_919 % 200_000;
+            if first >= down {
+                asks.insert((first.max(back + n % 3_000), n), made + life);
+            }
+        }
+        let all = asks.len();
+        let per_second = let_in(asks, std::iter::empty());
+        at_most(200, &per_second);
+        assert_eq!(per_second.values().sum::<u32>() as usize, all);
     }
 
     #[test]

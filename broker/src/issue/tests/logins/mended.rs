@@ -71,7 +71,7 @@ async fn one_whose_renewals_failed_is_not_told_to_wait_past_the_end_that_it_hold
     r.left_milliseconds = 100_000;
     let busy = bench.issue(r).await.unwrap_err();
     assert_eq!(busy.code, Code::Busy);
-    assert!(busy.retry_after.is_some_and(|seconds| seconds <= 75));
+    assert!(busy.retry_after.is_some_and(|seconds| seconds <= 50));
 }
 
 #[tokio::test]

@@ -58,11 +58,8 @@ CREATE TABLE IF NOT EXISTS ephor.fence (
 -- Group roles that logins may be made of: what whoever installs allows, not what the broker asks.
 CREATE TABLE IF NOT EXISTS ephor.allowed (role name PRIMARY KEY);
 
--- Whose process is whose; 0 is nobody's, or that of a session which is just starting. pg_stat_activity shows the same and
--- takes three times as long for it where many are connected.
---
--- Nobody is kept waiting where all of this is there already: an index, an owner and a view are locked by being made,
--- even when IF NOT EXISTS finds that there is nothing to make.
+-- Each of these statements locks its table until the end, even where IF NOT EXISTS finds that there is nothing to do.
+-- While this is run again logins are made and ended, so nothing is made or changed that is there.
 DO $ephor$
 DECLARE
     one regclass;
@@ -78,6 +75,8 @@ BEGIN
     END IF;
     IF pg_catalog.to_regclass('ephor.session') IS NULL
        OR (SELECT max(v.version) FROM ephor.version v) IS DISTINCT FROM @version@ THEN
+        -- Whose process is whose; 0 is nobody's, or that of a session which is just starting. pg_stat_activity shows
+        -- the same and takes three times as long for it where many are connected.
         CREATE OR REPLACE VIEW ephor.session AS
             SELECT pg_catalog.pg_stat_get_backend_pid(b) AS pid, pg_catalog.pg_stat_get_backend_userid(b) AS role_oid
             FROM pg_catalog.pg_stat_get_backend_idset() b;

@@ -272,12 +272,13 @@ pub const LENGTHEN_FOR: Duration = Duration::from_secs(120);
 /// What was proven this long before a start is looked at again after it, in milliseconds.
 pub const LOOK_AGAIN_BEFORE_MILLIS: u64 = 600_000;
 /// What was missed of renewals, and ends that are given back, may make calls so many times as fast as they
-/// come otherwise. What was made at once asks nearly twice as fast the first time.
-pub const PACE_MOST: f64 = 1.6;
+/// come otherwise. What was made at once asks nearly twice as fast the first time, and a broker that has just
+/// started asks for more than that.
+pub const PACE_MOST: f64 = 1.5;
 /// So many renewals a second at one target are few.
 pub const PACE_LEAST: f64 = 32.0;
 /// So many seconds' worth of renewals may begin together.
-pub const PACE_BURST_SECONDS: f64 = 0.1;
+pub const PACE_BURST_SECONDS: f64 = 0.05;
 /// So many always may.
 pub const PACE_BURST: f64 = 8.0;
 /// One is not told to wait for more than this part of what it has to live; so it may ask again.

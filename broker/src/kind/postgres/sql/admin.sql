@@ -220,8 +220,9 @@ BEGIN
     more := ARRAY(SELECT r.oid FROM pg_roles r WHERE r.rolname = ANY (p_groups));
     WHILE cardinality(more) > 0 LOOP
         reach := reach || more;
-        more := ARRAY(SELECT DISTINCT m.roleid FROM pg_auth_members m
-                      WHERE m.member = ANY (more) AND m.roleid <> ALL (reach));
+        more := ARRAY(SELECT DISTINCT m.roleid FROM unnest(more) AS u(oid) CROSS JOIN LATERAL (
+                          SELECT m.roleid FROM pg_auth_members m WHERE m.member = u.oid OFFSET 0) m
+                      WHERE m.roleid <> ALL (reach));
     END LOOP;
     SELECT r.rolname INTO bad FROM pg_roles r
     WHERE r.oid = ANY (reach) AND (@beyond@ OR r.rolname = session_user)
@@ -249,7 +250,7 @@ CREATE OR REPLACE FUNCTION ephor.mint(
     p_epoch bigint, p_credential uuid, p_role text, p_groups text[], p_valid_until_ms bigint,
     p_connections int, p_verifier text, p_settings text[], p_deadline_ms bigint,
     OUT role_oid oid, OUT system_id text, OUT timeline bigint, OUT lsn text, OUT at_ms bigint)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 DECLARE
     asked bytea := sha256(convert_to(concat_ws(chr(31), p_role, p_groups::text, p_verifier, p_settings::text,
                                                p_connections::text), 'UTF8'));
@@ -288,9 +289,9 @@ BEGIN
     PERFORM ephor.check_end(p_valid_until_ms);
     IF p_verifier IS NULL THEN
         -- Such a role has no rights, or it would hand them to every login with a certificate.
-        PERFORM FROM pg_roles r LEFT JOIN pg_auth_members m ON m.member = r.oid
-        WHERE r.rolname = 'ephor_certificate' AND NOT r.rolcanlogin AND m.member IS NULL;
-        IF NOT FOUND THEN
+        IF (SELECT NOT r.rolcanlogin AND (SELECT count(*) FROM (
+                       SELECT FROM pg_auth_members m WHERE m.member = r.oid LIMIT 1) m) = 0
+            FROM pg_roles r WHERE r.rolname = 'ephor_certificate') IS NOT TRUE THEN
             RAISE 'the role ephor_certificate is not there, can log in or is in another role'
                 USING ERRCODE = 'EPH04';
         END IF;
@@ -326,7 +327,7 @@ $ephor$;
 -- long after the one that followed it.
 CREATE OR REPLACE FUNCTION ephor.extend(p_epoch bigint, p_credential uuid, p_role text, p_valid_until_ms bigint)
 RETURNS boolean
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 DECLARE
     known ephor.fence;
 BEGIN
@@ -386,8 +387,9 @@ BEGIN
     -- One statement a group, and not one a login.
     FOR had IN
         SELECT g.rolname AS group_name, string_agg(quote_ident(r.rolname), ', ' ORDER BY r.rolname) AS members
-        FROM ephor.fence f JOIN pg_roles r ON r.oid = f.role_oid
-        JOIN pg_auth_members m ON m.member = r.oid JOIN pg_roles g ON g.oid = m.roleid
+        FROM ephor.fence f JOIN pg_roles r ON r.oid = f.role_oid CROSS JOIN LATERAL (
+            SELECT m.roleid FROM pg_auth_members m WHERE m.member = r.oid OFFSET 0) m
+        JOIN pg_roles g ON g.oid = m.roleid
         WHERE f.credential = ANY (p_credentials) GROUP BY g.rolname ORDER BY g.rolname
     LOOP
         BEGIN
@@ -423,7 +425,7 @@ $ephor$;
 
 -- Marks credentials dead and takes from them what can be taken while somebody holds the row of the role.
 CREATE OR REPLACE FUNCTION ephor.fence_only(p_epoch bigint, p_credentials uuid[], p_roles text[]) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 BEGIN
     PERFORM ephor.mark_dead(p_epoch, p_credentials, p_roles);
     PERFORM ephor.disarm(p_credentials, false);
@@ -434,7 +436,7 @@ $ephor$;
 -- themselves to end; whoever came in before this is committed is for whoever looks then.
 CREATE OR REPLACE FUNCTION ephor.fence_login(p_epoch bigint, p_credentials uuid[], p_roles text[])
 RETURNS TABLE (credential uuid, role_oid oid, was_named text, pids int[])
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 #variable_conflict use_column
 DECLARE
     one record;
@@ -516,7 +518,7 @@ $ephor$;
 -- it is what tells whose it is.
 CREATE OR REPLACE FUNCTION ephor.end_sessions(
     p_credentials uuid[], OUT pids int[], OUT oids oid[], OUT hidden int[], OUT starting int[])
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 DECLARE
     dead oid[];
     unnamed int[];
@@ -551,7 +553,7 @@ $ephor$;
 CREATE OR REPLACE FUNCTION ephor.drop_logins(
     p_epoch bigint, p_credentials uuid[], p_anyway boolean,
     OUT pids int[], OUT oids oid[], OUT hidden int[], OUT starting int[], OUT done boolean)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 DECLARE
     names text;
     roles oid[];
@@ -590,15 +592,16 @@ $ephor$;
 -- transactions, and where it stands. Also on a standby.
 CREATE OR REPLACE FUNCTION ephor.census(p_credentials uuid[])
 RETURNS TABLE (credential uuid, fenced boolean, can_login boolean, role_oid oid, present boolean, sessions int, prepared text[])
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 #variable_conflict use_column
 BEGIN
     PERFORM pg_stat_clear_snapshot();
     RETURN QUERY
     WITH sessions AS MATERIALIZED (SELECT s.role_oid FROM ephor.session s),
     waiting AS MATERIALIZED (SELECT p.gid, p.ownerid FROM pg_prepared_xact() p)
-    SELECT f.credential, f.dead, EXISTS (SELECT FROM pg_roles r WHERE r.oid = f.role_oid AND r.rolcanlogin), f.role_oid,
-        EXISTS (SELECT FROM pg_roles r WHERE r.oid = f.role_oid) OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = f.role),
+    SELECT f.credential, f.dead, coalesce((SELECT r.rolcanlogin FROM pg_roles r WHERE r.oid = f.role_oid), false), f.role_oid,
+        coalesce((SELECT r.oid FROM pg_roles r WHERE r.oid = f.role_oid),
+                 (SELECT r.oid FROM pg_roles r WHERE r.rolname = f.role)) IS NOT NULL,
         (SELECT count(*)::int FROM sessions s WHERE s.role_oid = f.role_oid),
         ARRAY(SELECT w.gid FROM waiting w WHERE w.ownerid = f.role_oid)
     FROM ephor.fence f WHERE f.credential = ANY (p_credentials);

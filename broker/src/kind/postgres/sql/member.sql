@@ -30,10 +30,12 @@ CREATE OR REPLACE FUNCTION ephor.dead(p_roles text[]) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
 BEGIN
     RETURN (
-        SELECT coalesce(array_agg(r.rolname::text ORDER BY r.rolname), '{}') FROM pg_roles r
-        WHERE r.rolname = ANY (p_roles) AND NOT r.rolcanlogin
+        SELECT coalesce(array_agg(r.rolname::text ORDER BY r.rolname), '{}') FROM unnest(p_roles) AS u(name)
+        CROSS JOIN LATERAL (SELECT r.oid, r.rolname, r.rolcanlogin FROM pg_roles r WHERE r.rolname = u.name::name OFFSET 0) r
+        WHERE r.rolname::text = u.name AND NOT r.rolcanlogin
           AND r.rolname ~ '^eph_[a-z0-9_]{0,20}_[0-9a-hjkmnp-tv-z]{6}_[0-9a-hjkmnp-tv-z]{26}$'
-          AND EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.member = to_regrole('ephor_owner')));
+          AND (SELECT m.member FROM pg_auth_members m
+               WHERE m.roleid = r.oid AND m.member = to_regrole('ephor_owner') LIMIT 1) IS NOT NULL);
 END
 $ephor$;
 
@@ -56,7 +58,7 @@ $ephor$;
 -- sequences become the group's instead, where they can. Gives how many logins that was; -1 is that
 -- nothing was done, because one transaction would lock too much: see `drop_some`.
 CREATE OR REPLACE FUNCTION ephor.drop_owned(p_roles text[], p_group text) RETURNS int
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 DECLARE
     most CONSTANT int := 1000;
     alike text[];
@@ -98,7 +100,7 @@ $ephor$;
 -- transaction takes more than about `p_most` of the locks that all sessions of the server share. What
 -- cannot be dropped by itself is let be. Gives how many that were; 0 is that only `drop_owned` can do more.
 CREATE OR REPLACE FUNCTION ephor.drop_some(p_roles text[], p_group text, p_most int) RETURNS int
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 DECLARE
     begun CONSTANT timestamptz := clock_timestamp();
     done int;

@@ -97,7 +97,7 @@ impl Broker {
         let at = self.clock.boottime();
         self.pace.admit(&content.target, left, at).map_err(|seconds| {
             let detail = format!(
-                "target {} has many to renew after an outage; this one asks again in {seconds} s, long before it expires",
+                "target {} has many to renew after an outage; this one asks again in {seconds} s, before it expires",
                 content.target
             );
             Refusal::new(Code::Busy, detail).with_retry_after(seconds)

@@ -24,7 +24,8 @@ struct Lane {
     steady: f64,
     /// That may begin now.
     tokens: f64,
-    /// That were told to come again and have not been let in yet, as far as that can be told.
+    /// That were told to come again and have not been let in yet, as far as that can be told; who has come
+    /// again and was told once more is counted twice.
     owed: f64,
     at: Boottime,
 }
@@ -129,7 +130,7 @@ mod tests {
     type Asks = BTreeMap<(u64, u64), u64>;
 
     /// Lets all of `asks` in at a target with 100 renewals a second, where `beside` go on without asking.
-    /// Gives how many began in each second, and that none asked very often.
+    /// Gives how many began in each second; on average each is told to wait less than three times.
     fn let_in(mut asks: Asks, mut beside: impl Iterator<Item = u64>) -> BTreeMap<u64, u32> {
         let (all, mut refused) = (asks.len(), 0);
         let pace = Pace::default();
@@ -215,7 +216,7 @@ mod tests {
         }
         let all = asks.len();
         let per_second = let_in(asks, std::iter::empty());
-        at_most(200, &per_second);
+        at_most(160, &per_second);
         assert_eq!(per_second.values().sum::<u32>() as usize, all);
     }
 

@@ -73,7 +73,7 @@ fn init_prepares_a_server_check_says_so_and_both_may_be_repeated() {
         assert_code(&done, 0);
         let said = text(&done.stdout);
         assert!(
-            said.contains("schema 2 in database ephor, logins may own things in orders, billing."),
+            said.contains("schema 3 in database ephor, logins may own things in orders, billing."),
             "{said}"
         );
         assert!(!said.contains("a-long-password"), "{said}");

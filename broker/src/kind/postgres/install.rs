@@ -48,9 +48,10 @@ const BEYOND: &str = "r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolrep
                         'pg_signal_backend', 'pg_create_subscription', 'pg_checkpoint', 'pg_maintain',
                         'pg_signal_autovacuum_worker', 'ephor_owner', 'ephor_signal')";
 
-/// Tables and views of our schema that are not yet the owner's; those that are, are not locked.
+/// What we have made in our schema and is not yet the owner's; what is, is not locked.
 const OWNED: &str = "    FOR one IN SELECT c.oid FROM pg_catalog.pg_class c WHERE c.relnamespace = 'ephor'::regnamespace
-               AND c.relkind IN ('r', 'v') AND c.relowner <> 'ephor_owner'::regrole LOOP
+               AND c.relname IN ('version', 'installation', 'fence', 'allowed', 'session', 'static_role', 'checkout')
+               AND c.relowner <> 'ephor_owner'::regrole LOOP
         EXECUTE format('ALTER TABLE %s OWNER TO ephor_owner', one);
     END LOOP;";
 

@@ -54,9 +54,8 @@ impl Target {
             .ok_or_else(|| self.not_dead("no census".to_owned()))
     }
 
-    /// Ends many with the same statements, in the order of `endings`. Nobody comes in as any of them any more
-    /// before the first is dropped, but for those whose fence takes long. One that cannot be ended holds up none
-    /// of the others.
+    /// Ends many with the same statements, in the order of `endings`. Where there are many batches, the fences come
+    /// first. One that cannot be ended holds up none of the others.
     pub async fn revoke_many(
         &self,
         epoch: u32,
@@ -97,7 +96,7 @@ impl Target {
         let (places, endings): (Vec<usize>, Vec<Ending>) = batch.into_iter().unzip();
         let mut told = Told::default();
         let act = Act::new(self, epoch, &endings);
-        // Turns are given in the order in which they are asked for: the second one when all have had the first.
+        // Turns are given in the order in which they are asked for: the second one when all have begun the first.
         let turn = turns.acquire().await;
         let fenced = act.fence(&mut told).await;
         drop(turn);
@@ -367,8 +366,11 @@ impl<'a> Act<'a> {
             (true, false) => Looked::Nobody,
             (true, true) => Looked::Dropped,
         };
-        told.hidden.extend(hidden);
         told.see(pids.into_iter().zip(oids));
+        // On its way out a session hides once more.
+        let shown = &told.shown;
+        told.hidden
+            .extend(hidden.into_iter().filter(|pid| !shown.contains_key(pid)));
         told.starting = field(access, row, 3)?;
         Ok(looked)
     }

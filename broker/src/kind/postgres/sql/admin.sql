@@ -74,7 +74,7 @@ BEGIN
         CREATE INDEX fence_dead_at ON ephor.fence (at) WHERE dead;
     END IF;
     IF pg_catalog.to_regclass('ephor.session') IS NULL
-       OR (SELECT max(v.version) FROM ephor.version v) IS DISTINCT FROM @version@ THEN
+       OR coalesce((SELECT max(v.version) FROM ephor.version v), 0) < 2 THEN
         -- Whose process is whose; 0 is nobody's, or that of a session which is just starting. pg_stat_activity shows
         -- the same and takes three times as long for it where many are connected.
         CREATE OR REPLACE VIEW ephor.session AS
@@ -459,16 +459,15 @@ BEGIN
         of := of || one.oid;
         named := named || nullif(one.rolname, one.role)::text;
     END LOOP;
-    PERFORM ephor.disarm(p_credentials, true);
-    -- While this is being committed they end already. As the last thing: whoever connects again at once is refused.
-    SELECT s.pids, s.oids INTO told FROM ephor.signal(of) s;
     -- DROP ROLE reads the settings of every role of the server, once for each that it drops: of many that go
-    -- together they go first. A session of its own, or a prepared transaction, may hold on to one: then they stay.
+    -- together they go first, but for those that have a session. A prepared transaction may hold on to one: then
+    -- all stay.
     IF cardinality(of) > 1 THEN
         BEGIN
             FOR one IN
                 SELECT r.rolname FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
-                WHERE s.setdatabase = 0 AND s.setrole = ANY (of) AND s.setrole <> ALL (told.oids)
+                WHERE s.setdatabase = 0 AND s.setrole = ANY (of)
+                  AND s.setrole <> ALL (ARRAY(SELECT n.role_oid FROM ephor.session n))
             LOOP
                 EXECUTE format('ALTER ROLE %I RESET ALL', one.rolname);
             END LOOP;
@@ -477,6 +476,9 @@ BEGIN
                 NULL;
         END;
     END IF;
+    PERFORM ephor.disarm(p_credentials, true);
+    -- While this is being committed they end already. As the last thing: whoever connects again at once is refused.
+    SELECT s.pids, s.oids INTO told FROM ephor.signal(of) s;
     RETURN QUERY
     SELECT f.credential, f.role_oid, f.was_named,
         ARRAY(SELECT t.pid FROM unnest(told.pids, told.oids) AS t(pid, role_oid) WHERE t.role_oid = f.role_oid)

@@ -27,7 +27,7 @@ REVOKE ALL ON ephor.allowed FROM PUBLIC;
 -- Which of these roles are dead logins of ours: they were fenced, so that they cannot log in and the
 -- owner of this function is a member of them. Nothing here is ever done to another role.
 CREATE OR REPLACE FUNCTION ephor.dead(p_roles text[]) RETURNS text[]
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 BEGIN
     RETURN (
         SELECT coalesce(array_agg(r.rolname::text ORDER BY r.rolname), '{}') FROM unnest(p_roles) AS u(name)
@@ -42,7 +42,7 @@ $ephor$;
 -- About how many locks it takes to drop all that logins own here: one for each thing, and for each that
 -- hangs on it. Does not count far beyond `p_most`.
 CREATE OR REPLACE FUNCTION ephor.weight(p_roles text[], p_most int) RETURNS int
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $ephor$
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
 BEGIN
     RETURN (
         SELECT count(*)::int FROM (
@@ -58,7 +58,7 @@ $ephor$;
 -- sequences become the group's instead, where they can. Gives how many logins that was; -1 is that
 -- nothing was done, because one transaction would lock too much: see `drop_some`.
 CREATE OR REPLACE FUNCTION ephor.drop_owned(p_roles text[], p_group text) RETURNS int
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     most CONSTANT int := 1000;
     alike text[];
@@ -100,7 +100,7 @@ $ephor$;
 -- transaction takes more than about `p_most` of the locks that all sessions of the server share. What
 -- cannot be dropped by itself is let be. Gives how many that were; 0 is that only `drop_owned` can do more.
 CREATE OR REPLACE FUNCTION ephor.drop_some(p_roles text[], p_group text, p_most int) RETURNS int
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp @by_index@ AS $ephor$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ephor$
 DECLARE
     begun CONSTANT timestamptz := clock_timestamp();
     done int;

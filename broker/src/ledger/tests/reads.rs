@@ -355,8 +355,7 @@ fn the_write_ahead_log_is_copied_back_while_commits_go_on() {
             .unwrap()
     };
     // How many commits share a group, and so how long the log gets, is for the machine to say.
-    let begun = std::time::Instant::now();
-    for round in 0.. {
+    for round in 0..200 {
         let tickets: Vec<_> = (0..250)
             .map(|index| ledger.submit(issue(round * 250 + index).1).unwrap())
             .collect();
@@ -366,8 +365,8 @@ fn the_write_ahead_log_is_copied_back_while_commits_go_on() {
         if copied() > 0 {
             return;
         }
-        assert!(begun.elapsed().as_secs() < 60, "nothing was copied back");
     }
+    panic!("nothing was copied back");
 }
 
 /// Two tasks by turns; then the oldest, one in the middle and the newest of one of them cannot be read.

@@ -87,7 +87,9 @@ impl Pace {
             }
             // Its turn; past the most, somewhere before that, so that they do not come together.
             let seconds = ((lane.owed + 1.0) / lane.spare()).ceil();
-            let most = (left.as_secs_f64() * limits::PACE_WAIT_PART).floor();
+            let most = (left.as_secs_f64() * limits::PACE_WAIT_PART)
+                .floor()
+                .max(1.0);
             lane.owed += 1.0;
             Err(Duration::from_secs_f64((seconds - 1.0) % most + 1.0)
                 .as_secs()

@@ -355,7 +355,7 @@ fn the_write_ahead_log_is_copied_back_while_commits_go_on() {
             .unwrap()
     };
     // How many commits share a group, and so how long the log gets, is for the machine to say.
-    for round in 0..200 {
+    for round in 0..40 {
         let tickets: Vec<_> = (0..250)
             .map(|index| ledger.submit(issue(round * 250 + index).1).unwrap())
             .collect();

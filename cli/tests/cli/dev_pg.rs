@@ -227,11 +227,16 @@ pub fn tmp() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("et.").tempdir().unwrap()
 }
 
-pub fn child_with(of: u32, word: &str) -> u32 {
-    let all = children(of);
-    *all.iter()
-        .find(|pid| command_line(**pid).contains(word))
-        .unwrap_or_else(|| panic!("{word}"))
+/// The child whose command line begins like this, its program without the directory. It is waited for: a shell's
+/// `exec` shows another command line until it is done, and for a moment none.
+pub fn child_with(of: u32, command: &str) -> u32 {
+    let runs_it = |pid: &u32| {
+        let line = command_line(*pid);
+        let program = line.split(' ').next().unwrap_or_default();
+        let name_at = program.rfind('/').map_or(0, |slash| slash + 1);
+        line[name_at..].starts_with(command)
+    };
+    wait_for(command, || children(of).into_iter().find(runs_it))
 }
 
 #[test]
@@ -243,9 +248,9 @@ fn a_killed_dev_leaves_nothing_at_the_server_and_nobody_running() {
     let script = "psql -qc 'set role none; create table mine (n int)' && { psql -qc 'select pg_sleep(600)' 2>/dev/null & \
                   echo runs; exec sleep 600; }";
     let mut dev = running(&url, "bos-own-word", tmp.path(), script);
-    let run = child_with(dev.id(), "run --parent");
+    let run = child_with(dev.id(), "ephor run --parent");
     let command = child_with(run, "sleep 600");
-    let keeper = child_with(dev.id(), "__keep-pg");
+    let keeper = child_with(dev.id(), "ephor __keep-pg");
     assert!(ours(&server).contains("eph_dev_db_"));
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE query = 'select pg_sleep(600)' AND backend_type = 'client backend'";
     server
@@ -280,8 +285,8 @@ fn the_next_start_takes_back_what_was_left_when_the_keeper_was_killed_too() {
     let tmp = tmp();
     let url = server.socket_url("postgres", "shop");
     let mut dev = running(&url, "", tmp.path(), "echo runs; exec sleep 600");
-    let keeper = child_with(dev.id(), "__keep-pg");
-    let run = child_with(dev.id(), "run --parent");
+    let keeper = child_with(dev.id(), "ephor __keep-pg");
+    let run = child_with(dev.id(), "ephor run --parent");
     send(keeper, Signal::SIGKILL);
     dev.kill().unwrap();
     dev.wait().unwrap();
@@ -314,7 +319,7 @@ fn a_clean_up_that_fails_keeps_no_right_of_the_owners() {
     let tmp = tmp();
     let script = "psql -qAtd other -c 'set role none; select lo_create(0)' >/dev/null && echo runs; exec sleep 600";
     let mut dev = running(&url, "bos-own-word", tmp.path(), script);
-    let keeper = child_with(dev.id(), "__keep-pg");
+    let keeper = child_with(dev.id(), "ephor __keep-pg");
     dev.kill().unwrap();
     dev.wait().unwrap();
     wait_for("the end of the keeper", || {
@@ -385,12 +390,14 @@ fn the_administrators_password_is_handed_to_nobody() {
         .unwrap()
         .unwrap()
         .path();
-    let run = child_with(dev.id(), "run --parent");
+    let run = child_with(dev.id(), "ephor run --parent");
     let command = child_with(run, "sleep 600");
     for pid in [run, command, pid_of(&dir, "broker"), pid_of(&dir, "agent")] {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
-        let environment = String::from_utf8_lossy(&environment);
-        assert!(environment.contains("PATH="), "{pid}");
+        let environment = wait_for("an environment to look into", || {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+            let environment = String::from_utf8_lossy(&environment).into_owned();
+            environment.contains("PATH=").then_some(environment)
+        });
         assert!(
             !environment.contains("bos-own-word"),
             "{}",

@@ -131,8 +131,8 @@ fn what_a_dev_that_was_killed_left_is_told_with_what_removes_it() {
         "{sql}"
     );
 
-    let keeper = child_with(dev.id(), "__keep-pg");
-    let run = child_with(dev.id(), "run --parent");
+    let keeper = child_with(dev.id(), "ephor __keep-pg");
+    let run = child_with(dev.id(), "ephor run --parent");
     send(keeper, Signal::SIGKILL);
     dev.kill().unwrap();
     dev.wait().unwrap();

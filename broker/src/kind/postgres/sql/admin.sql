@@ -70,8 +70,13 @@ BEGIN
     IF pg_catalog.to_regclass('ephor.fence_role') IS NULL THEN
         CREATE INDEX fence_role ON ephor.fence (role);
     END IF;
-    IF pg_catalog.to_regclass('ephor.fence_dead_at') IS NULL THEN
-        CREATE INDEX fence_dead_at ON ephor.fence (at) WHERE dead;
+    -- Of all rows, not only of the dead: where there were none when it was analyzed, such an index promises to find
+    -- a few of them at once, and is then read whole for each.
+    IF pg_catalog.to_regclass('ephor.fence_at') IS NULL THEN
+        CREATE INDEX fence_at ON ephor.fence (at);
+    END IF;
+    IF pg_catalog.to_regclass('ephor.fence_dead_at') IS NOT NULL THEN
+        DROP INDEX ephor.fence_dead_at;
     END IF;
     IF pg_catalog.to_regclass('ephor.session') IS NULL
        OR coalesce((SELECT max(v.version) FROM ephor.version v), 0) < 2 THEN
@@ -116,7 +121,9 @@ $ephor$;
 CREATE OR REPLACE FUNCTION ephor.installation_of(p_role text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $ephor$
 BEGIN
-    RETURN substring(p_role FROM '^eph_[a-z0-9_]{0,20}_([0-9a-hjkmnp-tv-z]{6})_[0-9a-hjkmnp-tv-z]{26}$');
+    -- Not by substring() with parentheses: that takes three times as long.
+    RETURN CASE WHEN p_role ~ '^eph_[a-z0-9_]{0,20}_[0-9a-hjkmnp-tv-z]{6}_[0-9a-hjkmnp-tv-z]{26}$'
+                THEN left(right(p_role, 33), 6) END;
 END
 $ephor$;
 
@@ -367,8 +374,9 @@ BEGIN
     UPDATE ephor.fence f SET role_oid = r.oid FROM pg_roles r
     WHERE f.credential = ANY (p_credentials) AND f.dead AND r.rolname = f.role
       AND NOT EXISTS (SELECT FROM pg_roles o WHERE o.oid = f.role_oid);
-    IF (SELECT count(*) FROM ephor.fence f JOIN unnest(p_credentials, p_roles) AS u(c, r)
-        ON f.credential = u.c AND f.role = u.r AND f.dead) <> cardinality(p_credentials) THEN
+    IF (SELECT count(*) FROM unnest(p_credentials, p_roles) AS u(c, r) CROSS JOIN LATERAL (
+            SELECT FROM ephor.fence f WHERE f.credential = u.c AND f.role = u.r AND f.dead OFFSET 0) f)
+       <> cardinality(p_credentials) THEN
         RAISE 'a credential was made with another name' USING ERRCODE = 'EPH05';
     END IF;
 END

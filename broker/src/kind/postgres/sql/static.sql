@@ -43,8 +43,12 @@ BEGIN
     IF pg_catalog.to_regclass('ephor.checkout_oid') IS NULL THEN
         CREATE INDEX checkout_oid ON ephor.checkout (role_oid);
     END IF;
-    IF pg_catalog.to_regclass('ephor.checkout_over') IS NULL THEN
-        CREATE INDEX checkout_over ON ephor.checkout (at) WHERE state = 'in';
+    -- Of all rows, as that of the fence.
+    IF pg_catalog.to_regclass('ephor.checkout_at') IS NULL THEN
+        CREATE INDEX checkout_at ON ephor.checkout (at);
+    END IF;
+    IF pg_catalog.to_regclass('ephor.checkout_over') IS NOT NULL THEN
+        DROP INDEX ephor.checkout_over;
     END IF;
 @owned@
 END

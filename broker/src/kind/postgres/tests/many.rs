@@ -134,6 +134,40 @@ async fn of_very_many_the_fences_come_first() {
     assert!(!session.finish().unwrap().contains("still here"));
 }
 
+/// What the server believes about its tables when it plans (all are live, or hardly anybody is there) makes no end read
+/// the logins of others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_reads_its_own_login_whatever_the_statistics_say() {
+    const MANY: usize = 150;
+    let world = World::own(ClusterOptions::default()).await;
+    let target = world.target();
+    let minted = (0..MANY).map(|_| world.mint(&target));
+    let outs: Vec<Out> = stream::iter(minted).buffered(8).collect().await;
+    // Nobody is dead now.
+    world.cluster.psql("ephor", "analyze").unwrap();
+    for out in &outs {
+        let done = target.revoke_many(EPOCH, &[out.ending()]).await;
+        assert!(done[0].as_ref().unwrap().dropped);
+    }
+    // They tell what they have read as they end.
+    let end =
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = 'ephor'";
+    world.cluster.psql("ephor", end).unwrap();
+    let told = format!(
+        "select sum(idx_tup_read) > {MANY} from pg_stat_all_indexes where relname = 'fence'"
+    );
+    world.cluster.wait_true("ephor", &told).unwrap();
+    let read = "select relname, indexrelname, idx_scan, idx_tup_read from pg_stat_all_indexes
+        where relname in ('fence', 'pg_authid', 'pg_auth_members')";
+    let most = format!("select max(idx_tup_read) from ({read}) r");
+    let most = world.cluster.psql("ephor", &most).unwrap();
+    assert!(
+        most.parse::<usize>().unwrap() < MANY * MANY / 2,
+        "{}",
+        world.cluster.psql("ephor", read).unwrap()
+    );
+}
+
 /// What is called for immutable is asked when a plan is made: so the answer shows which plan it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_are_kept_for_a_while_and_then_made_anew() {
